@@ -1,0 +1,344 @@
+"""The recursion for every input, however extreme: cumulated values held as sums of three floats.
+
+R[i,j] = D[i,j] + softmin_g(R[i-1,j-1], R[i-1,j], R[i,j-1]) needs, for the transition weights, differences of
+cumulated values to a small fraction of gamma. One float64 loses them when a path has to cross costs of 1e30 with
+gamma 1e-3; an unevaluated sum of three float64 (about 159 bits) does not. This is the slow tier (about 100 ns a
+cell): `numba_cpu` comes here only for pairs whose fast result is not certified, and for second derivatives.
+
+Every function works on one pair of the batch. A cell is (i, j) of the lattice: the cost matrix itself, or for a weak
+lattice the (2N+1) x (2M+1) cells of which the odd-odd ones are the costs and all others the dummy cost.
+Weights are stored as p[i, j, k] with k = 0, 1, 2 for (diagonal, up, left), the order in which ties are broken.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ._jit import inline, jit
+
+DIAGONAL, UP, LEFT = 0, 1, 2
+
+
+@inline
+def two_sum(a, b):
+    """a + b as rounded sum and exact error."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+@inline
+def add(r, d):
+    """The triple r plus the float d, renormalized."""
+    s, e = two_sum(r[0], d)
+    if not math.isfinite(s):
+        return (s, 0.0, 0.0)
+    t, f = two_sum(r[1], e)
+    u = r[2] + f
+    t, u = two_sum(t, u)
+    s, t = two_sum(s, t)
+    t, u = two_sum(t, u)
+    return (s, t, u)
+
+
+@inline
+def difference(a, b):
+    """a - b of two finite triples, rounded once."""
+    s, e = two_sum(a[0], -b[0])
+    t, f = two_sum(a[1], -b[1])
+    s, g = two_sum(s, t)
+    return s + (g + (e + (f + (a[2] - b[2]))))
+
+
+@inline
+def band_limits(n, m, bandwidth):
+    """Smallest and largest j - i inside the band (all of the lattice if bandwidth is negative)."""
+    if bandwidth < 0:
+        return -n, m
+    return min(0, m - n) - bandwidth, max(0, m - n) + bandwidth
+
+
+@inline
+def lattice_shape(n, m, weak):
+    if weak:
+        return 2 * n + 1, 2 * m + 1
+    return n, m
+
+
+@inline
+def lattice_cost(cost, theta, weak, i, j):
+    if weak:
+        if i & 1 and j & 1:
+            return float(cost[i >> 1, j >> 1])
+        return theta
+    return float(cost[i, j])
+
+
+@inline
+def softmin(diagonal, up, left, gamma):
+    """softmin of three triples, and the weights (diagonal, up, left); (+inf, 0, 0, 0) if all are +inf."""
+    best = diagonal
+    if best[0] == np.inf or (up[0] != np.inf and difference(up, best) < 0.0):
+        best = up
+    if best[0] == np.inf or (left[0] != np.inf and difference(left, best) < 0.0):
+        best = left
+    if best[0] == np.inf:
+        return best, 0.0, 0.0, 0.0
+    d = np.inf if diagonal[0] == np.inf else difference(diagonal, best)
+    u = np.inf if up[0] == np.inf else difference(up, best)
+    v = np.inf if left[0] == np.inf else difference(left, best)
+    if gamma == 0.0:
+        if d == 0.0:
+            return best, 1.0, 0.0, 0.0
+        if u == 0.0:
+            return best, 0.0, 1.0, 0.0
+        return best, 0.0, 0.0, 1.0
+    wd, wu, wl = math.exp(-d / gamma), math.exp(-u / gamma), math.exp(-v / gamma)
+    total = wd + wu + wl
+    return add(best, -gamma * math.log(total)), wd / total, wu / total, wl / total
+
+
+@inline
+def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
+    """Value of one pair; the weights go to p (rows, columns, 3), zero where no path passes."""
+    rows, columns = lattice_shape(n, m, weak)
+    low, high = band_limits(rows, columns, bandwidth)
+    infinite = (np.inf, 0.0, 0.0)
+    above = np.empty((columns + 1, 3))  # row i - 1; entry j + 1 belongs to column j
+    above[:, 0] = np.inf
+    above[:, 1:] = 0.0
+    store = p.shape[0] > 0
+    if store:
+        p[:] = 0.0
+    for i in range(rows):
+        first, last = max(0, i + low), min(columns - 1, i + high)
+        diagonal = (above[first, 0], above[first, 1], above[first, 2])
+        left = infinite
+        if i == 0:
+            diagonal = (0.0, 0.0, 0.0)  # the virtual cell before the origin
+        for j in range(first, last + 1):
+            up = (above[j + 1, 0], above[j + 1, 1], above[j + 1, 2])
+            d = lattice_cost(cost, theta, weak, i, j)
+            if d == np.inf:
+                here = infinite
+            else:
+                here, p0, p1, p2 = softmin(diagonal, up, left, gamma)
+                if here[0] != np.inf:
+                    here = add(here, d)
+                elif math.isnan(d):
+                    here = (d, 0.0, 0.0)
+                if store:
+                    p[i, j, 0], p[i, j, 1], p[i, j, 2] = p0, p1, p2
+            above[j + 1, 0], above[j + 1, 1], above[j + 1, 2] = here
+            diagonal = up
+            if i == 0:
+                diagonal = infinite
+            left = here
+        above[first, 0] = np.inf  # left of the band in the next row
+        if last + 2 <= columns:
+            above[last + 2, 0] = np.inf
+    return above[columns, 0] + (above[columns, 1] + above[columns, 2])
+
+
+@inline
+def entropy(p0, p1, p2):
+    h = 0.0
+    if p0 > 0.0:
+        h -= p0 * math.log(p0)
+    if p1 > 0.0:
+        h -= p1 * math.log(p1)
+    if p2 > 0.0:
+        h -= p2 * math.log(p2)
+    return h
+
+
+@inline
+def push(adjoint, p, i, j, e):
+    """Give the mass e of the cell (i, j) back to its predecessors."""
+    if i > 0 and j > 0:
+        adjoint[i - 1, j - 1] += e * p[i, j, 0]
+    if i > 0:
+        adjoint[i - 1, j] += e * p[i, j, 1]
+    if j > 0:
+        adjoint[i, j - 1] += e * p[i, j, 2]
+
+
+@jit
+def value(cost4, gamma, dummy, n, m, bandwidth, items, out):
+    """out[q] = value of the pair q, for q in items."""
+    weak = dummy.size > 0
+    per_row = cost4.shape[1]
+    nothing = np.empty((0, 0, 3))
+    for q in items:
+        theta = dummy[q] if weak else 0.0
+        cost = cost4[q // per_row, q % per_row]
+        out[q] = fill_weights(cost, n[q], m[q], bandwidth, gamma[q], theta, weak, nothing)
+
+
+@jit
+def gradient(
+    cost4, gamma, dummy, n, m, bandwidth, items, scale, value, grad4, grad_gamma, grad_dummy
+):
+    """Gradients of scale[q] * value of the pair q. grad4 must be zero beyond the lengths."""
+    weak = dummy.size > 0
+    per_row = cost4.shape[1]
+    for q in items:
+        theta = dummy[q] if weak else 0.0
+        cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
+        rows, columns = lattice_shape(n[q], m[q], weak)
+        p = np.empty((rows, columns, 3))
+        value[q] = fill_weights(cost, n[q], m[q], bandwidth, gamma[q], theta, weak, p)
+        grad[: n[q], : m[q]] = 0.0
+        grad_gamma[q] = grad_dummy[q] = 0.0
+        if value[q] == np.inf:
+            continue
+        e = np.zeros((rows, columns))
+        e[rows - 1, columns - 1] = scale[q] + 0.0 * value[q]  # NaN spreads; so does -inf
+        for i in range(rows - 1, -1, -1):
+            for j in range(columns - 1, -1, -1):
+                mass = e[i, j]
+                if mass == 0.0:
+                    continue
+                push(e, p, i, j, mass)
+                grad_gamma[q] -= mass * entropy(p[i, j, 0], p[i, j, 1], p[i, j, 2])
+                if not weak:
+                    grad[i, j] = mass
+                elif i & 1 and j & 1:
+                    grad[i >> 1, j >> 1] = mass
+                else:
+                    grad_dummy[q] += mass
+        if math.isnan(value[q]):
+            grad[: n[q], : m[q]] = np.nan
+            grad_gamma[q] = grad_dummy[q] = np.nan
+
+
+@inline
+def tangent_weight(p, a, mean, gamma):
+    return -p / gamma * (a - mean) if p > 0.0 else 0.0
+
+
+@jit
+def hessian_product(
+    cost4,
+    gamma,
+    dummy,
+    n,
+    m,
+    bandwidth,
+    items,
+    scale,
+    tangent4,
+    tangent_gamma,
+    tangent_dummy,
+    tangent_value,
+    out4,
+    out_gamma,
+    out_dummy,
+):
+    """Directional derivative of the value, and scale[q] times that of its gradient (Mensch & Blondel 2018).
+
+    With a_k = R'_k + g' log p_k and mean = sum of p_k a_k: R' = D' + mean and p'_k = -(p_k / g) (a_k - mean); then
+    F = sum over the successors of p' E + p F, and dV/dg = -sum of E H(p) is differentiated term by term.
+    """
+    weak = dummy.size > 0
+    per_row = cost4.shape[1]
+    for q in items:
+        theta = dummy[q] if weak else 0.0
+        a4, b4 = q // per_row, q % per_row
+        cost, tangent, out = cost4[a4, b4], tangent4[a4, b4], out4[a4, b4]
+        rows, columns = lattice_shape(n[q], m[q], weak)
+        low, high = band_limits(rows, columns, bandwidth)
+        g, dg = gamma[q], tangent_gamma[q]
+        dtheta = tangent_dummy[q] if weak else 0.0
+        p = np.empty((rows, columns, 3))
+        v = fill_weights(cost, n[q], m[q], bandwidth, g, theta, weak, p)
+        out[: n[q], : m[q]] = 0.0
+        out_gamma[q] = out_dummy[q] = tangent_value[q] = 0.0
+        if v == np.inf:
+            continue
+        if math.isnan(v):
+            out[: n[q], : m[q]] = np.nan
+            out_gamma[q] = out_dummy[q] = tangent_value[q] = np.nan
+            continue
+        dr = np.zeros((rows + 1, columns + 1))  # R' with a border of zeros
+        dp = np.zeros((rows, columns, 3))
+        for i in range(rows):
+            for j in range(max(0, i + low), min(columns - 1, i + high) + 1):
+                d = lattice_cost(tangent, dtheta, weak, i, j)
+                p0, p1, p2 = p[i, j, 0], p[i, j, 1], p[i, j, 2]
+                if p0 + p1 + p2 == 0.0:  # no path passes: nothing depends on this cell
+                    continue
+                a0 = dr[i, j] + (dg * math.log(p0) if p0 > 0.0 else 0.0)
+                a1 = dr[i, j + 1] + (dg * math.log(p1) if p1 > 0.0 else 0.0)
+                a2 = dr[i + 1, j] + (dg * math.log(p2) if p2 > 0.0 else 0.0)
+                mean = 0.0
+                if p0 > 0.0:
+                    mean += p0 * a0
+                if p1 > 0.0:
+                    mean += p1 * a1
+                if p2 > 0.0:
+                    mean += p2 * a2
+                dr[i + 1, j + 1] = d + mean
+                if g > 0.0:
+                    dp[i, j, 0] = tangent_weight(p0, a0, mean, g)
+                    dp[i, j, 1] = tangent_weight(p1, a1, mean, g)
+                    dp[i, j, 2] = tangent_weight(p2, a2, mean, g)
+        tangent_value[q] = dr[rows, columns]
+        e, f = np.zeros((rows, columns)), np.zeros((rows, columns))
+        e[rows - 1, columns - 1] = scale[q]
+        for i in range(rows - 1, -1, -1):
+            for j in range(columns - 1, -1, -1):
+                mass, change = e[i, j], f[i, j]
+                if mass == 0.0 and change == 0.0:
+                    continue
+                push(e, p, i, j, mass)
+                push(f, dp, i, j, mass)
+                push(f, p, i, j, change)
+                h, dh = entropy(p[i, j, 0], p[i, j, 1], p[i, j, 2]), 0.0
+                for k in range(3):
+                    if p[i, j, k] > 0.0:
+                        dh -= dp[i, j, k] * math.log(p[i, j, k])
+                out_gamma[q] -= change * h + mass * dh
+                if not weak:
+                    out[i, j] = change
+                elif i & 1 and j & 1:
+                    out[i >> 1, j >> 1] = change
+                else:
+                    out_dummy[q] += change
+
+
+@inline
+def hard_path(p, rows, columns, steps):
+    """The cells of the path of largest weights (gamma = 0: the one optimal path), last first; their number."""
+    i, j, length = rows - 1, columns - 1, 0
+    while True:
+        steps[length, 0], steps[length, 1] = i, j
+        length += 1
+        if i == 0 and j == 0:
+            return length
+        if p[i, j, DIAGONAL] > 0.0:
+            i, j = i - 1, j - 1
+        elif p[i, j, UP] > 0.0:
+            i -= 1
+        elif p[i, j, LEFT] > 0.0:
+            j -= 1
+        else:  # +inf or NaN: there is no path
+            return 0
+
+
+@jit
+def path(cost4, dummy, n, m, bandwidth, q, steps):
+    """The cheapest path of the pair q into steps, last cell first; returns its length, 0 if there is none."""
+    weak = dummy.size > 0
+    per_row = cost4.shape[1]
+    theta = dummy[q] if weak else 0.0
+    rows, columns = lattice_shape(n[q], m[q], weak)
+    p = np.empty((rows, columns, 3))
+    v = fill_weights(
+        cost4[q // per_row, q % per_row], n[q], m[q], bandwidth, 0.0, theta, weak, p
+    )
+    if not v < np.inf:
+        return 0
+    return hard_path(p, rows, columns, steps)

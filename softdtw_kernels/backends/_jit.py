@@ -1,0 +1,29 @@
+"""Compilation of the CPU kernels: lazily, without the GIL, and from a cache on disk where there is one.
+
+Requirements: numba. This module is imported by the first call on a CPU tensor, never by `import softdtw_kernels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile an entry point at its first call: no GIL, cached on disk if any location is writable.
+
+    Numba raises at decoration if it finds no place for its cache (a read-only installation with no home
+    directory); the kernels then compile once per process instead.
+    """
+    options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy"}
+    try:
+        return numba.jit(cache=True, **options)(function)
+    except RuntimeError:
+        return numba.jit(**options)(function)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile a helper that is inlined into the entry points which call it."""
+    return numba.jit(nopython=True, nogil=True, error_model="numpy", forceinline=True)(function)
