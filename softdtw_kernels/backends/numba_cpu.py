@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _cpu_exact
+from . import _cpu_costs, _cpu_exact, _cpu_smoothing
 from ._threads import run_chunks
 
 NO_DUMMY = np.empty(0)
@@ -219,3 +219,70 @@ def path(
             found = found[(found & 1).all(axis=1)] >> 1
         paths.append(torch.from_numpy(found.copy()))
     return paths
+
+
+def smooth(
+    cost: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+) -> Tensor:
+    task = problem(cost, gamma, None, x_lengths, y_lengths, None)
+    out = torch.zeros_like(cost)
+
+    def work(first: int, last: int) -> None:
+        _cpu_smoothing.smooth(
+            task.cost,
+            task.gamma,
+            task.n,
+            task.m,
+            origin_count,
+            task.items(first, last),
+            as_array(four_dimensional(out)),
+        )
+
+    run_chunks(task.pairs, task.cells, work)
+    return out
+
+
+def smooth_vjp(
+    cost: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+    grad_s: Tensor,
+) -> tuple[Tensor, Tensor]:
+    task = problem(cost, gamma, None, x_lengths, y_lengths, None)
+    grad = torch.zeros_like(cost)
+    grad_gamma = np.empty(task.pairs)
+
+    def work(first: int, last: int) -> None:
+        _cpu_smoothing.smooth_vjp(
+            task.cost,
+            task.gamma,
+            task.n,
+            task.m,
+            origin_count,
+            task.items(first, last),
+            as_array(four_dimensional(grad_s)),
+            as_array(four_dimensional(grad)),
+            grad_gamma,
+        )
+
+    run_chunks(task.pairs, task.cells, work)
+    return grad, torch.from_numpy(grad_gamma).view(cost.shape[:-2])
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    rows, columns = x.shape[-2], y.shape[-2]
+    out = x.new_empty(*x.shape[:-1], columns)
+    ax, ay, aout = (as_array(four_dimensional(t)) for t in (x, y, out))
+
+    def work(first: int, last: int) -> None:
+        _cpu_costs.squared_distances(ax, ay, first, last, aout)
+
+    total = aout.shape[0] * aout.shape[1] * rows
+    run_chunks(total, total * columns, work)
+    return out
