@@ -1,0 +1,53 @@
+# Every target first sets up .venv once (the stamp below), with the versions of constraints.txt only.
+# Needed on the machine: Python 3.11 or newer with its venv module, and make. Neither git nor a
+# compiler is.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.softdtw-kernels-installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: help install example example-japanese-vowels test lint bench bench-peers clean
+
+help:
+	@echo 'make example      align, average and classify real recordings; pictures in build/'
+	@echo 'make test         run the tests'
+	@echo 'make lint         ruff and mypy'
+	@echo 'make bench        the asv suite of benchmarks/'
+	@echo 'make bench-peers  speed and memory next to other implementations'
+
+install: $(STAMP)
+
+# setuptools comes first and builds without isolation, so that its version is a pinned one too.
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV) \
+		|| { echo 'The venv module is missing; on Debian: apt install python3-venv' >&2; exit 1; }
+	@echo 'Installing into $(VENV) (once)'
+	@$(PIP) install -c constraints.txt setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+example: example-japanese-vowels
+
+example-japanese-vowels: $(STAMP)
+	$(BIN)/python -m examples.japanese_vowels --output build/japanese_vowels
+
+# One thread a worker: the workers already fill the cores.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	cd benchmarks && ../$(BIN)/asv run -E existing:same --show-stderr \
+		$$(git rev-parse HEAD >/dev/null 2>&1 && echo --set-commit-hash $$(git rev-parse HEAD))
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
