@@ -1,0 +1,265 @@
+"""Write a small narrated-video set to disk: real mp4 files and caption JSONs, HowTo100M's layout.
+
+    python -m examples.vttwins.synthetic --out data/narrated
+
+Requirements: av, NumPy.
+
+World: each task is a fixed background and an ordered list of steps; a step is a colored shape that
+does something ("red ring spins"). A training video shows some of its task's steps in order, and its
+narration is only weakly aligned, as instruction videos are: all captions come one step early or late
+(or in time), neighbors are swapped with probability 1/4, and 3 in 10 are chatter. A test video shows
+all steps of its task; the annotation of the test clips is exact, and no two test clips of the set
+share a caption. Nuisances: position, size, speed, brightness, a gray distractor, noise.
+
+    train.csv  (video_path)            videos/train_00000.mp4   captions/train_00000.json
+    test.csv   (end, start, task, text, video_id: as YouCook2's)
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from examples.vttwins.video import write_video
+
+COLORS = {
+    "red": (230, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (50, 80, 240),
+    "yellow": (240, 220, 50),
+    "purple": (170, 60, 220),
+    "cyan": (50, 220, 220),
+    "orange": (250, 140, 30),
+    "white": (245, 245, 245),
+}
+SHAPES = ("square", "circle", "triangle", "cross", "ring")
+# No motion is told apart by left and right: training clips are flipped at random.
+MOTIONS = ("rises", "falls", "grows", "shrinks", "blinks", "spins", "waits")
+TEMPLATES = (
+    "the {color} {shape} {motion}",
+    "now the {color} {shape} {motion}",
+    "next you see how the {color} {shape} {motion}",
+    "and here the {color} {shape} {motion} for a while",
+    "then a {color} {shape} {motion}",
+)
+CHATTER = (
+    "hello and welcome back to my channel",
+    "do not forget to subscribe",
+    "let me know in the comments below",
+    "this is my favorite part",
+    "I have done this many times before",
+    "thank you so much for watching",
+    "it took me a long time to learn",
+    "you can find the link below",
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """Parameters of the generator; the same ones and the same seed write the same set."""
+
+    tasks: int = 12
+    steps_per_task: int = 10
+    train_videos: int = 120
+    size: int = 64
+    fps: int = 10
+    step_seconds: float = 3.0
+    shortest: int = 8  # steps in the shortest training video
+    chatter: float = 0.3
+    swap: float = 0.25
+    seed: int = 0
+
+    def steps(self) -> list[list[tuple[str, str, str]]]:
+        """Steps (color, shape, motion) of each task, all distinct over the whole set."""
+        every = [(c, s, m) for c in COLORS for s in SHAPES for m in MOTIONS]
+        needed = self.tasks * self.steps_per_task
+        if needed > len(every):
+            raise ValueError(f"{needed} distinct steps asked for, there are {len(every)}")
+        order = np.random.default_rng([self.seed, 0]).permutation(len(every))[:needed]
+        flat = [every[i] for i in order]
+        n = self.steps_per_task
+        return [flat[i * n : (i + 1) * n] for i in range(self.tasks)]
+
+
+def _shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Soft mask of a shape of radius 1 at coordinates (u, v) in units of the radius."""
+    if shape == "square":
+        distance = np.maximum(np.abs(u), np.abs(v)) - 0.85
+    elif shape == "circle":
+        distance = np.hypot(u, v) - 0.95
+    elif shape == "triangle":
+        distance = np.maximum(v - 0.6, np.abs(u) * 0.87 - v * 0.5 - 0.55)
+    elif shape == "cross":
+        distance = np.maximum(np.minimum(np.abs(u), np.abs(v)) - 0.3, np.maximum(np.abs(u), np.abs(v)) - 1)
+    else:  # ring
+        distance = np.abs(np.hypot(u, v) - 0.75) - 0.25
+    return np.clip(0.5 - 8 * distance, 0, 1)
+
+
+def render_step(
+    step: tuple[str, str, str], background: np.ndarray, frames: int, fps: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Pictures uint8 (frames, H, W, 3) of one step over a background float (H, W, 3)."""
+    color, shape, motion = step
+    size = background.shape[0]
+    time = np.arange(frames) / fps * rng.uniform(0.8, 1.2) + rng.uniform(0, 0.5)
+    phase = np.mod(time / 1.5, 1.0)  # each motion repeats every 1.5 s
+    x = np.full(frames, rng.uniform(0.35, 0.65))
+    y = np.full(frames, rng.uniform(0.4, 0.6))
+    radius = np.full(frames, rng.uniform(0.2, 0.27))
+    angle = np.full(frames, rng.uniform(-0.15, 0.15))
+    opacity = np.ones(frames)
+    if motion == "rises":
+        y = 0.85 - 0.7 * phase
+    elif motion == "falls":
+        y = 0.15 + 0.7 * phase
+    elif motion == "grows":
+        radius = 0.08 + 0.3 * phase
+    elif motion == "shrinks":
+        radius = 0.38 - 0.3 * phase
+    elif motion == "blinks":
+        opacity = (np.mod(time, 0.8) < 0.45).astype(float)
+    elif motion == "spins":
+        angle = angle + 2 * np.pi * time / 1.5
+    axis = (np.arange(size) + 0.5) / size
+    dx = (axis[None, None, :] - x[:, None, None]) / radius[:, None, None]
+    dy = (axis[None, :, None] - y[:, None, None]) / radius[:, None, None]
+    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+    mask = _shape_mask(shape, cos * dx + sin * dy, cos * dy - sin * dx) * opacity[:, None, None]
+    pictures = np.repeat(background[None], frames, axis=0)
+    gray = rng.uniform(0.05, 0.95, 2)  # a small gray disk that means nothing
+    disk = _shape_mask("circle", (axis[None, :] - gray[0]) / 0.07, (axis[:, None] - gray[1]) / 0.07)
+    pictures += disk[None, :, :, None] * (150 - pictures)
+    tint = np.array(COLORS[color]) * rng.uniform(0.85, 1.0)
+    pictures += mask[..., None] * (tint - pictures)
+    pictures += rng.normal(0, 4, (frames, size, size, 1))
+    return np.clip(pictures, 0, 255).astype(np.uint8)
+
+
+def background_of(task: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Float (H, W, 3): dark stripes, their direction and width fixed by the task."""
+    fixed = np.random.default_rng([7, task])
+    direction, width = fixed.uniform(0, np.pi), fixed.uniform(4, 12)
+    tone = fixed.uniform(25, 75, 3)
+    axis = np.arange(size) / size
+    wave = np.sin(
+        2 * np.pi * width * (np.cos(direction) * axis[None, :] + np.sin(direction) * axis[:, None])
+        + rng.uniform(0, 2 * np.pi)
+    )
+    return (tone[None, None] + 12 * wave[..., None]) * rng.uniform(0.8, 1.2)
+
+
+def narrate(steps: list[tuple[str, str, str]], world: World, rng: np.random.Generator) -> list[str]:
+    """One caption a step, weakly aligned: shifted as a whole, swapped, and replaced by chatter."""
+    texts = [describe(step, rng) for step in steps]
+    shift = int(rng.integers(-1, 2))
+    texts = [texts[min(max(i - shift, 0), len(texts) - 1)] for i in range(len(texts))]
+    for i in range(len(texts) - 1):
+        if rng.random() < world.swap:
+            texts[i], texts[i + 1] = texts[i + 1], texts[i]
+    return [
+        str(rng.choice(CHATTER)) if rng.random() < world.chatter else text for text in texts
+    ]
+
+
+def describe(step: tuple[str, str, str], rng: np.random.Generator) -> str:
+    color, shape, motion = step
+    return str(rng.choice(TEMPLATES)).format(color=color, shape=shape, motion=motion)
+
+
+def write_one(world: World, out: Path, split: str, index: int) -> list[dict[str, object]]:
+    """Write one video and its captions; return its rows of the exact annotation."""
+    rng = np.random.default_rng([world.seed, 1 if split == "train" else 2, index])
+    task = index % world.tasks
+    steps = world.steps()[task]
+    if split == "train":
+        count = int(rng.integers(min(world.shortest, len(steps)), len(steps) + 1))
+        steps = [steps[i] for i in np.sort(rng.permutation(len(steps))[:count])]
+    background = background_of(task, world.size, rng)
+    parts, rows, clock = [], [], 0
+    for step in steps:
+        frames = round(world.fps * world.step_seconds * rng.uniform(0.9, 1.3))
+        parts.append(render_step(step, background, frames, world.fps, rng))
+        start, clock = clock, clock + frames
+        text = "the {} {} {}".format(*step)
+        rows.append(
+            {
+                "end": clock / world.fps,
+                "start": start / world.fps,
+                "task": f"task {task}",
+                "text": text,
+                "video_id": f"{split}_{index:05d}",
+            }
+        )
+    texts = narrate(steps, world, rng) if split == "train" else [str(row["text"]) for row in rows]
+    name = f"{split}_{index:05d}"
+    write_video(out / "videos" / f"{name}.mp4", np.concatenate(parts), world.fps)
+    captions = {"start": [r["start"] for r in rows], "end": [r["end"] for r in rows], "text": texts}
+    (out / "captions" / f"{name}.json").write_text(json.dumps(captions), encoding="utf-8")
+    return rows
+
+
+def _write_job(job: tuple[World, Path, str, int]) -> list[dict[str, object]]:
+    return write_one(*job)
+
+
+def generate(world: World, out: str | Path, workers: int = 1) -> Path:
+    """Write the whole set under ``out``; the files do not depend on ``workers``.
+
+    An existing set of the same parameters is kept; the marker is written last.
+    """
+    out = Path(out)
+    marker = out / "world.json"
+    parameters = json.dumps(world.__dict__, sort_keys=True)
+    if marker.exists() and marker.read_text(encoding="utf-8") == parameters:
+        return out
+    marker.unlink(missing_ok=True)
+    for folder in ("videos", "captions"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    jobs = [(world, out, "train", i) for i in range(world.train_videos)]
+    jobs += [(world, out, "test", i) for i in range(world.tasks)]
+    if workers > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            results = list(pool.map(_write_job, jobs, chunksize=4))
+    else:
+        results = [_write_job(job) for job in jobs]
+    with (out / "train.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["video_path"])
+        table.writerows([f"train_{i:05d}.mp4"] for i in range(world.train_videos))
+    with (out / "test.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, ["end", "start", "task", "text", "video_id"])
+        rows.writeheader()
+        for result in results[world.train_videos :]:
+            rows.writerows(result)
+    marker.write_text(parameters, encoding="utf-8")
+    return out
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    for name, default in World().__dict__.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    options = vars(parser.parse_args(arguments))
+    out, workers = options.pop("out"), options.pop("workers")
+    world = World(**options)
+    generate(world, out, workers)
+    print(
+        f"{out}: {world.train_videos} training videos, {world.tasks} test videos with "
+        f"{world.tasks * world.steps_per_task} clip-caption pairs"
+    )
+
+
+if __name__ == "__main__":
+    main()

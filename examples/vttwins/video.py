@@ -1,0 +1,191 @@
+"""Clips from video files with PyAV: exact frame times, seeking, resampling, scaling.
+
+Requirements: av (PyAV), NumPy.
+
+Which frames a clip holds is defined by time alone: frame k of a clip is the picture on screen at
+start + k / fps seconds after the stream's first picture, that is, the last one whose presentation
+time is not later. Seeking is only a way to get there sooner; the result is that of decoding from the
+beginning (asserted in tests/vttwins/test_video.py for files with B-frames and odd time bases).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+
+# A picture is on screen from its presentation time on; a target this close before it counts as it,
+# since presentation times are rounded to ticks of the stream's clock.
+TIME_SLACK = Fraction(1, 2000)
+
+
+class VideoError(Exception):
+    """A video that cannot give what was asked; ``reason`` is one word to count by."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
+        return VideoError, (self.reason, str(self))  # travels between worker processes
+
+
+class VideoReader:
+    """An open video file, to take several clips from; a context manager.
+
+    Args:
+        path: file to open.
+
+    Raises:
+        VideoError: "missing" (no such file), "broken" (cannot be opened), "no_video" (sound only).
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise VideoError("missing", f"{self.path}: no such file")
+        try:
+            self._container = av.open(str(self.path))
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise VideoError("broken", f"{self.path}: cannot be opened: {error}") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise VideoError("no_video", f"{self.path}: has no video stream")
+        self._stream = self._container.streams.video[0]
+        # Workers are processes already; one thread each also keeps the memory of a worker small.
+        self._stream.codec_context.thread_count = 1
+        if self._stream.time_base is None:
+            self._container.close()
+            raise VideoError("broken", f"{self.path}: the video stream has no clock")
+        self._time_base: Fraction = self._stream.time_base
+        self._first_tick = self._stream.start_time or 0
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds as announced by the file, or None; only decoding tells the truth."""
+        if self._stream.duration is not None:
+            return float(self._stream.duration * self._time_base)
+        if self._container.duration is not None:
+            return self._container.duration / av.time_base
+        return None
+
+    def clip(
+        self, start: float, frames: int = 16, fps: float = 5.0, resize: int | None = None
+    ) -> np.ndarray:
+        """Pictures at ``start + k / fps`` for k < frames, as uint8 (found, H, W, 3).
+
+        Fewer than ``frames`` come back where the video ends early.
+
+        Args:
+            start: seconds after the first picture, at least 0.
+            frames: pictures wanted.
+            fps: pictures per second of the clip, whatever the rate of the file.
+            resize: scale the shorter side to this many pixels; None keeps the size.
+
+        Raises:
+            VideoError: "short" (the video ends before ``start``) or "broken" (decoding failed).
+        """
+        if frames < 1 or fps <= 0 or start < 0:
+            raise ValueError(f"need frames >= 1, fps > 0, start >= 0: {frames}, {fps}, {start}")
+        step = 1 / Fraction(fps).limit_denominator(100_000)
+        first = Fraction(start).limit_denominator(100_000)
+        targets = [first + k * step for k in range(frames)]
+        pictures: list[np.ndarray] = []
+        shown: av.VideoFrame | None = None  # the picture on screen before the current one
+        image: np.ndarray | None = None  # its pixels, once a target has asked for them
+        end = Fraction(0)
+
+        for time, duration, frame in self._frames_from(first):
+            while len(pictures) < frames and targets[len(pictures)] < time - TIME_SLACK:
+                if shown is not None:
+                    image = _pixels(shown, resize) if image is None else image
+                    pictures.append(image)
+                else:  # the stream begins later than its own start time says
+                    pictures.append(_pixels(frame, resize))
+            if len(pictures) == frames:
+                break
+            shown, image, end = frame, None, time + duration
+        while shown is not None and len(pictures) < frames and targets[len(pictures)] < end:
+            image = _pixels(shown, resize) if image is None else image
+            pictures.append(image)
+        if not pictures:
+            raise VideoError(
+                "short", f"{self.path}: nothing at {start:.2f} s, the video ends at {float(end):.2f} s"
+            )
+        return np.stack(pictures)
+
+    def _frames_from(self, first: Fraction) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+        """Frames as (time, duration, frame) in order, the first not later than ``first``."""
+        tick = int(first / self._time_base) + self._first_tick
+        for seek_to in dict.fromkeys((tick, self._first_tick)):
+            try:
+                self._container.seek(seek_to, stream=self._stream, backward=True)
+            except (av.FFmpegError, OSError) as error:
+                if seek_to == self._first_tick:
+                    raise VideoError("broken", f"{self.path}: cannot seek: {error}") from None
+                continue
+            stream = self._decode()
+            head = next(stream, None)
+            # A poor index may land behind the target: then decode from the beginning.
+            if head is not None and (head[0] <= first + TIME_SLACK or seek_to == self._first_tick):
+                yield head
+                yield from stream
+                return
+            if head is None and seek_to == self._first_tick:
+                return
+
+    def _decode(self) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+        rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        try:
+            for frame in self._container.decode(self._stream):
+                if frame.pts is None:
+                    continue
+                time = (frame.pts - self._first_tick) * self._time_base
+                duration = frame.duration * self._time_base if frame.duration else 1 / rate
+                yield time, duration, frame
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise VideoError("broken", f"{self.path}: decoding failed: {error}") from None
+
+
+def _pixels(frame: av.VideoFrame, resize: int | None) -> np.ndarray:
+    width, height = frame.width, frame.height
+    if resize is not None:
+        scale = resize / min(width, height)
+        width, height = max(round(width * scale), resize), max(round(height * scale), resize)
+    return frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = 20) -> None:
+    """Encode uint8 (T, H, W, 3), H and W even, as mp4: H.264, or MPEG-4 where x264 is missing.
+
+    One thread: the file does not depend on the machine's number of cores.
+    """
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    options = {"crf": str(crf), "preset": "veryfast", "g": str(2 * fps)} if codec == "libx264" else {}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options)
+        stream.width, stream.height = frames.shape[2], frames.shape[1]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

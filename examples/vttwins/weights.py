@@ -1,0 +1,161 @@
+"""Weights of the model from and to files: safe, and tolerant of the layouts found in the wild.
+
+Requirements: torch; safetensors for files of that kind.
+
+Files of weights are untrusted input: torch.load runs with weights_only=True, never unpickling code.
+Accepted: a flat state dict, or one nested under "state_dict" or "model" (a training checkpoint);
+names with or without the prefixes that DistributedDataParallel ("module.") and torch.compile
+("_orig_mod.") add; either front end, told apart by the channels of the first convolution.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from examples.vttwins.model import VideoTextModel
+
+PREFIXES = ("module.", "_orig_mod.")
+NESTED_UNDER = ("state_dict", "model")
+FRONT_END_OF_CHANNELS = {3: "plain", 24: "space_to_depth"}
+
+
+class WeightsError(ValueError):
+    """A file that does not hold weights of this model; the message lists what does not fit."""
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the state dict in a file, on the CPU, without nesting and without prefixes.
+
+    Raises:
+        WeightsError: the file is not a state dict, or holds more than tensors and plain data.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            content: Any = load_file(path)
+        except SafetensorError as error:
+            raise WeightsError(f"{path}: not a safetensors file: {error}") from None
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # damaged zip, other pickles: a dozen types by version
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise WeightsError(
+                f"{path}: torch.load(weights_only=True) refused this file, which is damaged or "
+                f"holds more than tensors: {reason}"
+            ) from None
+    return clean_state_dict(content, str(path))
+
+
+def clean_state_dict(content: Any, source: str = "checkpoint") -> dict[str, Tensor]:
+    """Undo the nesting and the prefixes of a loaded checkpoint."""
+    while isinstance(content, Mapping):
+        inner = [k for k in NESTED_UNDER if isinstance(content.get(k), Mapping)]
+        if not inner:
+            break
+        content = content[inner[0]]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{source}: expected a state dict, got {type(content).__name__}")
+    strange = [str(k) for k, v in content.items() if not isinstance(v, Tensor)]
+    if strange:
+        raise WeightsError(f"{source}: these entries are no tensors: {_some(strange)}")
+    state = {str(k): v for k, v in content.items()}
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in PREFIXES:
+            if all(k.startswith(prefix) for k in state):
+                state = {k[len(prefix) :]: v for k, v in state.items()}
+                stripped = True
+    return state
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def check_fits(state: Mapping[str, Tensor], model: torch.nn.Module, source: str) -> None:
+    """Raise WeightsError naming missing keys, unknown keys and wrong shapes, if there are any."""
+    expected = model.state_dict()
+    missing = [k for k in expected if k not in state]
+    unknown = [k for k in state if k not in expected]
+    shapes = [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    found = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of wrong shape", shapes))
+        if names
+    ]
+    if found:
+        raise WeightsError(f"{source} does not fit the model. " + ". ".join(found))
+
+
+def load_into(model: torch.nn.Module, path: str | Path) -> None:
+    """Load a file of weights into a model; all names and shapes must fit.
+
+    Raises:
+        WeightsError: something does not fit; the model is then left as it was.
+    """
+    state = read_state_dict(path)
+    check_fits(state, model, str(path))
+    model.load_state_dict(state)
+
+
+def load_model(path: str | Path, train_words: bool = False) -> VideoTextModel:
+    """Build the model that a file of weights needs, front end and sizes detected, and load it.
+
+    Raises:
+        WeightsError: the file is of another model; the message lists what does not fit.
+    """
+    state = read_state_dict(path)
+    first = state.get("conv1.conv1.weight")
+    channels = first.shape[1] if first is not None and first.ndim == 5 else None
+    front_end = FRONT_END_OF_CHANNELS.get(channels) if channels is not None else None
+    if front_end is None and first is not None:
+        raise WeightsError(
+            f"{path}: conv1.conv1.weight is {tuple(first.shape)}; a front end has 3 input channels "
+            "(plain) or 24 (space_to_depth)"
+        )
+
+    def size(name: str, axis: int, default: int) -> int:
+        tensor = state.get(name)
+        return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else default
+
+    with torch.random.fork_rng(devices=[]):  # the values are overwritten: leave the generator be
+        model = VideoTextModel(
+            front_end or "plain",
+            vocabulary_size=size("text_module.word_embd.weight", 0, 66250),
+            embedding_dim=size("fc.weight", 0, 512),
+            word_dim=size("text_module.word_embd.weight", 1, 300),
+            train_words=train_words,
+        )
+    check_fits(state, model, str(path))
+    model.load_state_dict(state)
+    return model
+
+
+def export_safetensors(model: torch.nn.Module, path: str | Path) -> None:
+    """Write the weights under their public names as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    state = clean_state_dict(model.state_dict())
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    save_file(state, temporary)
+    os.replace(temporary, path)
