@@ -1,0 +1,55 @@
+"""Backends by name. None of their requirements (numba, CuPy) is imported before the first call that
+needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from torch import Tensor
+
+_MODULES = {
+    "numba": "numba_cpu",
+    "cuda": "cupy_cuda",
+    "reference": "reference",
+    "features": "features",
+}
+_BY_DEVICE = {"cpu": "numba", "cuda": "cuda"}
+_DEVICES = {"numba": "cpu", "cuda": "cuda"}
+_loaded: dict[str, ModuleType] = {}
+
+
+def load(name: str) -> ModuleType:
+    """The module of a backend, imported at its first use."""
+    module = _loaded.get(name)
+    if module is None:
+        module = importlib.import_module(f".{_MODULES[name]}", __name__)
+        _loaded[name] = module
+    return module
+
+
+def select(backend: str | None, x: Tensor) -> str:
+    """The name of the backend for a tensor: the one asked for if it runs on that device, by device
+    if None.
+    """
+    device = x.device.type
+    if backend is None:
+        if device in _BY_DEVICE:
+            return _BY_DEVICE[device]
+        if device == "meta":  # shapes only: any kernel backend tells them
+            return "numba"
+        raise ValueError(
+            f"no kernels for tensors on {x.device}; pass backend='reference' (plain torch) "
+            "or move them to the CPU or to a CUDA device"
+        )
+    if backend == "reference":
+        return backend
+    if backend not in _DEVICES:
+        raise ValueError(f"backend must be None, 'numba', 'cuda' or 'reference', got {backend!r}")
+    if device != _DEVICES[backend]:
+        raise ValueError(
+            f"backend {backend!r} takes tensors on {_DEVICES[backend]}, got one on {x.device}; "
+            "move it, or pass backend=None to choose by device"
+        )
+    return backend

@@ -1,0 +1,69 @@
+"""What all autograd Functions of this package have in common: one vmap rule and a fast eager
+`apply`.
+
+Every Function is written twice over: a class without `jvp`, which torch.compile can trace (a custom
+jvp breaks fullgraph), and a subclass with `jvp` for eager and torch.func use.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+try:  # both are what Function.apply itself calls; without them it is used as it is
+    from torch._C import _are_functorch_transforms_active as in_transform
+    from torch._functorch.utils import unwrap_dead_wrappers
+except ImportError:  # pragma: no cover
+
+    def in_transform() -> bool:
+        return True
+
+    def unwrap_dead_wrappers(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return args
+
+
+class BatchedFunction(Function):
+    """All tensors have leading batch dimensions, so vmap only adds one more in front."""
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, int]:
+        batched = [
+            batch_first(arg, dim, info.batch_size) for arg, dim in zip(args, in_dims, strict=True)
+        ]
+        return cls.apply(*batched), 0
+
+
+def batch_first(arg: Any, dim: int | None, batch_size: int) -> Any:
+    if not isinstance(arg, Tensor):
+        return arg
+    if dim is None:
+        return arg.expand(batch_size, *arg.shape)
+    return arg.movedim(dim, 0)
+
+
+class EagerFunction(BatchedFunction):
+    """Function.apply inspects the signature of forward at every call, which costs more than a small
+    kernel.
+
+    Defaults are therefore filled by the public `apply` of the subclasses, never by forward.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if in_transform():
+            return super().apply(*args)
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
+
+def raise_no_third_derivative() -> NoReturn:
+    raise RuntimeError(
+        "softdtw_kernels gives first and second derivatives, a third one was asked for; "
+        "backend='reference' (plain torch, slow) gives derivatives of any order"
+    )
+
+
+def zeros_if_none(tangent: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tangent is None else tangent

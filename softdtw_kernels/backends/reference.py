@@ -1,0 +1,289 @@
+"""The operators in plain torch, written as the papers write them: the oracle of every other
+backend.
+
+Requirements: torch only; any device with float64.
+Everything is computed in float64 and returned in the dtype of the cost. `value`, `smooth` and
+`squared_distances` are ordinary differentiable torch functions, so autograd and torch.func give
+derivatives of any order; `gradient`, `hessian_product` and `smooth_vjp` are those derivatives, with
+the signatures that all backends share (see `ops`). Time and memory are those of (N + M) steps of
+about twenty torch calls on vectors of N cells, all kept by autograd.
+
+Sources: Cuturi and Blondel 2017 (soft-DTW); Mensch and Blondel 2018 (second order); Ko et al. 2022
+(S2DTW).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import check_gamma_and_lengths, lengths_in_range
+
+
+def softmin(a: Tensor, b: Tensor, c: Tensor, gamma: Tensor) -> Tensor:
+    """-gamma log(e^(-a/gamma) + e^(-b/gamma) + e^(-c/gamma)); the minimum where gamma = 0; +inf
+    where all are.
+
+    An argument of +inf has weight and derivatives 0. Of equal arguments the first one is the
+    minimum.
+    """
+    smallest = torch.minimum(torch.minimum(a, b), c).detach()
+    shift = smallest.masked_fill(smallest == math.inf, 0)
+    hard = gamma == 0
+    safe_gamma = torch.where(hard, 1, gamma)
+    total = torch.zeros_like(shift)
+    for argument in (a, b, c):
+        allowed = argument != math.inf
+        # The mask comes before the exponential: the derivative of a masked infinity is 0 * inf
+        # otherwise.
+        finite = torch.where(allowed, argument, shift)
+        total = total + torch.where(allowed, torch.exp((shift - finite) / safe_gamma), 0)
+    nothing = smallest == math.inf
+    soft = shift - safe_gamma * torch.log(torch.where(nothing, 1, total))
+    minimum = torch.where(a <= torch.minimum(b, c), a, torch.where(b <= c, b, c))
+    minimum = torch.where(smallest.isnan(), math.nan, minimum)
+    return torch.where(nothing, math.inf, torch.where(hard, minimum, soft))
+
+
+def weak_lattice(cost: Tensor, dummy: Tensor) -> Tensor:
+    """(*, 2N + 1, 2M + 1): the costs at the odd-odd cells, the dummy cost everywhere else."""
+    rows, columns = cost.shape[-2:]
+    between = dummy[..., None, None]
+    # Rows of real cells alternate with rows of dummies: interleave by stacking, then drop the last
+    # dummy's twin.
+    gaps = between.expand(cost.shape)
+    real_rows = torch.stack((gaps, cost), dim=-1).flatten(-2)
+    dummy_rows = between.expand(real_rows.shape)
+    lattice = torch.stack((dummy_rows, real_rows), dim=-2).flatten(-3, -2)
+    last_column = between.expand(*cost.shape[:-2], 2 * rows, 1)
+    lattice = torch.cat((lattice, last_column), dim=-1)
+    last_row = between.expand(*cost.shape[:-2], 1, 2 * columns + 1)
+    return torch.cat((lattice, last_row), dim=-2)
+
+
+def per_item_lengths(lengths: Tensor | None, size: int, like: Tensor) -> Tensor:
+    """Lengths of shape (*, 1, 1) on the device of `like`, whose shape is (*, N, M)."""
+    if lengths is None:
+        return torch.full((1,) * like.dim(), size, device=like.device)
+    return lengths[..., None, None]
+
+
+def allowed_cells(cost: Tensor, n: Tensor, m: Tensor, bandwidth: int | None) -> Tensor:
+    """The cells within the lengths and the band min(0, m - n) - w <= j - i <= max(0, m - n) + w."""
+    i = torch.arange(cost.shape[-2], device=cost.device)[:, None]
+    j = torch.arange(cost.shape[-1], device=cost.device)
+    inside = (i < n) & (j < m)
+    if bandwidth is not None:
+        lowest, highest = (m - n).clamp(max=0) - bandwidth, (m - n).clamp(min=0) + bandwidth
+        inside = inside & (lowest <= j - i) & (j - i <= highest)
+    return inside
+
+
+def value(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+) -> Tensor:
+    """R[n, m] of R[i, j] = cost[i, j] + softmin(R[i-1, j-1], R[i-1, j], R[i, j-1]); NaN where a
+    length is out of range.
+    """
+    rows, columns = cost.shape[-2:]
+    check_gamma_and_lengths(gamma, x_lengths, y_lengths, rows, columns)
+    in_range = (gamma >= 0) & (gamma < math.inf)
+    in_range = lengths_in_range(x_lengths, rows) & lengths_in_range(y_lengths, columns) & in_range
+    dtype, lattice = cost.dtype, cost.double()
+    n, m = per_item_lengths(x_lengths, rows, cost), per_item_lengths(y_lengths, columns, cost)
+    if dummy is not None:
+        lattice, n, m = weak_lattice(lattice, dummy.double()), 2 * n + 1, 2 * m + 1
+        rows, columns = lattice.shape[-2:]
+    lattice = torch.where(allowed_cells(lattice, n, m, bandwidth), lattice, math.inf)
+
+    # Cells of one antidiagonal i + j = k do not depend on each other: row i of vector k is the cell
+    # (i, k - i).
+    i = torch.arange(rows, device=cost.device)[:, None]
+    j = torch.arange(rows + columns - 1, device=cost.device) - i
+    skewed = lattice.gather(-1, j.clamp(0, columns - 1).expand(*lattice.shape[:-2], *j.shape))
+    skewed = torch.where((0 <= j) & (j < columns), skewed, math.inf)
+
+    gamma = gamma.double()[..., None]
+    before, last, is_last_row = None, None, (i == n - 1)[..., 0]
+    result = torch.full_like(gamma, math.nan)
+    for k, costs in enumerate(skewed.unbind(-1)):
+        if last is None:
+            current = torch.where(i[:, 0] == 0, costs, math.inf)
+        else:
+            diagonal = torch.full_like(last, math.inf) if before is None else down(before)
+            current = costs + softmin(diagonal, down(last), last, gamma)
+        is_end = is_last_row & ((n + m)[..., 0] == k + 2)
+        result = torch.where(
+            is_end.any(-1, keepdim=True),
+            torch.where(is_end, current, 0).sum(-1, keepdim=True),
+            result,
+        )
+        before, last = last, current
+
+    result = result[..., 0]
+    # No allowed path: a constant. A NaN at the root makes every derivative of the item NaN, not
+    # just some.
+    result = torch.where(result == math.inf, math.inf, result)
+    result = result * torch.where(result.isnan(), math.nan, 1.0)
+    return torch.where(in_range, result, math.nan).to(dtype)
+
+
+def down(column: Tensor) -> Tensor:
+    """The vector moved one row down, +inf entering at the top."""
+    return torch.nn.functional.pad(column[..., :-1], (1, 0), value=math.inf)
+
+
+def gradient(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    grad_value: Tensor,
+    with_gamma: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad_value times the gradient of `value` in cost, gamma (zeros unless with_gamma) and dummy
+    (zeros if None).
+    """
+
+    def of_inputs(cost: Tensor, gamma: Tensor, dummy: Tensor | None = None) -> Tensor:
+        return value(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
+
+    inputs = (cost, gamma) if dummy is None else (cost, gamma, dummy)
+    grads: tuple[Tensor, ...] = torch.func.vjp(of_inputs, *inputs)[1](grad_value)
+    return (
+        grads[0],
+        grads[1] if with_gamma else torch.zeros_like(gamma),
+        torch.zeros_like(gamma) if dummy is None else grads[2],
+    )
+
+
+def hessian_product(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    grad_value: Tensor,
+    tangent_cost: Tensor,
+    tangent_gamma: Tensor,
+    tangent_dummy: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The derivative of `value` along the tangents, and grad_value times the derivative of its
+    gradient along them.
+    """
+
+    def along(cost: Tensor, gamma: Tensor, dummy: Tensor | None, scale: Tensor) -> Tensor:
+        grads = gradient(cost, gamma, dummy, x_lengths, y_lengths, bandwidth, scale, True)
+        # A cell without expected visits contributes nothing, whatever its tangent holds (padding
+        # may hold NaN).
+        tangent = torch.where(grads[0] == 0, 0, tangent_cost)
+        total = (grads[0] * tangent).double().sum((-2, -1))
+        total = total + grads[1] * tangent_gamma
+        return total if tangent_dummy is None else total + grads[2] * tangent_dummy
+
+    inputs = (cost, gamma) if dummy is None else (cost, gamma, dummy)
+    total, pull_back, *_ = torch.func.vjp(
+        lambda *args: along(args[0], args[1], args[2] if len(args) > 2 else None, grad_value),
+        *inputs,
+    )
+    products = pull_back(torch.ones_like(total))
+    tangent_value = along(cost, gamma, dummy, torch.ones_like(grad_value)).to(cost.dtype)
+    return (
+        tangent_value,
+        products[0],
+        products[1],
+        torch.zeros_like(gamma) if dummy is None else products[2],
+    )
+
+
+def path(
+    cost: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+) -> list[Tensor]:
+    """The cheapest path of every item as (L, 2) indices; of a weak lattice the real pairs on it;
+    (0, 2) if none.
+
+    It is the support of the gradient at gamma = 0, which is one optimal path.
+    """
+    lattice = cost.detach().double()
+    n = per_item_lengths(x_lengths, cost.shape[-2], cost)
+    m = per_item_lengths(y_lengths, cost.shape[-1], cost)
+    inside = allowed_cells(lattice, n, m, bandwidth)
+    ones = torch.ones(cost.shape[:-2], dtype=torch.float64, device=cost.device)
+    visits, _, _ = gradient(lattice, 0 * ones, dummy, x_lengths, y_lengths, bandwidth, ones, False)
+    on_path = ((visits > 0) & inside).reshape(-1, *cost.shape[-2:])
+    return [item.nonzero() for item in on_path]
+
+
+def smooth(
+    cost: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+) -> Tensor:
+    """s[i, j] = cost[i, j] + softmin of the costs of the predecessors inside the matrix; 0 beyond
+    the lengths.
+
+    The origin has no predecessor: it is given the softmin of `origin_count` zeros.
+    """
+    rows, columns = cost.shape[-2:]
+    check_gamma_and_lengths(gamma, x_lengths, y_lengths, rows, columns)
+    n, m = per_item_lengths(x_lengths, rows, cost), per_item_lengths(y_lengths, columns, cost)
+    inside = allowed_cells(cost, n, m, None)
+    raw = torch.where(inside, cost.double(), 0)
+    gamma = gamma.double()[..., None, None]
+    framed = torch.nn.functional.pad(raw, (1, 0, 1, 0), value=math.inf)
+    predecessors = softmin(framed[..., :-1, :-1], framed[..., :-1, 1:], framed[..., 1:, :-1], gamma)
+    origin = torch.zeros(rows, columns, dtype=torch.bool, device=cost.device)
+    origin[0, 0] = True
+    smoothed = raw + torch.where(origin, -gamma * math.log(origin_count), predecessors)
+    return torch.where(inside, smoothed, 0).to(cost.dtype)
+
+
+def smoothed_value(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+) -> Tensor:
+    """S2DTW: the value of the smoothed costs, which stay in float64 on the way."""
+    s = smooth(cost.double(), gamma, x_lengths, y_lengths, origin_count)
+    return value(s, gamma, dummy, x_lengths, y_lengths, None).to(cost.dtype)
+
+
+def smooth_vjp(
+    cost: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+    grad_s: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of <grad_s, smooth(cost, gamma)> in cost and gamma."""
+
+    def of_inputs(cost: Tensor, gamma: Tensor) -> Tensor:
+        return smooth(cost, gamma, x_lengths, y_lengths, origin_count)
+
+    return torch.func.vjp(of_inputs, cost, gamma)[1](grad_s)
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(*, N, M) of |x_i - y_j|^2, by differences."""
+    differences = x.double()[..., :, None, :] - y.double()[..., None, :, :]
+    return differences.square().sum(-1).to(x.dtype)

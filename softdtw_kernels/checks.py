@@ -1,0 +1,218 @@
+"""Every check of an argument, and its message: what was got, what was expected, what to do.
+
+Shapes, dtypes, names and Python numbers are checked at the door, by the functions here that
+`functional` calls. Values inside tensors (gamma, lengths) are checked where the operator reads them
+anyway, on the CPU, so that torch.compile, vmap and fake tensors never meet a data-dependent branch;
+on other devices a bad value gives NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COSTS = ("sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot")
+REDUCTIONS = ("none", "mean", "sum")
+BACKENDS = ("numba", "reference", "cuda")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+Lengths = Tensor | Sequence[int] | None
+Number = float | int | Tensor
+
+
+def check_tensor(x: Any, name: str, shape: str) -> None:
+    """A real floating-point tensor of at least two dimensions, none of the last two empty."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape {shape}, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}; "
+            f"convert it, for example with {name}.float()"
+        )
+    if x.dim() < 2:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+    if x.shape[-1] == 0 or x.shape[-2] == 0:
+        raise ValueError(
+            f"{name} must have shape {shape} without an empty sequence or feature dimension, "
+            f"got {tuple(x.shape)}"
+        )
+
+
+def check_features(x: Any, y: Any, pairwise: bool) -> None:
+    """x (*, N, D) and y (*, M, D) of one dtype and device, broadcastable.
+
+    With pairwise, (A, N, D) and (B, M, D).
+    """
+    check_tensor(x, "x", "(A, N, D)" if pairwise else "(*, N, D)")
+    check_tensor(y, "y", "(B, M, D)" if pairwise else "(*, M, D)")
+    if x.device != y.device:
+        raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
+    if x.dtype != y.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"x and y must have one dtype, got {x.dtype} and {y.dtype}; convert one of them"
+        )
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(
+            "x and y must have the same number of features D in their last dimension, "
+            f"got shapes {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if pairwise:
+        if x.dim() != 3 or y.dim() != 3:
+            raise ValueError(
+                "pairwise=True compares every sequence of x (A, N, D) with every sequence of "
+                f"y (B, M, D), got shapes {tuple(x.shape)} and {tuple(y.shape)}"
+            )
+    elif x.shape[:-2] != y.shape[:-2]:
+        broadcast_batch(x, y)
+
+
+def broadcast_batch(x: Tensor, y: Tensor) -> torch.Size:
+    """The common leading shape of x and y."""
+    try:
+        return torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            "the leading dimensions of x (*, N, D) and y (*, M, D) must be equal or broadcastable, "
+            f"got shapes {tuple(x.shape)} and {tuple(y.shape)}; "
+            "pairwise=True compares all with all"
+        ) from None
+
+
+def batch_parameter(
+    value: Number, name: str, batch: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """A number or 0-d tensor as a float64 tensor of shape `batch`, differentiable if it was."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            raise ValueError(
+                f"{name} must be a number or a 0-d tensor, "
+                f"got a tensor of shape {tuple(value.shape)}"
+            )
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be a real tensor, got {value.dtype}")
+        return value.to(device=device, dtype=torch.float64).expand(batch)
+    return torch.full(batch, check_number(value, name), dtype=torch.float64, device=device)
+
+
+def check_number(value: Any, name: str) -> float:
+    """A finite real number, NumPy's included; gamma at least 0."""
+    if not isinstance(value, (float, int)) or isinstance(value, bool):
+        if isinstance(value, bool) or not hasattr(value, "__float__"):
+            raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
+        value = float(value)
+    if not math.isfinite(value) or (name == "gamma" and value < 0):
+        at_least = " and at least 0 (0 is the hard DTW)" if name == "gamma" else ""
+        raise ValueError(f"{name} must be finite{at_least}, got {value}")
+    return value
+
+
+def check_lengths(
+    lengths: Lengths, name: str, expected: tuple[int, ...], device: torch.device
+) -> Tensor | None:
+    """Integer lengths of a shape that is `expected` or broadcasts to it, as an int64 tensor of
+    their own shape.
+    """
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"{name} must be an integer tensor or a sequence of integers, "
+                f"got {type(lengths).__name__}"
+            ) from None
+        if lengths.numel() == 0:
+            lengths = lengths.long()  # an empty list has no dtype of its own
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {lengths.dtype}; convert with {name}.long()")
+    if lengths.shape != expected and not _broadcasts(tuple(lengths.shape), expected):
+        raise ValueError(
+            f"{name} must be integers of shape {tuple(expected)}, one length a sequence, "
+            f"got shape {tuple(lengths.shape)}"
+        )
+    return lengths.to(device=device, dtype=torch.int64)
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    return len(shape) <= len(target) and all(
+        a == b or a == 1 for a, b in zip(reversed(shape), reversed(target), strict=False)
+    )
+
+
+def check_bandwidth(bandwidth: Any) -> int | None:
+    if bandwidth is None:
+        return None
+    if not isinstance(bandwidth, int) or isinstance(bandwidth, bool):
+        if isinstance(bandwidth, bool) or not hasattr(bandwidth, "__index__"):
+            raise TypeError(f"bandwidth must be None or an integer, got {type(bandwidth).__name__}")
+        bandwidth = operator.index(bandwidth)
+    if bandwidth < 0:
+        raise ValueError(f"bandwidth must be at least 0 (None is no band), got {bandwidth}")
+    return bandwidth
+
+
+def check_reduction(reduction: Any) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+
+
+def check_cost_name(cost: Any) -> None:
+    """A name in COSTS or a callable."""
+    if isinstance(cost, str):
+        if cost not in COSTS:
+            raise ValueError(f"cost must be one of {COSTS} or a callable, got {cost!r}")
+    elif isinstance(cost, Tensor):
+        raise TypeError(
+            "cost must be a name or a callable, got a Tensor; a cost matrix goes to the functions "
+            "that end in _from_cost"
+        )
+    elif not callable(cost):
+        raise TypeError(f"cost must be one of {COSTS} or a callable, got {type(cost).__name__}")
+
+
+def check_origin_count(origin_count: Any) -> float:
+    if isinstance(origin_count, (bool, Tensor)) or not isinstance(origin_count, (int, float)):
+        raise TypeError(f"origin_count must be a number, got {type(origin_count).__name__}")
+    if not 0 < origin_count < math.inf:
+        raise ValueError(f"origin_count must be finite and greater than 0, got {origin_count}")
+    return float(origin_count)
+
+
+def check_gamma_and_lengths(
+    gamma: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, rows: int, columns: int
+) -> None:
+    """Values out of range raise ValueError where they can be read: on the CPU, outside of vmap and
+    tracing.
+    """
+    if gamma.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    bad_gamma = ~((gamma >= 0) & (gamma < math.inf))
+    try:
+        if bad_gamma.any():
+            raise ValueError(
+                "gamma must be finite and at least 0 (0 is the hard DTW), "
+                f"got {gamma[bad_gamma].flatten()[0].item()}"
+            )
+        for lengths, size, name in (
+            (x_lengths, rows, "x_lengths"),
+            (y_lengths, columns, "y_lengths"),
+        ):
+            bad = ~lengths_in_range(lengths, size)
+            if lengths is not None and bad.any():
+                raise ValueError(
+                    f"{name} must lie in 1..{size}, the size of that dimension, "
+                    f"got {lengths[bad].flatten()[0].item()}"
+                )
+    except RuntimeError:  # vmap and fake tensors refuse to be read
+        return
+
+
+def lengths_in_range(lengths: Tensor | None, size: int) -> Tensor:
+    """Which of the lengths are 1..size; all if there are none."""
+    return torch.tensor(True) if lengths is None else (lengths >= 1) & (lengths <= size)

@@ -1,0 +1,247 @@
+"""Cost matrices between sequences: differences for the distances, one matrix product for the dot
+types.
+
+Costs ignore autocast: a cost rounded to bfloat16 is no longer the cost that the recursion is exact
+for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, ops
+from ._function import BatchedFunction, EagerFunction, zeros_if_none
+from .backends import reference
+from .checks import DTYPES, broadcast_batch, check_cost_name, check_features
+
+Cost = str | Callable[[Tensor, Tensor], Tensor]
+
+
+def cost_matrix(
+    x: Tensor,
+    y: Tensor,
+    cost: Cost = "sqeuclidean",
+    *,
+    pairwise: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """TODO"""
+    check_features(x, y, pairwise)
+    check_cost_name(cost)
+    x, y = computing_dtype(x, y)
+    return from_features(x, y, cost, pairwise, backends.select(backend, x))
+
+
+def computing_dtype(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Half precision is computed in float32; two dtypes meet only under autocast: promoted."""
+    dtype = x.dtype if x.dtype == y.dtype else torch.promote_types(x.dtype, y.dtype)
+    if dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32
+    return x.to(dtype), y.to(dtype)
+
+
+def from_features(x: Tensor, y: Tensor, cost: Cost, pairwise: bool, backend: str) -> Tensor:
+    """The cost (*, N, M) of checked features; for all pairs (A, B, N, M), which may be a strided
+    view.
+    """
+    if isinstance(cost, str) and cost not in ("sqeuclidean", "euclidean"):
+        if not torch.is_autocast_enabled(x.device.type):
+            return _dot_cost(x, y, cost, pairwise)
+        with torch.autocast(x.device.type, enabled=False):
+            return _dot_cost(x, y, cost, pairwise)
+    if pairwise:
+        x, y = x[:, None], y[None]
+    if not isinstance(cost, str):
+        return _checked_result(cost(x, y), (*broadcast_batch(x, y), x.shape[-2], y.shape[-2]))
+    if x.dim() != y.dim():  # the operators count dimensions from the front
+        dims = max(x.dim(), y.dim())
+        x, y = x[(None,) * (dims - x.dim())], y[(None,) * (dims - y.dim())]
+    if backend == "reference":
+        squared = reference.squared_distances(x, y)
+    else:
+        squared = squared_distances(x, y)
+    return squared if cost == "sqeuclidean" else _root(squared)
+
+
+def repeat_first_beyond(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (*, N, D) with the first frame in place of the padding beyond the lengths.
+
+    The kernels give padding the gradient 0, but 0 times a padded NaN is NaN in the derivative of
+    the cost. A frame of the sequence itself is at no distance where a cost could be less
+    differentiable than it is anyway.
+    """
+    if lengths is None:
+        return x
+    valid = torch.arange(x.shape[-2], device=x.device) < lengths[..., None]
+    return torch.where(valid[..., None], x, x[..., :1, :])
+
+
+def _checked_result(result: Any, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(result, Tensor):
+        raise TypeError(
+            f"the cost function must return a torch.Tensor, got {type(result).__name__}"
+        )
+    if result.dtype not in DTYPES:
+        raise TypeError(f"the cost function must return a real floating tensor, got {result.dtype}")
+    if result.dim() < 2 or result.shape[-2:] != shape[-2:] or result.shape != shape:
+        raise ValueError(
+            f"the cost function must return a tensor of shape {shape}, got {tuple(result.shape)}"
+        )
+    return result.float() if result.dtype in (torch.float16, torch.bfloat16) else result
+
+
+def _dot_cost(x: Tensor, y: Tensor, cost: str, pairwise: bool) -> Tensor:
+    if cost != "negative_dot":
+        x, y = _unit(x), _unit(y)
+    y = -y
+    if cost == "cosine":  # 1 - cos in the same product: one more feature, which is 1 on both sides
+        x, y = (torch.cat((t, torch.ones_like(t[..., :1])), dim=-1) for t in (x, y))
+    if not pairwise:
+        return x @ y.mT
+    product = x.flatten(0, 1) @ y.flatten(0, 1).mT
+    return product.view(*x.shape[:2], *y.shape[:2]).transpose(1, 2)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x divided by its norm in float64 (float32 squares overflow); a zero vector stays 0 with
+    gradient 0.
+    """
+    wide = x.double()
+    squared = wide.square().sum(-1, keepdim=True)
+    is_zero = squared == 0
+    unit = wide * torch.where(is_zero, 1, squared).rsqrt()
+    return torch.where(is_zero, 0, unit).to(x.dtype)
+
+
+class _SquaredDistancesVjpTwin(BatchedFunction):
+    """2 sum_j g_ij (x_i - y_j) and 2 sum_i g_ij (y_j - x_i): bilinear in g and the features."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return ops.squared_distances_vjp(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.save_for_forward(*inputs[:3])
+        ctx.wanted = inputs[3:]
+
+
+class _SquaredDistancesVjp(EagerFunction, _SquaredDistancesVjpTwin):
+    @staticmethod
+    def backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Any, ...]:
+        x, y, g = ctx.saved_tensors
+        with_x, with_y = ctx.wanted
+        a, b = a if with_x else torch.zeros_like(x), b if with_y else torch.zeros_like(y)
+        by_x, by_y = _SquaredDistancesVjp.apply(a, b, g, True, True)
+        return by_x, by_y, _bilinear(x, y, a, b), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
+        x, y, g = ctx.saved_tensors
+        a, b = zeros_if_none(tangents[0], x), zeros_if_none(tangents[1], y)
+        result = _SquaredDistancesVjp.apply(a, b, g, *ctx.wanted)
+        if tangents[2] is None:
+            return result
+        by_g = _SquaredDistancesVjp.apply(x, y, tangents[2], *ctx.wanted)
+        return result[0] + by_g[0], result[1] + by_g[1]
+
+
+class _SquaredDistancesTwin(BatchedFunction):
+    """|x_i - y_j|^2 of x (*x, N, D) and y (*y, M, D), whose leading dimensions broadcast."""
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        batch = x.shape[:-2]
+        if batch != y.shape[:-2]:
+            batch = torch.broadcast_shapes(batch, y.shape[:-2])
+            x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
+        return ops.squared_distances(x, y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad
+        args = *ctx.saved_tensors, g, *needs
+        if torch.compiler.is_compiling():
+            grads = ops.squared_distances_vjp(*args)
+        else:
+            grads = _SquaredDistancesVjp.apply(*args)
+        return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, int]:
+        x, y = (
+            arg[None] if dim is None else arg.movedim(dim, 0)
+            for arg, dim in zip(args, in_dims, strict=True)
+        )
+        return cls.apply(x, y), 0
+
+
+class _SquaredDistances(EagerFunction, _SquaredDistancesTwin):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        x, y = ctx.saved_tensors
+        return _bilinear(x, y, zeros_if_none(tangents[0], x), zeros_if_none(tangents[1], y))
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """`ops.squared_distances` of broadcastable x and y with equally many dimensions,
+    differentiable.
+    """
+    return (_SquaredDistancesTwin if torch.compiler.is_compiling() else _SquaredDistances).apply(
+        x, y
+    )
+
+
+def _bilinear(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """2 <x_i - y_j, a_i - b_j>, the tangent of |x_i - y_j|^2 along (a, b), as one product in
+    float64.
+    """
+    dtype = x.dtype
+    x, y, a, b = x.double(), y.double(), a.double(), b.double()
+    own_x, own_y = (x * a).sum(-1, keepdim=True), (y * b).sum(-1, keepdim=True)
+    left = torch.cat((x, a, own_x, torch.ones_like(own_x)), dim=-1)
+    right = torch.cat((-b, -y, torch.ones_like(own_y), own_y), dim=-1)
+    return (2 * (left @ right.mT)).to(dtype)
+
+
+class _RootTwin(BatchedFunction):
+    """The square root with derivative 0 at 0, in second order too."""
+
+    @staticmethod
+    def forward(squared: Tensor) -> Tensor:
+        return squared.sqrt()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * _half_inverse(ctx.saved_tensors[0])
+
+
+class _RootFunction(EagerFunction, _RootTwin):
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent * _half_inverse(ctx.saved_tensors[0])
+
+
+def _half_inverse(root: Tensor) -> Tensor:
+    is_zero = root == 0
+    # The inner mask keeps the derivative of the quotient finite where the outer one hides it.
+    return torch.where(is_zero, 0, 0.5 / torch.where(is_zero, 1, root))
+
+
+def _root(squared: Tensor) -> Tensor:
+    return (_RootTwin if torch.compiler.is_compiling() else _RootFunction).apply(squared)

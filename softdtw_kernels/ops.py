@@ -1,0 +1,162 @@
+"""The torch.library operators (namespace `softdtw_kernels`), the seam between the public functions
+and the kernels.
+
+`*` is any number of leading dimensions, to which every batch tensor is already expanded (stride 0
+allowed):
+
+    value(cost (*, N, M), gamma (*), dummy (*)?, x_lengths (*)?, y_lengths (*)?, bandwidth?)
+        -> value (*)
+    gradient(.., grad_value (*), with_gamma)
+        -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*)
+    hessian_product(.., grad_value (*), tangent_cost (*, N, M), tangent_gamma (*),
+                    tangent_dummy (*)?)
+        -> derivative of the value along the tangents (*), and grad_value times the derivative of
+           its gradient along them: (*, N, M), (*), (*)
+    smooth(cost, gamma, x_lengths?, y_lengths?, origin_count) -> (*, N, M)
+    smooth_vjp(.., grad_s (*, N, M)) -> grad_cost (*, N, M), grad_gamma (*)
+    squared_distances(x (*, N, D), y (*, M, D)) -> (*, N, M)
+    squared_distances_vjp(x, y, g (*, N, M), with_x, with_y) -> grad_x, grad_y
+        x and y broadcast here, and their gradients have their own shapes (without any feature
+        where a gradient is not wanted)
+
+The cost is float32 or float64 of any strides and is never copied here; gamma, dummy and their
+derivatives are float64, the lengths int64. With a dummy cost the lattice is that of weak alignment,
+(2N + 1) x (2M + 1). A backend is a module with functions of these names and signatures: CPU tensors
+go to `backends.numba_cpu` and CUDA tensors to `backends.cupy_cuda`, each imported at its first
+call. The operators have no derivatives; `autograd` gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends
+
+_PROBLEM = (
+    "Tensor cost, Tensor gamma, Tensor? dummy, Tensor? x_lengths, Tensor? y_lengths, "
+    "SymInt? bandwidth"
+)
+_SMOOTHING = "Tensor cost, Tensor gamma, Tensor? x_lengths, Tensor? y_lengths, float origin_count"
+
+_SCHEMAS = {
+    "value": f"({_PROBLEM}) -> Tensor",
+    "gradient": f"({_PROBLEM}, Tensor grad_value, bool with_gamma) -> (Tensor, Tensor, Tensor)",
+    "hessian_product": f"({_PROBLEM}, Tensor grad_value, Tensor tangent_cost, "
+    "Tensor tangent_gamma, Tensor? tangent_dummy) -> (Tensor, Tensor, Tensor, Tensor)",
+    "smooth": f"({_SMOOTHING}) -> Tensor",
+    "smooth_vjp": f"({_SMOOTHING}, Tensor grad_s) -> (Tensor, Tensor)",
+    "squared_distances": "(Tensor x, Tensor y) -> Tensor",
+    "squared_distances_vjp": "(Tensor x, Tensor y, Tensor g, bool with_x, bool with_y) "
+    "-> (Tensor, Tensor)",
+}
+
+
+def _check_problem(cost: Tensor, *others: Any) -> None:
+    """The kernels index raw memory: a tensor of another shape must not reach them."""
+    if cost.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
+    batch = cost.shape[:-2]
+    for other in others:
+        if not isinstance(other, Tensor):
+            continue
+        if other.shape != batch and other.shape != cost.shape:
+            raise ValueError(
+                f"the operators take tensors expanded to the leading dimensions {tuple(batch)} "
+                f"of the cost or to its shape {tuple(cost.shape)}, got {tuple(other.shape)}"
+            )
+        if other.device != cost.device:
+            raise ValueError(
+                f"the cost is on {cost.device}, another tensor of the same call on {other.device}"
+            )
+
+
+def _dispatch(name: str, backend: str) -> Callable[..., Any]:
+    on_features = name.startswith("squared_distances")
+
+    def run(*args: Any) -> Any:
+        if not on_features:
+            _check_problem(*args)
+        return getattr(backends.load(backend), name)(*args)
+
+    return run
+
+
+def _plain_torch(name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        return getattr(backends.load("features"), name)(*args)
+
+    return run
+
+
+def _fake_value(cost: Tensor, *_: Any) -> Tensor:
+    return cost.new_empty(cost.shape[:-2])
+
+
+def _fake_item(cost: Tensor) -> Tensor:
+    return cost.new_empty(cost.shape[:-2], dtype=torch.float64)
+
+
+def _fake_gradient(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(cost), _fake_item(cost), _fake_item(cost)
+
+
+def _fake_hessian_product(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _fake_value(cost), torch.empty_like(cost), _fake_item(cost), _fake_item(cost)
+
+
+def _fake_smooth(cost: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(cost)
+
+
+def _fake_smooth_vjp(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(cost), _fake_item(cost)
+
+
+def _fake_squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], y.shape[-2])
+
+
+def _fake_squared_distances_vjp(
+    x: Tensor, y: Tensor, g: Tensor, with_x: bool, with_y: bool
+) -> tuple[Tensor, Tensor]:
+    return (
+        x.new_empty(*x.shape[:-1], x.shape[-1] if with_x else 0),
+        y.new_empty(*y.shape[:-1], y.shape[-1] if with_y else 0),
+    )
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "value": _fake_value,
+    "gradient": _fake_gradient,
+    "hessian_product": _fake_hessian_product,
+    "smooth": _fake_smooth,
+    "smooth_vjp": _fake_smooth_vjp,
+    "squared_distances": _fake_squared_distances,
+    "squared_distances_vjp": _fake_squared_distances_vjp,
+}
+
+_library = torch.library.Library("softdtw_kernels", "DEF")
+
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"softdtw_kernels::{_name}", _FAKES[_name], lib=_library)
+    # Each gradient of a distance is a small matrix product, for which torch is the right kernel
+    # everywhere.
+    if _name == "squared_distances_vjp":
+        _library.impl(_name, _plain_torch(_name), "CompositeExplicitAutograd")
+    else:
+        _library.impl(_name, _dispatch(_name, "numba"), "CPU")
+        _library.impl(_name, _dispatch(_name, "cuda"), "CUDA")
+
+_namespace = torch.ops.softdtw_kernels
+value = _namespace.value.default
+gradient = _namespace.gradient.default
+hessian_product = _namespace.hessian_product.default
+smooth = _namespace.smooth.default
+smooth_vjp = _namespace.smooth_vjp.default
+squared_distances = _namespace.squared_distances.default
+squared_distances_vjp = _namespace.squared_distances_vjp.default
