@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 example: example-japanese-vowels
 
 example-japanese-vowels: $(STAMP)
-	$(BIN)/python -m examples.japanese_vowels --output build/japanese_vowels
+	MPLBACKEND=Agg $(BIN)/python -m examples.japanese_vowels --output build/japanese_vowels
 
 # One thread a worker: the workers already fill the cores.
 test: $(STAMP)

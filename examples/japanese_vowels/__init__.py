@@ -1,0 +1,1 @@
+"""Align, average and classify recordings of two Japanese vowels by nine speakers."""
