@@ -35,7 +35,7 @@ INCEPTION = {
 
 
 class ConvUnit(nn.Module):
-    """Convolution, batch normalization, ReLU; twice when a 3x3x3 kernel is split into space and time.
+    """Convolution, batch normalization, ReLU; twice when a cube is split into space and time.
 
     Splitting k x k x k into 1 x k x k followed by k x 1 x 1 is what makes S3D "separable".
     """
@@ -222,7 +222,7 @@ class VideoTextModel(nn.Module):
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"video must be (B, 3, T, H, W), got {tuple(video.shape)}")
         if self.front_end == "space_to_depth":
-            # The kernel is even, so padding adds one cell too many on the leading side of each axis.
+            # The kernel is even, so the padding adds one cell too many at the start of each axis.
             x = self.conv1(space_to_depth(video))[:, :, 1:, 1:, 1:]
         else:
             x = self.conv1(video)

@@ -6,10 +6,10 @@ Requirements: av, NumPy.
 
 World: each task is a fixed background and an ordered list of steps; a step is a colored shape that
 does something ("red ring spins"). A training video shows some of its task's steps in order, and its
-narration is only weakly aligned, as instruction videos are: all captions come one step early or late
-(or in time), neighbors are swapped with probability 1/4, and 3 in 10 are chatter. A test video shows
-all steps of its task; the annotation of the test clips is exact, and no two test clips of the set
-share a caption. Nuisances: position, size, speed, brightness, a gray distractor, noise.
+narration is only weakly aligned, as instruction videos are: all captions come one step early or
+late (or in time), neighbors are swapped with probability 1/4, and 3 in 10 are chatter. A test video
+shows all steps of its task; the annotation of the test clips is exact, and no two test clips of the
+set share a caption. Nuisances: position, size, speed, brightness, a gray distractor, noise.
 
     train.csv  (video_path)            videos/train_00000.mp4   captions/train_00000.json
     test.csv   (end, start, task, text, video_id: as YouCook2's)
@@ -97,14 +97,20 @@ def _shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     elif shape == "triangle":
         distance = np.maximum(v - 0.6, np.abs(u) * 0.87 - v * 0.5 - 0.55)
     elif shape == "cross":
-        distance = np.maximum(np.minimum(np.abs(u), np.abs(v)) - 0.3, np.maximum(np.abs(u), np.abs(v)) - 1)
+        distance = np.maximum(
+            np.minimum(np.abs(u), np.abs(v)) - 0.3, np.maximum(np.abs(u), np.abs(v)) - 1
+        )
     else:  # ring
         distance = np.abs(np.hypot(u, v) - 0.75) - 0.25
     return np.clip(0.5 - 8 * distance, 0, 1)
 
 
 def render_step(
-    step: tuple[str, str, str], background: np.ndarray, frames: int, fps: int, rng: np.random.Generator
+    step: tuple[str, str, str],
+    background: np.ndarray,
+    frames: int,
+    fps: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Pictures uint8 (frames, H, W, 3) of one step over a background float (H, W, 3)."""
     color, shape, motion = step
@@ -164,9 +170,7 @@ def narrate(steps: list[tuple[str, str, str]], world: World, rng: np.random.Gene
     for i in range(len(texts) - 1):
         if rng.random() < world.swap:
             texts[i], texts[i + 1] = texts[i + 1], texts[i]
-    return [
-        str(rng.choice(CHATTER)) if rng.random() < world.chatter else text for text in texts
-    ]
+    return [str(rng.choice(CHATTER)) if rng.random() < world.chatter else text for text in texts]
 
 
 def describe(step: tuple[str, str, str], rng: np.random.Generator) -> str:

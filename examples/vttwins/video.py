@@ -4,8 +4,8 @@ Requirements: av (PyAV), NumPy.
 
 Which frames a clip holds is defined by time alone: frame k of a clip is the picture on screen at
 start + k / fps seconds after the stream's first picture, that is, the last one whose presentation
-time is not later. Seeking is only a way to get there sooner; the result is that of decoding from the
-beginning (asserted in tests/vttwins/test_video.py for files with B-frames and odd time bases).
+time is not later. Seeking is only a way to get there sooner; the result is that of decoding from
+the beginning (asserted in tests/vttwins/test_video.py for files with B-frames and odd time bases).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from types import TracebackType
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 # A picture is on screen from its presentation time on; a target this close before it counts as it,
 # since presentation times are rounded to ticks of the stream's clock.
@@ -63,6 +64,9 @@ class VideoReader:
             raise VideoError("broken", f"{self.path}: the video stream has no clock")
         self._time_base: Fraction = self._stream.time_base
         self._first_tick = self._stream.start_time or 0
+        self._scaler = (
+            VideoReformatter()
+        )  # one for all frames: setting one up costs more than scaling
 
     def __enter__(self) -> VideoReader:
         return self
@@ -116,19 +120,20 @@ class VideoReader:
         for time, duration, frame in self._frames_from(first):
             while len(pictures) < frames and targets[len(pictures)] < time - TIME_SLACK:
                 if shown is not None:
-                    image = _pixels(shown, resize) if image is None else image
+                    image = self._pixels(shown, resize) if image is None else image
                     pictures.append(image)
                 else:  # the stream begins later than its own start time says
-                    pictures.append(_pixels(frame, resize))
+                    pictures.append(self._pixels(frame, resize))
             if len(pictures) == frames:
                 break
             shown, image, end = frame, None, time + duration
         while shown is not None and len(pictures) < frames and targets[len(pictures)] < end:
-            image = _pixels(shown, resize) if image is None else image
+            image = self._pixels(shown, resize) if image is None else image
             pictures.append(image)
         if not pictures:
             raise VideoError(
-                "short", f"{self.path}: nothing at {start:.2f} s, the video ends at {float(end):.2f} s"
+                "short",
+                f"{self.path}: nothing at {start:.2f} s, the video ends at {float(end):.2f} s",
             )
         return np.stack(pictures)
 
@@ -164,13 +169,13 @@ class VideoReader:
         except (av.FFmpegError, ValueError, OSError) as error:
             raise VideoError("broken", f"{self.path}: decoding failed: {error}") from None
 
-
-def _pixels(frame: av.VideoFrame, resize: int | None) -> np.ndarray:
-    width, height = frame.width, frame.height
-    if resize is not None:
-        scale = resize / min(width, height)
-        width, height = max(round(width * scale), resize), max(round(height * scale), resize)
-    return frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    def _pixels(self, frame: av.VideoFrame, resize: int | None) -> np.ndarray:
+        width, height = frame.width, frame.height
+        if resize is not None:
+            scale = resize / min(width, height)
+            width, height = max(round(width * scale), resize), max(round(height * scale), resize)
+        scaled = self._scaler.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+        return scaled.to_ndarray()
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = 20) -> None:
@@ -179,7 +184,9 @@ def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = 20) -
     One thread: the file does not depend on the machine's number of cores.
     """
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    options = {"crf": str(crf), "preset": "veryfast", "g": str(2 * fps)} if codec == "libx264" else {}
+    options = (
+        {"crf": str(crf), "preset": "veryfast", "g": str(2 * fps)} if codec == "libx264" else {}
+    )
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height = frames.shape[2], frames.shape[1]

@@ -78,7 +78,9 @@ class Vocabulary:
             return cls(_read_word_array(path))
         words = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(words, list):
-            raise WordFileError(f"{path}: expected a JSON list of words, got {type(words).__name__}")
+            raise WordFileError(
+                f"{path}: expected a JSON list of words, got {type(words).__name__}"
+            )
         return cls(words)
 
     @classmethod
@@ -143,7 +145,9 @@ def _read_tensor(path: Path, dictionary: Path) -> tuple[Vocabulary, Tensor]:
     if isinstance(table, dict) and len(table) == 1:  # the state dict of an Embedding
         table = next(iter(table.values()))
     if not isinstance(table, Tensor) or table.ndim != 2:
-        raise WordFileError(f"{path}: expected one tensor (words + 1, D), got {type(table).__name__}")
+        raise WordFileError(
+            f"{path}: expected one tensor (words + 1, D), got {type(table).__name__}"
+        )
     vocabulary = Vocabulary.load(dictionary)
     if table.shape[0] != len(vocabulary):
         raise WordFileError(
@@ -157,7 +161,9 @@ def _read_header(line: bytes, path: Path) -> tuple[int, int]:
     try:
         count, dim = (int(field) for field in line.split())
     except ValueError:
-        raise WordFileError(f"{path}: expected a header 'words dimension', got {line[:80]!r}") from None
+        raise WordFileError(
+            f"{path}: expected a header 'words dimension', got {line[:80]!r}"
+        ) from None
     if count < 0 or dim < 1:
         raise WordFileError(f"{path}: impossible header {line[:80]!r}")
     return count, dim

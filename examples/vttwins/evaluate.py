@@ -1,0 +1,303 @@
+"""Evaluate a trained model by retrieval on annotated segments, and by recall of steps (CTR).
+
+    python -m examples.vttwins.evaluate runs/demo
+    python -m examples.vttwins.evaluate --weights s3d.pth --word-vectors word2vec.pth \\
+        --annotation validation_youcook.csv --videos youcook2 --size 224 --frames 32
+
+The annotation is a CSV file with the columns end, start, task, text, video_id (YouCook2's). A
+segment is seen through several windows, evenly spread over it; their embeddings are averaged, and
+texts and segments compared by their dot product (or --similarity cosine). Both ways: text to video
+and video to text. A segment whose video cannot be used is counted and ranked last.
+
+CTR has two meanings, both reported: "assigned", CrossTask's, for untrimmed videos: one window each
+second, one window assigned to each step of the task, in order, a hit if it lies in the step's
+interval; "trimmed", the release's: the best of the task's steps for each trimmed segment.
+
+Requirements: torch, av, NumPy, tqdm; safetensors for files of that kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from examples.vttwins import metrics, weights
+from examples.vttwins.data import ClipShape, crop, prepare_worker, to_clip
+from examples.vttwins.model import VideoTextModel
+from examples.vttwins.video import VideoError, VideoReader
+from examples.vttwins.words import EVAL_WORDS, Vocabulary, load_word_vectors
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An annotated part of a video: what happens from ``start`` to ``end`` seconds."""
+
+    video_id: str
+    start: float
+    end: float
+    text: str
+    task: str
+
+
+def read_segments(path: str | Path) -> list[Segment]:
+    """Segments of an annotation file.
+
+    Raises:
+        ValueError: a column is missing, or a line is not what the columns promise.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        needed = {"end", "start", "task", "text", "video_id"}
+        lacking = needed - set(table.fieldnames or ())
+        if lacking:
+            raise ValueError(f"{path}: lacks the columns {sorted(lacking)}")
+        try:
+            return [
+                Segment(r["video_id"], float(r["start"]), float(r["end"]), r["text"], r["task"])
+                for r in table
+            ]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {table.line_num}: {error}") from None
+
+
+def find_video(folder: Path, video_id: str) -> Path:
+    """The file of a video, whatever its container; a path that does not exist if there is none."""
+    for suffix in (".mp4", ".webm", ".mkv", ".avi"):
+        path = folder / (video_id + suffix)
+        if path.is_file():
+            return path
+    return folder / (video_id + ".mp4")
+
+
+class SegmentClips(Dataset[dict[str, Any]]):
+    """Windows of segments: ``video`` uint8 (windows, 3, T, S, S), and ``problem``, a reason or ""."""
+
+    def __init__(
+        self, segments: list[Segment], folder: Path, shape: ClipShape, windows: int
+    ) -> None:
+        self.segments, self.folder, self.shape, self.windows = segments, folder, shape, windows
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        segment, shape = self.segments[index], self.shape
+        video = torch.zeros(
+            self.windows, 3, shape.frames, shape.size, shape.size, dtype=torch.uint8
+        )
+        last = max(segment.end - shape.seconds, segment.start)
+        problem = ""
+        try:
+            with VideoReader(find_video(self.folder, segment.video_id)) as reader:
+                for k, start in enumerate(np.linspace(segment.start, last, self.windows)):
+                    pictures = reader.clip(float(start), shape.frames, shape.fps, shape.resize)
+                    video[k] = to_clip(crop(pictures, shape.size), shape.frames)
+        except VideoError as error:
+            problem = error.reason
+        return {"video": video, "problem": problem}
+
+
+@torch.no_grad()
+def embed_segments(
+    model: VideoTextModel,
+    segments: list[Segment],
+    folder: Path,
+    shape: ClipShape,
+    windows: int = 10,
+    workers: int = 0,
+    batch: int = 8,
+) -> tuple[Tensor, dict[str, int]]:
+    """Mean embeddings (segments, D), NaN for unusable ones, and the count of these by reason."""
+    model.eval()
+    device = next(model.parameters()).device
+    clips = SegmentClips(segments, folder, shape, windows)
+    loader = DataLoader(clips, batch, num_workers=workers, worker_init_fn=prepare_worker)
+    rows: list[Tensor] = []
+    problems: dict[str, int] = {}
+    for item in tqdm(loader, desc="segments", mininterval=1):
+        video = item["video"].to(device)
+        count = video.shape[0]
+        embedded = model.encode_video(video.flatten(0, 1).float().div_(255))
+        mean = embedded.unflatten(0, (count, windows)).mean(1).cpu()
+        for k, problem in enumerate(item["problem"]):
+            if problem:
+                problems[problem] = problems.get(problem, 0) + 1
+                mean[k] = torch.nan
+        rows.append(mean)
+    return torch.cat(rows), problems
+
+
+@torch.no_grad()
+def embed_texts(model: VideoTextModel, texts: list[str], vocabulary: Vocabulary) -> Tensor:
+    """Embeddings (texts, D)."""
+    model.eval()
+    device = next(model.parameters()).device
+    return model.encode_text(vocabulary.encode_all(texts, EVAL_WORDS).to(device)).cpu()
+
+
+def trimmed_step_recall(similarity: Tensor, segments: list[Segment]) -> float:
+    """The release's CTR in percent: mean over tasks of the top-1 step recall of trimmed segments.
+
+    Args:
+        similarity: (segments, segments), texts in rows and videos in columns.
+    """
+    scores = []
+    for task in sorted({s.task for s in segments}):
+        rows = [i for i, s in enumerate(segments) if s.task == task]
+        texts = list(dict.fromkeys(segments[i].text for i in rows))
+        first = [next(i for i in rows if segments[i].text == text) for text in texts]
+        table = similarity[first][:, rows].T  # (segments of the task, its steps)
+        right = torch.tensor([texts.index(segments[i].text) for i in rows])
+        scores.append(metrics.top1_step_recall(table, right))
+    return 100 * float(np.mean(scores))
+
+
+def assigned_step_recall(
+    model: VideoTextModel,
+    segments: list[Segment],
+    folder: Path,
+    shape: ClipShape,
+    vocabulary: Vocabulary,
+    cosine: bool = False,
+    workers: int = 0,
+) -> float:
+    """CrossTask's CTR in percent: one window assigned to each step in order, mean over tasks."""
+    counts: dict[str, list[int]] = {}
+    steps_of: dict[str, list[str]] = {}
+    for s in sorted(segments, key=lambda s: (s.video_id, s.start)):
+        steps = steps_of.setdefault(s.task, [])
+        if s.text not in steps:
+            steps.append(s.text)
+    for video in dict.fromkeys(s.video_id for s in segments):
+        own = [s for s in segments if s.video_id == video]
+        steps = steps_of[own[0].task]
+        length = max(int(max(s.end for s in own)), len(steps))
+        seconds = [Segment(video, float(t), t + 1.0, "", own[0].task) for t in range(length)]
+        embedded, _ = embed_segments(model, seconds, folder, shape, 1, workers, batch=32)
+        score = compare(embedded, embed_texts(model, steps, vocabulary), cosine)
+        # A window speaks for its middle.
+        times = torch.arange(length, dtype=torch.float64) + shape.seconds / 2
+        spans = [[(s.start, s.end) for s in own if s.text == step] for step in steps]
+        found, present = metrics.ordered_step_recall(score.nan_to_num(-1e9), times, spans)
+        total = counts.setdefault(own[0].task, [0, 0])
+        total[0] += found
+        total[1] += present
+    return 100 * float(np.mean([found / present for found, present in counts.values()]))
+
+
+def compare(a: Tensor, b: Tensor, cosine: bool) -> Tensor:
+    """Similarity (A, B) of embeddings (A, D) and (B, D)."""
+    if cosine:
+        a, b = torch.nn.functional.normalize(a, dim=-1), torch.nn.functional.normalize(b, dim=-1)
+    return a @ b.T
+
+
+def evaluate(
+    model: VideoTextModel,
+    vocabulary: Vocabulary,
+    segments: list[Segment],
+    folder: Path,
+    shape: ClipShape,
+    windows: int = 10,
+    cosine: bool = False,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """All numbers: {"pairs", "unusable", "text_to_video", "video_to_text", "trimmed_ctr"}."""
+    videos, problems = embed_segments(model, segments, folder, shape, windows, workers)
+    texts = embed_texts(model, [s.text for s in segments], vocabulary)
+    similarity = compare(texts, videos, cosine)
+    return {
+        "pairs": len(segments),
+        "chance_R@10": 100 * min(10 / len(segments), 1.0),
+        "unusable": problems,
+        "text_to_video": metrics.retrieval(similarity),
+        "video_to_text": metrics.retrieval(similarity.T),
+        "trimmed_ctr": trimmed_step_recall(similarity.nan_to_num(-torch.inf), segments),
+    }
+
+
+def load_run(folder: Path) -> tuple[VideoTextModel, Vocabulary, ClipShape, dict[str, Any]]:
+    """Model, vocabulary, clip shape and settings of a training run."""
+    path = next(
+        (folder / n for n in ("model.safetensors", "last.pt") if (folder / n).exists()), None
+    )
+    if path is None:
+        raise SystemExit(f"{folder}: no model.safetensors and no last.pt; train first")
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    shape = ClipShape(
+        settings["frames"], settings["fps"], settings["size"], settings["resize"] or None
+    )
+    return weights.load_model(path), Vocabulary.load(folder / "vocabulary.json"), shape, settings
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a training run")
+    parser.add_argument("--weights", type=Path, help="file of weights, without a run")
+    parser.add_argument("--word-vectors", type=Path, help="its word vectors, for their vocabulary")
+    parser.add_argument("--annotation", type=Path, help="default: test.csv of the run's data")
+    parser.add_argument("--videos", type=Path, help="default: videos/ of the run's data")
+    parser.add_argument("--windows", type=int, default=10)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--fps", type=float, default=10.0)
+    parser.add_argument("--similarity", choices=("dot", "cosine"), default="dot")
+    parser.add_argument(
+        "--assigned", action="store_true", help="also CrossTask's CTR, on whole videos"
+    )
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    if options.run:
+        model, vocabulary, shape, settings = load_run(options.run)
+        root = Path(settings["data"])
+    elif options.weights and options.word_vectors and options.annotation and options.videos:
+        model, root = weights.load_model(options.weights), Path()
+        vocabulary, _ = load_word_vectors(options.word_vectors)
+        shape = ClipShape(options.frames, options.fps, options.size, options.size)
+    else:
+        parser.error("give a run, or --weights, --word-vectors, --annotation and --videos")
+    model.to(options.device)
+    segments = read_segments(options.annotation or root / "test.csv")
+    folder, cosine = options.videos or root / "videos", options.similarity == "cosine"
+    result = evaluate(
+        model, vocabulary, segments, folder, shape, options.windows, cosine, options.workers
+    )
+    if options.assigned:
+        result["assigned_ctr"] = assigned_step_recall(
+            model, segments, folder, shape, vocabulary, cosine, options.workers
+        )
+    show(result)
+    if options.run:
+        (options.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the numbers as a table."""
+    print(f"{result['pairs']} pairs; chance R@10 {result['chance_R@10']:.1f} %")
+    if result["unusable"]:
+        print(f"unusable videos, ranked last: {result['unusable']}")
+    print(f"{'':15}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}")
+    for name in ("text_to_video", "video_to_text"):
+        row = result[name]
+        cells = "".join(f"{row[key]:7.1f}" for key in ("R@1", "R@5", "R@10", "MedR"))
+        print(f"{name.replace('_', ' '):15}{cells}")
+    print(f"CTR, trimmed segments: {result['trimmed_ctr']:.1f} %")
+    if "assigned_ctr" in result:
+        print(f"CTR, assigned in whole videos: {result['assigned_ctr']:.1f} %")
+
+
+if __name__ == "__main__":
+    main()

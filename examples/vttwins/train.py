@@ -1,0 +1,364 @@
+"""Train VT-TWINS. From the root of the checkout:
+
+A newcomer's run, minutes on two CPU cores (the set is written by synthetic.py):
+    python -m examples.vttwins.synthetic --out data/narrated
+    python -m examples.vttwins.train demo
+
+The same on two processes, with the gradient of one:
+    torchrun --nproc-per-node 2 -m examples.vttwins.train demo --workers 1 --threads 1
+
+The paper's hyperparameters on eight GPUs of one machine, then on four such machines:
+    torchrun --nproc-per-node 8 -m examples.vttwins.train paper --data /data/howto100m \
+        --word-vectors /data/word2vec.pth --bf16
+    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint head:29500 \
+        -m examples.vttwins.train paper --data /data/howto100m --word-vectors /data/word2vec.pth
+
+A row of the paper's ablation (plain cosine; --no-contrastive and --gamma make the others):
+    torchrun --nproc-per-node 8 -m examples.vttwins.train ablation --cost cosine \
+        --data /data/howto100m --train-csv tenth.csv --word-vectors /data/word2vec.pth
+
+The same line again goes on where the last checkpoint was written, whatever ended the run; SIGTERM
+saves first. --restart begins anew. All options: --help. Logs: log.jsonl and TensorBoard in --out.
+
+Requirements: torch, softdtw_kernels, av, NumPy, tqdm; tensorboard unless --no-tensorboard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import signal
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from examples.vttwins import checkpoint, config, data, distributed, tda, weights
+from examples.vttwins.config import Settings
+from examples.vttwins.distributed import Place
+from examples.vttwins.loss import SequenceLoss
+from examples.vttwins.model import VideoTextModel
+from examples.vttwins.words import Vocabulary, load_word_vectors
+
+
+def learning_rate(step: int, steps: int, settings: Settings) -> float:
+    """Linear warm-up from ``warmup_from``, then cosine annealing to 0 at the last step."""
+    if step < settings.warmup:
+        share = step / settings.warmup
+        return settings.warmup_from + share * (settings.learning_rate - settings.warmup_from)
+    share = (step - settings.warmup) / max(steps - settings.warmup, 1)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def build_model(
+    settings: Settings,
+    vocabulary_file: Path,
+    captions: data.NarratedVideos | None = None,
+) -> tuple[VideoTextModel, Vocabulary]:
+    """Model and vocabulary; the latter from word vectors, from the run's file, or from captions."""
+    table = None
+    if settings.word_vectors:
+        vocabulary, table = load_word_vectors(settings.word_vectors, settings.dictionary or None)
+    else:
+        vocabulary = Vocabulary.load(vocabulary_file)
+    torch.manual_seed(settings.seed)
+    model = VideoTextModel(
+        settings.front_end,
+        vocabulary_size=len(vocabulary),
+        embedding_dim=settings.embedding_dim,
+        word_dim=300 if table is None else table.shape[1],
+        train_words=table is None,
+    )
+    if table is not None:
+        with torch.no_grad():
+            model.text_module.word_embd.weight.copy_(table)
+    if settings.weights:
+        weights.load_into(model, settings.weights)
+    if settings.cross_rank_bn:
+        distributed.use_cross_rank_batch_norm(model)
+    return model, vocabulary
+
+
+def build_loss(settings: Settings) -> SequenceLoss:
+    return SequenceLoss(
+        settings.operator,
+        cost=settings.cost,
+        contrastive=settings.contrastive,
+        gamma=settings.gamma,
+        dummy_cost=settings.dummy_cost,
+        origin_count=settings.origin_count,
+        direction=settings.direction,
+        temperature=settings.temperature,
+    )
+
+
+def write_vocabulary(videos: list[str], captions: Path, path: Path) -> None:
+    """Vocabulary of all training captions, for a model that learns its words from scratch."""
+    texts: list[str] = []
+    for video in videos:
+        try:
+            texts += data.Captions.load(captions / f"{Path(video).name.split('.')[0]}.json").text
+        except data.VideoError:
+            continue  # counted when a batch meets it
+    Vocabulary.from_captions(texts).save(path)
+
+
+def batch_loss(
+    model: nn.Module,
+    loss: SequenceLoss,
+    video: Tensor,
+    words: Tensor,
+    place: Place,
+    uniform: Tensor | None = None,
+    tau: float = tda.TAU,
+) -> Tensor:
+    """Loss of this rank's part of the global batch; its mean over ranks is the loss of the batch.
+
+    Args:
+        video: (b, n, 3, T, H, W) in [0, 1], this rank's sequences.
+        words: (b, m, W).
+        uniform: (2, b * ranks) numbers in [0, 1), the same on all ranks, for the temporal data
+            augmentation of videos and of texts; None: none.
+    """
+    b, n, m = video.shape[0], video.shape[1], words.shape[1]
+    v, t = model(video.flatten(0, 1), words.flatten(0, 1))
+    wide = torch.promote_types(v.dtype, torch.float32)  # out of autocast: the loss is not for bf16
+    v = F.normalize(v.to(wide), dim=-1).unflatten(0, (b, n))
+    t = F.normalize(t.to(wide), dim=-1).unflatten(0, (b, m))
+    v, t = distributed.gather(v), distributed.gather(t)
+    if uniform is not None:
+        v = tda.permute(v, tda.draw_permutations(v, uniform[0], tau=tau))
+        t = tda.permute(t, tda.draw_permutations(t, uniform[1], tau=tau))
+    return loss(v, t, rows=slice(place.rank * b, (place.rank + 1) * b))
+
+
+class Run:
+    """A training run: what is saved, and the loop."""
+
+    def __init__(self, settings: Settings, place: Place) -> None:
+        self.settings, self.place = settings, place
+        self.out, root = Path(settings.out), Path(settings.data)
+        videos = data.read_column(root / settings.train_csv, "video_path")
+        vocabulary_file = self.out / "vocabulary.json"
+        if place.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if not settings.word_vectors and not vocabulary_file.exists():
+                write_vocabulary(videos, root / "captions", vocabulary_file)
+            settings_text = json.dumps(dataclasses.asdict(settings), indent=1)
+            (self.out / "settings.json").write_text(settings_text, encoding="utf-8")
+        if place.world > 1:
+            torch.distributed.barrier()
+        self.model, vocabulary = build_model(settings, vocabulary_file)
+        if settings.word_vectors and place.first:
+            vocabulary.save(vocabulary_file)
+        self.model.to(place.device)
+        self.optimizer = torch.optim.Adam(
+            [p for p in self.model.parameters() if p.requires_grad], lr=settings.learning_rate
+        )
+        per_epoch = len(videos) // (settings.batch * settings.accumulate)
+        self.steps = settings.steps or settings.epochs * max(per_epoch, 1)
+        self.step = 0
+        self.skipped = 0
+        self._resume()
+        self.loss = build_loss(settings)
+        shape = data.ClipShape(
+            settings.frames, settings.fps, settings.size, settings.resize or None
+        )
+        dataset = data.NarratedVideos(
+            videos, root / "videos", root / "captions", vocabulary, shape,
+            settings.captions, settings.clips, seed=settings.seed,
+        )  # fmt: skip
+        batches = data.StepBatches(
+            len(videos), settings.batch, self.steps * settings.accumulate,
+            self.step * settings.accumulate, settings.seed, place.rank, place.world,
+        )  # fmt: skip
+        self.loader = data.loader(
+            dataset, batches, settings.workers, pin=place.device.type == "cuda"
+        )
+        self.network: nn.Module = self.model
+        if settings.compile:
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
+        if place.world > 1:
+            devices = [place.device.index] if place.device.type == "cuda" else None
+            # Buffers are per-rank statistics, as released; rank 0's are the ones saved.
+            self.network = DistributedDataParallel(
+                self.network, device_ids=devices, broadcast_buffers=False
+            )
+
+    def _resume(self) -> None:
+        saved = checkpoint.load_checkpoint(self.out)
+        if saved is None:
+            return
+        changed = config.differences(saved["settings"], self.settings)
+        if changed:
+            raise SystemExit(
+                f"{self.out} holds a run with other settings ({'; '.join(changed)}). "
+                "Give another --out, or --restart to begin anew."
+            )
+        self.model.load_state_dict(saved["state_dict"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.skipped = saved["step"], saved["skipped"]
+
+    def save(self) -> None:
+        if not self.place.first:
+            return
+        content = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "settings": dataclasses.asdict(self.settings),
+        }
+        checkpoint.save_checkpoint(self.out, content)
+
+    def uniform(self, batch: int) -> Tensor | None:
+        """Numbers for the temporal augmentation, by seed and batch number, alike on all ranks."""
+        if not self.settings.tda:
+            return None
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + batch)
+        return torch.rand(2, self.settings.batch, generator=generator, dtype=torch.float64)
+
+    def optimize(self, batches: list[dict[str, Any]]) -> dict[str, float]:
+        """One optimizer step over ``accumulate`` batches; returns what to log."""
+        settings, place = self.settings, self.place
+        self.network.train()
+        rate = learning_rate(self.step, self.steps, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=place.device)
+        for k, batch in enumerate(batches):
+            video = batch["video"].to(place.device, non_blocking=True).float().div_(255)
+            words = batch["words"].to(place.device, non_blocking=True)
+            last = k == len(batches) - 1
+            alone = isinstance(self.network, DistributedDataParallel) and not last
+            with self.network.no_sync() if alone else nullcontext():  # type: ignore[operator]
+                with torch.autocast(place.device.type, torch.bfloat16, enabled=settings.bf16):
+                    value = batch_loss(
+                        self.network, self.loss, video, words, place,
+                        self.uniform(self.step * len(batches) + k), settings.tda_tau,
+                    ) / len(batches)  # fmt: skip
+                value.backward()
+            total += value.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm or math.inf)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"step {self.step}: the gradient is not finite")
+        self.optimizer.step()
+        self.step += 1
+        skipped = torch.tensor(float(sum(len(b["skipped"]) for b in batches)), device=place.device)
+        means = distributed.mean_over_ranks(torch.stack((total, skipped)))
+        self.skipped += round(float(means[1]) * place.world)
+        return {"loss": float(means[0]), "gradient_norm": float(norm), "learning_rate": rate}
+
+    def train(self) -> bool:
+        """Train to the end, or until a SIGTERM; returns whether the end was reached."""
+        settings, first = self.settings, self.place.first
+        stop = _StopRequest()
+        log = checkpoint.Log(self.out / checkpoint.LOG, self.step) if first else None
+        board = _tensorboard(self.out, self.step) if first and settings.tensorboard else None
+        bar = tqdm(
+            total=self.steps, initial=self.step, disable=not first, mininterval=1, unit="step"
+        )
+        clips = settings.batch * settings.accumulate * settings.clips
+        stream = iter(self.loader)
+        stopped = False
+        while self.step < self.steps and not stopped:
+            began = time.perf_counter()
+            batches = [next(stream) for _ in range(settings.accumulate)]
+            waited = time.perf_counter() - began
+            entry = {"step": self.step, **self.optimize(batches)}
+            seconds = time.perf_counter() - began
+            self._record_skipped(batches)
+            entry |= {
+                "seconds": seconds,
+                "wait_seconds": waited,
+                "decode_seconds": sum(b["decode_seconds"] for b in batches),
+                "clips_per_second": clips / seconds,
+                "skipped": self.skipped,
+            }
+            if log is not None:
+                log.write(entry)
+            if board is not None:
+                for name in (
+                    "loss",
+                    "gradient_norm",
+                    "learning_rate",
+                    "clips_per_second",
+                    "skipped",
+                ):
+                    board.add_scalar(name, entry[name], self.step - 1)
+            bar.update()
+            bar.set_postfix(loss=f"{entry['loss']:.3f}", skipped=self.skipped, refresh=False)
+            stopped = distributed.any_rank(stop.requested, self.place.device)
+            if stopped or self.step == self.steps or self.step % settings.save_every == 0:
+                self.save()
+        bar.close()
+        for writer in (log, board):
+            if writer is not None:
+                writer.close()
+        if not stopped and first:
+            weights.export_safetensors(self.model, self.out / "model.safetensors")
+        return not stopped
+
+    def _record_skipped(self, batches: list[dict[str, Any]]) -> None:
+        entries = [entry for batch in batches for entry in batch["skipped"]]
+        if entries:
+            with (self.out / f"skipped-{self.place.rank}.jsonl").open(
+                "a", encoding="utf-8"
+            ) as file:
+                for video, reason in entries:
+                    line = {"step": self.step - 1, "video": video, "reason": reason}
+                    file.write(json.dumps(line) + "\n")
+
+
+class _StopRequest:
+    """Notes a SIGTERM, so that the step under way is finished and saved."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+
+def _tensorboard(out: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("tensorboard is not installed: logging to log.jsonl only")
+        return None
+    return SummaryWriter(str(out / "tensorboard"), purge_step=step)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    settings, options = config.parse(arguments, __doc__)
+    place = distributed.start(settings.device or None)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        if options.restart and place.first:
+            shutil.rmtree(settings.out, ignore_errors=True)
+        if options.restart and place.world > 1:
+            torch.distributed.barrier()
+        run = Run(settings, place)
+        if place.first and run.step:
+            done = " (finished; --restart begins anew)" if run.step == run.steps else ""
+            print(f"{settings.out}: going on from step {run.step} of {run.steps}{done}")
+        if not run.train() and place.first:
+            print(f"SIGTERM: saved at step {run.step} of {run.steps} in {settings.out}")
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
