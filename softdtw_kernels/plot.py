@@ -13,6 +13,7 @@ from torch import Tensor
 
 try:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError(
         "softdtw_kernels.plot needs matplotlib: pip install 'softdtw-kernels[plot]'"
@@ -92,7 +93,7 @@ def plot_alignment(
         side.set_visible(False)
     ax.tick_params(length=2)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        axis.set_major_locator(MaxNLocator(integer=True))
     above = ax
     if y is not None:
         above = ax.inset_axes((0.0, 1.02, 1.0, MARGIN), sharex=ax)
