@@ -3,7 +3,15 @@ and on CUDA.
 """
 
 from ._version import __version__
+from .alignment import (
+    Alignment,
+    s2dtw_alignment,
+    s2dtw_alignment_from_cost,
+    soft_dtw_alignment,
+    soft_dtw_alignment_from_cost,
+)
 from .autograd import S2DTWFunction, SoftDTWFunction
+from .barycenter import soft_dtw_barycenter
 from .costs import cost_matrix
 from .functional import (
     s2dtw,
@@ -12,15 +20,24 @@ from .functional import (
     soft_dtw_divergence,
     soft_dtw_from_cost,
 )
+from .losses import S2DTWLoss, SoftDTWLoss
 
 __all__ = [
+    "Alignment",
     "S2DTWFunction",
+    "S2DTWLoss",
     "SoftDTWFunction",
+    "SoftDTWLoss",
     "__version__",
     "cost_matrix",
     "s2dtw",
+    "s2dtw_alignment",
+    "s2dtw_alignment_from_cost",
     "s2dtw_from_cost",
     "soft_dtw",
+    "soft_dtw_alignment",
+    "soft_dtw_alignment_from_cost",
+    "soft_dtw_barycenter",
     "soft_dtw_divergence",
     "soft_dtw_from_cost",
 ]

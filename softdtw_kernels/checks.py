@@ -162,6 +162,11 @@ def check_reduction(reduction: Any) -> None:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
 
 
+def check_backend(backend: Any) -> None:
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
+
+
 def check_cost_name(cost: Any) -> None:
     """A name in COSTS or a callable."""
     if isinstance(cost, str):

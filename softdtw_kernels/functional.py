@@ -27,12 +27,17 @@ from .costs import Cost, computing_dtype, from_features, repeat_first_beyond
 
 
 class Problem(NamedTuple):
-    """A checked problem: costs, lengths expanded to the batch, and the module that solves it."""
+    """A checked problem: costs, lengths expanded to the batch, and the backend that solves it."""
 
-    engine: ModuleType  # `autograd` (kernels) or `backends.reference`
+    backend: str
     cost: Tensor  # (*, N, M)
     x_lengths: Tensor | None  # (*)
     y_lengths: Tensor | None
+
+    @property
+    def engine(self) -> ModuleType:
+        """`autograd` (the kernels) or `backends.reference`: the same functions, differentiable."""
+        return reference if self.backend == "reference" else autograd
 
     def parameter(self, value: Number, name: str) -> Tensor:
         return batch_parameter(value, name, self.cost.shape[:-2], self.cost.device)
@@ -45,7 +50,7 @@ def problem_from_cost(
     name = backends.select(backend, cost)
     batch = cost.shape[:-2]
     return Problem(
-        _engine(name),
+        name,
         cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else cost,
         _expand(check_lengths(x_lengths, "x_lengths", batch, cost.device), batch),
         _expand(check_lengths(y_lengths, "y_lengths", batch, cost.device), batch),
@@ -73,11 +78,7 @@ def problem_from_features(
     costs = from_features(x, y, cost, pairwise, name)
     if pairwise and own_x is not None:
         own_x = own_x[..., None]
-    return Problem(_engine(name), costs, _expand(own_x, batch), _expand(own_y, batch))
-
-
-def _engine(backend: str) -> ModuleType:
-    return reference if backend == "reference" else autograd
+    return Problem(name, costs, _expand(own_x, batch), _expand(own_y, batch))
 
 
 def _expand(lengths: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
@@ -128,10 +129,9 @@ def soft_dtw_from_cost(
 
 
 def _plain_value(problem: Problem, gamma: Number, bandwidth: int | None) -> Tensor:
-    engine, cost, x_lengths, y_lengths = problem
-    return engine.value(
-        cost, problem.parameter(gamma, "gamma"), None, x_lengths, y_lengths, bandwidth
-    )
+    _, cost, x_lengths, y_lengths = problem
+    gamma = problem.parameter(gamma, "gamma")
+    return problem.engine.value(cost, gamma, None, x_lengths, y_lengths, bandwidth)
 
 
 def s2dtw(
@@ -182,12 +182,12 @@ def _weak_value(
     dummy_cost: Number | None,
     origin_count: float,
 ) -> Tensor:
-    engine, cost, x_lengths, y_lengths = problem
+    _, cost, x_lengths, y_lengths = problem
     gamma = problem.parameter(gamma, "gamma")
     dummy = None if dummy_cost is None else problem.parameter(dummy_cost, "dummy_cost")
     if not smoothing:
-        return engine.value(cost, gamma, dummy, x_lengths, y_lengths, None)
-    return engine.smoothed_value(cost, gamma, dummy, x_lengths, y_lengths, origin_count)
+        return problem.engine.value(cost, gamma, dummy, x_lengths, y_lengths, None)
+    return problem.engine.smoothed_value(cost, gamma, dummy, x_lengths, y_lengths, origin_count)
 
 
 def soft_dtw_divergence(

@@ -9,6 +9,8 @@ from types import ModuleType
 
 from torch import Tensor
 
+from ..checks import check_backend
+
 _MODULES = {
     "numba": "numba_cpu",
     "cuda": "cupy_cuda",
@@ -45,8 +47,7 @@ def select(backend: str | None, x: Tensor) -> str:
         )
     if backend == "reference":
         return backend
-    if backend not in _DEVICES:
-        raise ValueError(f"backend must be None, 'numba', 'cuda' or 'reference', got {backend!r}")
+    check_backend(backend)
     if device != _DEVICES[backend]:
         raise ValueError(
             f"backend {backend!r} takes tensors on {_DEVICES[backend]}, got one on {x.device}; "

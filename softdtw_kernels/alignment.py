@@ -1,0 +1,163 @@
+"""Alignments: the value, the expected alignment as a differentiable matrix, the cheapest path."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import Lengths, Number, check_bandwidth, check_origin_count
+from .costs import Cost
+from .functional import Problem, problem_from_cost, problem_from_features
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Alignment:
+    """What :func:`soft_dtw_alignment` and the other alignment functions return.
+
+    Attributes:
+        value: (*), the soft-DTW or S2DTW value.
+        expected: (*, N, M), the expected number of visits of each pair (i, j) under the Gibbs
+            distribution of the alignments, exp(-cost / gamma) / Z: the gradient of the value in the
+            costs of the lattice. In [0, 1] at every pair, exactly 0 beyond the lengths, outside the
+            band and at forbidden pairs, NaN for an item whose value is NaN. Differentiable once
+            more.
+    """
+
+    value: Tensor
+    expected: Tensor
+    _problem: Problem
+    _dummy: Tensor | None = None
+    _bandwidth: int | None = None
+
+    def __repr__(self) -> str:
+        shapes = tuple(self.value.shape), tuple(self.expected.shape)
+        return "Alignment(value of shape {}, expected of shape {})".format(*shapes)
+
+    def path(self) -> Any:
+        """The cheapest alignment (gamma = 0): an int64 tensor (L, 2) of its pairs in order.
+
+        Of equally cheap predecessors the diagonal one is taken, then the one above. With dummy
+        costs, the pairs that the path visits; S2DTW paths are cheapest for the smoothed costs. No
+        allowed path, or a NaN, gives (0, 2). A batch gives a list of such tensors, a batch of
+        several leading dimensions a list of lists.
+
+        Costs O(N M) time and memory, one item at a time. Not differentiable.
+        """
+        with torch.no_grad():
+            _, cost, x_lengths, y_lengths = self._problem
+            paths = self._problem.engine.path(
+                cost.detach(), self._dummy, x_lengths, y_lengths, self._bandwidth
+            )
+        return _nested(paths, cost.shape[:-2])
+
+
+def _nested(paths: list[Tensor], batch: tuple[int, ...]) -> Any:
+    if not batch:
+        return paths[0]
+    if len(batch) == 1:
+        return paths
+    size = math.prod(batch[1:])
+    return [_nested(paths[k * size : (k + 1) * size], batch[1:]) for k in range(batch[0])]
+
+
+def soft_dtw_alignment(
+    x: Tensor,
+    y: Tensor,
+    *,
+    gamma: Number = 1.0,
+    cost: Cost = "sqeuclidean",
+    x_lengths: Lengths = None,
+    y_lengths: Lengths = None,
+    bandwidth: int | None = None,
+    pairwise: bool = False,
+    backend: str | None = None,
+) -> Alignment:
+    """TODO"""
+    bandwidth = check_bandwidth(bandwidth)
+    problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
+    return _align(problem, gamma, None, bandwidth)
+
+
+def soft_dtw_alignment_from_cost(
+    cost: Tensor,
+    *,
+    gamma: Number = 1.0,
+    x_lengths: Lengths = None,
+    y_lengths: Lengths = None,
+    bandwidth: int | None = None,
+    backend: str | None = None,
+) -> Alignment:
+    """TODO"""
+    bandwidth = check_bandwidth(bandwidth)
+    problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
+    return _align(problem, gamma, None, bandwidth)
+
+
+def s2dtw_alignment(
+    x: Tensor,
+    y: Tensor,
+    *,
+    gamma: Number = 0.1,
+    cost: Cost = "shifted_cosine",
+    smoothing: bool = True,
+    dummy_cost: Number | None = 0.5,
+    origin_count: float = 1,
+    x_lengths: Lengths = None,
+    y_lengths: Lengths = None,
+    pairwise: bool = False,
+    backend: str | None = None,
+) -> Alignment:
+    """TODO"""
+    origin_count = check_origin_count(origin_count)
+    problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
+    return _align_smoothed(problem, gamma, smoothing, dummy_cost, origin_count)
+
+
+def s2dtw_alignment_from_cost(
+    cost: Tensor,
+    *,
+    gamma: Number = 0.1,
+    smoothing: bool = True,
+    dummy_cost: Number | None = 0.5,
+    origin_count: float = 1,
+    x_lengths: Lengths = None,
+    y_lengths: Lengths = None,
+    backend: str | None = None,
+) -> Alignment:
+    """TODO"""
+    origin_count = check_origin_count(origin_count)
+    problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
+    return _align_smoothed(problem, gamma, smoothing, dummy_cost, origin_count)
+
+
+def _align_smoothed(
+    problem: Problem,
+    gamma: Number,
+    smoothing: bool,
+    dummy_cost: Number | None,
+    origin_count: float,
+) -> Alignment:
+    """The alignment at the smoothed costs: not the derivative through the smoothing."""
+    dummy = None if dummy_cost is None else problem.parameter(dummy_cost, "dummy_cost")
+    if smoothing:
+        _, cost, *lengths = problem
+        gamma_batch = problem.parameter(gamma, "gamma")
+        smoothed = problem.engine.smooth(cost, gamma_batch, *lengths, origin_count)
+        problem = problem._replace(cost=smoothed)
+    return _align(problem, gamma, dummy, None)
+
+
+def _align(
+    problem: Problem, gamma: Number, dummy: Tensor | None, bandwidth: int | None
+) -> Alignment:
+    _, cost, x_lengths, y_lengths = problem
+    arguments = cost, problem.parameter(gamma, "gamma"), dummy, x_lengths, y_lengths, bandwidth
+    ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
+    expected, _, _ = problem.engine.gradient(*arguments, ones, False)
+    dummy = None if dummy is None else dummy.detach()
+    problem = problem._replace(cost=cost.detach())
+    return Alignment(problem.engine.value(*arguments), expected, problem, dummy, bandwidth)

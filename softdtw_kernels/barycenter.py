@@ -1,0 +1,164 @@
+"""Soft-DTW barycenters: the sequence that minimizes a weighted sum of soft-DTW values."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from .checks import Lengths, Number, check_lengths, check_tensor
+from .costs import Cost, computing_dtype
+from .functional import soft_dtw
+
+
+def soft_dtw_barycenter(
+    sequences: Tensor | Sequence[Tensor],
+    *,
+    lengths: Lengths = None,
+    weights: Tensor | Sequence[float] | None = None,
+    init: Tensor | int | None = None,
+    gamma: Number = 1.0,
+    cost: Cost = "sqeuclidean",
+    bandwidth: int | None = None,
+    divergence: bool = False,
+    max_iter: int = 100,
+    tol: float = 1e-5,
+    backend: str | None = None,
+) -> Tensor:
+    """TODO"""
+    if not isinstance(sequences, Tensor):
+        sequences, lengths = _padded(sequences, lengths)
+    check_tensor(sequences, "sequences", "(B, N, D)")
+    if sequences.dim() != 3 or sequences.shape[0] == 0:
+        raise ValueError(f"sequences must have shape (B, N, D), got {tuple(sequences.shape)}")
+    lengths = check_lengths(lengths, "lengths", sequences.shape[:1], sequences.device)
+    dtype = sequences.dtype
+    # Leaves inference mode, whose tensors cannot be saved for a backward pass.
+    with torch.inference_mode(False), torch.enable_grad():
+        sequences = sequences.detach().clone()
+        if lengths is not None:
+            lengths = lengths.clone()
+        sequences, _ = computing_dtype(sequences, sequences)
+        shares = _shares(weights, sequences)
+        gamma = gamma.detach() if isinstance(gamma, Tensor) else gamma
+        start = _start(init, sequences, lengths, shares)
+
+        def objective(z: Tensor) -> Tensor:
+            values = soft_dtw(
+                z,
+                sequences,
+                gamma=gamma,
+                cost=cost,
+                y_lengths=lengths,
+                bandwidth=bandwidth,
+                backend=backend,
+            )
+            total = values.double() @ shares
+            if divergence:  # the terms of the sequences with themselves are constant
+                own = soft_dtw(z, z, gamma=gamma, cost=cost, bandwidth=bandwidth, backend=backend)
+                total = total - 0.5 * own.double()
+            return total
+
+        return _minimize(objective, start, max_iter, tol).to(dtype)
+
+
+def _padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tensor]:
+    """Sequences (N_i, D) as one tensor (B, max N, D) and their lengths."""
+    if lengths is not None:
+        raise ValueError("lengths belong to a padded tensor; a list of sequences has its own")
+    if len(sequences) == 0:
+        raise ValueError("sequences must hold at least one sequence, got an empty list")
+    for k, sequence in enumerate(sequences):
+        check_tensor(sequence, f"sequences[{k}]", "(N, D)")
+        first = sequences[0]
+        if sequence.dim() != 2 or sequence.shape[1] != first.shape[1]:
+            raise ValueError(
+                "sequences must be tensors (N, D) with the same number of features D, "
+                f"got shapes {tuple(first.shape)} and {tuple(sequence.shape)}"
+            )
+        if sequence.dtype != first.dtype or sequence.device != first.device:
+            raise TypeError(
+                "sequences must have one dtype and device, got "
+                f"{first.dtype} on {first.device} and {sequence.dtype} on {sequence.device}"
+            )
+    lengths = torch.tensor([s.shape[0] for s in sequences], device=sequences[0].device)
+    longest = int(lengths.max())
+    return torch.stack([pad(s, (0, 0, 0, longest - s.shape[0])) for s in sequences]), lengths
+
+
+def _shares(weights: Tensor | Sequence[float] | None, sequences: Tensor) -> Tensor:
+    """The weights as float64 that sum to 1."""
+    count = sequences.shape[0]
+    if weights is None:
+        weights = torch.ones(count)
+    weights = torch.as_tensor(weights).detach().to(sequences.device, torch.float64)
+    if weights.shape != (count,):
+        raise ValueError(
+            f"weights must have shape ({count},), one a sequence, got {tuple(weights.shape)}"
+        )
+    if not bool(((weights >= 0) & weights.isfinite()).all() & (weights.sum() > 0)):
+        raise ValueError("weights must be finite, at least 0 and not all 0")
+    return weights / weights.sum()
+
+
+def _start(
+    init: Tensor | int | None, sequences: Tensor, lengths: Tensor | None, shares: Tensor
+) -> Tensor:
+    """The initial barycenter as given, or the weighted mean of the resampled sequences."""
+    features = sequences.shape[-1]
+    if isinstance(init, Tensor):
+        check_tensor(init, "init", "(L, D)")
+        if init.dim() != 2 or init.shape[-1] != features:
+            raise ValueError(f"init must have shape (L, {features}), got {tuple(init.shape)}")
+        return init.detach().to(sequences)
+    if lengths is None:
+        own = torch.full(sequences.shape[:1], sequences.shape[1])
+    else:
+        own = lengths.expand(sequences.shape[:1]).cpu()
+    if init is None:
+        size = max(1, round(float(own.double() @ shares.cpu())))
+    elif isinstance(init, bool) or not hasattr(init, "__index__") or operator.index(init) < 1:
+        raise ValueError(
+            f"init must be None, a positive length L or a tensor (L, {features}), got {init!r}"
+        )
+    else:
+        size = operator.index(init)
+    total = sequences.new_zeros(size, features, dtype=torch.float64)
+    for sequence, n, share in zip(sequences, own.tolist(), shares, strict=True):
+        curves = sequence[:n].double().T[None]  # (1, D, n)
+        total += share * interpolate(curves, size=size, mode="linear", align_corners=True)[0].T
+    return total.to(sequences.dtype)
+
+
+def _minimize(
+    objective: Callable[[Tensor], Tensor], start: Tensor, max_iter: int, tol: float
+) -> Tensor:
+    """L-BFGS with strong Wolfe line search, down to `tol` times the first gradient."""
+    z = start.clone().requires_grad_()
+
+    def evaluate() -> Tensor:
+        value = objective(z)
+        # Not backward(): parameters of a callable cost keep their own gradients.
+        (z.grad,) = torch.autograd.grad(value, z)
+        return value
+
+    first = evaluate()
+    if not bool(first.isfinite()):
+        raise ValueError(
+            f"the objective at the initial barycenter is {first.item()}: "
+            "sequences and init must be finite within their lengths"
+        )
+    assert z.grad is not None
+    resolution = torch.finfo(z.dtype).eps * max(1.0, abs(first.item()))
+    optimizer = torch.optim.LBFGS(
+        [z],
+        max_iter=max_iter,
+        tolerance_grad=tol * float(z.grad.abs().max()),
+        tolerance_change=resolution,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(evaluate)
+    return z.detach()

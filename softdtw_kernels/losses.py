@@ -1,0 +1,134 @@
+"""Soft-DTW and S2DTW as loss modules."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .checks import (
+    Lengths,
+    Number,
+    check_backend,
+    check_bandwidth,
+    check_cost_name,
+    check_number,
+    check_origin_count,
+    check_reduction,
+)
+from .costs import Cost
+from .functional import s2dtw, soft_dtw, soft_dtw_divergence
+
+
+class _AlignmentLoss(nn.Module):
+    def __init__(self, gamma: Number, cost: Cost, reduction: str, backend: str | None) -> None:
+        super().__init__()
+        if not isinstance(gamma, Tensor):
+            check_number(gamma, "gamma")
+        check_cost_name(cost)
+        check_reduction(reduction)
+        check_backend(backend)
+        self.gamma = gamma
+        self.cost = cost
+        self.reduction = reduction
+        self.backend = backend
+
+    def _settings(self) -> dict[str, object]:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        settings = {"gamma": self.gamma, "cost": self.cost, **self._settings()}
+        settings |= {"reduction": self.reduction}
+        if self.backend is not None:
+            settings["backend"] = self.backend
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+
+class SoftDTWLoss(_AlignmentLoss):
+    """TODO"""
+
+    def __init__(
+        self,
+        gamma: Number = 1.0,
+        cost: Cost = "sqeuclidean",
+        *,
+        bandwidth: int | None = None,
+        divergence: bool = False,
+        reduction: str = "mean",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(gamma, cost, reduction, backend)
+        self.bandwidth = check_bandwidth(bandwidth)
+        self.divergence = divergence
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        input_lengths: Lengths = None,
+        target_lengths: Lengths = None,
+    ) -> Tensor:
+        function = soft_dtw_divergence if self.divergence else soft_dtw
+        return function(
+            input,
+            target,
+            gamma=self.gamma,
+            cost=self.cost,
+            x_lengths=input_lengths,
+            y_lengths=target_lengths,
+            bandwidth=self.bandwidth,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def _settings(self) -> dict[str, object]:
+        return {"bandwidth": self.bandwidth, "divergence": self.divergence}
+
+
+class S2DTWLoss(_AlignmentLoss):
+    """TODO"""
+
+    def __init__(
+        self,
+        gamma: Number = 0.1,
+        cost: Cost = "shifted_cosine",
+        *,
+        smoothing: bool = True,
+        dummy_cost: Number | None = 0.5,
+        origin_count: float = 1,
+        reduction: str = "mean",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(gamma, cost, reduction, backend)
+        if dummy_cost is not None and not isinstance(dummy_cost, Tensor):
+            check_number(dummy_cost, "dummy_cost")
+        check_origin_count(origin_count)
+        self.smoothing = smoothing
+        self.dummy_cost = dummy_cost
+        self.origin_count = origin_count
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        input_lengths: Lengths = None,
+        target_lengths: Lengths = None,
+    ) -> Tensor:
+        return s2dtw(
+            input,
+            target,
+            gamma=self.gamma,
+            cost=self.cost,
+            smoothing=self.smoothing,
+            dummy_cost=self.dummy_cost,
+            origin_count=self.origin_count,
+            x_lengths=input_lengths,
+            y_lengths=target_lengths,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "smoothing": self.smoothing,
+            "dummy_cost": self.dummy_cost,
+            "origin_count": self.origin_count,
+        }
