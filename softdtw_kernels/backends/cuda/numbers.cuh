@@ -1,0 +1,279 @@
+// Z = exp(-R / gamma) without overflow, the number that the recursion R = D + softmin(...) is computed in:
+//
+//     Z[i, j] = 2^(-D[i, j] log2(e) / gamma) * (Z[i-1, j-1] + Z[i-1, j] + Z[i, j-1])
+//
+// Z is held as mantissa * 2^(unit * exponent), a floating-point mantissa in [2^(-unit/2), 2^(unit/2)) and an integer
+// exponent that counts in large units, so that equal exponents, the usual case, need no scaling. No exponential and no
+// logarithm of a cumulated number is ever taken: rounding is relative to local costs, whatever the length of the path.
+// Zero (a forbidden cell) is mantissa 0 with the exponent ZERO_EXPONENT.
+//
+// Three arithmetics share one interface:
+//   Scaled<float>, Scaled<double>   for |D| / gamma up to the limits below; sets OUT_OF_RANGE beyond them
+//   Wide<Cost>                      slow; any |D| / gamma, and gamma = 0, the hard minimum
+#pragma once
+#include "portability.cuh"
+
+// What can be wrong with an item; the bits are collected over all of its cells.
+enum Status {
+  FINE = 0,
+  NOT_A_NUMBER = 1,  // NaN or -inf among the costs, or gamma, dummy or a length out of range: the item is NaN
+  OUT_OF_RANGE = 2,  // the item is left to the arithmetic Wide
+  NO_PATH = 4,       // the value is +inf and the gradient 0
+};
+
+constexpr int ZERO_EXPONENT = -(1 << 30);
+constexpr int EXPONENT_LIMIT = 1 << 29;  // differences of two exponents then stay within 32 bits
+constexpr double LOG2_E = 1.4426950408889634074;
+constexpr double LN_2 = 0.69314718055994530942;
+
+// 2^x for |x| <= 0.5: polynomials fitted at Chebyshev nodes, errors 2e-9 and 3e-18.
+// A polynomial rather than the GPU's ex2.approx, so that the emulator computes what the GPU computes.
+__device__ __forceinline__ float exp2_of_fraction(float x) {
+  float y = 1.546144469856910e-4f;
+  y = fmaf(y, x, 1.340042817761584e-3f);
+  y = fmaf(y, x, 9.618056678524639e-3f);
+  y = fmaf(y, x, 5.550327226671303e-2f);
+  y = fmaf(y, x, 2.402265092228876e-1f);
+  y = fmaf(y, x, 6.931472067028326e-1f);
+  return fmaf(y, x, 1.0f);
+}
+
+__device__ __forceinline__ double exp2_of_fraction(double x) {
+  double y = 4.45581790833606449298e-10;
+  y = fma(y, x, 7.074194297288521005559e-9);
+  y = fma(y, x, 1.017805708773394110462e-7);
+  y = fma(y, x, 1.321543253591237616649e-6);
+  y = fma(y, x, 1.525273384155677258925e-5);
+  y = fma(y, x, 1.54035304637243542086e-4);
+  y = fma(y, x, 1.333355814640647069706e-3);
+  y = fma(y, x, 9.618129107587256668065e-3);
+  y = fma(y, x, 5.550410866482162703949e-2);
+  y = fma(y, x, 2.402265069591015956717e-1);
+  y = fma(y, x, 6.931471805599453092537e-1);
+  return fma(y, x, 1.0);
+}
+
+// log2 of a positive number, through the logarithm of its mantissa: used once per value.
+__device__ __forceinline__ double log2_of(double x) { return log2(x); }
+
+template <typename T>
+struct Layout;
+
+template <>
+struct Layout<float> {
+  static constexpr int UNIT = 64;
+  static constexpr float COST_LIMIT = 536870912.0f;  // 2^29, of |D| log2(e) / gamma
+  static __device__ __forceinline__ float round(float x) { return rintf(x); }
+  static __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+  // 2^n for -127 < n < 128
+  static __device__ __forceinline__ float power(int n) { return __int_as_float((n + 127) << 23); }
+  static __device__ __forceinline__ int floor_units(float m) { return (__float_as_int(m) - ((127 - 32) << 23)) >> 29; }
+  static __device__ __forceinline__ float drop_units(float m, int units) {
+    return __int_as_float(__float_as_int(m) - (units << 29));
+  }
+};
+
+template <>
+struct Layout<double> {
+  static constexpr int UNIT = 512;
+  static constexpr double COST_LIMIT = 68719476736.0;  // 2^36
+  static __device__ __forceinline__ double round(double x) { return rint(x); }
+  static __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+  static __device__ __forceinline__ double power(int n) { return __longlong_as_double(int64(n + 1023) << 52); }
+  static __device__ __forceinline__ int floor_units(double m) {
+    return int((__double_as_longlong(m) - (int64(1023 - 256) << 52)) >> 61);
+  }
+  static __device__ __forceinline__ double drop_units(double m, int units) {
+    return __longlong_as_double(__double_as_longlong(m) - (int64(units) << 61));
+  }
+};
+
+template <typename T>
+struct Transition {  // the probabilities of having come from each predecessor; all 0 where Z is 0
+  T diagonal, up, left;
+};
+
+template <typename T>
+struct Scaled {
+  using Real = T;  // of the probabilities and of the expected visits
+  using Cost = T;
+  using L = Layout<T>;
+
+  struct Number {
+    T mantissa;
+    int exponent;
+  };
+
+  struct Weight {  // 2^(-D log2(e) / gamma) = factor * 2^(UNIT * exponent); factor 0 for a forbidden cell
+    T factor;
+    int exponent;
+  };
+
+  T scale, scale_rest;  // log2(e) / gamma as a sum of two
+  int largest_exponent = 0;
+
+  // Returns the status that gamma alone causes.
+  __device__ int start(double gamma) {
+    if (!(gamma >= 0) || gamma == infinity<double>()) return NOT_A_NUMBER;
+    double c = LOG2_E / gamma;
+    scale = T(c);
+    scale_rest = sizeof(T) == 4 ? T(c - double(scale)) : T(fma(-c, gamma, LOG2_E) / gamma);
+    // Gamma 0 or so small that the scale overflows needs the other arithmetic.
+    return c < 1e30 ? FINE : OUT_OF_RANGE;
+  }
+
+  static __device__ __forceinline__ Number zero() { return {T(0), ZERO_EXPONENT}; }
+  static __device__ __forceinline__ Number one() { return {T(1), 0}; }
+  static __device__ __forceinline__ bool is_zero(const Number& z) { return z.mantissa == T(0); }
+
+  __device__ __forceinline__ Weight weight(T cost, int& status) const {
+    // The product cost * (scale + scale_rest) in two terms: its integer part may be large, its fraction stays right.
+    T x = -cost;
+    T product = x * scale;
+    bool large = !(fabs(product) <= L::COST_LIMIT);  // NaN too
+    if (large) {
+      if (!(cost > -infinity<T>())) status |= NOT_A_NUMBER;
+      else if (cost != infinity<T>()) status |= OUT_OF_RANGE;
+      return {T(0), 0};
+    }
+    T rest = L::multiply_add(x, scale_rest, L::multiply_add(x, scale, -product));
+    T units = L::round(product * (T(1) / L::UNIT));
+    T remainder = L::multiply_add(units, T(-L::UNIT), product);
+    T whole = L::round(remainder + rest);
+    T fraction = (remainder - whole) + rest;
+    return {exp2_of_fraction(fraction) * L::power(int(whole)), int(units)};
+  }
+
+  // 2^(UNIT * difference) for a difference <= 0. Below -1 a term is less than 2^-64 of the largest: 0.
+  static __device__ __forceinline__ T align(int difference) {
+    return difference == 0 ? T(1) : (difference == -1 ? L::power(-L::UNIT) : T(0));
+  }
+
+  __device__ __forceinline__ Number combine(const Number& diagonal, const Number& up, const Number& left,
+                                            const Weight& weight, Transition<T>& p, bool with_transition) {
+    int exponent = max(max(diagonal.exponent, up.exponent), left.exponent);
+    T d = diagonal.mantissa * align(diagonal.exponent - exponent);
+    T u = up.mantissa * align(up.exponent - exponent);
+    T l = left.mantissa * align(left.exponent - exponent);
+    T sum = (d + u) + l;
+    T mantissa = sum * weight.factor;
+    if (with_transition) {
+      T inverse = mantissa > T(0) ? reciprocal(sum) : T(0);
+      p.diagonal = d * inverse;
+      p.up = u * inverse;
+      p.left = l * inverse;
+    }
+    if (mantissa == T(0)) return zero();
+    int units = L::floor_units(mantissa);
+    exponent += weight.exponent + units;
+    largest_exponent = max(largest_exponent, abs(exponent));
+    return {L::drop_units(mantissa, units), exponent};
+  }
+
+  __device__ __forceinline__ int final_status() const {
+    return largest_exponent >= EXPONENT_LIMIT ? OUT_OF_RANGE : FINE;
+  }
+
+  // R = -gamma log Z
+  __device__ double value(const Number& z, double gamma) const {
+    return -(log2_of(double(z.mantissa)) + double(L::UNIT) * z.exponent) * LN_2 * gamma;
+  }
+
+  static __device__ __forceinline__ bool hard() { return false; }
+};
+
+// Exponents of 128 bits, or for gamma = 0 the plain minimum of R in float64.
+template <typename C>
+struct Wide {
+  using Real = double;
+  using Cost = C;
+  using L = Layout<double>;
+
+  struct Number {
+    double mantissa;
+    double smallest;  // R of the hard minimum: the value where the exponent saturates, all that is used at gamma = 0
+    int128 exponent;
+  };
+
+  struct Weight {
+    double factor, cost;
+    int128 exponent;
+  };
+
+  static constexpr double SATURATION = 5.192296858534828e33;  // 2^112 units: sums over 2^14 cells stay within 127 bits
+  double scale, scale_rest;
+  bool is_hard, saturated = false;
+
+  __device__ int start(double gamma) {
+    if (!(gamma >= 0) || gamma == infinity<double>()) return NOT_A_NUMBER;
+    is_hard = gamma == 0;
+    scale = is_hard ? 1.0 : LOG2_E / gamma;
+    scale_rest = is_hard ? 0.0 : fma(-scale, gamma, LOG2_E) / gamma;
+    return FINE;
+  }
+
+  static __device__ __forceinline__ Number zero() { return {0.0, infinity<double>(), -(int128(1) << 126)}; }
+  static __device__ __forceinline__ Number one() { return {1.0, 0.0, 0}; }
+  static __device__ __forceinline__ bool is_zero(const Number& z) { return z.mantissa == 0; }
+
+  __device__ Weight weight(double cost, int& status) {
+    if (!(cost > -infinity<double>())) status |= NOT_A_NUMBER;
+    if (!(fabs(cost) < infinity<double>())) return {0.0, infinity<double>(), 0};
+    if (is_hard) return {1.0, cost, 0};
+    double x = -cost, product = x * scale;
+    if (!(fabs(product) < SATURATION * L::UNIT)) {
+      saturated = true;
+      return {1.0, cost, product > 0 ? int128(1) << 112 : -(int128(1) << 112)};
+    }
+    double rest = fma(x, scale_rest, fma(x, scale, -product));
+    double units = rint(product * (1.0 / L::UNIT)), more_units = rint(rest * (1.0 / L::UNIT));
+    double remainder = fma(units, -L::UNIT, product), more = fma(more_units, -L::UNIT, rest);
+    double whole = rint(remainder + more);
+    double fraction = (remainder - whole) + more;
+    return {exp2_of_fraction(fraction) * L::power(int(whole)), cost, int128(units) + int128(more_units)};
+  }
+
+  static __device__ __forceinline__ double align(int128 difference) {
+    return difference == 0 ? 1.0 : (difference == -1 ? L::power(-L::UNIT) : 0.0);
+  }
+
+  __device__ Number combine(const Number& diagonal, const Number& up, const Number& left, const Weight& weight,
+                            Transition<double>& p, bool) {
+    p = {0.0, 0.0, 0.0};
+    double least = fmin(fmin(diagonal.smallest, up.smallest), left.smallest);
+    if (weight.factor == 0 || (is_zero(diagonal) && is_zero(up) && is_zero(left))) return zero();
+    Number z;
+    z.smallest = least + weight.cost;
+    if (is_hard) {  // of equal predecessors the diagonal one, then the one above
+      if (diagonal.smallest == least) p.diagonal = 1;
+      else if (up.smallest == least) p.up = 1;
+      else p.left = 1;
+      z.mantissa = 1;
+      z.exponent = 0;
+      return z;
+    }
+    int128 exponent = diagonal.exponent > up.exponent ? diagonal.exponent : up.exponent;
+    exponent = left.exponent > exponent ? left.exponent : exponent;
+    double d = diagonal.mantissa * align(diagonal.exponent - exponent);
+    double u = up.mantissa * align(up.exponent - exponent);
+    double l = left.mantissa * align(left.exponent - exponent);
+    double sum = (d + u) + l, inverse = 1.0 / sum;
+    p = {d * inverse, u * inverse, l * inverse};
+    double mantissa = sum * weight.factor;
+    int units = L::floor_units(mantissa);
+    z.mantissa = L::drop_units(mantissa, units);
+    z.exponent = exponent + weight.exponent + units;
+    return z;
+  }
+
+  __device__ __forceinline__ int final_status() const { return FINE; }
+
+  __device__ double value(const Number& z, double gamma) const {
+    double units = double(z.exponent);
+    // Beyond 2^100 units the soft and the hard minimum are equal to rounding, and saturation does not touch the latter.
+    if (is_hard || fabs(units) > 1e30) return z.smallest;
+    return -(log2_of(z.mantissa) + L::UNIT * units) * LN_2 * gamma;
+  }
+
+  __device__ __forceinline__ bool hard() const { return is_hard; }
+};

@@ -1,0 +1,95 @@
+// What the kernels need beyond CUDA's own names, in the two places they are compiled:
+// by NVRTC for a GPU, and by a C++ compiler for the emulator of tests/cuda_emulator (SOFTDTW_EMULATOR),
+// whose header defines threadIdx, __shfl_sync and the rest. Neither C nor CUDA headers are included here:
+// NVRTC has none of the former.
+#pragma once
+
+typedef long long int64;
+typedef unsigned long long uint64;
+typedef __int128 int128;  // NVRTC: --device-int128
+
+#define FULL_WARP 0xffffffffu
+constexpr int LANES = 32;
+
+#ifdef SOFTDTW_EMULATOR
+
+#define DYNAMIC_SHARED(name) unsigned char* name = emulator_dynamic_shared()
+
+inline int load_acquire(const int* address) { return emulator_load_acquire(address); }
+inline void store_release(int* address, int value) { emulator_store_release(address, value); }
+inline void pause_while_polling() { emulator_yield(); }
+inline float reciprocal(float x) { return 1.0f / x; }
+inline int atomic_add(int* address, int value) { return emulator_atomic_add(address, value); }
+inline void atomic_or(int* address, int value) { emulator_atomic_or(address, value); }
+
+#else
+
+// 16 bytes is the widest access made to it.
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+__device__ __forceinline__ int load_acquire(const int* address) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_release(int* address, int value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void pause_while_polling() { __nanosleep(32); }
+__device__ __forceinline__ float reciprocal(float x) { return __frcp_rn(x); }
+__device__ __forceinline__ int atomic_add(int* address, int value) { return atomicAdd(address, value); }
+__device__ __forceinline__ void atomic_or(int* address, int value) { atomicOr(address, value); }
+
+#endif
+
+__device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
+
+template <typename T>
+__device__ __forceinline__ T infinity();
+template <>
+__device__ __forceinline__ float infinity<float>() { return __int_as_float(0x7f800000); }
+template <>
+__device__ __forceinline__ double infinity<double>() { return __longlong_as_double(0x7ff0000000000000LL); }
+__device__ __forceinline__ double not_a_number() { return __longlong_as_double(0x7ff8000000000000LL); }
+
+// Shuffles of any type made of 4-byte words. All lanes of the warp take part.
+template <typename T, typename Shuffle>
+__device__ __forceinline__ T shuffle_words(const T& value, Shuffle shuffle) {
+  static_assert(sizeof(T) % 4 == 0, "a whole number of words");
+  union Words {
+    T value;
+    unsigned word[sizeof(T) / 4];
+    __device__ Words() {}
+  } in, out;
+  in.value = value;
+#pragma unroll
+  for (int k = 0; k < int(sizeof(T) / 4); ++k) out.word[k] = shuffle(in.word[k]);
+  return out.value;
+}
+
+template <typename T>
+__device__ __forceinline__ T from_lane_below(const T& value) {  // lane l gets lane l - 1's; lane 0 its own
+  return shuffle_words(value, [](unsigned w) { return __shfl_up_sync(FULL_WARP, w, 1); });
+}
+
+template <typename T>
+__device__ __forceinline__ T from_lane_above(const T& value) {  // lane l gets lane l + 1's; lane 31 its own
+  return shuffle_words(value, [](unsigned w) { return __shfl_down_sync(FULL_WARP, w, 1); });
+}
+
+template <typename T>
+__device__ __forceinline__ T from_lane(const T& value, int lane) {
+  return shuffle_words(value, [lane](unsigned w) { return __shfl_sync(FULL_WARP, w, lane); });
+}
+
+// The sum over the warp in a fixed order, the same on every lane.
+__device__ __forceinline__ double warp_sum(double x) {
+#pragma unroll
+  for (int offset = LANES / 2; offset > 0; offset /= 2) {
+    double other = shuffle_words(x, [offset](unsigned w) { return __shfl_xor_sync(FULL_WARP, w, offset); });
+    x += other;
+  }
+  return x;
+}

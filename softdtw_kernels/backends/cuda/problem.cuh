@@ -1,0 +1,110 @@
+// What a launch is given: a batch of cost matrices with any strides and one gamma, dummy cost and pair of lengths each.
+// Every field is 8 bytes wide. The list below is the only one: the host reads the order of the arguments from it.
+#pragma once
+#include "numbers.cuh"
+
+#define SOFTDTW_FIELDS(X)                                                                             \
+  X(const void*, cost)              /* item p = (b0 * batch1 + b1) * batch2 + b2 */                   \
+  X(int64, pairs)                                                                                     \
+  X(int64, batch1)                                                                                    \
+  X(int64, batch2)                                                                                    \
+  X(int64, stride_b0)               /* strides count elements */                                      \
+  X(int64, stride_b1)                                                                                 \
+  X(int64, stride_b2)                                                                                 \
+  X(int64, stride_row)                                                                                \
+  X(int64, stride_column)                                                                             \
+  X(int64, rows)                    /* N and M of the tensor */                                       \
+  X(int64, columns)                                                                                   \
+  X(const double*, gamma)           /* item p has gamma[p * gamma_stride] */                          \
+  X(int64, gamma_stride)                                                                              \
+  X(double, gamma_number)           /* instead, where gamma is null */                                \
+  X(const double*, dummy)                                                                             \
+  X(int64, dummy_stride)                                                                              \
+  X(double, dummy_number)                                                                             \
+  X(const int64*, x_lengths)        /* null: all N */                                                 \
+  X(int64, x_lengths_stride)                                                                          \
+  X(const int64*, y_lengths)                                                                          \
+  X(int64, y_lengths_stride)                                                                          \
+  X(int64, bandwidth)               /* -1: no band */                                                 \
+  X(const void*, grad_value)        /* in the dtype of the cost */                                    \
+  X(int64, grad_value_stride)                                                                         \
+  X(const void*, tangent_cost)      /* contiguous (pairs, N, M) */                                    \
+  X(const double*, tangent_gamma)   /* contiguous, or null for zeros */                               \
+  X(const double*, tangent_dummy)                                                                     \
+  X(void*, value)                   /* out; null in the backward phase */                             \
+  X(void*, tangent_value)                                                                             \
+  X(void*, grad_cost)               /* out, contiguous (pairs, N, M) */                               \
+  X(double*, grad_gamma)            /* out, (pairs, parts): one part a strip; null: not wanted */     \
+  X(double*, grad_dummy)                                                                              \
+  X(int64, parts)                                                                                     \
+  X(int*, status)                   /* (pairs) */                                                     \
+  X(int*, ticket)                   /* null: a warp does whole items; else a strip a ticket */        \
+  X(int*, progress)                 /* (pairs, strips): rows done, 0 at first */                      \
+  X(void*, borders)                 /* (slots, strips, span): last column of each strip */            \
+  X(void*, flows)                   /* (slots, strips, span): visits that flow left out of a strip */ \
+  X(void*, checkpoints)             /* (slots, strips, tiles, C + 1, 32) */                           \
+  X(void*, tiles)                   /* null: the tile lies in shared memory */                        \
+  X(int64, tile_steps)                                                                                \
+  X(int64, strips)                                                                                    \
+  X(int64, span)                    /* the most rows any strip has */                                 \
+  X(int64, phases)                  /* FORWARD, BACKWARD or both */
+
+#define SOFTDTW_PARAMETER(type, name) type name,
+#define SOFTDTW_FIELD(type, name) type name;
+#define SOFTDTW_VALUE(type, name) name,
+#define SOFTDTW_PARAMETERS SOFTDTW_FIELDS(SOFTDTW_PARAMETER) int64 end_of_parameters
+#define SOFTDTW_VALUES SOFTDTW_FIELDS(SOFTDTW_VALUE) end_of_parameters
+
+enum Phase { FORWARD = 1, BACKWARD = 2 };
+
+struct Problem {
+  SOFTDTW_FIELDS(SOFTDTW_FIELD)
+  int64 end_of_parameters;
+
+  template <typename T>
+  __device__ __forceinline__ const T* cost_of(int64 p) const {
+    int64 b2 = p % batch2, b1 = p / batch2 % batch1, b0 = p / batch2 / batch1;
+    return static_cast<const T*>(cost) + (b0 * stride_b0 + b1 * stride_b1 + b2 * stride_b2);
+  }
+  __device__ __forceinline__ double gamma_of(int64 p) const {
+    return gamma ? gamma[p * gamma_stride] : gamma_number;
+  }
+  __device__ __forceinline__ double dummy_of(int64 p) const {
+    return dummy ? dummy[p * dummy_stride] : dummy_number;
+  }
+};
+
+// One item: its lengths, as rows and columns of the lattice, and its band lowest <= column - row <= highest.
+// The weak lattice has a row of dummy cells before, between and after the rows of the cost, and columns likewise.
+template <bool WEAK>
+struct Item {
+  int64 pair;
+  int n, m, lowest, highest;
+  int status;
+
+  __device__ Item(const Problem& problem, int64 p) : pair(p), status(FINE) {
+    int64 rows = problem.x_lengths ? problem.x_lengths[p * problem.x_lengths_stride] : problem.rows;
+    int64 columns = problem.y_lengths ? problem.y_lengths[p * problem.y_lengths_stride] : problem.columns;
+    if (rows < 1 || rows > problem.rows || columns < 1 || columns > problem.columns) {
+      status = NOT_A_NUMBER;
+      rows = problem.rows;  // the whole item becomes NaN
+      columns = problem.columns;
+    }
+    n = WEAK ? int(2 * rows + 1) : int(rows);
+    m = WEAK ? int(2 * columns + 1) : int(columns);
+    lowest = -n;
+    highest = m;
+    // A band wider than the lattice is no band; the comparison keeps the sums below within 32 bits.
+    if (!WEAK && problem.bandwidth >= 0 && problem.bandwidth < int64(n) + m) {
+      lowest = min(0, m - n) - int(problem.bandwidth);
+      highest = max(0, m - n) + int(problem.bandwidth);
+    }
+  }
+
+  __device__ __forceinline__ bool in_band(int row, int column) const {
+    return lowest <= column - row && column - row <= highest;
+  }
+  // The rows [first, last) in which columns [begin, end) meet the band. Not empty: the band crosses every column.
+  __device__ __forceinline__ int first_row(int begin) const { return max(0, begin - highest); }
+  __device__ __forceinline__ int last_row(int end) const { return min(n, min(end, m) - lowest); }
+};

@@ -1,0 +1,379 @@
+// A strip: 32 * C neighboring columns of one item's lattice, swept by one warp.
+//
+// Lane l owns C columns, which it keeps in registers, and at step t does its part of row first + t - l: a skewed
+// wavefront in which each lane takes what it needs of the columns to its left from lane l - 1, one step later, by a
+// shuffle. Lane 0 takes it from the border that the strip to the left wrote to global memory.
+//
+// A backward sweep runs the same steps in reverse: at step t each lane sends the visits E that flow left to lane l - 1.
+// The transition probabilities it needs are recomputed, `tile_steps` steps at a time, from the state of the lanes that
+// the forward sweep saved at the start of every tile (a checkpoint). So tiles are skewed too, and no lane ever waits.
+//
+// Second order (Mensch and Blondel 2018): the tangent R' = Z + sum p_k R'_k rides along the forward sweep, with
+// p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep.
+#pragma once
+#include "problem.cuh"
+
+template <class Number, bool TANGENT>
+struct Node;  // a lattice cell as its successors see it
+
+template <class Number>
+struct Node<Number, false> {
+  Number z;
+};
+
+template <class Number>
+struct Node<Number, true> {
+  Number z;
+  double tangent;  // R'; float64 because differences of neighbors count, divided by gamma
+};
+
+// What flows from a lane's first column to the column on its left, same row and row above.
+template <typename Real, bool TANGENT>
+struct Flow {
+  Real left[TANGENT ? 2 : 1], diagonal[TANGENT ? 2 : 1];  // of E, and of F
+};
+
+template <class A, int C, bool WEAK, bool TANGENT>
+struct Strip {
+  using Real = typename A::Real;
+  using Cost = typename A::Cost;
+  using N = Node<typename A::Number, TANGENT>;
+  using F = Flow<Real, TANGENT>;
+  static constexpr int WIDTH = LANES * C;
+  static constexpr int PARTS = TANGENT ? 6 : 3;  // p, and p'
+  static constexpr int ORDERS = TANGENT ? 2 : 1;
+
+  const Problem& problem;
+  const Item<WEAK>& item;
+  A arithmetic;
+  int lane, index, strips;  // of the item, not of the batch
+  int first, last, steps;   // rows [first, last)
+  int begin;                // first column of the lane
+  int top_lane;             // the last lane with a column inside the lattice
+  double gamma, dummy, tangent_ratio, tangent_dummy;
+  typename A::Weight dummy_weight;
+  const Cost* cost;
+  const Cost* tangent_cost;
+  N* border;  // of strip 0 of the item; strips lie problem.span apart
+  F* flow;
+  N* checkpoint;
+  Real* tile;
+  int status;
+
+  N above[C], diagonal;  // the row above, and what is left of it
+  N border_rows;         // 32 rows of the border on the left, one a lane
+
+  __device__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, int warp_in_block, int64 tile_slot)
+      : problem(problem), item(item), lane(threadIdx.x % LANES), status(item.status) {
+    gamma = problem.gamma_of(item.pair);
+    status |= arithmetic.start(gamma);
+    cost = problem.cost_of<Cost>(item.pair);
+    int64 cells = problem.rows * problem.columns;
+    tangent_cost = TANGENT ? static_cast<const Cost*>(problem.tangent_cost) + item.pair * cells : nullptr;
+    // A direction in gamma is worth a direction in the costs: the value is homogeneous in (cost, dummy, gamma).
+    tangent_ratio = TANGENT && problem.tangent_gamma && gamma > 0 ? problem.tangent_gamma[item.pair] / gamma : 0.0;
+    if (WEAK) {
+      dummy = problem.dummy_of(item.pair);
+      dummy_weight = arithmetic.weight(Cost(dummy), status);
+      if (!(fabs(dummy) < infinity<double>())) status |= NOT_A_NUMBER;
+      tangent_dummy = TANGENT ? problem.tangent_dummy[item.pair] - tangent_ratio * dummy : 0.0;
+    }
+    strips = (item.m + WIDTH - 1) / WIDTH;
+    int64 tiles = (problem.span + LANES - 1 + problem.tile_steps - 1) / problem.tile_steps;
+    border = static_cast<N*>(problem.borders) + slot * problem.strips * problem.span;
+    flow = static_cast<F*>(problem.flows) + slot * problem.strips * problem.span;
+    checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * tiles * ((C + 1) * LANES);
+    int64 tile_size = problem.tile_steps * (C * PARTS * LANES);
+    DYNAMIC_SHARED(shared);
+    tile = problem.tiles ? static_cast<Real*>(problem.tiles) + tile_slot * tile_size
+                         : reinterpret_cast<Real*>(shared) + warp_in_block * tile_size;
+  }
+
+  __device__ __forceinline__ int first_row_of(int strip) const { return item.first_row(strip * WIDTH); }
+  __device__ __forceinline__ int last_row_of(int strip) const { return item.last_row((strip + 1) * WIDTH); }
+
+  __device__ void select(int strip) {
+    index = strip;
+    first = first_row_of(strip);
+    last = last_row_of(strip);
+    int columns = min(WIDTH, item.m - strip * WIDTH);
+    begin = strip * WIDTH + lane * C;
+    top_lane = (columns + C - 1) / C - 1;
+    steps = last - first + top_lane;
+  }
+
+  static __device__ __forceinline__ N nothing() {
+    N node = {};
+    node.z = A::zero();
+    return node;
+  }
+
+  // ---- forward ----
+
+  // The costs of the lane's cells of one row; +inf outside the lattice and the band, and where a weak lattice has a dummy.
+  __device__ __forceinline__ void load_costs(int row, Cost (&out)[C]) const {
+    bool inside = first <= row && row < last && (!WEAK || row % 2 == 1);
+    int64 offset = int64(WEAK ? row / 2 : row) * problem.stride_row;
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      int column = begin + c;
+      bool wanted = inside && column < item.m && item.in_band(row, column) && (!WEAK || column % 2 == 1);
+      out[c] = wanted ? cost[offset + int64(WEAK ? column / 2 : column) * problem.stride_column] : infinity<Cost>();
+    }
+  }
+
+  // Node of the border on the left at a row, nothing where that strip has no such row.
+  __device__ __forceinline__ N load_border(int row) const {
+    int left_first = first_row_of(index - 1);
+    if (index == 0 || row < left_first || row >= last_row_of(index - 1)) return nothing();
+    return border[(index - 1) * problem.span + (row - left_first)];
+  }
+
+  __device__ __forceinline__ void start_forward() {
+#pragma unroll
+    for (int c = 0; c < C; ++c) above[c] = nothing();
+    diagonal = nothing();
+    if (lane == 0 && first > 0) diagonal = load_border(first - 1);
+    // The cell before the origin: paths start by a diagonal step out of it.
+    if (lane == 0 && index == 0) diagonal.z = A::one();
+  }
+
+  __device__ __forceinline__ bool is_dummy(int row, int column) const {
+    return WEAK && !(row % 2 == 1 && column % 2 == 1);
+  }
+
+  // One step of the wavefront. `slot` is the step's place in the tile, or -1 to keep no probabilities.
+  __device__ __forceinline__ void forward_step(int step, const Cost (&costs)[C], int slot) {
+    N left = from_lane_below(above[C - 1]);
+    if (index > 0) {
+      N entering = from_lane(border_rows, step % LANES);
+      if (lane == 0) left = entering;
+    } else if (lane == 0) {
+      left = nothing();
+    }
+    int row = first + step - lane;
+    if (row < first || row >= last) return;
+    N before = diagonal, beside = left;
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      N over = above[c], out = nothing();
+      bool dummy_cell = is_dummy(row, begin + c);
+      auto weight = dummy_cell ? dummy_weight : arithmetic.weight(costs[c], status);
+      Transition<Real> p;
+      out.z = arithmetic.combine(before.z, over.z, beside.z, weight, p, TANGENT || slot >= 0);
+      if (slot >= 0) {
+        tile_at(slot, c, 0) = p.diagonal;
+        tile_at(slot, c, 1) = p.up;
+        tile_at(slot, c, 2) = p.left;
+      }
+      if constexpr (TANGENT) {
+        double mean = p.diagonal * before.tangent + p.up * over.tangent + p.left * beside.tangent;
+        if (slot >= 0) {
+          double factor = gamma > 0 ? -1 / gamma : 0;
+          tile_at(slot, c, 3) = Real(factor * p.diagonal * (before.tangent - mean));
+          tile_at(slot, c, 4) = Real(factor * p.up * (over.tangent - mean));
+          tile_at(slot, c, 5) = Real(factor * p.left * (beside.tangent - mean));
+        }
+        out.tangent = 0;
+        if (!A::is_zero(out.z)) out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(row, begin + c, costs[c]));
+      }
+      before = over;
+      above[c] = beside = out;
+    }
+    diagonal = left;
+  }
+
+  __device__ __forceinline__ int64 place(int row, int column) const {
+    return int64(WEAK ? row / 2 : row) * problem.columns + (WEAK ? column / 2 : column);
+  }
+
+  __device__ __forceinline__ double tangent_of(int row, int column, Cost cost_here) const {
+    return double(tangent_cost[place(row, column)]) - tangent_ratio * double(cost_here);
+  }
+
+  // Probabilities lie lane by lane: each lane reads only what it wrote, without bank conflicts.
+  __device__ __forceinline__ Real& tile_at(int slot, int c, int part) const {
+    return tile[((slot * C + c) * PARTS + part) * LANES + lane];
+  }
+
+  __device__ __forceinline__ N* checkpoint_at(int tile_index) const {
+    int64 tiles = (problem.span + LANES - 1 + problem.tile_steps - 1) / problem.tile_steps;
+    return checkpoint + (index * tiles + tile_index) * ((C + 1) * LANES) + lane;
+  }
+
+  // `await(rows)` returns once the strip on the left has done so many of its rows.
+  template <class Await, class Publish>
+  __device__ void forward(Await await, Publish publish) {
+    start_forward_after(await);
+    Cost costs[C], next[C];
+    load_costs(first - lane, costs);
+    for (int step = 0; step < steps; ++step) {
+      if (step % LANES == 0 && index > 0) refill_border(step, await);
+      if (problem.checkpoints && step % problem.tile_steps == 0) {
+        N* place = checkpoint_at(int(step / problem.tile_steps));
+#pragma unroll
+        for (int c = 0; c < C; ++c) place[c * LANES] = above[c];
+        place[C * LANES] = diagonal;
+      }
+      load_costs(first + step + 1 - lane, next);  // in flight during the step
+      forward_step(step, costs, -1);
+      int row = first + step - lane;
+      if (lane == LANES - 1 && row >= first && index + 1 < strips) {
+        border[index * problem.span + (row - first)] = above[C - 1];
+        if ((row - first) % LANES == LANES - 1) publish(row - first + 1);
+      }
+#pragma unroll
+      for (int c = 0; c < C; ++c) costs[c] = next[c];
+    }
+    status |= arithmetic.final_status();
+  }
+
+  template <class Await>
+  __device__ __forceinline__ void start_forward_after(Await await) {
+    if (index > 0 && first > 0) await(first - first_row_of(index - 1));
+    start_forward();
+  }
+
+  template <class Await>
+  __device__ __forceinline__ void refill_border(int step, Await await) {
+    int row = first + step, left_last = last_row_of(index - 1);
+    await(min(row + LANES, left_last) - first_row_of(index - 1));
+    border_rows = load_border(row + lane);
+  }
+
+  // ---- backward ----
+
+  __device__ __forceinline__ F load_flow(int row) const {
+    int right_first = first_row_of(index + 1);
+    if (row < right_first || row >= last_row_of(index + 1)) return F{};
+    return flow[(index + 1) * problem.span + (row - right_first)];
+  }
+
+  struct Sums {  // over the lane's cells
+    double entropy = 0;   // of the transitions, weighted by visits: -dV/dgamma
+    double dummy = 0;     // of the results at dummy cells
+    double weighted = 0;  // of cost times result
+  };
+
+  // Transition probabilities of steps [begin, end) into the tile, from the lanes' state at step `begin`.
+  __device__ void recompute(int tile_index, int tile_begin, int tile_end) {
+    const N* place = checkpoint_at(tile_index);
+#pragma unroll
+    for (int c = 0; c < C; ++c) above[c] = place[c * LANES];
+    diagonal = place[C * LANES];
+    Cost costs[C], next[C];
+    load_costs(first + tile_begin - lane, costs);
+    for (int step = tile_begin; step < tile_end; ++step) {
+      if (index > 0 && (step == tile_begin || step % LANES == 0))
+        border_rows = load_border(first + step / LANES * LANES + lane);
+      load_costs(first + step + 1 - lane, next);
+      forward_step(step, costs, step - tile_begin);
+#pragma unroll
+      for (int c = 0; c < C; ++c) costs[c] = next[c];
+    }
+  }
+
+  // What the lane's first column of the strip on the right sends to lane 31's last column, 32 rows at a time.
+  template <class Await>
+  __device__ __forceinline__ void enter_from_right(int step, F& rows_of_flow, F& entering, Await await) {
+    int done = steps - 1 - step, lowest_row = first + step - (LANES - 1);
+    if (done % LANES == 0) {
+      int right_first = first_row_of(index + 1), right_last = last_row_of(index + 1);
+      await(right_last - max(lowest_row - (LANES - 1), right_first));
+      rows_of_flow = load_flow(lowest_row - lane);
+    }
+    F from_right = from_lane(rows_of_flow, done % LANES);
+    if (lane == LANES - 1) entering = from_right;
+  }
+
+  // Writes `scale` times the result, E or F, of every cell of the strip and returns the lane's sums.
+  template <class Await, class Publish>
+  __device__ Sums backward(Cost scale, bool with_entropy, Await await, Publish publish) {
+    Sums sums;
+    Real below[ORDERS][C] = {};   // what the row below sends to each column
+    Real pending[ORDERS] = {};    // and the column on the right, diagonally
+    F leaving = {}, rows_of_flow = {};
+    const bool has_right = index + 1 < strips;
+    const int tile_steps = int(problem.tile_steps);
+    Cost* out = static_cast<Cost*>(problem.grad_cost) + item.pair * (problem.rows * problem.columns);
+    if (has_right) {
+      await(last_row_of(index + 1) - last);
+      F corner = load_flow(last);
+      for (int k = 0; k < ORDERS; ++k) pending[k] = lane == LANES - 1 ? corner.diagonal[k] : Real(0);
+    }
+    for (int tile_index = (steps - 1) / tile_steps; tile_index >= 0; --tile_index) {
+      const int tile_begin = tile_index * tile_steps, tile_end = min(steps, tile_begin + tile_steps);
+      recompute(tile_index, tile_begin, tile_end);
+      for (int step = tile_end - 1; step >= tile_begin; --step) {
+        F entering = from_lane_above(leaving);
+        if (lane == LANES - 1) entering = F{};
+        if (has_right) enter_from_right(step, rows_of_flow, entering, await);
+        leaving = F{};
+        int row = first + step - lane;
+        if (row < first || row >= last) continue;
+        Cost costs[C];
+        if (TANGENT) load_costs(row, costs);
+        Real from_right[ORDERS], diagonally[ORDERS];
+#pragma unroll
+        for (int k = 0; k < ORDERS; ++k) {
+          below[k][C - 1] += pending[k];
+          pending[k] = entering.diagonal[k];
+          from_right[k] = entering.left[k];
+          diagonally[k] = 0;
+        }
+#pragma unroll
+        for (int c = C - 1; c >= 0; --c) {
+          const int column = begin + c;
+          Real p[PARTS], visits[ORDERS];
+#pragma unroll
+          for (int part = 0; part < PARTS; ++part) p[part] = tile_at(step - tile_begin, c, part);
+#pragma unroll
+          for (int k = 0; k < ORDERS; ++k) visits[k] = below[k][c] + from_right[k];
+          if (row == item.n - 1 && column == item.m - 1 && !(status & NO_PATH)) visits[0] += Real(1);
+          // From here on `below` is what this row sends to the row above.
+#pragma unroll
+          for (int k = 0; k < ORDERS; ++k) {
+            Real up = visits[k] * p[1];
+            from_right[k] = visits[k] * p[2];
+            Real over = visits[k] * p[0];
+            if (k == 1) {
+              up += visits[0] * p[PARTS - 2];
+              from_right[k] += visits[0] * p[PARTS - 1];
+              over += visits[0] * p[PARTS - 3];
+            }
+            below[k][c] = up + diagonally[k];
+            diagonally[k] = over;
+          }
+          if (column >= item.m) continue;
+          const Real result = visits[ORDERS - 1];
+          if (is_dummy(row, column)) {
+            sums.dummy += double(result);
+          } else if (item.in_band(row, column)) {
+            Cost scaled = result == Real(0) ? Cost(0) : scale * Cost(result);
+            out[place(row, column)] = status & NOT_A_NUMBER ? Cost(not_a_number()) : scaled;
+            if (TANGENT && result != Real(0)) sums.weighted += double(result) * double(costs[c]);
+          }
+          if (!TANGENT && with_entropy) sums.entropy += double(visits[0] * entropy(p));
+        }
+#pragma unroll
+        for (int k = 0; k < ORDERS; ++k) {
+          leaving.left[k] = from_right[k];
+          leaving.diagonal[k] = diagonally[k];
+        }
+        if (lane == 0 && index > 0) {
+          flow[index * problem.span + (row - first)] = leaving;
+          if ((last - row) % LANES == 0) publish(last - row);
+        }
+      }
+    }
+    return sums;
+  }
+
+  static __device__ __forceinline__ Real entropy(const Real (&p)[PARTS]) {
+    Real sum = 0;
+#pragma unroll
+    for (int k = 0; k < 3; ++k)
+      if (p[k] > Real(0)) sum -= p[k] * log(p[k]);
+    return sum;
+  }
+};

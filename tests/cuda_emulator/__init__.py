@@ -1,0 +1,215 @@
+"""Runs the CUDA kernels on the CPU: compiles their source with g++ and the runtime beside this file.
+
+Two builds of a kernel: `fast`, and `checked`, where the compiler reports every memory access to the runtime, which
+knows the buffers of the launch and who synchronized with whom (see emulator.cpp). Compiled objects are cached by
+content in build/ of the checkout, or in the directory that SOFTDTW_EMULATOR_CACHE names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from softdtw_kernels.backends._cuda_host import SOURCES, Argument
+
+HERE = Path(__file__).parent
+SCHEDULES = {"ascending": 0, "descending": 1, "random": 2, "one warp ahead": 3}
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+NO_COMPILER = "the CUDA emulator needs a C++ compiler: none found as $CXX or g++"
+
+
+class EmulatorError(Exception):
+    """A kernel did what CUDA forbids."""
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = [
+        ("grid", ctypes.c_int64 * 3),
+        ("block", ctypes.c_int64 * 3),
+        ("shared_bytes", ctypes.c_int64),
+        ("schedule", ctypes.c_int64),
+        ("seed", ctypes.c_int64),
+        ("resident", ctypes.c_int64),
+        ("buffers", ctypes.c_int64),
+        ("checked", ctypes.c_int64),
+        ("begin", ctypes.c_void_p),
+        ("size", ctypes.c_void_p),
+        ("message", ctypes.c_char_p),
+        ("message_size", ctypes.c_int64),
+        ("switches", ctypes.c_int64),
+    ]
+
+
+def cache_directory() -> Path:
+    named = os.environ.get("SOFTDTW_EMULATOR_CACHE")
+    directory = Path(named) if named else HERE.parents[1] / "build" / "cuda_emulator"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@cache
+def _supports(flag: str) -> bool:
+    command = [str(COMPILER), flag, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _run_compiler(command: Sequence[str], output: Path) -> None:
+    """Compile into a file of its own, then rename: several test processes may compile the same thing."""
+    with tempfile.NamedTemporaryFile(
+        dir=output.parent, suffix=output.suffix, delete=False
+    ) as temporary:
+        pass
+    done = subprocess.run([*command, "-o", temporary.name], capture_output=True, text=True)
+    if done.returncode:
+        os.unlink(temporary.name)
+        raise RuntimeError(f"the emulator's compiler failed:\n{done.stderr[:4000]}")
+    os.replace(temporary.name, output)
+
+
+def _cached(name: str, command: Sequence[str], inputs: bytes, suffix: str) -> Path:
+    digest = hashlib.sha256(inputs + "\0".join(command).encode()).hexdigest()[:20]
+    output = cache_directory() / f"{name}-{digest}{suffix}"
+    if not output.exists():
+        _run_compiler(command, output)
+    return output
+
+
+@cache
+def _sources(directory: Path) -> bytes:
+    return b"".join(
+        f.name.encode() + f.read_bytes()
+        for f in sorted(directory.iterdir())
+        if f.suffix in (".cu", ".cuh")
+    )
+
+
+@cache
+def load(
+    source: str, options: tuple[str, ...], checked: bool, directory: Path = SOURCES
+) -> ctypes.CDLL:
+    """Return the library of one compiled kernel; its launch function takes the kernel's entry."""
+    common = [str(COMPILER), "-std=c++17", "-fPIC"]
+    runtime_source = HERE / "emulator.cpp"
+    runtime = _cached(
+        "runtime",
+        [*common, "-O2", "-c", str(runtime_source)],
+        runtime_source.read_bytes(),
+        ".o",
+    )
+    # Contraction is off and fma explicit in the kernels: the same arithmetic here and on the GPU.
+    flags = ["-O2", "-ffp-contract=off", "-w"] + (["-mfma"] if _supports("-mfma") else [])
+    if checked:
+        flags = [
+            "-O1",
+            "-ffp-contract=off",
+            "-w",
+            "-fsanitize=thread",
+            "--param=tsan-instrument-func-entry-exit=0",
+        ]
+        flags += ["-mfma"] if _supports("-mfma") else []
+    header = HERE / "emulator.h"
+    kernel = (directory / f"{source}.cu").as_posix()
+    wrapper = f'#include "{kernel}"\nEMULATOR_ENTRY({source})\n'
+    wrapper_file = (
+        cache_directory() / f"{source}-{hashlib.sha256(wrapper.encode()).hexdigest()[:12]}.cpp"
+    )
+    if not wrapper_file.exists():
+        wrapper_file.write_text(wrapper)
+    library = _cached(
+        f"{source}-{'checked' if checked else 'fast'}-obj",
+        [*common, *flags, "-include", str(header), *options, "-c", str(wrapper_file)],
+        header.read_bytes() + _sources(directory),
+        ".o",
+    )
+    shared = _cached(
+        source,
+        [str(COMPILER), "-shared", str(library), str(runtime)],
+        library.name.encode() + runtime.name.encode(),
+        ".so",
+    )
+    return ctypes.CDLL(str(shared))
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """First byte and size of the memory that a view can reach."""
+    if tensor.numel() == 0:
+        return tensor.data_ptr(), 0
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), (last + 1) * tensor.element_size()
+
+
+class EmulatorLauncher:
+    """Launches kernels on the CPU. `launches` counts them by source and number of context switches."""
+
+    def __init__(
+        self,
+        multiprocessors: int = 2,
+        schedule: str = "ascending",
+        checked: bool = False,
+        resident: int = 4,
+        seed: int = 1,
+        directory: Path = SOURCES,
+    ) -> None:
+        self.multiprocessors = multiprocessors
+        self.schedule = schedule
+        self.checked = checked
+        self.resident = resident
+        self.seed = seed
+        self.directory = directory
+        self.launches: list[tuple[str, tuple[str, ...], int]] = []
+
+    def launch(
+        self,
+        source: str,
+        options: Sequence[str],
+        grid: int,
+        block: int,
+        shared_bytes: int,
+        arguments: Sequence[Argument],
+    ) -> None:
+        library = load(source, tuple(options), self.checked, self.directory)
+        values: list[ctypes.c_int64 | ctypes.c_double | ctypes.c_void_p] = []
+        extents = []
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                values.append(ctypes.c_void_p(argument.data_ptr()))
+                extents.append(_extent(argument))
+            elif isinstance(argument, float):
+                values.append(ctypes.c_double(argument))
+            else:
+                values.append(ctypes.c_int64(argument or 0))
+        pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
+        begin = (ctypes.c_uint64 * len(extents))(*[b for b, _ in extents])
+        size = (ctypes.c_uint64 * len(extents))(*[s for _, s in extents])
+        message = ctypes.create_string_buffer(1024)
+        how = _Launch(
+            (grid, 1, 1),
+            (block, 1, 1),
+            shared_bytes,
+            SCHEDULES[self.schedule],
+            self.seed,
+            self.resident,
+            len(extents),
+            int(self.checked),
+            ctypes.addressof(begin),
+            ctypes.addressof(size),
+            ctypes.cast(message, ctypes.c_char_p),
+            len(message),
+            0,
+        )
+        entry = getattr(library, f"emulator_entry_{source}")
+        failed = library.emulator_launch(
+            entry, pointers, ctypes.c_int64(len(values)), ctypes.byref(how)
+        )
+        self.launches.append((source, tuple(options), how.switches))
+        if failed:
+            raise EmulatorError(message.value.decode())

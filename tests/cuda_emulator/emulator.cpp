@@ -1,0 +1,571 @@
+// The runtime of the emulator: fibers, schedulers, warp intrinsics, shared memory, and what is checked meanwhile.
+//
+// Always checked: barriers and warp intrinsics that not all of their threads reach, lanes outside their own mask,
+// reads from lanes outside the mask, deadlocks, guard zones around shared memory, which starts as NaN.
+// Checked where the kernel was compiled with -fsanitize=thread, whose callbacks this file provides in place of the
+// sanitizer's library: every access to memory lies in a buffer of the launch, in the block's shared memory or in the
+// thread's own stack; and no two threads touch the same word, one of them writing, unless a barrier, __syncwarp or a
+// release-acquire pair orders them (vector clocks: one last writer and one last reader are kept for each word).
+// Shuffles order nothing, as in CUDA.
+#include <link.h>
+#include <sys/mman.h>
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+struct EmulatorIndex {
+  unsigned x, y, z;
+};
+struct EmulatorThread {
+  EmulatorIndex thread, block, threads, blocks;
+};
+enum { SYNC, INDEX, UP, DOWN, XOR, BALLOT };
+static const char* const operation_names[] = {"__syncwarp", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",
+                                              "__shfl_xor_sync", "a vote"};
+enum Schedule { ASCENDING, DESCENDING, RANDOM, ONE_WARP_AHEAD };
+
+#if defined(__x86_64__)
+extern "C" void emulator_switch(void** save, void* load);
+asm(R"(
+.text
+.globl emulator_switch
+emulator_switch:
+  pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
+  ret
+)");
+struct Context {
+  void* top = nullptr;
+};
+static void context_start(Context& context, char* stack, size_t size, void (*main)()) {
+  void** top = reinterpret_cast<void**>(stack + size);
+  *--top = nullptr;                          // keeps the stack aligned as after a call
+  *--top = reinterpret_cast<void*>(main);    // returned to by the first switch
+  for (int k = 0; k < 6; ++k) *--top = nullptr;
+  context.top = top;
+}
+static void context_switch(Context& from, Context& to) { emulator_switch(&from.top, to.top); }
+#else
+#include <ucontext.h>
+struct Context {
+  ucontext_t state;
+};
+static void context_start(Context& context, char* stack, size_t size, void (*main)()) {
+  getcontext(&context.state);
+  context.state.uc_stack.ss_sp = stack;
+  context.state.uc_stack.ss_size = size;
+  context.state.uc_link = nullptr;
+  makecontext(&context.state, main, 0);
+}
+static void context_switch(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
+#endif
+
+static const size_t STACK = 256 << 10, GUARD = 4096;
+static const unsigned char GUARD_BYTE = 0xA5;
+
+struct Fiber {
+  EmulatorThread where;
+  Context context;
+  int id, slot, in_block, lane;  // `in_block`: linear thread index
+  enum { READY, AT_BARRIER, AT_WARP, DONE } state;
+  int operation, parameter, width;
+  unsigned mask, value, result;
+  std::vector<uint32_t> clock;
+};
+
+struct Block {
+  bool active = false;
+  int waiting = 0, done = 0;
+  std::vector<unsigned char> shared;
+};
+
+struct Word {  // shadow of 4 bytes
+  uint32_t write_clock = 0, read_clock = 0;
+  int16_t writer = -1, reader = -1;
+};
+
+struct Buffer {
+  uintptr_t begin, end;
+  std::vector<Word> shadow;
+};
+
+struct Range {
+  uintptr_t begin, end;
+};
+
+extern "C" {
+EmulatorThread* emulator_current;
+struct EmulatorLaunch {
+  int64_t grid[3], block[3];
+  int64_t shared_bytes, schedule, seed, resident, buffers, checked;
+  const uint64_t* begin;
+  const uint64_t* size;
+  char* message;
+  int64_t message_size, switches;
+};
+}
+
+static EmulatorLaunch* launch;
+static void (*entry)(void**);
+static void** arguments;
+static std::vector<Fiber> fibers;
+static std::vector<Block> blocks;
+static std::vector<Buffer> buffers, shared_shadow;
+static std::vector<Range> data_ranges;
+static std::vector<uint64_t> ready;  // a bit for each fiber
+static std::vector<uint8_t> yielded;
+static std::map<const void*, std::vector<uint32_t>> released;
+static char* stacks;
+static size_t stacks_mapped;
+static Fiber* running;
+static Context scheduler;
+static bool failed;
+static int per_block;
+static int64_t next_block, all_blocks;
+static uint64_t random_state;
+
+static uint64_t draw() {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return random_state;
+}
+
+static std::string name(const Fiber& f) {
+  char text[96];
+  snprintf(text, sizeof text, "block %u thread %d", f.where.block.x, f.in_block);
+  return text;
+}
+
+// Ends the launch: the fibers are abandoned where they are.
+static void fail(const char* format, ...) {
+  if (!failed) {
+    va_list list;
+    va_start(list, format);
+    vsnprintf(launch->message, launch->message_size, format, list);
+    va_end(list);
+  }
+  failed = true;
+  if (running) {
+    Context dead;
+    context_switch(dead, scheduler);
+  }
+}
+
+static void set_ready(int id, bool value) {
+  uint64_t bit = uint64_t(1) << (id % 64);
+  ready[id / 64] = value ? ready[id / 64] | bit : ready[id / 64] & ~bit;
+}
+
+static void leave() {  // to the scheduler, until somebody makes this fiber ready again
+  Fiber* me = running;
+  launch->switches++;
+  context_switch(me->context, scheduler);
+}
+
+static void join(std::vector<uint32_t>& into, const std::vector<uint32_t>& from) {
+  for (size_t k = 0; k < into.size(); ++k)
+    if (from[k] > into[k]) into[k] = from[k];
+}
+
+// What all of `group` did before happens before whatever any of them does next.
+static void join_all(const std::vector<Fiber*>& group) {
+  if (!launch->checked) return;
+  std::vector<uint32_t> clock = group[0]->clock;
+  for (Fiber* f : group) join(clock, f->clock);
+  for (Fiber* f : group) {
+    f->clock = clock;
+    f->clock[f->id]++;
+  }
+}
+
+static void fiber_main() {
+  entry(arguments);
+  Fiber* me = running;
+  me->state = Fiber::DONE;
+  set_ready(me->id, false);
+  Block& block = blocks[me->slot];
+  if (block.waiting) fail("%s exited while others of its block wait at __syncthreads", name(*me).c_str());
+  for (int k = 0; k < 32 && me->in_block / 32 * 32 + k < per_block; ++k) {
+    Fiber& other = fibers[me->slot * per_block + me->in_block / 32 * 32 + k];
+    if (other.state == Fiber::AT_WARP && other.mask >> me->lane & 1)
+      fail("%s exited while %s waits for it in %s", name(*me).c_str(), name(other).c_str(),
+           operation_names[other.operation]);
+  }
+  block.done++;
+  leave();
+}
+
+static void start_block(int slot) {
+  Block& block = blocks[slot];
+  block.active = next_block < all_blocks;
+  if (!block.active) return;
+  int64_t b = next_block++;
+  block.waiting = block.done = 0;
+  block.shared.assign(GUARD * 2 + launch->shared_bytes, GUARD_BYTE);
+  memset(block.shared.data() + GUARD, 0xFF, launch->shared_bytes);  // NaN as float and as double
+  Buffer& shadow = shared_shadow[slot];
+  shadow.begin = uintptr_t(block.shared.data() + GUARD);
+  shadow.end = shadow.begin + launch->shared_bytes;
+  if (launch->checked) shadow.shadow.assign(launch->shared_bytes / 4 + 1, Word());
+  for (int t = 0; t < per_block; ++t) {
+    Fiber& f = fibers[slot * per_block + t];
+    const int64_t* g = launch->grid;
+    const int64_t* d = launch->block;
+    f.where.block = {unsigned(b % g[0]), unsigned(b / g[0] % g[1]), unsigned(b / g[0] / g[1])};
+    f.where.thread = {unsigned(t % d[0]), unsigned(t / d[0] % d[1]), unsigned(t / d[0] / d[1])};
+    f.where.blocks = {unsigned(g[0]), unsigned(g[1]), unsigned(g[2])};
+    f.where.threads = {unsigned(d[0]), unsigned(d[1]), unsigned(d[2])};
+    f.state = Fiber::READY;
+    f.in_block = t;
+    f.lane = t % 32;
+    f.slot = slot;
+    f.id = slot * per_block + t;
+    f.clock.resize(launch->checked ? fibers.size() : 0);
+    if (launch->checked) f.clock[f.id]++;
+    context_start(f.context, stacks + f.id * STACK, STACK, fiber_main);
+    set_ready(f.id, true);
+  }
+}
+
+static void end_block(int slot) {
+  Block& block = blocks[slot];
+  for (size_t k = 0; k < GUARD; ++k)
+    if (block.shared[k] != GUARD_BYTE || block.shared[GUARD + launch->shared_bytes + k] != GUARD_BYTE) {
+      running = nullptr;
+      fail("shared memory was written outside its %lld bytes", (long long)launch->shared_bytes);
+      return;
+    }
+  start_block(slot);
+}
+
+static int next_ready(int from, int step) {  // the first ready fiber at or after `from`, in the direction of step
+  int count = int(fibers.size());
+  for (int k = 0, at = from; k < count; ++k, at += step) {
+    at = (at % count + count) % count;
+    uint64_t word = ready[at / 64];
+    if (step > 0 && (word >> (at % 64)) == 0) {  // nothing in the rest of this word
+      int skip = 63 - at % 64;
+      at += skip;
+      k += skip;
+      continue;
+    }
+    if (word >> (at % 64) & 1 && !yielded[at]) return at;
+  }
+  return -1;
+}
+
+static int pick(int last) {
+  int count = int(fibers.size());
+  switch (launch->schedule) {
+    case ASCENDING: return next_ready(last + 1, 1);
+    case DESCENDING: return next_ready(last - 1, -1);
+    case RANDOM: return next_ready(int(draw() % count), draw() & 1 ? 1 : -1);
+    default: {  // stay in one warp as long as it can go on, then to another
+      int warp = last / 32 * 32;
+      for (int k = 0; k < 32 && warp + k < count; ++k)
+        if (ready[(warp + k) / 64] >> ((warp + k) % 64) & 1 && !yielded[warp + k]) return warp + k;
+      return next_ready(int(draw() % count), 1);
+    }
+  }
+}
+
+static const char* state_name(const Fiber& f) {
+  return f.state == Fiber::AT_BARRIER ? "__syncthreads" : f.state == Fiber::AT_WARP ? operation_names[f.operation] : "?";
+}
+
+static void run() {
+  int last = launch->schedule == DESCENDING ? 0 : int(fibers.size()) - 1;
+  int64_t idle_rounds = 0;
+  for (;;) {
+    int id = pick(last);
+    if (id < 0) {
+      bool any = false;
+      for (size_t k = 0; k < yielded.size(); ++k) any |= yielded[k] != 0, yielded[k] = 0;
+      if (any) {
+        if (++idle_rounds > 100000) {
+          running = nullptr;
+          fail("deadlock: threads poll for what never comes");
+          return;
+        }
+        continue;
+      }
+      for (Fiber& f : fibers)
+        if (blocks[f.slot].active && f.state != Fiber::DONE) {
+          running = nullptr;
+          fail("deadlock: %s waits in %s", name(f).c_str(), state_name(f));
+          return;
+        }
+      return;
+    }
+    last = id;
+    running = &fibers[id];
+    emulator_current = &running->where;
+    context_switch(scheduler, running->context);
+    if (failed) return;
+    Fiber& f = fibers[id];
+    if (!yielded[id]) idle_rounds = 0;
+    if (f.state == Fiber::DONE && blocks[f.slot].done == per_block) end_block(f.slot);
+    if (failed) return;
+  }
+}
+
+extern "C" {
+
+void emulator_yield() {
+  yielded[running->id] = 1;
+  leave();
+}
+
+void emulator_syncthreads() {
+  Fiber* me = running;
+  Block& block = blocks[me->slot];
+  if (block.done) fail("%s is at __syncthreads, but a thread of its block has exited", name(*me).c_str());
+  me->state = Fiber::AT_BARRIER;
+  set_ready(me->id, false);
+  if (++block.waiting == per_block) {
+    block.waiting = 0;
+    std::vector<Fiber*> group;
+    for (int t = 0; t < per_block; ++t) {
+      Fiber& f = fibers[me->slot * per_block + t];
+      f.state = Fiber::READY;
+      set_ready(f.id, true);
+      group.push_back(&f);
+    }
+    join_all(group);
+  }
+  leave();
+}
+
+unsigned emulator_warp(int operation, unsigned mask, unsigned value, int parameter, int width) {
+  Fiber* me = running;
+  if (!(mask >> me->lane & 1))
+    fail("%s calls %s with a mask 0x%08x without itself", name(*me).c_str(), operation_names[operation], mask);
+  me->operation = operation;
+  me->mask = mask;
+  me->value = value;
+  me->parameter = parameter;
+  me->width = width;
+  me->state = Fiber::AT_WARP;
+  set_ready(me->id, false);
+  Fiber* warp = me - me->lane;
+  unsigned arrived = 0;
+  for (int k = 0; k < 32; ++k) {
+    if (!(mask >> k & 1)) continue;
+    if (me->in_block - me->lane + k >= per_block) fail("%s names lanes that do not exist", name(*me).c_str());
+    Fiber& other = warp[k];
+    if (other.state == Fiber::DONE)
+      fail("%s waits in %s for %s, which has exited", name(*me).c_str(), operation_names[operation], name(other).c_str());
+    if (other.state != Fiber::AT_WARP) continue;
+    if (other.mask != mask || other.operation != operation)
+      fail("divergent warp: %s is in %s with mask 0x%08x, %s in %s with mask 0x%08x", name(*me).c_str(),
+           operation_names[operation], mask, name(other).c_str(), operation_names[other.operation], other.mask);
+    arrived |= 1u << k;
+  }
+  if (arrived == mask) {
+    unsigned ballot = 0;
+    std::vector<Fiber*> group;
+    for (int k = 0; k < 32; ++k)
+      if (mask >> k & 1) ballot |= (warp[k].value != 0) << k;
+    for (int k = 0; k < 32; ++k) {
+      if (!(mask >> k & 1)) continue;
+      Fiber& f = warp[k];
+      int first = k / f.width * f.width, source = k;
+      if (operation == INDEX) source = first + ((f.parameter % f.width) + f.width) % f.width;
+      if (operation == UP && k - f.parameter >= first) source = k - f.parameter;
+      if (operation == DOWN && k + f.parameter < first + f.width) source = k + f.parameter;
+      if (operation == XOR && (k ^ f.parameter) < first + f.width) source = k ^ f.parameter;
+      if (!(mask >> source & 1))
+        fail("%s reads lane %d in %s, which is outside the mask 0x%08x", name(f).c_str(), source,
+             operation_names[operation], mask);
+      f.result = operation == BALLOT ? ballot : warp[source].value;
+      group.push_back(&f);
+    }
+    for (Fiber* f : group) {
+      f->state = Fiber::READY;
+      set_ready(f->id, true);
+    }
+    if (operation == SYNC) join_all(group);
+  }
+  leave();
+  return me->result;
+}
+
+unsigned char* emulator_dynamic_shared() { return blocks[running->slot].shared.data() + GUARD; }
+
+// ---- memory checks ----
+
+static Buffer* find(uintptr_t address, size_t size) {
+  Buffer& shared = shared_shadow[running->slot];
+  if (address >= shared.begin && address + size <= shared.end) return &shared;
+  for (Buffer& b : buffers)
+    if (address >= b.begin && address + size <= b.end) return &b;
+  return nullptr;
+}
+
+static bool is_private(uintptr_t address, size_t size) {
+  uintptr_t stack = uintptr_t(stacks) + running->id * STACK;
+  if (address >= stack && address + size <= stack + STACK) return true;
+  if (address >= uintptr_t(fibers.data()) && address < uintptr_t(fibers.data() + fibers.size())) return true;
+  for (const Range& r : data_ranges)
+    if (address >= r.begin && address + size <= r.end) return true;
+  // The array of pointers to the arguments, and they themselves, are read on entry.
+  return false;
+}
+
+static void access(const volatile void* pointer, size_t size, bool write, bool atomic) {
+  if (!launch || !launch->checked || !running || failed) return;
+  uintptr_t address = uintptr_t(pointer);
+  if (!atomic && is_private(address, size)) return;
+  Buffer* buffer = find(address, size);
+  if (!buffer) {
+    fail("%s %s %zu bytes outside every buffer%s", name(*running).c_str(), write ? "writes" : "reads", size,
+         is_private(address, size) ? " (an atomic access to private memory)" : "");
+    return;
+  }
+  Fiber& me = *running;
+  for (uintptr_t at = (address - buffer->begin) / 4; at <= (address + size - 1 - buffer->begin) / 4; ++at) {
+    Word& word = buffer->shadow[at];
+    if (word.writer >= 0 && word.writer != me.id && me.clock[word.writer] < word.write_clock) {
+      fail("race: %s %s word %zu of a buffer that %s wrote, with nothing in between", name(me).c_str(),
+           write ? "writes" : "reads", size_t(at), name(fibers[word.writer]).c_str());
+      return;
+    }
+    if (write && word.reader >= 0 && word.reader != me.id && me.clock[word.reader] < word.read_clock) {
+      fail("race: %s writes word %zu of a buffer that %s read, with nothing in between", name(me).c_str(), size_t(at),
+           name(fibers[word.reader]).c_str());
+      return;
+    }
+    if (atomic) continue;
+    if (write) {
+      word.writer = int16_t(me.id);
+      word.write_clock = me.clock[me.id];
+    } else {
+      word.reader = int16_t(me.id);
+      word.read_clock = me.clock[me.id];
+    }
+  }
+}
+
+int emulator_load_acquire(const int* address) {
+  access(address, 4, false, true);
+  if (launch->checked) {
+    auto found = released.find(address);
+    if (found != released.end()) join(running->clock, found->second);
+  }
+  int value = *address;
+  // Other threads may run between any two accesses to memory that they share.
+  leave();
+  return value;
+}
+
+void emulator_store_release(int* address, int value) {
+  access(address, 4, true, true);
+  if (launch->checked) {
+    released[address] = running->clock;
+    running->clock[running->id]++;
+  }
+  *address = value;
+  leave();
+}
+
+int emulator_atomic_add(int* address, int value) {
+  access(address, 4, true, true);
+  int old = *address;
+  *address = old + value;
+  return old;
+}
+
+int emulator_atomic_or(int* address, int value) {
+  access(address, 4, true, true);
+  int old = *address;
+  *address = old | value;
+  return old;
+}
+
+// The callbacks of -fsanitize=thread.
+#define CALLBACKS(size)                                                              \
+  void __tsan_read##size(void* a) { access(a, size, false, false); }                 \
+  void __tsan_write##size(void* a) { access(a, size, true, false); }                 \
+  void __tsan_unaligned_read##size(void* a) { access(a, size, false, false); }       \
+  void __tsan_unaligned_write##size(void* a) { access(a, size, true, false); }       \
+  void __tsan_volatile_read##size(void* a) { access(a, size, false, false); }        \
+  void __tsan_volatile_write##size(void* a) { access(a, size, true, false); }
+CALLBACKS(1)
+CALLBACKS(2)
+CALLBACKS(4)
+CALLBACKS(8)
+CALLBACKS(16)
+void __tsan_read_range(void* a, size_t size) { access(a, size, false, false); }
+void __tsan_write_range(void* a, size_t size) { access(a, size, true, false); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+
+static int collect(struct dl_phdr_info* info, size_t, void* wanted) {
+  bool here = false;
+  for (int k = 0; k < info->dlpi_phnum; ++k) {
+    uintptr_t begin = info->dlpi_addr + info->dlpi_phdr[k].p_vaddr;
+    here |= uintptr_t(wanted) >= begin && uintptr_t(wanted) < begin + info->dlpi_phdr[k].p_memsz;
+  }
+  for (int k = 0; here && k < info->dlpi_phnum; ++k)
+    if (info->dlpi_phdr[k].p_type == PT_LOAD) {
+      uintptr_t begin = info->dlpi_addr + info->dlpi_phdr[k].p_vaddr;
+      data_ranges.push_back({begin, begin + info->dlpi_phdr[k].p_memsz});
+    }
+  return 0;
+}
+
+// Returns 0, or 1 with a message. `kernel` is an EMULATOR_ENTRY.
+int emulator_launch(void (*kernel)(void**), void** kernel_arguments, int64_t count, EmulatorLaunch* how) {
+  launch = how;
+  entry = kernel;
+  arguments = kernel_arguments;
+  failed = false;
+  running = nullptr;
+  released.clear();
+  how->switches = 0;
+  random_state = uint64_t(how->seed) * 2654435761u + 88172645463325252u;
+  per_block = int(how->block[0] * how->block[1] * how->block[2]);
+  all_blocks = how->grid[0] * how->grid[1] * how->grid[2];
+  next_block = 0;
+  int slots = int(how->resident < all_blocks ? how->resident : all_blocks);
+  fibers.assign(size_t(slots) * per_block, Fiber());
+  blocks.assign(slots, Block());
+  shared_shadow.assign(slots, Buffer());
+  ready.assign(fibers.size() / 64 + 1, 0);
+  yielded.assign(fibers.size(), 0);
+  if (fibers.size() * STACK > stacks_mapped) {
+    if (stacks) munmap(stacks, stacks_mapped);
+    stacks_mapped = fibers.size() * STACK;
+    stacks = static_cast<char*>(
+        mmap(nullptr, stacks_mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  }
+  buffers.clear();
+  for (int64_t k = 0; k < how->buffers; ++k) {
+    Buffer b;
+    b.begin = how->begin[k];
+    b.end = b.begin + how->size[k];
+    if (how->checked) b.shadow.resize(how->size[k] / 4 + 1);
+    buffers.push_back(std::move(b));
+  }
+  data_ranges.clear();
+  dl_iterate_phdr(collect, reinterpret_cast<void*>(kernel));
+  dl_iterate_phdr(collect, reinterpret_cast<void*>(&emulator_current));
+  data_ranges.push_back({uintptr_t(arguments), uintptr_t(arguments + count)});
+  for (int64_t k = 0; k < count; ++k) data_ranges.push_back({uintptr_t(arguments[k]), uintptr_t(arguments[k]) + 8});
+  for (int slot = 0; slot < slots; ++slot) start_block(slot);
+  run();
+  running = nullptr;
+  launch = nullptr;
+  return failed;
+}
+}

@@ -1,0 +1,117 @@
+// CUDA's names for a C++ compiler: included before a kernel's source, which it then compiles unchanged.
+//
+// Every CUDA thread is a fiber; emulator.cpp runs them, switching at barriers, warp intrinsics and polls only.
+// All functions below that are not inline belong to the runtime and are never instrumented.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#define SOFTDTW_EMULATOR 1
+#define __global__
+#define __device__
+#define __host__
+#define __restrict__
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+
+struct EmulatorIndex {
+  unsigned x, y, z;
+};
+
+struct EmulatorThread {
+  EmulatorIndex thread, block, threads, blocks;
+};
+
+extern "C" {
+extern EmulatorThread* emulator_current;
+void emulator_syncthreads();
+void emulator_yield();
+unsigned emulator_warp(int operation, unsigned mask, unsigned value, int parameter, int width);
+unsigned char* emulator_dynamic_shared();
+int emulator_load_acquire(const int* address);
+void emulator_store_release(int* address, int value);
+int emulator_atomic_add(int* address, int value);
+int emulator_atomic_or(int* address, int value);
+}
+
+enum EmulatorOperation { EMULATE_SYNC, EMULATE_INDEX, EMULATE_UP, EMULATE_DOWN, EMULATE_XOR, EMULATE_BALLOT };
+
+#define threadIdx (emulator_current->thread)
+#define blockIdx (emulator_current->block)
+#define blockDim (emulator_current->threads)
+#define gridDim (emulator_current->blocks)
+
+// Static __shared__ variables would need the compiler's help; the kernels use dynamic shared memory only.
+
+inline void __syncthreads() { emulator_syncthreads(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator_warp(EMULATE_SYNC, mask, 0, 0, 32); }
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  return emulator_warp(EMULATE_BALLOT, mask, predicate != 0, 0, 32);
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+
+template <typename T>
+inline T emulator_shuffle(int operation, unsigned mask, T value, int parameter, int width) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "CUDA shuffles 4 or 8 bytes");
+  unsigned words[sizeof(T) / 4];
+  __builtin_memcpy(words, &value, sizeof(T));
+  for (unsigned& word : words) word = emulator_warp(operation, mask, word, parameter, width);
+  __builtin_memcpy(&value, words, sizeof(T));
+  return value;
+}
+template <typename T>
+inline T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
+  return emulator_shuffle(EMULATE_INDEX, mask, value, lane, width);
+}
+template <typename T>
+inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  return emulator_shuffle(EMULATE_UP, mask, value, int(delta), width);
+}
+template <typename T>
+inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  return emulator_shuffle(EMULATE_DOWN, mask, value, int(delta), width);
+}
+template <typename T>
+inline T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
+  return emulator_shuffle(EMULATE_XOR, mask, value, lane_mask, width);
+}
+
+template <typename To, typename From>
+inline To emulator_bits(From value) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To out;
+  __builtin_memcpy(&out, &value, sizeof(To));
+  return out;
+}
+inline float __int_as_float(int x) { return emulator_bits<float>(x); }
+inline int __float_as_int(float x) { return emulator_bits<int>(x); }
+inline double __longlong_as_double(long long x) { return emulator_bits<double>(x); }
+inline long long __double_as_longlong(double x) { return emulator_bits<long long>(x); }
+
+using std::abs;
+using std::fabs;
+using std::fma;
+using std::fmax;
+using std::fmin;
+using std::log;
+using std::log2;
+using std::max;
+using std::min;
+using std::rint;
+
+// Kernels are called with one pointer to each argument, as cuLaunchKernel takes them.
+template <typename... Parameters, size_t... I>
+inline void emulator_call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
+  kernel(*static_cast<Parameters*>(arguments[I])...);
+}
+template <typename... Parameters>
+inline void emulator_call(void (*kernel)(Parameters...), void** arguments) {
+  emulator_call(kernel, arguments, std::index_sequence_for<Parameters...>());
+}
+#define EMULATOR_ENTRY(kernel) \
+  extern "C" void emulator_entry_##kernel(void** arguments) { emulator_call(kernel, arguments); }
