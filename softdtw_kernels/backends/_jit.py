@@ -27,3 +27,8 @@ def jit(function: Callable[..., Any]) -> Any:
 def inline(function: Callable[..., Any]) -> Any:
     """Compile a helper that is inlined into the entry points which call it."""
     return numba.jit(nopython=True, nogil=True, error_model="numpy", forceinline=True)(function)
+
+
+def block(function: Callable[..., Any]) -> Any:
+    """Compile a helper that stays a function of its own: large, called once for many cells."""
+    return numba.jit(nopython=True, nogil=True, error_model="numpy")(function)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _cpu_costs, _cpu_exact, _cpu_smoothing
+from . import _cpu_costs, _cpu_exact, _cpu_lanes, _cpu_smoothing, _cpu_strips
+from ._cpu_cell import FLOOR, LIMIT, RISE, TINY
 from ._threads import run_chunks
 
-NO_DUMMY = np.empty(0)
+NOTHING = np.empty(0)
 NO_BANDWIDTH = -1
 
 
@@ -41,7 +42,11 @@ class Problem:
 
     @property
     def cells(self) -> int:
-        return int(self.n @ self.m) * (4 if self.dummy.size else 1)
+        """About the size of all lattices."""
+        rows, columns = self.cost.shape[2:]
+        if self.bandwidth >= 0:
+            columns = min(columns, abs(rows - columns) + 2 * self.bandwidth + 1)
+        return self.pairs * rows * columns * (4 if self.dummy.size else 1)
 
     def items(self, first: int, last: int) -> np.ndarray:
         return np.arange(first, last)
@@ -64,7 +69,7 @@ def as_array(x: Tensor) -> np.ndarray:
 
 
 def flat(x: Tensor | None) -> np.ndarray:
-    return NO_DUMMY if x is None else np.ascontiguousarray(as_array(x)).reshape(-1)
+    return NOTHING if x is None else np.ascontiguousarray(as_array(x)).reshape(-1)
 
 
 def checked_gamma(gamma: Tensor) -> np.ndarray:
@@ -106,6 +111,169 @@ def problem(
     )
 
 
+def empty_like(cost: Tensor, zeros: bool) -> Tensor:
+    """A matrix for every pair, laid out as the costs if their strides allow a four-dimensional view."""
+    make = torch.zeros_like if zeros else torch.empty_like
+    if cost.dim() > 4:
+        return make(cost, memory_format=torch.contiguous_format)
+    return make(cost)
+
+
+@dataclass
+class Precision:
+    """What the vectorized kernels need to know of the type they compute in."""
+
+    kind: tuple[np.ndarray, np.ndarray]  # an empty array of the floats, and of the integers of the same size
+    limits: tuple[int, float, float, float]
+
+    @classmethod
+    def of(cls, floats: type, integers: type) -> Precision:
+        name = np.dtype(floats).name
+        limits = (FLOOR[name], LIMIT[name], RISE[name], TINY[name])
+        return cls((np.empty(0, floats), np.empty(0, integers)), limits)
+
+    @property
+    def lanes(self) -> int:
+        return 64 // self.kind[0].itemsize
+
+
+PRECISION = {
+    np.dtype(np.float32): Precision.of(np.float32, np.int32),
+    np.dtype(np.float64): Precision.of(np.float64, np.int64),
+}
+SMALL = 1600  # lattice cells up to which lanes are pairs: their weights stay in the second cache level
+
+
+@dataclass
+class Gradients:
+    """Where the gradients of `scale` times the values go."""
+
+    scale: np.ndarray
+    with_gamma: bool
+    cost: np.ndarray  # (A, B, N, M); zero, or without lengths and band never read before it is written
+    gamma: np.ndarray
+    dummy: np.ndarray
+
+    @classmethod
+    def allocate(cls, task: Problem, scale: np.ndarray, with_gamma: bool, cost: np.ndarray) -> Gradients:
+        gamma, dummy = np.zeros((2, task.pairs))
+        return cls(scale, with_gamma, cost, gamma, dummy)
+
+
+def solve(task: Problem, gradients: Gradients | None) -> np.ndarray:
+    """Values of all pairs, and their gradients if asked for: the vectorized kernels, then what they do not certify.
+
+    float32 costs are computed in float32 with exponents of 32 bits; where these do not suffice (paths that cost more
+    than 10^8 gamma, walls of huge costs, no path at all) in float64 with 64 bits, and last in the exact tier.
+    """
+    out, sure = np.empty(task.pairs), np.zeros(task.pairs, dtype=bool)
+    fast(task, gradients, out, sure)
+    rest = np.flatnonzero(~sure)
+    if rest.size and task.cost.dtype == np.float32:
+        usable = task.gamma[rest] > 0
+        wider = rest[usable]
+        if wider.size:
+            out[wider] = solve_wider(task, gradients, wider)
+        rest = rest[~usable]
+    if rest.size:
+        exact(task, gradients, rest, out)
+    return out
+
+
+def fast(task: Problem, gradients: Gradients | None, out: np.ndarray, sure: np.ndarray) -> None:
+    precision = PRECISION[task.cost.dtype]
+    rows, columns = task.cost.shape[2:]
+    area = (2 * rows + 1) * (2 * columns + 1) if task.dummy.size else rows * columns
+    some = gradients or Gradients(NOTHING, False, task.cost, NOTHING, NOTHING)
+    if area <= SMALL:
+        groups = task.cost.shape[0] * -(-task.cost.shape[1] // precision.lanes)
+
+        def work(first: int, last: int) -> None:
+            _cpu_lanes.solve(
+                *task.arguments,
+                first,
+                last,
+                precision.limits,
+                precision.kind,
+                gradients is not None,
+                some.scale,
+                some.with_gamma,
+                out,
+                sure,
+                some.cost,
+                some.gamma,
+                some.dummy,
+            )
+
+        run_chunks(groups, task.cells, work)
+    elif gradients is None:
+
+        def work(first: int, last: int) -> None:
+            items = np.arange(first, last)
+            _cpu_strips.value(
+                *task.arguments, items, precision.limits, precision.kind, out, sure
+            )
+
+        run_chunks(task.pairs, task.cells, work)
+    else:
+
+        def work(first: int, last: int) -> None:
+            _cpu_strips.gradient(
+                *task.arguments,
+                np.arange(first, last),
+                precision.limits,
+                precision.kind,
+                some.scale,
+                some.with_gamma,
+                out,
+                sure,
+                some.cost,
+                some.gamma,
+                some.dummy,
+            )
+
+        run_chunks(task.pairs, task.cells, work)
+
+
+def solve_wider(task: Problem, gradients: Gradients | None, items: np.ndarray) -> np.ndarray:
+    """Some pairs of a float32 problem in float64."""
+    at = np.divmod(items, task.cost.shape[1])
+    dummy = task.dummy[items] if task.dummy.size else task.dummy
+    cost = task.cost[at].astype(np.float64)[None]
+    part = Problem(
+        cost, task.gamma[items], dummy, task.n[items], task.m[items], task.bandwidth
+    )
+    if gradients is None:
+        return solve(part, None)
+    some = Gradients.allocate(
+        part, gradients.scale[items], gradients.with_gamma, np.zeros_like(cost)
+    )
+    out = solve(part, some)
+    gradients.cost[at] = some.cost[0]
+    gradients.gamma[items], gradients.dummy[items] = some.gamma, some.dummy
+    return out
+
+
+def exact(
+    task: Problem, gradients: Gradients | None, items: np.ndarray, out: np.ndarray
+) -> None:
+    def work(first: int, last: int) -> None:
+        if gradients is None:
+            _cpu_exact.value(*task.arguments, items[first:last], out)
+            return
+        _cpu_exact.gradient(
+            *task.arguments,
+            items[first:last],
+            gradients.scale,
+            out,
+            gradients.cost,
+            gradients.gamma,
+            gradients.dummy,
+        )
+
+    run_chunks(items.size, 20 * int(task.n[items] @ task.m[items]), work)
+
+
 def value(
     cost: Tensor,
     gamma: Tensor,
@@ -115,13 +283,7 @@ def value(
     bandwidth: int | None,
 ) -> Tensor:
     task = problem(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
-    out = np.empty(task.pairs)
-
-    def work(first: int, last: int) -> None:
-        _cpu_exact.value(*task.arguments, task.items(first, last), out)
-
-    run_chunks(task.pairs, task.cells, work)
-    return torch.from_numpy(out).to(cost.dtype).view(cost.shape[:-2])
+    return torch.from_numpy(solve(task, None)).to(cost.dtype).view(cost.shape[:-2])
 
 
 def gradient(
@@ -135,27 +297,17 @@ def gradient(
     with_gamma: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     task = problem(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
-    grad = torch.zeros_like(cost)
-    scale = flat(grad_value.double())
-    out, grad_gamma, grad_dummy = np.empty((3, task.pairs))
-
-    def work(first: int, last: int) -> None:
-        _cpu_exact.gradient(
-            *task.arguments,
-            task.items(first, last),
-            scale,
-            out,
-            as_array(four_dimensional(grad)),
-            grad_gamma,
-            grad_dummy,
-        )
-
-    run_chunks(task.pairs, task.cells, work)
+    partial = x_lengths is not None or y_lengths is not None or bandwidth is not None
+    grad = empty_like(cost, zeros=partial)
+    gradients = Gradients.allocate(
+        task, flat(grad_value.double()), with_gamma, as_array(four_dimensional(grad))
+    )
+    solve(task, gradients)
     shape = cost.shape[:-2]
     return (
         grad,
-        torch.from_numpy(grad_gamma).view(shape),
-        torch.from_numpy(grad_dummy).view(shape),
+        torch.from_numpy(gradients.gamma).view(shape),
+        torch.from_numpy(gradients.dummy).view(shape),
     )
 
 
@@ -172,7 +324,7 @@ def hessian_product(
     tangent_dummy: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     task = problem(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
-    out = torch.zeros_like(cost)
+    out = empty_like(cost, zeros=True)
     scale, tg, td = flat(grad_value.double()), flat(tangent_gamma), flat(tangent_dummy)
     tangent_value, out_gamma, out_dummy = np.empty((3, task.pairs))
 
@@ -229,7 +381,7 @@ def smooth(
     origin_count: float,
 ) -> Tensor:
     task = problem(cost, gamma, None, x_lengths, y_lengths, None)
-    out = torch.zeros_like(cost)
+    out = empty_like(cost, zeros=True)
 
     def work(first: int, last: int) -> None:
         _cpu_smoothing.smooth(
@@ -255,7 +407,7 @@ def smooth_vjp(
     grad_s: Tensor,
 ) -> tuple[Tensor, Tensor]:
     task = problem(cost, gamma, None, x_lengths, y_lengths, None)
-    grad = torch.zeros_like(cost)
+    grad = empty_like(cost, zeros=True)
     grad_gamma = np.empty(task.pairs)
 
     def work(first: int, last: int) -> None:

@@ -1,0 +1,208 @@
+"""One cell of the recursion on vectors: Z = exp(-R/g) as mantissa and integer exponent.
+
+Z[i,j] = exp(-D[i,j]/g) (Z[i-1,j-1] + Z[i-1,j] + Z[i,j-1]), held as m 2^k with 1 <= m < 2. The exponent is the cumulated
+value in units of g ln 2, exact however long the sequences; the mantissa carries a relative error that is all but common
+to neighbors, so the transition weights p = Z_k / sum keep the accuracy of single cells. The chain from cell to cell has
+no exponential, logarithm or division: 2^f depends on D alone.
+
+A forbidden cell has the exponent FLOOR (and any mantissa): next to a real value it scales to exactly 0. A cell
+whose exponent falls below FLOOR joins the forbidden ones. `certified` says afterwards whether that was right.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from ._jit import inline
+from ._simd import (
+    fma,
+    larger,
+    like,
+    nearest,
+    power_of_two,
+    smaller,
+    split_exponent,
+    to_float,
+    to_integer,
+)
+
+# FLOOR: exponents of forbidden cells. LIMIT: |D / (g ln 2)| is clamped here; FLOOR - LIMIT fits the integer.
+# RISE: bound on what negative costs may add along a path. TINY: a smaller mass is 0, so that none is subnormal.
+FLOOR = {"float32": -(2**30), "float64": -(2**50)}
+LIMIT = {"float32": float(2**30 - 2**10), "float64": float(2**50 - 2**10)}
+RISE = {"float32": float(2**27), "float64": float(2**47)}
+TINY = {"float32": 1e-30, "float64": 1e-250}
+
+# 2^f on [-1/2, 1/2], Chebyshev fits: relative errors 2e-9 and 3e-18 before rounding.
+POWER_32 = (
+    1.0,
+    0.69314720670283259577,
+    0.24022650922288758071,
+    0.055503272266703020589,
+    0.0096180566785246380754,
+    0.001340042817761583794,
+    0.00015461444698569129083,
+)
+POWER_64 = (
+    1.0,
+    0.69314718055994530925,
+    0.24022650695910159567,
+    0.055504108664821627039,
+    0.0096181291075872566681,
+    0.0013333558146406470697,
+    0.00015403530463724354209,
+    0.000015252733841556772589,
+    1.3215432535912376166e-6,
+    1.0178057087733941105e-7,
+    7.0741942972885210056e-9,
+    4.455817908336064493e-10,
+)
+
+
+def power_of_fraction(f: Any) -> Any:
+    """2^f for -1/2 <= f <= 1/2."""
+    raise NotImplementedError
+
+
+@overload(power_of_fraction, jit_options={"forceinline": True, "nogil": True})
+def _power_of_fraction(f):
+    if f.dtype == types.float32:
+
+        def evaluate(f):
+            y = like(f, POWER_32[6])
+            y = fma(y, f, like(f, POWER_32[5]))
+            y = fma(y, f, like(f, POWER_32[4]))
+            y = fma(y, f, like(f, POWER_32[3]))
+            y = fma(y, f, like(f, POWER_32[2]))
+            y = fma(y, f, like(f, POWER_32[1]))
+            return fma(y, f, like(f, POWER_32[0]))
+
+        return evaluate
+
+    def evaluate(f):
+        y = like(f, POWER_64[11])
+        y = fma(y, f, like(f, POWER_64[10]))
+        y = fma(y, f, like(f, POWER_64[9]))
+        y = fma(y, f, like(f, POWER_64[8]))
+        y = fma(y, f, like(f, POWER_64[7]))
+        y = fma(y, f, like(f, POWER_64[6]))
+        y = fma(y, f, like(f, POWER_64[5]))
+        y = fma(y, f, like(f, POWER_64[4]))
+        y = fma(y, f, like(f, POWER_64[3]))
+        y = fma(y, f, like(f, POWER_64[2]))
+        y = fma(y, f, like(f, POWER_64[1]))
+        return fma(y, f, like(f, POWER_64[0]))
+
+    return evaluate
+
+
+def log2_of_mantissa(m: Any) -> Any:
+    """log2 of 1 <= m < 2: log2(m) = 1/2 + 2 log2(e) artanh(z), z = (m - sqrt 2) / (m + sqrt 2), |z| < 0.172."""
+    raise NotImplementedError
+
+
+@overload(log2_of_mantissa, jit_options={"forceinline": True, "nogil": True})
+def _log2_of_mantissa(m):
+    terms = 5 if m.dtype == types.float32 else 11  # of the series z + z^3 / 3 + z^5 / 5 ...
+
+    def evaluate(m):
+        root = like(m, 1.4142135623730951)
+        z = (m - root) / (m + root)
+        square = z * z
+        series = like(m, 1.0 / (2 * terms - 1))
+        for k in range(terms - 2, -1, -1):
+            series = fma(series, square, like(m, 1.0 / (2 * k + 1)))
+        return fma(series * z, like(m, 2.8853900817779268), like(m, 0.5))
+
+    return evaluate
+
+
+@inline
+def surprise(p):
+    """-p log2(p), 0 at p = 0."""
+    m, e = split_exponent(p)
+    return (like(p, 0.0) - p) * (log2_of_mantissa(m) + to_float(e))
+
+
+@inline
+def exponential(d, high, low, smallest, largest):
+    """(w, k) with w 2^k = 2^(d (high + low)) and w near 1; d is clamped to the bounds, NaN stays in w.
+
+    The product is exact to twice the precision: rounded once, a cost of 1e5 gamma would lose the fraction.
+    """
+    d = smaller(largest, larger(smallest, d))
+    t = d * high
+    r = nearest(t)
+    f = (t - r) + fma(d, low, fma(d, high, like(t, 0.0) - t))
+    return power_of_fraction(f), to_integer(larger(r, like(r, -(2.0**51))))
+
+
+@inline
+def step(w, k, floor, m_diagonal, k_diagonal, m_up, k_up, m_left, k_left):
+    """Z of the cell as (mantissa, exponent), then the three predecessors on a common scale and their sum."""
+    top = larger(larger(k_diagonal, k_up), k_left)
+    diagonal = m_diagonal * power_of_two(k_diagonal - top)
+    up = m_up * power_of_two(k_up - top)
+    left = m_left * power_of_two(k_left - top)
+    total = (diagonal + up) + left
+    mantissa, e = split_exponent(total * w)
+    return mantissa, larger(floor, (top + k) + e), diagonal, up, left, total
+
+
+@inline
+def rate(gamma):
+    """-log2(e) / gamma as the sum of two floats: a cost times this is an exponent of 2."""
+    high = -1.4426950408889634 / gamma
+    # The residual of the quotient needs the exact product high * gamma (Dekker); log2(e) itself has a second part.
+    a, b = 134217729.0 * high, 134217729.0 * gamma
+    h1, g1 = a - (a - high), b - (b - gamma)
+    h2, g2 = high - h1, gamma - g1
+    product = high * gamma
+    error = ((h1 * g1 - product) + h1 * g2 + h2 * g1) + h2 * g2
+    low = ((-1.4426950408889634 - product) - error - 2.0355273740931033e-17) / gamma
+    return high, low
+
+
+@inline
+def fill_rates(gamma, limit, rates, lanes, lane):
+    """The lane's entries in four rows: the two parts of the rate, smallest and largest cost before clamping."""
+    high, low = rate(gamma)
+    single = rates.dtype.type(high)
+    rates[lane] = single
+    rates[lanes + lane] = (high - single) + low
+    rates[2 * lanes + lane] = -limit / abs(high)
+    rates[3 * lanes + lane] = limit / abs(high)
+
+
+@inline
+def usable(gamma):
+    """Whether 1/gamma fits either precision. gamma = 0, the hard minimum, does not."""
+    return 1e-28 < gamma < 1e28
+
+
+@inline
+def certified(exponent, lowest, longest_path, gamma, floor, rise):
+    """Whether flushing at FLOOR and clamping left the result as it is.
+
+    Negative costs raise a flushed or clamped path by less than RISE, so it ends below FLOOR / 2 - RISE; the true value
+    lies above FLOOR / 2, further away than any precision reaches.
+    """
+    return lowest * rate(gamma)[0] * longest_path < rise and exponent > floor // 2
+
+
+@inline
+def value_of(mantissa, exponent, gamma):
+    return (exponent + math.log2(mantissa)) / rate(gamma)[0]
+
+
+@inline
+def fill_with_nan(grad4, q, n, m):
+    a, b = q // grad4.shape[1], q % grad4.shape[1]
+    for i in range(n):
+        for j in range(m):
+            grad4[a, b, i, j] = np.nan

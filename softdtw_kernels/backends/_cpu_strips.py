@@ -1,0 +1,383 @@
+"""Long pairs on the CPU: the lanes of a vector are consecutive rows of one pair, one column behind each other.
+
+A strip is as many rows as a vector has lanes. At step t of a strip, lane l computes the cell (row + l, first + t - l):
+its left neighbor is its own last result, its upper and diagonal neighbors are the last two results of lane l - 1, so
+everything travels in registers. Between strips one border goes through memory, indexed by column + 1.
+Cells outside the lattice, the lengths or the band are packed as costs of +inf: forbidden like any other.
+
+The forward pass keeps one border. The backward pass keeps one for every block of strips, and works the blocks from the
+last to the first: forward again with the weights stored, then back. Nothing of size N x M is stored.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ._cpu_cell import certified, exponential, fill_rates, fill_with_nan, step, surprise, usable, value_of
+from ._cpu_exact import band_limits, lattice_shape
+from ._jit import block, inline, jit
+from ._simd import (
+    first_lane,
+    keep_above,
+    last_lane,
+    lane_sum,
+    like,
+    load,
+    load_block,
+    shift_down,
+    shift_up,
+    smaller,
+    store,
+    store_block,
+)
+
+CHUNK = 64  # steps packed at a time: they stay in the first cache level
+BLOCK = 32  # smallest number of rows between two kept borders
+WEIGHTS = 768 * 1024  # bytes of weights that a block may take beyond that: they stay in the second cache level
+
+
+@inline
+def strip_columns(row, lanes, rows, columns, low, high):
+    """First column of the strip that starts at the row, and its number of steps."""
+    first = max(0, row + low)
+    last = min(columns - 1, min(row + lanes, rows) - 1 + high)
+    return first, last - first + lanes
+
+
+@inline
+def lane_steps(row, lanes, first, rows, columns, low, high, starts, stops):
+    """The steps starts[l] <= t < stops[l] of the strip at which lane l is inside the lattice and the band."""
+    for l in range(lanes):
+        i = row + l
+        starts[l] = stops[l] = 0
+        if i < rows:
+            starts[l] = max(first, i + low) - first + l
+            stops[l] = max(starts[l], min(columns - 1, i + high) - first + l + 1)
+
+
+@block
+def pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed):
+    """packed[(t - t0) lanes + l] = cost of the cell of lane l at step t, for t0 <= t < t1 (and up to a square more)."""
+    lanes = starts.size
+    skew = cost.strides[0] - cost.strides[1]
+    if not weak and cost.strides[1] == cost.itemsize:
+        base = cost.ctypes.data + row * cost.strides[0] + first * cost.strides[1]
+        for t in range(t0, t1, lanes):
+            load_block(
+                base + t * cost.strides[1], skew, starts, stops, t, packed, (t - t0) * lanes
+            )
+        return
+    for k in range(packed.size):
+        packed[k] = np.inf
+    for l in range(lanes):
+        i, j = row + l, first - l
+        for t in range(max(starts[l], t0), min(stops[l], t1)):
+            if not weak:
+                packed[(t - t0) * lanes + l] = cost[i, j + t]
+            elif i & 1 and (j + t) & 1:
+                packed[(t - t0) * lanes + l] = cost[i >> 1, (j + t) >> 1]
+            else:
+                packed[(t - t0) * lanes + l] = theta
+
+
+@block
+def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
+    """What pack did, backward: mass to the gradient; returns the sum over the dummy cells."""
+    lanes = starts.size
+    dummies = 0.0
+    skew = grad.strides[0] - grad.strides[1]
+    if not weak and grad.strides[1] == grad.itemsize:
+        base = grad.ctypes.data + row * grad.strides[0] + first * grad.strides[1]
+        for t in range(t0, t1, lanes):
+            store_block(mass, (t - t0) * lanes, base + t * grad.strides[1], skew, starts, stops, t)
+        return dummies
+    for l in range(lanes):
+        i, j = row + l, first - l
+        for t in range(max(starts[l], t0), min(stops[l], t1)):
+            e = mass[(t - t0) * lanes + l]
+            if not weak:
+                grad[i, j + t] = e
+            elif i & 1 and (j + t) & 1:
+                grad[i >> 1, (j + t) >> 1] = e
+            else:
+                dummies += e
+    return dummies
+
+
+@inline
+def forward_strip(
+    cost, theta, weak, row, lanes, steps, first, starts, stops,
+    rates, floor, packed, border_m, border_k, checks, keep, weights, offset,
+):  # fmt: skip
+    """One strip: reads the border above it, leaves the border of its last row, and the last step in checks.
+
+    checks: rows of the minimum of the costs, of a sum that is NaN if a cost is, and of the last mantissas.
+    Returns the vector of exponents of the last step.
+    """
+    r_high, r_low = load(rates, 0), load(rates, lanes)
+    smallest, largest = load(rates, 2 * lanes), load(rates, 3 * lanes)
+    lowest, nan_sum = load(checks, 0), load(checks, lanes)
+    one = like(r_high, 1.0)
+    bottom = like(load(border_k, 0), floor)
+    m, k = one, bottom
+    m_up, k_up = shift_up(one, border_m[first]), shift_up(bottom, border_k[first])
+    for t0 in range(0, steps, CHUNK):
+        t1 = min(steps, t0 + CHUNK)
+        pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed)
+        for t in range(t0, t1):
+            d = load(packed, (t - t0) * lanes)
+            w, dk = exponential(d, r_high, r_low, smallest, largest)
+            lowest = smaller(d, lowest)
+            nan_sum = nan_sum + w
+            m_diagonal, k_diagonal = m_up, k_up
+            m_up, k_up = shift_up(m, border_m[first + t + 1]), shift_up(k, border_k[first + t + 1])
+            m, k, p_diagonal, p_up, p_left, total = step(
+                w, dk, bottom, m_diagonal, k_diagonal, m_up, k_up, m, k
+            )
+            if t >= lanes - 1:
+                border_m[first + t - lanes + 2] = last_lane(m)
+                border_k[first + t - lanes + 2] = last_lane(k)
+            if keep:
+                share = one / total
+                at = offset + 3 * lanes * t
+                store(weights, at, p_diagonal * share)
+                store(weights, at + lanes, p_up * share)
+                store(weights, at + 2 * lanes, p_left * share)
+    store(checks, 0, lowest)
+    store(checks, lanes, nan_sum)
+    store(checks, 2 * lanes, m)
+    return k
+
+
+@block
+def backward_strip(
+    weak, row, lanes, steps, first, starts, stops, scale, tiny,
+    mass, below, weights, offset, end, with_gamma, grad,
+):  # fmt: skip
+    """One strip of the adjoint recursion; `below` holds what the strip below gives to each column + 1.
+
+    end: lane of the final cell if this is the strip that holds it, else -1. Returns the sums of the expected visits
+    over the dummy cells, and of the expected visits times the entropy of the weights in bits.
+    """
+    for l in range(lanes):
+        mass[l] = 1.0 if l == end else 0.0
+    from_right = load(mass, 0)
+    zero, threshold = like(from_right, 0.0), like(from_right, tiny)
+    factor = like(from_right, scale)
+    up_next, diagonal_next, diagonal_after = zero, zero, zero  # of steps t + 1, t + 1 and t + 2
+    corner = first_lane(zero)
+    dummies = entropy = 0.0
+    for t0 in range((steps - 1) // CHUNK * CHUNK, -1, -CHUNK):
+        t1 = min(steps, t0 + CHUNK)
+        bits = zero
+        for t in range(t1 - 1, t0 - 1, -1):
+            at = offset + 3 * lanes * t
+            p_diagonal, p_up = load(weights, at), load(weights, at + lanes)
+            p_left = load(weights, at + 2 * lanes)
+            handed = below[max(0, first + t - lanes + 2)]
+            from_below = shift_down(up_next, handed) + shift_down(diagonal_after, first_lane(zero))
+            e = keep_above(from_right + from_below, threshold)
+            store(mass, (t - t0) * lanes, e * factor)
+            if with_gamma:
+                bits = bits + e * (surprise(p_diagonal) + (surprise(p_up) + surprise(p_left)))
+            from_right, up_next = e * p_left, e * p_up
+            diagonal_next, diagonal_after = e * p_diagonal, diagonal_next
+            below[first + t + 1] = first_lane(up_next) + corner
+            corner = first_lane(diagonal_next)
+        entropy += lane_sum(bits)
+        dummies += unpack(mass, weak, row, first, t0, t1, starts, stops, grad)
+    below[first] = corner
+    return dummies, entropy
+
+
+@inline
+def reset_border(border_m, border_k, floor, origin):
+    for c in range(border_m.size):
+        border_m[c], border_k[c] = 1.0, floor
+    if origin:
+        border_k[0] = 0  # the virtual cell before the origin, Z = 1
+
+
+@block
+def forward_block(
+    cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops,
+    rates, floor, packed, border_m, border_k, checks, keep, weights, stride,
+):  # fmt: skip
+    """The strips of the rows start <= row < stop; returns the exponent of the final cell if it is among them."""
+    final = floor
+    for row in range(start, stop, lanes):
+        first, steps = strip_columns(row, lanes, rows, columns, low, high)
+        end = rows - 1 - row
+        if end < lanes:
+            steps = columns - first + end
+        lane_steps(row, lanes, first, rows, columns, low, high, starts, stops)
+        k = forward_strip(
+            cost, theta, weak, row, lanes, steps, first, starts, stops, rates, floor, packed, border_m, border_k, checks, keep, weights, (row - start) // lanes * stride,
+        )  # fmt: skip
+        if row == 0:
+            border_k[0] = floor
+        if end < lanes:
+            store(border_k, columns + 2, k)
+            final = border_k[columns + 2 + end]
+    return final
+
+
+@jit
+def value(cost4, gamma, dummy, n, m, bandwidth, items, limits, kind, out, sure):
+    """out[q] = value of the pair q, for q in items; sure[q] tells whether it is certified.
+
+    limits: (FLOOR, LIMIT, RISE, TINY); kind: an empty array of the type to compute in, and one of its integers.
+    """
+    weak = dummy.size > 0
+    per_row = cost4.shape[1]
+    floor, limit, rise, _ = limits
+    lanes = 64 // kind[0].itemsize
+    packed = np.empty(CHUNK * lanes, kind[0].dtype)
+    rates = np.empty(4 * lanes, kind[0].dtype)
+    checks = np.empty(3 * lanes, kind[0].dtype)
+    starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    nothing = np.empty(0, kind[0].dtype)
+    widest = 0
+    for q in items:
+        widest = max(widest, lattice_shape(n[q], m[q], weak)[1])
+    border_m = np.empty(widest + 3 * lanes, kind[0].dtype)
+    border_k = np.empty(widest + 3 * lanes, kind[1].dtype)
+    for q in items:
+        sure[q] = False
+        if not usable(gamma[q]):
+            continue
+        theta = dummy[q] if weak else 0.0
+        rows, columns = lattice_shape(n[q], m[q], weak)
+        low, high = band_limits(rows, columns, bandwidth)
+        for l in range(lanes):
+            fill_rates(gamma[q], limit, rates, lanes, l)
+        for l in range(lanes):
+            checks[l], checks[lanes + l] = np.inf, 0.0
+        reset_border(border_m, border_k, floor, True)
+        k = forward_block(
+            cost4[q // per_row, q % per_row], theta, weak, 0, rows, lanes, rows, columns, low, high, starts, stops,
+            rates, floor, packed, border_m, border_k, checks, False, nothing, 0,
+        )  # fmt: skip
+        out[q], sure[q] = conclude(
+            checks, lanes, (rows - 1) % lanes, k, rows + columns, gamma[q], floor, rise
+        )
+
+
+@inline
+def conclude(checks, lanes, end, k, longest_path, gamma, floor, rise):
+    """The value, and whether it is certified."""
+    lowest, nan_sum = np.inf, 0.0
+    for l in range(lanes):
+        lowest = min(lowest, checks[l])
+        nan_sum += checks[lanes + l]
+    if math.isnan(nan_sum):
+        return np.nan, True
+    mantissa = checks[2 * lanes + end]
+    return value_of(mantissa, k, gamma), certified(k, lowest, longest_path, gamma, floor, rise)
+
+
+@jit
+def gradient(
+    cost4, gamma, dummy, n, m, bandwidth, items, limits, kind, scale, with_gamma,
+    out, sure, grad4, grad_gamma, grad_dummy,
+):  # fmt: skip
+    """Value and gradients of scale[q] * value of the pair q. Cells beyond the lengths or the band are not written."""
+    weak = dummy.size > 0
+    per_row = cost4.shape[1]
+    floor, limit, rise, tiny = limits
+    lanes = 64 // kind[0].itemsize
+    packed = np.empty(CHUNK * lanes, kind[0].dtype)
+    rates = np.empty(4 * lanes, kind[0].dtype)
+    checks = np.empty(3 * lanes, kind[0].dtype)
+    starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    widest = tallest = longest = kept = 0
+    for q in items:
+        rows, columns = lattice_shape(n[q], m[q], weak)
+        low, high = band_limits(rows, columns, bandwidth)
+        widest = max(widest, columns)
+        longest = max(longest, min(columns, high - low + lanes) + lanes)
+        tallest = max(tallest, rows)
+    stride = 3 * lanes * longest
+    strips = max(BLOCK // lanes, WEIGHTS // (stride * kind[0].itemsize))
+    height = lanes * min(strips, (tallest + lanes - 1) // lanes)
+    for q in items:
+        rows, columns = lattice_shape(n[q], m[q], weak)
+        low, high = band_limits(rows, columns, bandwidth)
+        kept = max(kept, (rows - 1) // height * (min(columns, high - low + 1) + 3))
+    weights = np.empty(height // lanes * stride, kind[0].dtype)
+    border_m = np.empty(widest + 3 * lanes, kind[0].dtype)
+    border_k = np.empty(widest + 3 * lanes, kind[1].dtype)
+    kept_m, kept_k = np.empty(kept, kind[0].dtype), np.empty(kept, kind[1].dtype)
+    below = np.empty(widest + 3 * lanes, kind[0].dtype)
+    nothing = np.empty(0, kind[0].dtype)
+    for q in items:
+        sure[q] = False
+        if not usable(gamma[q]):
+            continue
+        cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
+        theta = dummy[q] if weak else 0.0
+        rows, columns = lattice_shape(n[q], m[q], weak)
+        low, high = band_limits(rows, columns, bandwidth)
+        window = min(columns, high - low + 1) + 3
+        for l in range(lanes):
+            fill_rates(gamma[q], limit, rates, lanes, l)
+        for l in range(lanes):
+            checks[l], checks[lanes + l] = np.inf, 0.0
+        reset_border(border_m, border_k, floor, True)
+        final_block = (rows - 1) // height
+        k = floor
+        for block in range(final_block + 1):
+            start, stop = block * height, min(rows, (block + 1) * height)
+            last = block == final_block
+            k = forward_block(
+                cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops, rates, floor,
+                packed, border_m, border_k, checks, last, weights if last else nothing, stride,
+            )  # fmt: skip
+            if not last:
+                begin = max(0, stop + low)
+                size = min(window, columns + 2 - begin)
+                at = block * window
+                for c in range(size):
+                    kept_m[at + c], kept_k[at + c] = border_m[begin + c], border_k[begin + c]
+        end = (rows - 1) % lanes
+        out[q], sure[q] = conclude(checks, lanes, end, k, rows + columns, gamma[q], floor, rise)
+        if not sure[q]:
+            continue
+        if math.isnan(out[q]):
+            fill_with_nan(grad4, q, n[q], m[q])
+            grad_gamma[q] = grad_dummy[q] = np.nan
+            continue
+        for c in range(below.size):
+            below[c] = 0.0
+        dummies = entropy = 0.0
+        for block in range(final_block, -1, -1):
+            start, stop = block * height, min(rows, (block + 1) * height)
+            if block < final_block:
+                reset_border(border_m, border_k, floor, block == 0)
+                if block > 0:
+                    begin = max(0, start + low)
+                    size = min(window, columns + 2 - begin)
+                    at = (block - 1) * window
+                    for c in range(size):
+                        border_m[begin + c], border_k[begin + c] = kept_m[at + c], kept_k[at + c]
+                forward_block(
+                    cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops, rates,
+                    floor, packed, border_m, border_k, checks, True, weights, stride,
+                )  # fmt: skip
+            for row in range(start + (stop - 1 - start) // lanes * lanes, start - 1, -lanes):
+                first, steps = strip_columns(row, lanes, rows, columns, low, high)
+                here = rows - 1 - row
+                if here < lanes:
+                    steps = columns - first + here
+                lane_steps(row, lanes, first, rows, columns, low, high, starts, stops)
+                d, h = backward_strip(
+                    weak, row, lanes, steps, first, starts, stops, scale[q], tiny,
+                    packed, below, weights, (row - start) // lanes * stride,
+                    here if here < lanes else -1, with_gamma, grad,
+                )  # fmt: skip
+                dummies += d
+                entropy += h
+        grad_dummy[q] = dummies
+        grad_gamma[q] = -math.log(2.0) * entropy * scale[q]

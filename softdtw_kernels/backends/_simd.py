@@ -1,0 +1,439 @@
+"""Vectors of 512 bits as values in Numba code: 16 lanes of float32 and int32, or 8 of float64 and int64.
+
+Requirements: numba. LLVM splits a vector into what the processor has (one AVX-512, two AVX2, four SSE or NEON
+registers), so one source serves all of them and every lane computes the same bits on each: nothing depends on what an
+auto-vectorizer makes of a loop. A vector lives in registers; memory is reached by load and store on 1-D arrays.
+
+    a + b, a - b, a * b, a / b     lane by lane, both of one type
+    fma(a, b, c)                   a * b + c, rounded once
+    smaller(a, b), larger(a, b)    b where the comparison is false, so also where either is NaN
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+BITS = 512
+INTEGER_OF = {types.float32: types.int32, types.float64: types.int64}
+FLOAT_OF = {v: k for k, v in INTEGER_OF.items()}
+
+
+class Vector(types.Type):
+    """The Numba type of a vector with lanes of `dtype`."""
+
+    def __init__(self, dtype: types.Type) -> None:
+        self.dtype = dtype
+        self.lanes = BITS // dtype.bitwidth
+        super().__init__(name=f"Vector({dtype}x{self.lanes})")
+
+    @property
+    def is_float(self) -> bool:
+        return isinstance(self.dtype, types.Float)
+
+    @property
+    def ir_type(self) -> ir.VectorType:
+        width = self.dtype.bitwidth
+        if self.is_float:
+            return ir.VectorType(ir.FloatType() if width == 32 else ir.DoubleType(), self.lanes)
+        return ir.VectorType(ir.IntType(width), self.lanes)
+
+
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: Vector) -> None:
+        super().__init__(manager, fe_type, fe_type.ir_type)
+
+
+def constant(kind: Vector, value: float) -> ir.Constant:
+    element = float(value) if kind.is_float else int(value)
+    return ir.Constant(kind.ir_type, [ir.Constant(kind.ir_type.element, element)] * kind.lanes)
+
+
+def splat_value(builder: Any, kind: Vector, scalar: Any) -> Any:
+    zero = ir.Constant(ir.IntType(32), 0)
+    one = builder.insert_element(ir.Constant(kind.ir_type, ir.Undefined), scalar, zero)
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), [0] * kind.lanes)
+    return builder.shuffle_vector(one, one, mask)
+
+
+def shuffle(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
+    return builder.shuffle_vector(a, b, mask)
+
+
+def call_llvm(builder: Any, name: str, result: ir.Type, arguments: list[Any]) -> Any:
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(result, [a.type for a in arguments]), name
+    )
+    return builder.call(function, arguments)
+
+
+def suffix(kind: Vector) -> str:
+    return f"v{kind.lanes}{'f' if kind.is_float else 'i'}{kind.dtype.bitwidth}"
+
+
+# Arithmetic operators ------------------------------------------------------------------------------------------------
+
+FLOAT_OPS = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
+INTEGER_OPS = {operator.add: "add", operator.sub: "sub", operator.and_: "and_", operator.or_: "or_"}
+
+
+def define_operator(op: Callable[..., Any]) -> None:
+    @infer_global(op)
+    class Template(AbstractTemplate):
+        def generic(self, args, kws):
+            if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
+                return signature(args[0], *args)
+            return None
+
+    @lower_builtin(op, Vector, Vector)
+    def lower(context, builder, sig, args):
+        names = FLOAT_OPS if sig.return_type.is_float else INTEGER_OPS
+        return getattr(builder, names[op])(*args)
+
+
+for _op in {**FLOAT_OPS, **INTEGER_OPS}:
+    define_operator(_op)
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+def vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, kind: Vector) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), kind.ir_type.as_pointer())
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """The lanes array[index : index + lanes] of a contiguous 1-D array."""
+    kind = Vector(array.dtype)
+
+    def codegen(context, builder, sig, args):
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        return builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type)
+
+    return kind(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, vector):
+    """array[index : index + lanes] = vector."""
+
+    def codegen(context, builder, sig, args):
+        kind = sig.args[2]
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        builder.store(args[2], pointer, align=kind.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), codegen
+
+
+# Lanes ---------------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def splat(typingctx, scalar):
+    """All lanes equal to the scalar (float32, float64, int32 or int64)."""
+    kind = Vector(scalar)
+
+    def codegen(context, builder, sig, args):
+        return splat_value(builder, kind, args[0])
+
+    return kind(scalar), codegen
+
+
+@intrinsic
+def like(typingctx, vector, value):
+    """All lanes equal to the number, in the type of the vector."""
+
+    def codegen(context, builder, sig, args):
+        scalar = context.cast(builder, args[1], sig.args[1], vector.dtype)
+        return splat_value(builder, vector, scalar)
+
+    return vector(vector, value), codegen
+
+
+@intrinsic
+def shift_up(typingctx, vector, scalar):
+    """Lane l becomes lane l - 1; lane 0 becomes the scalar."""
+
+    def codegen(context, builder, sig, args):
+        n = vector.lanes
+        first = splat_value(builder, vector, args[1])
+        return shuffle(builder, args[0], first, [n, *range(n - 1)])
+
+    return vector(vector, vector.dtype), codegen
+
+
+@intrinsic
+def shift_down(typingctx, vector, scalar):
+    """Lane l becomes lane l + 1; the last lane becomes the scalar."""
+
+    def codegen(context, builder, sig, args):
+        n = vector.lanes
+        last = splat_value(builder, vector, args[1])
+        return shuffle(builder, args[0], last, [*range(1, n), n])
+
+    return vector(vector, vector.dtype), codegen
+
+
+@intrinsic
+def first_lane(typingctx, vector):
+    def codegen(context, builder, sig, args):
+        return builder.extract_element(args[0], ir.Constant(ir.IntType(32), 0))
+
+    return vector.dtype(vector), codegen
+
+
+@intrinsic
+def last_lane(typingctx, vector):
+    def codegen(context, builder, sig, args):
+        return builder.extract_element(args[0], ir.Constant(ir.IntType(32), vector.lanes - 1))
+
+    return vector.dtype(vector), codegen
+
+
+@intrinsic
+def lane_sum(typingctx, vector):
+    """Sum of the lanes in a fixed order, by halves."""
+
+    def codegen(context, builder, sig, args):
+        v, n = args[0], vector.lanes
+        while n > 1:
+            n //= 2
+            low = shuffle(builder, v, v, list(range(n)))
+            high = shuffle(builder, v, v, list(range(n, 2 * n)))
+            v = builder.fadd(low, high)
+        return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+    return vector.dtype(vector), codegen
+
+
+# Comparison ----------------------------------------------------------------------------------------------------------
+
+
+def define_choice(comparison: str) -> Any:
+    @intrinsic
+    def choose(typingctx, a, b):
+        def codegen(context, builder, sig, args):
+            compare = builder.fcmp_ordered if a.is_float else builder.icmp_signed
+            return builder.select(compare(comparison, *args), *args)
+
+        return a(a, b), codegen
+
+    return choose
+
+
+smaller = define_choice("<")  # a where a < b, else b: NaN in a gives b, NaN in b gives b
+larger = define_choice(">")
+
+
+@intrinsic
+def keep_above(typingctx, a, threshold):
+    """a where it is greater than the threshold, else 0 (for NaN too)."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered(">", *args), args[0], constant(a, 0.0))
+
+    return a(a, threshold), codegen
+
+
+# Floating point ------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        return call_llvm(builder, f"llvm.fma.{suffix(a)}", a.ir_type, list(args))
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def nearest(typingctx, a):
+    """Rounded to the nearest integer, ties to even."""
+
+    def codegen(context, builder, sig, args):
+        return call_llvm(builder, f"llvm.rint.{suffix(a)}", a.ir_type, list(args))
+
+    return a(a), codegen
+
+
+@intrinsic
+def to_integer(typingctx, a):
+    """The integer in each lane of an integral float vector, at most 2^30 (float32) or 2^50 (float64) in size."""
+    result = Vector(INTEGER_OF[a.dtype])
+
+    def codegen(context, builder, sig, args):
+        if a.dtype == types.float32:
+            return builder.fptosi(args[0], result.ir_type)
+        # Few processors convert to 64 bits. Added to 1.5 * 2^52, the integer stands in the low bits.
+        magic = constant(a, 6755399441055744.0)
+        bits = builder.bitcast(builder.fadd(args[0], magic), result.ir_type)
+        return builder.sub(bits, constant(result, 0x4338000000000000))
+
+    return result(a), codegen
+
+
+@intrinsic
+def to_float(typingctx, k):
+    """The floats nearest to integers."""
+    result = Vector(FLOAT_OF[k.dtype])
+
+    def codegen(context, builder, sig, args):
+        return builder.sitofp(args[0], result.ir_type)
+
+    return result(k), codegen
+
+
+EXPONENT = {32: (23, 127), 64: (52, 1023)}  # bits of the fraction, bias
+
+
+@intrinsic
+def power_of_two(typingctx, k):
+    """2^k as floats for integers k <= 0; exactly 0 at the smallest exponent and below."""
+    result = Vector(FLOAT_OF[k.dtype])
+
+    def codegen(context, builder, sig, args):
+        fraction, bias = EXPONENT[k.dtype.bitwidth]
+        low = constant(k, -bias)
+        k0 = builder.select(builder.icmp_signed(">", args[0], low), args[0], low)
+        bits = builder.shl(builder.add(k0, constant(k, bias)), constant(k, fraction))
+        return builder.bitcast(bits, result.ir_type)
+
+    return result(k), codegen
+
+
+@intrinsic
+def split_exponent(typingctx, a):
+    """(m, e) with a = m 2^e and 1 <= m < 2, for positive normal floats."""
+    integer = Vector(INTEGER_OF[a.dtype])
+    result = types.Tuple((a, integer))
+
+    def codegen(context, builder, sig, args):
+        fraction, bias = EXPONENT[a.dtype.bitwidth]
+        bits = builder.bitcast(args[0], integer.ir_type)
+        e = builder.sub(builder.lshr(bits, constant(integer, fraction)), constant(integer, bias))
+        kept = builder.and_(bits, constant(integer, (1 << fraction) - 1))
+        m = builder.or_(kept, constant(integer, bias << fraction))
+        return context.make_tuple(builder, result, (builder.bitcast(m, a.ir_type), e))
+
+    return result(a), codegen
+
+
+# Blocks: a square of memory, transposed on the way to or from a packed 1-D array -------------------------------------
+
+
+def lane_mask(builder: Any, kind: Vector, start: Any, stop: Any) -> Any:
+    """Lanes start <= l < stop."""
+    index = Vector(INTEGER_OF[kind.dtype])
+    iota = ir.Constant(index.ir_type, list(range(kind.lanes)))
+    if index.dtype.bitwidth < 64:
+        start, stop = (builder.trunc(v, index.ir_type.element) for v in (start, stop))
+    return builder.and_(
+        builder.icmp_signed(">=", iota, splat_value(builder, index, start)),
+        builder.icmp_signed("<", iota, splat_value(builder, index, stop)),
+    )
+
+
+def transpose(builder: Any, rows: list[Any]) -> list[Any]:
+    """The columns of a square of vectors, by interleaving halves log2(n) times."""
+    n = len(rows)
+    low = [x for k in range(n // 2) for x in (k, n + k)]
+    high = [x for k in range(n // 2, n) for x in (k, n + k)]
+    for _ in range(n.bit_length() - 1):
+        pairs = [(rows[k], rows[k + n // 2]) for k in range(n // 2)]
+        rows = [shuffle(builder, a, b, order) for a, b in pairs for order in (low, high)]
+    return rows
+
+
+def row_pointer(builder: Any, kind: Vector, address: Any, stride: Any, lane: int) -> Any:
+    byte = builder.add(address, builder.mul(stride, ir.Constant(stride.type, lane)))
+    return builder.inttoptr(byte, kind.ir_type.as_pointer())
+
+
+def row_mask(context: Any, builder: Any, kind: Vector, limits: list[Any], lane: int) -> Any:
+    """Mask of the elements of a row inside [starts[lane] - offset, stops[lane] - offset)."""
+    (starts_type, starts), (stops_type, stops), offset = limits
+    edges = []
+    for array_type, array in ((starts_type, starts), (stops_type, stops)):
+        data = context.make_array(array_type)(context, builder, array).data
+        at = builder.gep(data, [ir.Constant(ir.IntType(64), lane)])
+        edges.append(builder.sub(builder.load(at, typ=ir.IntType(64)), offset))
+    return lane_mask(builder, kind, *edges)
+
+
+def masked(builder: Any, kind: Vector, name: str, result: ir.Type, arguments: list[Any]) -> Any:
+    return call_llvm(builder, f"llvm.masked.{name}.{suffix(kind)}.p0", result, arguments)
+
+
+@intrinsic
+def load_block(typingctx, address, stride, starts, stops, offset, packed, at):
+    """packed[at + c lanes + l] = element c of the row of lane l, if starts[l] <= offset + c < stops[l]; else +inf.
+
+    The row of lane l begins at the byte address + l stride. Elements outside the bounds are not read.
+    """
+    kind = Vector(packed.dtype)
+
+    def codegen(context, builder, sig, args):
+        base, step, first, last, shift, array, index = args
+        limits = [(sig.args[2], first), (sig.args[3], last), shift]
+        align = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
+        rows = []
+        for lane in range(kind.lanes):
+            arguments = [
+                row_pointer(builder, kind, base, step, lane),
+                align,
+                row_mask(context, builder, kind, limits, lane),
+                constant(kind, float("inf")),
+            ]
+            rows.append(masked(builder, kind, "load", kind.ir_type, arguments))
+        for c, column in enumerate(transpose(builder, rows)):
+            where = builder.add(index, ir.Constant(index.type, c * kind.lanes))
+            pointer = vector_pointer(context, builder, sig.args[5], array, where, kind)
+            builder.store(column, pointer, align=kind.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(integer, integer, starts, stops, integer, packed, integer), codegen
+
+
+@intrinsic
+def store_block(typingctx, packed, at, address, stride, starts, stops, offset):
+    """The inverse of load_block. Elements outside the bounds are not written."""
+    kind = Vector(packed.dtype)
+
+    def codegen(context, builder, sig, args):
+        array, index, base, step, first, last, shift = args
+        limits = [(sig.args[4], first), (sig.args[5], last), shift]
+        align = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
+        columns = []
+        for c in range(kind.lanes):
+            where = builder.add(index, ir.Constant(index.type, c * kind.lanes))
+            pointer = vector_pointer(context, builder, sig.args[0], array, where, kind)
+            columns.append(
+                builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type)
+            )
+        for lane, row in enumerate(transpose(builder, columns)):
+            arguments = [
+                row,
+                row_pointer(builder, kind, base, step, lane),
+                align,
+                row_mask(context, builder, kind, limits, lane),
+            ]
+            masked(builder, kind, "store", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(packed, integer, integer, integer, starts, stops, integer), codegen
