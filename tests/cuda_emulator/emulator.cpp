@@ -10,6 +10,7 @@
 #include <link.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -253,7 +254,7 @@ static int next_ready(int from, int step) {  // the first ready fiber at or afte
     at = (at % count + count) % count;
     uint64_t word = ready[at / 64];
     if (step > 0 && (word >> (at % 64)) == 0) {  // nothing in the rest of this word
-      int skip = 63 - at % 64;
+      int skip = std::min(63 - at % 64, count - 1 - at);
       at += skip;
       k += skip;
       continue;

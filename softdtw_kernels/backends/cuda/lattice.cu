@@ -27,23 +27,23 @@ typedef Strip<Arithmetic, COLUMNS, WEAK, TANGENT> TheStrip;
 // The host makes room for these.
 static_assert(sizeof(TheStrip::N) == WITH_NODE_BYTES && sizeof(TheStrip::F) == WITH_FLOW_BYTES, "");
 
-struct NoWait {
-  __device__ void operator()(int) const {}
-};
-
+// Between strips of an item that different warps do; nothing where one warp does them all (a null pointer).
 struct AwaitRows {
   const int* progress;
-  __device__ void operator()(int rows) const {
-    while (load_acquire(progress) < rows) pause_while_polling();
+  __device__ __forceinline__ void operator()(int rows) const {
+    if (progress)
+      while (load_acquire(progress) < rows) pause_while_polling();
   }
 };
 
 struct PublishRows {
   int* progress;
-  __device__ void operator()(int rows) const { store_release(progress, rows); }
+  __device__ __forceinline__ void operator()(int rows) const {
+    if (progress) store_release(progress, rows);
+  }
 };
 
-__device__ int any_lane(int status) {
+__device__ __forceinline__ int any_lane(int status) {
   int all = 0;
   for (int bit = NOT_A_NUMBER; bit <= NO_PATH; bit *= 2)
     if (__any_sync(FULL_WARP, status & bit)) all |= bit;
@@ -51,13 +51,9 @@ __device__ int any_lane(int status) {
 }
 
 // After the last strip: Z of the end cell from the lane that has it. Adds NO_PATH to the status.
-__device__ void write_value(const Problem& problem, TheStrip& strip) {
-  TheStrip::N end = TheStrip::nothing();
-  int column = (strip.item.m - 1) % TheStrip::WIDTH, owner = column / COLUMNS;
-#pragma unroll
-  for (int c = 0; c < COLUMNS; ++c)
-    if (c == column % COLUMNS) end = strip.above[c];
-  end = from_lane(end, owner);
+__device__ __forceinline__ void write_value(const Problem& problem, TheStrip& strip) {
+  const int owner = (strip.item.m - 1) % TheStrip::WIDTH / COLUMNS;
+  const TheStrip::N end = from_lane(strip.end, owner);
   if (Arithmetic::is_zero(end.z)) strip.status |= NO_PATH;
   // What is out of range is not known to have no path.
   if (strip.status & OUT_OF_RANGE) strip.status &= ~NO_PATH;
@@ -79,7 +75,7 @@ __device__ void write_value(const Problem& problem, TheStrip& strip) {
 
 #if WITH_ORDER > 0
 // The sums of one strip over its lanes, times grad_value.
-__device__ void write_sums(const Problem& problem, const TheStrip& strip, const TheStrip::Sums& sums, double scale) {
+__device__ __forceinline__ void write_sums(const Problem& problem, const TheStrip& strip, const TheStrip::Sums& sums, double scale) {
   double dummy = warp_sum(sums.dummy), in_gamma;
   if (TANGENT) {
     // The derivatives are homogeneous too: cost . H_cost + dummy H_dummy + gamma H_gamma = 0.
@@ -95,86 +91,90 @@ __device__ void write_sums(const Problem& problem, const TheStrip& strip, const 
   if (problem.grad_dummy) problem.grad_dummy[place] = bad ? not_a_number() : dummy == 0 ? 0.0 : scale * dummy;
 }
 
-template <class Await, class Publish>
-__device__ void backward(const Problem& problem, TheStrip& strip, Await await, Publish publish) {
-  COST scale = static_cast<const COST*>(problem.grad_value)[strip.item.pair * problem.grad_value_stride];
-  TheStrip::Sums sums = strip.backward(scale, problem.grad_gamma != nullptr, await, publish);
-  write_sums(problem, strip, sums, double(scale));
-}
 #endif
 
-__device__ void whole_items(const Problem& problem, int64 warp, int warp_in_block, int64 warps) {
-  for (int64 p = warp; p < problem.pairs; p += warps) {
-    if (WIDE && (problem.status[p] & (OUT_OF_RANGE | NOT_A_NUMBER)) != OUT_OF_RANGE) continue;
-    Item<WEAK> item(problem, p);
-    TheStrip strip(problem, item, warp, warp_in_block, warp);
-    for (int s = 0; s < strip.strips; ++s) {
-      strip.select(s);
-      strip.forward(NoWait(), NoWait());
-      __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
-    }
-    strip.status = any_lane(strip.status);
-    write_value(problem, strip);
-    if (!WIDE && strip.lane == 0) problem.status[p] = strip.status;
-#if WITH_ORDER > 0
-    if (strip.status & OUT_OF_RANGE) continue;
-    for (int s = strip.strips - 1; s >= 0; --s) {
-      strip.select(s);
-      backward(problem, strip, NoWait(), NoWait());
-      __syncwarp();
-    }
-#endif
+struct Work {
+  int64 pair;
+  int strip, end;  // strips [strip, end)
+};
+
+// The next work of this warp; false when there is none.
+__device__ __forceinline__ bool next_work(const Problem& problem, Work& work, int64 warps, int lane) {
+  if (!problem.ticket) {
+    work.pair += warps;
+    work.strip = 0;
+    work.end = int(problem.strips);
+    return work.pair < problem.pairs;
   }
+  int ticket = lane == 0 ? atomic_add(problem.ticket, 1) : 0;
+  ticket = from_lane(ticket, 0);
+  work.pair = ticket % problem.pairs;
+  work.strip = int(ticket / problem.pairs);
+  if (problem.phases == BACKWARD) work.strip = int(problem.strips) - 1 - work.strip;
+  work.end = work.strip + 1;
+  return ticket < problem.pairs * problem.strips;
 }
 
-__device__ void strip_by_strip(const Problem& problem, int64 warp, int warp_in_block) {
-  const int lane = threadIdx.x % LANES;
-  const int64 tickets = problem.pairs * problem.strips;
-  for (;;) {
-    int ticket = lane == 0 ? atomic_add(problem.ticket, 1) : 0;
-    ticket = from_lane(ticket, 0);
-    if (ticket >= tickets) return;
-    int64 p = ticket % problem.pairs;
-    int s = int(ticket / problem.pairs);
-    if (problem.phases == BACKWARD) s = int(problem.strips) - 1 - s;
-    Item<WEAK> item(problem, p);
-    TheStrip strip(problem, item, p, warp_in_block, warp);
-    if (s >= strip.strips) continue;  // shorter than the longest item
+__device__ __forceinline__ void forward(const Problem& problem, TheStrip& strip, const Work& work) {
+  const int64 p = work.pair;
+  for (int s = work.strip; s < min(work.end, strip.strips); ++s) {
+    int* progress = problem.ticket ? problem.progress + p * problem.strips + s : nullptr;
+    AwaitRows left{progress && s > 0 ? progress - 1 : nullptr};
     strip.select(s);
-    int* progress = problem.progress + p * problem.strips + s;
-    const int rows = strip.last - strip.first;
-    if (problem.phases == FORWARD) {
-      strip.forward(AwaitRows{progress - 1}, PublishRows{progress});
+    strip.forward(left, PublishRows{progress});
+    if (problem.ticket) {
       strip.status = any_lane(strip.status);
-      if (lane == 0 && strip.status) atomic_or(problem.status + p, strip.status);
+      if (strip.lane == 0 && strip.status) atomic_or(problem.status + p, strip.status);
       // The last strip must know the status of all: each waits for its predecessor to have ended altogether.
-      if (s > 0) AwaitRows{progress - 1}(strip.last_row_of(s - 1) - strip.first_row_of(s - 1) + 1);
-      if (s + 1 == strip.strips) {
-        strip.status |= load_acquire(problem.status + p);
-        write_value(problem, strip);
-        if (lane == 0 && strip.status & NO_PATH) atomic_or(problem.status + p, NO_PATH);
-      }
-      __syncwarp();
-      if (lane == LANES - 1) store_release(progress, rows + 1);
-    } else {
-#if WITH_ORDER > 0
-      strip.status = problem.status[p];
-      if (strip.status & OUT_OF_RANGE) continue;
-      backward(problem, strip, AwaitRows{progress + 1}, PublishRows{progress});
-      __syncwarp();
-      if (lane == 0) store_release(progress, rows);
-#endif
+      if (s > 0) left(strip.last_row_of(s - 1) - strip.first_row_of(s - 1) + 1);
     }
+    if (s + 1 == strip.strips) {
+      strip.status = any_lane(strip.status);
+      if (problem.ticket) strip.status |= load_acquire(problem.status + p);
+      write_value(problem, strip);
+      if (strip.lane == 0) {
+        if (problem.ticket) atomic_or(problem.status + p, strip.status);
+        else if (!WIDE) problem.status[p] = strip.status;
+      }
+    }
+    __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
+    if (strip.lane == LANES - 1) PublishRows{progress}(strip.last - strip.first + 1);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(128) lattice(SOFTDTW_PARAMETERS) {
+#if WITH_ORDER > 0
+__device__ __forceinline__ void backward(const Problem& problem, TheStrip& strip, const Work& work) {
+  const int64 p = work.pair;
+  if (problem.ticket) strip.status = problem.status[p];
+  if (strip.status & OUT_OF_RANGE) return;
+  const COST scale = static_cast<const COST*>(problem.grad_value)[p * problem.grad_value_stride];
+  for (int s = min(work.end, strip.strips) - 1; s >= work.strip; --s) {
+    int* progress = problem.ticket ? problem.progress + p * problem.strips + s : nullptr;
+    AwaitRows right{progress && s + 1 < strip.strips ? progress + 1 : nullptr};
+    strip.select(s);
+    TheStrip::Sums sums = strip.backward(scale, problem.grad_gamma != nullptr, right, PublishRows{progress});
+    write_sums(problem, strip, sums, double(scale));
+    __syncwarp();
+    if (strip.lane == 0) PublishRows{progress}(strip.last - strip.first);
+  }
+}
+#endif
+
+extern "C" __global__ void __launch_bounds__(64) lattice(SOFTDTW_PARAMETERS) {
   const Problem problem = {SOFTDTW_VALUES};
-  const int warp_in_block = threadIdx.x / LANES, warps_in_block = blockDim.x / LANES;
+  const int lane = threadIdx.x % LANES, warp_in_block = threadIdx.x / LANES, warps_in_block = blockDim.x / LANES;
   const int64 warp = int64(blockIdx.x) * warps_in_block + warp_in_block;
-  if (problem.ticket) {
-    strip_by_strip(problem, warp, warp_in_block);
-  } else {
-    whole_items(problem, warp, warp_in_block, int64(gridDim.x) * warps_in_block);
+  const int64 warps = int64(gridDim.x) * warps_in_block;
+  Work work = {warp - warps, 0, 0};
+  while (next_work(problem, work, warps, lane)) {
+    // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
+    if (WIDE && (problem.status[work.pair] & (OUT_OF_RANGE | NOT_A_NUMBER)) != OUT_OF_RANGE) continue;
+    const Item<WEAK> item(problem, work.pair);
+    TheStrip strip(problem, item, problem.ticket ? work.pair : warp, warp_in_block, warp);
+    if (work.strip >= strip.strips) continue;  // the item is shorter than others
+    if (problem.phases & FORWARD) forward(problem, strip, work);
+#if WITH_ORDER > 0
+    if (problem.phases & BACKWARD) backward(problem, strip, work);
+#endif
   }
 }

@@ -113,7 +113,7 @@ struct Scaled {
   int largest_exponent = 0;
 
   // Returns the status that gamma alone causes.
-  __device__ int start(double gamma) {
+  __device__ __forceinline__ int start(double gamma) {
     if (!(gamma >= 0) || gamma == infinity<double>()) return NOT_A_NUMBER;
     double c = LOG2_E / gamma;
     scale = T(c);
@@ -175,7 +175,7 @@ struct Scaled {
   }
 
   // R = -gamma log Z
-  __device__ double value(const Number& z, double gamma) const {
+  __device__ __forceinline__ double value(const Number& z, double gamma) const {
     return -(log2_of(double(z.mantissa)) + double(L::UNIT) * z.exponent) * LN_2 * gamma;
   }
 
@@ -204,7 +204,7 @@ struct Wide {
   double scale, scale_rest;
   bool is_hard, saturated = false;
 
-  __device__ int start(double gamma) {
+  __device__ __forceinline__ int start(double gamma) {
     if (!(gamma >= 0) || gamma == infinity<double>()) return NOT_A_NUMBER;
     is_hard = gamma == 0;
     scale = is_hard ? 1.0 : LOG2_E / gamma;
@@ -216,7 +216,7 @@ struct Wide {
   static __device__ __forceinline__ Number one() { return {1.0, 0.0, 0}; }
   static __device__ __forceinline__ bool is_zero(const Number& z) { return z.mantissa == 0; }
 
-  __device__ Weight weight(double cost, int& status) {
+  __device__ __forceinline__ Weight weight(double cost, int& status) {
     if (!(cost > -infinity<double>())) status |= NOT_A_NUMBER;
     if (!(fabs(cost) < infinity<double>())) return {0.0, infinity<double>(), 0};
     if (is_hard) return {1.0, cost, 0};
@@ -237,7 +237,7 @@ struct Wide {
     return difference == 0 ? 1.0 : (difference == -1 ? L::power(-L::UNIT) : 0.0);
   }
 
-  __device__ Number combine(const Number& diagonal, const Number& up, const Number& left, const Weight& weight,
+  __device__ __forceinline__ Number combine(const Number& diagonal, const Number& up, const Number& left, const Weight& weight,
                             Transition<double>& p, bool) {
     p = {0.0, 0.0, 0.0};
     double least = fmin(fmin(diagonal.smallest, up.smallest), left.smallest);
@@ -268,7 +268,7 @@ struct Wide {
 
   __device__ __forceinline__ int final_status() const { return FINE; }
 
-  __device__ double value(const Number& z, double gamma) const {
+  __device__ __forceinline__ double value(const Number& z, double gamma) const {
     double units = double(z.exponent);
     // Beyond 2^100 units the soft and the hard minimum are equal to rounding, and saturation does not touch the latter.
     if (is_hard || fabs(units) > 1e30) return z.smallest;

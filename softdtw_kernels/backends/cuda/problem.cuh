@@ -82,7 +82,7 @@ struct Item {
   int n, m, lowest, highest;
   int status;
 
-  __device__ Item(const Problem& problem, int64 p) : pair(p), status(FINE) {
+  __device__ __forceinline__ Item(const Problem& problem, int64 p) : pair(p), status(FINE) {
     int64 rows = problem.x_lengths ? problem.x_lengths[p * problem.x_lengths_stride] : problem.rows;
     int64 columns = problem.y_lengths ? problem.y_lengths[p * problem.y_lengths_stride] : problem.columns;
     if (rows < 1 || rows > problem.rows || columns < 1 || columns > problem.columns) {

@@ -60,11 +60,17 @@ struct Strip {
   Real* tile;
   int status;
 
-  N above[C], diagonal;  // the row above, and what is left of it
-  N border_rows;         // 32 rows of the border on the left, one a lane
+  N end;  // after a forward sweep: the node in the item's last column and row, on the lane that has it
 
-  __device__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, int warp_in_block, int64 tile_slot)
-      : problem(problem), item(item), lane(threadIdx.x % LANES), status(item.status) {
+  // What a lane carries from step to step. Local to the sweeps rather than a member: arrays stay in registers only if
+  // nothing takes the address of what holds them before their loops are unrolled.
+  struct State {
+    N above[C], diagonal;  // the row above, and what is left of it
+    N border_rows;         // 32 rows of the border on the left, one a lane
+  };
+
+  __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, int warp_in_block, int64 tile_slot)
+      : problem(problem), item(item), lane(threadIdx.x % LANES), status(item.status), end(nothing()) {
     gamma = problem.gamma_of(item.pair);
     status |= arithmetic.start(gamma);
     cost = problem.cost_of<Cost>(item.pair);
@@ -92,7 +98,7 @@ struct Strip {
   __device__ __forceinline__ int first_row_of(int strip) const { return item.first_row(strip * WIDTH); }
   __device__ __forceinline__ int last_row_of(int strip) const { return item.last_row((strip + 1) * WIDTH); }
 
-  __device__ void select(int strip) {
+  __device__ __forceinline__ void select(int strip) {
     index = strip;
     first = first_row_of(strip);
     last = last_row_of(strip);
@@ -129,13 +135,13 @@ struct Strip {
     return border[(index - 1) * problem.span + (row - left_first)];
   }
 
-  __device__ __forceinline__ void start_forward() {
+  __device__ __forceinline__ void start_forward(State& state) {
 #pragma unroll
-    for (int c = 0; c < C; ++c) above[c] = nothing();
-    diagonal = nothing();
-    if (lane == 0 && first > 0) diagonal = load_border(first - 1);
+    for (int c = 0; c < C; ++c) state.above[c] = nothing();
+    state.diagonal = nothing();
+    if (lane == 0 && first > 0) state.diagonal = load_border(first - 1);
     // The cell before the origin: paths start by a diagonal step out of it.
-    if (lane == 0 && index == 0) diagonal.z = A::one();
+    if (lane == 0 && index == 0) state.diagonal.z = A::one();
   }
 
   __device__ __forceinline__ bool is_dummy(int row, int column) const {
@@ -143,20 +149,20 @@ struct Strip {
   }
 
   // One step of the wavefront. `slot` is the step's place in the tile, or -1 to keep no probabilities.
-  __device__ __forceinline__ void forward_step(int step, const Cost (&costs)[C], int slot) {
-    N left = from_lane_below(above[C - 1]);
+  __device__ __forceinline__ void forward_step(State& state, int step, const Cost (&costs)[C], int slot) {
+    N left = from_lane_below(state.above[C - 1]);
     if (index > 0) {
-      N entering = from_lane(border_rows, step % LANES);
+      N entering = from_lane(state.border_rows, step % LANES);
       if (lane == 0) left = entering;
     } else if (lane == 0) {
       left = nothing();
     }
     int row = first + step - lane;
     if (row < first || row >= last) return;
-    N before = diagonal, beside = left;
+    N before = state.diagonal, beside = left;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
-      N over = above[c], out = nothing();
+      N over = state.above[c], out = nothing();
       bool dummy_cell = is_dummy(row, begin + c);
       auto weight = dummy_cell ? dummy_weight : arithmetic.weight(costs[c], status);
       Transition<Real> p;
@@ -178,9 +184,9 @@ struct Strip {
         if (!A::is_zero(out.z)) out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(row, begin + c, costs[c]));
       }
       before = over;
-      above[c] = beside = out;
+      state.above[c] = beside = out;
     }
-    diagonal = left;
+    state.diagonal = left;
   }
 
   __device__ __forceinline__ int64 place(int row, int column) const {
@@ -203,42 +209,38 @@ struct Strip {
 
   // `await(rows)` returns once the strip on the left has done so many of its rows.
   template <class Await, class Publish>
-  __device__ void forward(Await await, Publish publish) {
-    start_forward_after(await);
+  __device__ __forceinline__ void forward(Await await, Publish publish) {
+    State state;
+    if (index > 0 && first > 0) await(first - first_row_of(index - 1));
+    start_forward(state);
     Cost costs[C], next[C];
     load_costs(first - lane, costs);
     for (int step = 0; step < steps; ++step) {
-      if (step % LANES == 0 && index > 0) refill_border(step, await);
-      if (problem.checkpoints && step % problem.tile_steps == 0) {
-        N* place = checkpoint_at(int(step / problem.tile_steps));
+      if (step % LANES == 0 && index > 0) {
+        int row = first + step;
+        await(min(row + LANES, last_row_of(index - 1)) - first_row_of(index - 1));
+        state.border_rows = load_border(row + lane);
+      }
+      if (problem.checkpoints && step % int(problem.tile_steps) == 0) {
+        N* place = checkpoint_at(step / int(problem.tile_steps));
 #pragma unroll
-        for (int c = 0; c < C; ++c) place[c * LANES] = above[c];
-        place[C * LANES] = diagonal;
+        for (int c = 0; c < C; ++c) place[c * LANES] = state.above[c];
+        place[C * LANES] = state.diagonal;
       }
       load_costs(first + step + 1 - lane, next);  // in flight during the step
-      forward_step(step, costs, -1);
+      forward_step(state, step, costs, -1);
       int row = first + step - lane;
       if (lane == LANES - 1 && row >= first && index + 1 < strips) {
-        border[index * problem.span + (row - first)] = above[C - 1];
+        border[index * problem.span + (row - first)] = state.above[C - 1];
         if ((row - first) % LANES == LANES - 1) publish(row - first + 1);
       }
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
     }
     status |= arithmetic.final_status();
-  }
-
-  template <class Await>
-  __device__ __forceinline__ void start_forward_after(Await await) {
-    if (index > 0 && first > 0) await(first - first_row_of(index - 1));
-    start_forward();
-  }
-
-  template <class Await>
-  __device__ __forceinline__ void refill_border(int step, Await await) {
-    int row = first + step, left_last = last_row_of(index - 1);
-    await(min(row + LANES, left_last) - first_row_of(index - 1));
-    border_rows = load_border(row + lane);
+#pragma unroll
+    for (int c = 0; c < C; ++c)
+      if (begin + c == item.m - 1) end = state.above[c];
   }
 
   // ---- backward ----
@@ -256,18 +258,19 @@ struct Strip {
   };
 
   // Transition probabilities of steps [begin, end) into the tile, from the lanes' state at step `begin`.
-  __device__ void recompute(int tile_index, int tile_begin, int tile_end) {
+  __device__ __forceinline__ void recompute(int tile_index, int tile_begin, int tile_end) {
+    State state;
     const N* place = checkpoint_at(tile_index);
 #pragma unroll
-    for (int c = 0; c < C; ++c) above[c] = place[c * LANES];
-    diagonal = place[C * LANES];
+    for (int c = 0; c < C; ++c) state.above[c] = place[c * LANES];
+    state.diagonal = place[C * LANES];
     Cost costs[C], next[C];
     load_costs(first + tile_begin - lane, costs);
     for (int step = tile_begin; step < tile_end; ++step) {
       if (index > 0 && (step == tile_begin || step % LANES == 0))
-        border_rows = load_border(first + step / LANES * LANES + lane);
+        state.border_rows = load_border(first + step / LANES * LANES + lane);
       load_costs(first + step + 1 - lane, next);
-      forward_step(step, costs, step - tile_begin);
+      forward_step(state, step, costs, step - tile_begin);
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
     }
@@ -288,7 +291,7 @@ struct Strip {
 
   // Writes `scale` times the result, E or F, of every cell of the strip and returns the lane's sums.
   template <class Await, class Publish>
-  __device__ Sums backward(Cost scale, bool with_entropy, Await await, Publish publish) {
+  __device__ __forceinline__ Sums backward(Cost scale, bool with_entropy, Await await, Publish publish) {
     Sums sums;
     Real below[ORDERS][C] = {};   // what the row below sends to each column
     Real pending[ORDERS] = {};    // and the column on the right, diagonally
