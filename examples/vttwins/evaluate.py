@@ -80,7 +80,7 @@ def find_video(folder: Path, video_id: str) -> Path:
 
 
 class SegmentClips(Dataset[dict[str, Any]]):
-    """Windows of segments: ``video`` uint8 (windows, 3, T, S, S), and ``problem``, a reason or ""."""
+    """Items {"video": windows uint8 (W, 3, T, S, S), "problem": why there is none, or ""}."""
 
     def __init__(
         self, segments: list[Segment], folder: Path, shape: ClipShape, windows: int

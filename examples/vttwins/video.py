@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import av
 import numpy as np
@@ -188,7 +189,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = 20) -
         {"crf": str(crf), "preset": "veryfast", "g": str(2 * fps)} if codec == "libx264" else {}
     )
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=options)
+        stream = cast(av.VideoStream, container.add_stream(codec, rate=fps, options=options))
         stream.width, stream.height = frames.shape[2], frames.shape[1]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1

@@ -1,0 +1,22 @@
+"""What the tests of examples/vttwins share: a tiny narrated set, written once a session."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # examples/ is no installed package
+
+from examples.vttwins import synthetic  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def narrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 8 training and 2 test videos of 32 pixels, 8 steps of a second each."""
+    world = synthetic.World(
+        tasks=2, steps_per_task=8, train_videos=8, size=32, step_seconds=1.0, shortest=6
+    )
+    return synthetic.generate(world, tmp_path_factory.mktemp("narrated"))

@@ -1,0 +1,119 @@
+"""Every layout of checkpoint found in the wild loads; everything else is a clear, safe error."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from examples.vttwins import weights
+from examples.vttwins.model import FRONT_ENDS, VideoTextModel
+
+
+@pytest.fixture(scope="module", params=FRONT_ENDS)
+def model(request: pytest.FixtureRequest) -> VideoTextModel:
+    torch.manual_seed(1)
+    return VideoTextModel(request.param, vocabulary_size=11, embedding_dim=6, word_dim=5)
+
+
+LAYOUTS = {
+    "flat": lambda state: state,
+    "prefixed": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "nested": lambda state: {"epoch": 3, "state_dict": state, "optimizer": {}, "scheduler": {}},
+    "nested and prefixed": lambda state: {
+        "epoch": 3,
+        "state_dict": {f"module.{k}": v for k, v in state.items()},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    },
+    "compiled": lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
+}
+
+
+def assert_same(a: VideoTextModel, b: VideoTextModel) -> None:
+    assert a.front_end == b.front_end
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for name, value in a.state_dict().items():
+        assert torch.equal(value, b.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_loads_with_its_front_end_detected(
+    model: VideoTextModel, layout: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(LAYOUTS[layout](model.state_dict()), path)
+    assert_same(weights.load_model(path), model)
+
+
+def test_safetensors_round_trip(model: VideoTextModel, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    weights.export_safetensors(model, path)
+    assert_same(weights.load_model(path), model)
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_a_file_that_does_not_fit_lists_what_and_changes_nothing(tmp_path: Path) -> None:
+    model = VideoTextModel(vocabulary_size=11, embedding_dim=6, word_dim=5)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state: dict[str, Any] = dict(model.state_dict())
+    del state["mixed_3b.gating_b0.fc.bias"]
+    state["mixed_9z.weight"] = torch.zeros(1)
+    state["fc.bias"] = torch.zeros(7)
+    torch.save(state, tmp_path / "wrong.pth")
+    with pytest.raises(weights.WeightsError) as caught:
+        weights.load_into(model, tmp_path / "wrong.pth")
+    for part in ("mixed_3b.gating_b0.fc.bias", "mixed_9z.weight", "fc.bias is (7,), expected (6,)"):
+        assert part in str(caught.value)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": torch.zeros(2)},
+        {},
+        [torch.zeros(2)],
+        {"state_dict": {"conv1.conv1.weight": 3}},
+        {"conv1.conv1.weight": torch.zeros(64, 5, 3, 7, 7)},
+    ],
+    ids=["other names", "empty", "a list", "no tensors", "five channels"],
+)
+def test_files_of_something_else_are_refused_in_words(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(weights.WeightsError, match="other.pth"):
+        weights.load_model(tmp_path / "other.pth")
+
+
+class _RunsCode:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("name", ["evil.pth", "evil.safetensors"])
+def test_a_file_that_would_run_code_runs_none(name: str, tmp_path: Path) -> None:
+    evidence = tmp_path / "code has run"
+    torch.save({"state_dict": _RunsCode(evidence)}, tmp_path / "evil.pth")
+    (tmp_path / "evil.safetensors").write_bytes(pickle.dumps(_RunsCode(evidence)))
+    with pytest.raises(weights.WeightsError):
+        weights.load_model(tmp_path / name)
+    assert not evidence.exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
+def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
+    model = VideoTextModel(vocabulary_size=3, embedding_dim=2, word_dim=2)
+    path = tmp_path / name
+    if path.suffix == ".pth":
+        torch.save(model.state_dict(), path)
+    else:
+        weights.export_safetensors(model, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(weights.WeightsError, match="cut"):
+        weights.load_model(path)
