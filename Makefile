@@ -45,9 +45,25 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# asv keeps results only under a commit, so without git it just prints them.
 bench: $(STAMP)
+	cd benchmarks && ../$(BIN)/asv machine --yes >/dev/null
 	cd benchmarks && ../$(BIN)/asv run -E existing:same --show-stderr \
 		$$(git rev-parse HEAD >/dev/null 2>&1 && echo --set-commit-hash $$(git rev-parse HEAD))
+
+# PEERS adds the paths of those that no registry holds; see benchmarks/compare.py.
+PEERS_STAMP := .venv-peers/.installed
+PEERS_PIP := .venv-peers/bin/python -m pip --disable-pip-version-check -q
+
+$(PEERS_STAMP): $(STAMP) benchmarks/peers-constraints.txt
+	@.venv-peers/bin/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m venv .venv-peers
+	@$(PEERS_PIP) install -c benchmarks/peers-constraints.txt setuptools
+	@$(PEERS_PIP) install -c benchmarks/peers-constraints.txt --no-build-isolation -e . \
+		dtw-loss-functions pysdtw scipy tslearn
+	@touch $@
+
+bench-peers: $(PEERS_STAMP)
+	.venv-peers/bin/python -m benchmarks.compare $(PEERS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
