@@ -155,6 +155,16 @@ def step(w, k, floor, m_diagonal, k_diagonal, m_up, k_up, m_left, k_left):
 
 
 @inline
+def quotient(a, b, inverse):
+    """a / b rounded once, given 1 / b rounded.
+
+    a * (1 / b) alone would be a little below 1 too often where a = b: mass lost at every cell of a long path.
+    """
+    q = a * inverse
+    return fma(fma(like(q, 0.0) - q, b, a), inverse, q)
+
+
+@inline
 def rate(gamma):
     """-log2(e) / gamma as the sum of two floats: a cost times this is an exponent of 2."""
     high = -1.4426950408889634 / gamma

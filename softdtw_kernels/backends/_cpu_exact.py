@@ -86,6 +86,8 @@ def softmin(diagonal, up, left, gamma):
         best = left
     if best[0] == np.inf:
         return best, 0.0, 0.0, 0.0
+    if math.isnan(diagonal[0]) or math.isnan(up[0]) or math.isnan(left[0]):
+        return (np.nan, 0.0, 0.0), np.nan, np.nan, np.nan
     d = np.inf if diagonal[0] == np.inf else difference(diagonal, best)
     u = np.inf if up[0] == np.inf else difference(up, best)
     v = np.inf if left[0] == np.inf else difference(left, best)
@@ -194,8 +196,12 @@ def gradient(
         grad_gamma[q] = grad_dummy[q] = 0.0
         if value[q] == np.inf:
             continue
+        if not math.isfinite(value[q]):
+            grad[: n[q], : m[q]] = np.nan
+            grad_gamma[q] = grad_dummy[q] = np.nan
+            continue
         e = np.zeros((rows, columns))
-        e[rows - 1, columns - 1] = scale[q] + 0.0 * value[q]  # NaN spreads; so does -inf
+        e[rows - 1, columns - 1] = scale[q]
         for i in range(rows - 1, -1, -1):
             for j in range(columns - 1, -1, -1):
                 mass = e[i, j]
@@ -209,9 +215,6 @@ def gradient(
                     grad[i >> 1, j >> 1] = mass
                 else:
                     grad_dummy[q] += mass
-        if math.isnan(value[q]):
-            grad[: n[q], : m[q]] = np.nan
-            grad_gamma[q] = grad_dummy[q] = np.nan
 
 
 @inline
@@ -258,7 +261,7 @@ def hessian_product(
         out_gamma[q] = out_dummy[q] = tangent_value[q] = 0.0
         if v == np.inf:
             continue
-        if math.isnan(v):
+        if not math.isfinite(v):
             out[: n[q], : m[q]] = np.nan
             out_gamma[q] = out_dummy[q] = tangent_value[q] = np.nan
             continue

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from ._cpu_cell import certified, exponential, fill_rates, fill_with_nan, step, surprise, usable, value_of
+from ._cpu_cell import certified, exponential, fill_rates, fill_with_nan, quotient, step, surprise, usable, value_of
 from ._cpu_exact import band_limits, lattice_shape
 from ._jit import block, inline, jit
 from ._simd import keep_above, like, load, load_block, smaller, store, store_block
@@ -130,9 +130,9 @@ def forward(
             store(row_k, j * lanes, left_k)
             if keep:
                 share = one / total
-                store(weights, at, p_diagonal * share)
-                store(weights, at + lanes, p_up * share)
-                store(weights, at + 2 * lanes, p_left * share)
+                store(weights, at, quotient(p_diagonal, total, share))
+                store(weights, at + lanes, quotient(p_up, total, share))
+                store(weights, at + 2 * lanes, quotient(p_left, total, share))
                 at += 3 * lanes
         if i < first_end:
             continue

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from ._cpu_cell import certified, exponential, fill_rates, fill_with_nan, step, surprise, usable, value_of
+from ._cpu_cell import certified, exponential, fill_rates, fill_with_nan, quotient, step, surprise, usable, value_of
 from ._cpu_exact import band_limits, lattice_shape
 from ._jit import block, inline, jit
 from ._simd import (
@@ -142,9 +142,9 @@ def forward_strip(
             if keep:
                 share = one / total
                 at = offset + 3 * lanes * t
-                store(weights, at, p_diagonal * share)
-                store(weights, at + lanes, p_up * share)
-                store(weights, at + 2 * lanes, p_left * share)
+                store(weights, at, quotient(p_diagonal, total, share))
+                store(weights, at + lanes, quotient(p_up, total, share))
+                store(weights, at + 2 * lanes, quotient(p_left, total, share))
     store(checks, 0, lowest)
     store(checks, lanes, nan_sum)
     store(checks, 2 * lanes, m)

@@ -1,10 +1,11 @@
-"""What the host does for the CUDA kernels: shapes to launches, scratch memory, arguments. No CUDA is needed to import it.
+"""What the host does for the CUDA kernels: shapes to launches, scratch memory, arguments.
 
-Requirements: torch only. `cupy_cuda` runs these functions with a launcher for GPUs, the tests with the emulator's.
-Nothing here reads a value of a tensor on the device, so nothing waits for it. All memory is torch's. Outputs and
-scratch are plain `torch.empty`; what must start at zero is zeroed on the stream.
+Requirements: torch only. `cupy_cuda` runs these functions with a launcher for GPUs, the tests with
+that of their emulator. Nothing here reads a value of a tensor on the device, so nothing waits for
+it. All memory is torch's; what must start at zero is zeroed on the stream.
 
-The kernels and their two ways of sharing out the work are described in cuda/lattice.cu and cuda/strip.cuh.
+The kernels and their two ways of sharing out the work are described in cuda/lattice.cu and
+cuda/strip.cuh.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol, Union
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ SOURCES = Path(__file__).parent / "cuda"
 LANES = 32
 FORWARD, BACKWARD = 1, 2
 
-Argument = Union[Tensor, int, float, None]  # null where None
+Argument: TypeAlias = Tensor | int | float | None  # null where None
 
 
 class Launcher(Protocol):
@@ -45,11 +46,20 @@ class Launcher(Protocol):
 
 
 @cache
-def field_names(header: str, macro: str) -> tuple[str, ...]:
-    """The kernel's parameters in order, read from the one list of them in its source."""
-    text = (SOURCES / header).read_text()
+def own_field_names(file: str, macro: str) -> tuple[str, ...]:
+    """A kernel's own parameters in order, read from the one list of them in its source."""
+    text = (SOURCES / file).read_text()
     body = text[text.index(f"#define {macro}(X)") :].split("\n\n", 1)[0]
     return tuple(re.findall(r"X\([^,]+, (\w+)\)", body))
+
+
+def field_names(file: str, macro: str) -> tuple[str, ...]:
+    """The parameters of a kernel on a batch: those of the batch come first."""
+    return own_field_names("problem.cuh", "SOFTDTW_BATCH_FIELDS") + own_field_names(file, macro)
+
+
+def c_type(dtype: torch.dtype) -> str:
+    return "double" if dtype == torch.float64 else "float"
 
 
 def ceil_divide(a: int, b: int) -> int:
@@ -90,7 +100,7 @@ class Variant:
     @property
     def options(self) -> tuple[str, ...]:
         return (
-            f"-DWITH_COST={'double' if self.dtype == torch.float64 else 'float'}",
+            f"-DWITH_COST={c_type(self.dtype)}",
             f"-DWITH_WIDE={int(self.wide)}",
             f"-DWITH_COLUMNS={self.columns}",
             f"-DWITH_WEAK={int(self.weak)}",
@@ -138,12 +148,8 @@ class Batch:
         n, m = self.cost.shape[-2:]
         return (2 * n + 1, 2 * m + 1) if self.weak else (n, m)
 
-    @property
-    def every_cell_is_written(self) -> bool:
-        return not self.ragged and self.bandwidth is None
-
     def span(self, width: int) -> int:
-        """An upper bound of the number of rows in which `width` neighboring columns meet the band."""
+        """An upper bound of the rows in which `width` neighboring columns meet the band."""
         n, m = self.lattice
         if self.bandwidth is None or self.ragged:
             return n
@@ -167,58 +173,65 @@ def per_item(tensor: Tensor | None, name: str, device: torch.device) -> dict[str
     return {name: tensor.to(device, non_blocking=True).reshape(-1), f"{name}_stride": 1}
 
 
-def three_leading(cost: Tensor) -> Tensor:
-    """(*, N, M) as (B0, B1, B2, N, M): a view wherever the strides allow one."""
-    while cost.dim() < 5:
-        cost = cost[None]
-    while cost.dim() > 5:
-        for axis in range(cost.dim() - 3):
-            try:
-                cost = cost.view(*cost.shape[:axis], -1, *cost.shape[axis + 2 :])
-                break
-            except RuntimeError:
-                continue
-        else:
-            cost = cost.reshape(-1, *cost.shape[-4:])
-    return cost
+STRIDES = ("b0", "b1", "b2", "row", "column")
+
+
+def strides(prefix: str, tensor: Tensor) -> dict[str, Argument]:
+    """Of (*, N, M) with at most three leading dimensions, the missing ones 0."""
+    given = (0,) * (5 - tensor.dim()) + tensor.stride()
+    return {f"{prefix}_{name}": s for name, s in zip(STRIDES, given, strict=True)}
+
+
+def few_dimensions(x: Tensor) -> Tensor:
+    """With at most three leading dimensions, as the kernels take; the operators give two."""
+    return x if x.dim() <= 5 else x.reshape(-1, *x.shape[-2:])
+
+
+def new_like(cost: Tensor, zeroed: bool = False) -> Tensor:
+    """An output in the shape and, where they are dense, the strides of the cost."""
+    return torch.zeros_like(cost) if zeroed else torch.empty_like(cost)
+
+
+def with_strides_of(out: Tensor, x: Tensor) -> Tensor:
+    """x in the dtype, shape and strides of an output; a copy only where it must be."""
+    x = x.reshape(out.shape)
+    if x.dtype == out.dtype and x.stride() == out.stride():
+        return x
+    return torch.empty_like(out).copy_(x)
 
 
 def batch(
     cost: Tensor,
+    dense: Tensor | None,
     gamma: Tensor,
     dummy: Tensor | None,
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
     bandwidth: int | None,
 ) -> Batch:
-    view = three_leading(cost)
+    """`dense` is an output shaped like the cost."""
+    leading = (1, 1, 1, *cost.shape[:-2])[-3:]
     fields: dict[str, Argument] = {
-        "cost": view,
-        "pairs": view.shape[:3].numel(),
-        "batch1": view.shape[1],
-        "batch2": view.shape[2],
-        "rows": view.shape[3],
-        "columns": view.shape[4],
+        "cost": cost,
+        "pairs": cost.shape[:-2].numel(),
+        "batch1": leading[1],
+        "batch2": leading[2],
+        "rows": cost.shape[-2],
+        "columns": cost.shape[-1],
         "bandwidth": -1 if bandwidth is None else bandwidth,
-        **dict(
-            zip(
-                ("stride_b0", "stride_b1", "stride_b2", "stride_row", "stride_column"),
-                view.stride(),
-                strict=True,
-            )
-        ),
+        **strides("stride", cost),
+        **({} if dense is None else strides("dense", dense)),
         **per_item(gamma, "gamma", cost.device),
         **per_item(dummy, "dummy", cost.device),
         **per_item(x_lengths, "x_lengths", cost.device),
         **per_item(y_lengths, "y_lengths", cost.device),
     }
-    return Batch(
-        cost, fields, dummy is not None, bandwidth, x_lengths is not None or y_lengths is not None
-    )
+    ragged = x_lengths is not None or y_lengths is not None
+    return Batch(cost, fields, dummy is not None, bandwidth, ragged)
 
 
-# Shared memory of one warp for transition probabilities. Two such warps make a block within the 48 KiB that every GPU
-# gives without asking, and a multiprocessor of an H100 or H200 holds nine of them.
+# Shared memory of one warp for transition probabilities. Two such warps make a block within the
+# 48 KiB that every GPU gives without asking; a multiprocessor of an H100 or H200 holds nine.
 TILE_BYTES = 24 << 10
 WARPS_IN_BLOCK = 2
 WARPS_ON_MULTIPROCESSOR = {0: 32, 1: 8, 2: 8}  # by order: how many fit beside each other
@@ -283,7 +296,10 @@ def plan(task: Batch, order: int, multiprocessors: int) -> Plan:
 
 
 def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
-    """Of the arithmetic for what the fast one marks. Tiles are long and lie in global memory: little to keep."""
+    """Of the arithmetic for what the fast one marks.
+
+    Tiles are long and lie in global memory, which leaves little to keep between the sweeps.
+    """
     variant = Variant(task.cost.dtype, True, 1, task.weak, order)
     strips, span = ceil_divide(task.lattice[1], LANES), task.span(LANES)
     tile_steps = min(512, max(32, span // 8))
@@ -305,7 +321,7 @@ def scratch(size: int, like: Tensor) -> Tensor | None:
 def run_lattice(
     launcher: Launcher, task: Batch, order: int, outputs: dict[str, Argument], with_gamma: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """All launches of one call. Returns the derivatives in gamma and dummy, each in parts of (pairs, strips)."""
+    """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts)."""
     fast = plan(task, order, launcher.multiprocessors)
     wide = wide_plan(task, order, launcher.multiprocessors)
     pairs = task.pairs
@@ -366,7 +382,7 @@ def run_lattice(
                 ceil_divide(p.warps, p.warps_in_block),
                 p.warps_in_block * LANES,
                 0 if launch["phases"] == FORWARD else shared_bytes,
-                arguments("problem.cuh", "SOFTDTW_FIELDS", fields | launch),
+                arguments("problem.cuh", "SOFTDTW_LATTICE_FIELDS", fields | launch),
             )
     return grad_gamma, grad_dummy
 
@@ -397,24 +413,23 @@ def value(
     y_lengths: Tensor | None,
     bandwidth: int | None,
 ) -> Tensor:
-    task = batch(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
+    task = batch(few_dimensions(cost), None, gamma, dummy, x_lengths, y_lengths, bandwidth)
     out = cost.new_empty(cost.shape[:-2])
     if task.pairs:
         run_lattice(launcher, task, 0, {"value": out}, False)
     return out
 
 
-def new_gradient(task: Batch) -> Tensor:
-    """Contiguous. Zeroed only where lengths or a band leave cells that no kernel writes."""
-    cost = task.cost
-    return cost.new_empty(cost.shape) if task.every_cell_is_written else cost.new_zeros(cost.shape)
+def leaves_cells(x_lengths: Tensor | None, y_lengths: Tensor | None, bandwidth: int | None) -> bool:
+    """Whether some cells may be beyond lengths or band, where no kernel writes."""
+    return x_lengths is not None or y_lengths is not None or bandwidth is not None
 
 
-def sum_of_parts(parts: Tensor | None, like: Tensor) -> Tensor:
-    shape = like.shape[:-2]
-    return (
-        like.new_zeros(shape, dtype=torch.float64) if parts is None else parts.sum(-1).view(shape)
-    )
+def sum_of_parts(parts: Tensor | None, shape: torch.Size, like: Tensor) -> Tensor:
+    """(pairs, parts) to (*), where `shape` is that of the cost, (*, N, M); zeros if None."""
+    if parts is None:
+        return like.new_zeros(shape[:-2], dtype=torch.float64)
+    return parts.sum(-1).view(shape[:-2])
 
 
 def gradient(
@@ -428,13 +443,18 @@ def gradient(
     grad_value: Tensor,
     with_gamma: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    task = batch(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
-    out = new_gradient(task)
+    shape, cost = cost.shape, few_dimensions(cost)
+    out = new_like(cost, leaves_cells(x_lengths, y_lengths, bandwidth))
+    task = batch(cost, out, gamma, dummy, x_lengths, y_lengths, bandwidth)
     if not task.pairs:
-        return out, sum_of_parts(None, cost), sum_of_parts(None, cost)
+        return out.view(shape), sum_of_parts(None, shape, cost), sum_of_parts(None, shape, cost)
     outputs = {"grad_cost": out, **per_item(grad_value, "grad_value", cost.device)}
     in_gamma, in_dummy = run_lattice(launcher, task, 1, outputs, with_gamma)
-    return out, sum_of_parts(in_gamma, cost), sum_of_parts(in_dummy, cost)
+    return (
+        out.view(shape) if out.shape != shape else out,
+        sum_of_parts(in_gamma, shape, cost),
+        sum_of_parts(in_dummy, shape, cost),
+    )
 
 
 def hessian_product(
@@ -450,21 +470,147 @@ def hessian_product(
     tangent_gamma: Tensor,
     tangent_dummy: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    task = batch(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
-    out, tangent_value = new_gradient(task), cost.new_empty(cost.shape[:-2])
-    if not task.pairs:
-        return tangent_value, out, sum_of_parts(None, cost), sum_of_parts(None, cost)
-    if task.weak and tangent_dummy is None:
-        tangent_dummy = cost.new_zeros(task.pairs, dtype=torch.float64)
-    outputs: dict[str, Argument] = {
-        "grad_cost": out,
-        "tangent_value": tangent_value,
-        "tangent_cost": tangent_cost.to(cost.dtype).contiguous(),
-        "tangent_gamma": tangent_gamma.to(cost.device).contiguous(),
-        "tangent_dummy": None
-        if tangent_dummy is None
-        else tangent_dummy.to(cost.device).contiguous(),
-        **per_item(grad_value, "grad_value", cost.device),
+    shape, cost = cost.shape, few_dimensions(cost)
+    out = new_like(cost, leaves_cells(x_lengths, y_lengths, bandwidth))
+    tangent_value = cost.new_empty(shape[:-2])
+    task = batch(cost, out, gamma, dummy, x_lengths, y_lengths, bandwidth)
+    in_gamma = in_dummy = None
+    if task.pairs:
+        if task.weak and tangent_dummy is None:
+            tangent_dummy = cost.new_zeros(task.pairs, dtype=torch.float64)
+        outputs: dict[str, Argument] = {
+            "grad_cost": out,
+            "tangent_value": tangent_value,
+            "tangent_cost": with_strides_of(out, tangent_cost),
+            "tangent_gamma": tangent_gamma.contiguous(),
+            "tangent_dummy": None if tangent_dummy is None else tangent_dummy.contiguous(),
+            **per_item(grad_value, "grad_value", cost.device),
+        }
+        in_gamma, in_dummy = run_lattice(launcher, task, 2, outputs, True)
+    return (
+        tangent_value,
+        out.view(shape) if out.shape != shape else out,
+        sum_of_parts(in_gamma, shape, cost),
+        sum_of_parts(in_dummy, shape, cost),
+    )
+
+
+SMOOTHING_THREADS = 128
+SMOOTHING_CELLS_OF_THREAD = 8
+
+
+def run_smoothing(
+    launcher: Launcher, task: Batch, order: int, fields: dict[str, Argument]
+) -> Tensor | None:
+    cells = task.cost.shape[-2] * task.cost.shape[-1]
+    parts = ceil_divide(cells, SMOOTHING_THREADS * SMOOTHING_CELLS_OF_THREAD)
+    # A grid holds fewer than 2^31 blocks.
+    parts = max(1, min(parts, (2**31 - 1) // task.pairs))
+    threads = 64 if cells <= 64 else SMOOTHING_THREADS
+    grad_gamma = task.cost.new_empty(task.pairs, parts, dtype=torch.float64) if order else None
+    launcher.launch(
+        "smoothing",
+        (f"-DWITH_COST={c_type(task.cost.dtype)}", f"-DWITH_ORDER={order}"),
+        task.pairs * parts,
+        threads,
+        8 * threads // LANES if order else 0,
+        arguments(
+            "smoothing.cu",
+            "SOFTDTW_SMOOTHING_FIELDS",
+            task.fields | fields | {"grad_gamma": grad_gamma, "parts": parts},
+        ),
+    )
+    return grad_gamma
+
+
+def smooth(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+) -> Tensor:
+    shape, cost = cost.shape, few_dimensions(cost)
+    out = new_like(cost)
+    if out.numel():
+        task = batch(cost, out, gamma, None, x_lengths, y_lengths, None)
+        run_smoothing(launcher, task, 0, {"origin_count": origin_count, "out": out})
+    return out.view(shape) if out.shape != shape else out
+
+
+def smooth_vjp(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+    grad_s: Tensor,
+) -> tuple[Tensor, Tensor]:
+    shape, cost = cost.shape, few_dimensions(cost)
+    out = new_like(cost)
+    in_gamma = None
+    if out.numel():
+        task = batch(cost, out, gamma, None, x_lengths, y_lengths, None)
+        grad_s = with_strides_of(out, grad_s)
+        fields: dict[str, Argument] = {"origin_count": origin_count, "out": out, "grad_s": grad_s}
+        in_gamma = run_smoothing(launcher, task, 1, fields)
+    return out.view(shape) if out.shape != shape else out, sum_of_parts(in_gamma, shape, cost)
+
+
+DISTANCE_TILE, DISTANCE_DEPTH, DISTANCE_THREADS = 64, 16, 256  # as in cuda/distances.cu
+
+
+def squared_distances(launcher: Launcher, x: Tensor, y: Tensor) -> Tensor:
+    out = x.new_empty(*x.shape[:-1], y.shape[-2])
+    if not out.numel():
+        return out
+    if x.dim() > 5:
+        x, y = x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:])
+    leading = (1, 1, 1, *x.shape[:-2])[-3:]
+    rows, columns, pairs = x.shape[-2], y.shape[-2], x.shape[:-2].numel()
+    fields: dict[str, Argument] = {
+        "x": x,
+        "y": y,
+        "out": out,
+        "pairs": pairs,
+        "batch1": leading[1],
+        "batch2": leading[2],
+        "rows": rows,
+        "columns": columns,
+        "features": x.shape[-1],
+        **strides("x", x),
+        **strides("y", y),
     }
-    in_gamma, in_dummy = run_lattice(launcher, task, 2, outputs, True)
-    return tangent_value, out, sum_of_parts(in_gamma, cost), sum_of_parts(in_dummy, cost)
+    names = own_field_names("distances.cu", "SOFTDTW_DISTANCE_FIELDS")
+    tiles = ceil_divide(rows, DISTANCE_TILE) * ceil_divide(columns, DISTANCE_TILE)
+    launcher.launch(
+        "distances",
+        (f"-DWITH_COST={c_type(x.dtype)}",),
+        pairs * tiles,
+        DISTANCE_THREADS,
+        2 * DISTANCE_DEPTH * (DISTANCE_TILE + 1) * x.element_size(),
+        [*(fields[name] for name in names), 0],
+    )
+    return out
+
+
+def path(
+    launcher: Launcher,
+    cost: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+) -> list[Tensor]:
+    """Where the gradient at gamma = 0 is 1.
+
+    Rows and columns of a path only grow, so row-major order is its order.
+    """
+    ones = cost.new_ones(cost.shape[:-2])
+    zeros = cost.new_zeros(cost.shape[:-2], dtype=torch.float64)
+    visits, _, _ = gradient(
+        launcher, cost, zeros, dummy, x_lengths, y_lengths, bandwidth, ones, False
+    )
+    return [item.nonzero() for item in (visits > 0).reshape(-1, *cost.shape[-2:])]

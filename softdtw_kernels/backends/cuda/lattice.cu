@@ -160,8 +160,8 @@ __device__ __forceinline__ void backward(const Problem& problem, TheStrip& strip
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(64) lattice(SOFTDTW_PARAMETERS) {
-  const Problem problem = {SOFTDTW_VALUES};
+extern "C" __global__ void __launch_bounds__(64) lattice(SOFTDTW_PARAMETERS(SOFTDTW_LATTICE_FIELDS)) {
+  const Problem problem = {SOFTDTW_VALUES(SOFTDTW_LATTICE_FIELDS)};
   const int lane = threadIdx.x % LANES, warp_in_block = threadIdx.x / LANES, warps_in_block = blockDim.x / LANES;
   const int64 warp = int64(blockIdx.x) * warps_in_block + warp_in_block;
   const int64 warps = int64(gridDim.x) * warps_in_block;

@@ -3,7 +3,7 @@
 #pragma once
 #include "numbers.cuh"
 
-#define SOFTDTW_FIELDS(X)                                                                             \
+#define SOFTDTW_BATCH_FIELDS(X)                                                                       \
   X(const void*, cost)              /* item p = (b0 * batch1 + b1) * batch2 + b2 */                   \
   X(int64, pairs)                                                                                     \
   X(int64, batch1)                                                                                    \
@@ -13,6 +13,11 @@
   X(int64, stride_b2)                                                                                 \
   X(int64, stride_row)                                                                                \
   X(int64, stride_column)                                                                             \
+  X(int64, dense_b0)                /* strides of all else that is shaped like the cost */            \
+  X(int64, dense_b1)                                                                                  \
+  X(int64, dense_b2)                                                                                  \
+  X(int64, dense_row)                                                                                 \
+  X(int64, dense_column)                                                                              \
   X(int64, rows)                    /* N and M of the tensor */                                       \
   X(int64, columns)                                                                                   \
   X(const double*, gamma)           /* item p has gamma[p * gamma_stride] */                          \
@@ -25,15 +30,17 @@
   X(int64, x_lengths_stride)                                                                          \
   X(const int64*, y_lengths)                                                                          \
   X(int64, y_lengths_stride)                                                                          \
-  X(int64, bandwidth)               /* -1: no band */                                                 \
+  X(int64, bandwidth)               /* -1: no band */
+
+#define SOFTDTW_LATTICE_FIELDS(X)                                                                     \
   X(const void*, grad_value)        /* in the dtype of the cost */                                    \
   X(int64, grad_value_stride)                                                                         \
-  X(const void*, tangent_cost)      /* contiguous (pairs, N, M) */                                    \
+  X(const void*, tangent_cost)      /* shaped like the cost */                                        \
   X(const double*, tangent_gamma)   /* contiguous, or null for zeros */                               \
   X(const double*, tangent_dummy)                                                                     \
   X(void*, value)                   /* out; null in the backward phase */                             \
   X(void*, tangent_value)                                                                             \
-  X(void*, grad_cost)               /* out, contiguous (pairs, N, M) */                               \
+  X(void*, grad_cost)               /* out, shaped like the cost */                                   \
   X(double*, grad_gamma)            /* out, (pairs, parts): one part a strip; null: not wanted */     \
   X(double*, grad_dummy)                                                                              \
   X(int64, parts)                                                                                     \
@@ -49,22 +56,27 @@
   X(int64, span)                    /* the most rows any strip has */                                 \
   X(int64, phases)                  /* FORWARD, BACKWARD or both */
 
+// A kernel takes the fields of the batch and then its own, each of them an argument, and puts them into its struct.
 #define SOFTDTW_PARAMETER(type, name) type name,
 #define SOFTDTW_FIELD(type, name) type name;
 #define SOFTDTW_VALUE(type, name) name,
-#define SOFTDTW_PARAMETERS SOFTDTW_FIELDS(SOFTDTW_PARAMETER) int64 end_of_parameters
-#define SOFTDTW_VALUES SOFTDTW_FIELDS(SOFTDTW_VALUE) end_of_parameters
+#define SOFTDTW_PARAMETERS(OWN_FIELDS) \
+  SOFTDTW_BATCH_FIELDS(SOFTDTW_PARAMETER) OWN_FIELDS(SOFTDTW_PARAMETER) int64 end_of_parameters
+#define SOFTDTW_VALUES(OWN_FIELDS) SOFTDTW_BATCH_FIELDS(SOFTDTW_VALUE) OWN_FIELDS(SOFTDTW_VALUE) end_of_parameters
 
 enum Phase { FORWARD = 1, BACKWARD = 2 };
 
-struct Problem {
-  SOFTDTW_FIELDS(SOFTDTW_FIELD)
-  int64 end_of_parameters;
+struct Batch {
+  SOFTDTW_BATCH_FIELDS(SOFTDTW_FIELD)
 
-  template <typename T>
-  __device__ __forceinline__ const T* cost_of(int64 p) const {
+  // Offsets of item p.
+  __device__ __forceinline__ int64 cost_offset(int64 p) const {
     int64 b2 = p % batch2, b1 = p / batch2 % batch1, b0 = p / batch2 / batch1;
-    return static_cast<const T*>(cost) + (b0 * stride_b0 + b1 * stride_b1 + b2 * stride_b2);
+    return b0 * stride_b0 + b1 * stride_b1 + b2 * stride_b2;
+  }
+  __device__ __forceinline__ int64 dense_offset(int64 p) const {
+    int64 b2 = p % batch2, b1 = p / batch2 % batch1, b0 = p / batch2 / batch1;
+    return b0 * dense_b0 + b1 * dense_b1 + b2 * dense_b2;
   }
   __device__ __forceinline__ double gamma_of(int64 p) const {
     return gamma ? gamma[p * gamma_stride] : gamma_number;
@@ -72,6 +84,11 @@ struct Problem {
   __device__ __forceinline__ double dummy_of(int64 p) const {
     return dummy ? dummy[p * dummy_stride] : dummy_number;
   }
+};
+
+struct Problem : Batch {
+  SOFTDTW_LATTICE_FIELDS(SOFTDTW_FIELD)
+  int64 end_of_parameters;
 };
 
 // One item: its lengths, as rows and columns of the lattice, and its band lowest <= column - row <= highest.
@@ -82,7 +99,7 @@ struct Item {
   int n, m, lowest, highest;
   int status;
 
-  __device__ __forceinline__ Item(const Problem& problem, int64 p) : pair(p), status(FINE) {
+  __device__ __forceinline__ Item(const Batch& problem, int64 p) : pair(p), status(FINE) {
     int64 rows = problem.x_lengths ? problem.x_lengths[p * problem.x_lengths_stride] : problem.rows;
     int64 columns = problem.y_lengths ? problem.y_lengths[p * problem.y_lengths_stride] : problem.columns;
     if (rows < 1 || rows > problem.rows || columns < 1 || columns > problem.columns) {

@@ -73,9 +73,8 @@ struct Strip {
       : problem(problem), item(item), lane(threadIdx.x % LANES), status(item.status), end(nothing()) {
     gamma = problem.gamma_of(item.pair);
     status |= arithmetic.start(gamma);
-    cost = problem.cost_of<Cost>(item.pair);
-    int64 cells = problem.rows * problem.columns;
-    tangent_cost = TANGENT ? static_cast<const Cost*>(problem.tangent_cost) + item.pair * cells : nullptr;
+    cost = static_cast<const Cost*>(problem.cost) + problem.cost_offset(item.pair);
+    tangent_cost = TANGENT ? static_cast<const Cost*>(problem.tangent_cost) + problem.dense_offset(item.pair) : nullptr;
     // A direction in gamma is worth a direction in the costs: the value is homogeneous in (cost, dummy, gamma).
     tangent_ratio = TANGENT && problem.tangent_gamma && gamma > 0 ? problem.tangent_gamma[item.pair] / gamma : 0.0;
     if (WEAK) {
@@ -190,7 +189,7 @@ struct Strip {
   }
 
   __device__ __forceinline__ int64 place(int row, int column) const {
-    return int64(WEAK ? row / 2 : row) * problem.columns + (WEAK ? column / 2 : column);
+    return (WEAK ? row / 2 : row) * problem.dense_row + (WEAK ? column / 2 : column) * problem.dense_column;
   }
 
   __device__ __forceinline__ double tangent_of(int row, int column, Cost cost_here) const {
@@ -298,7 +297,7 @@ struct Strip {
     F leaving = {}, rows_of_flow = {};
     const bool has_right = index + 1 < strips;
     const int tile_steps = int(problem.tile_steps);
-    Cost* out = static_cast<Cost*>(problem.grad_cost) + item.pair * (problem.rows * problem.columns);
+    Cost* out = static_cast<Cost*>(problem.grad_cost) + problem.dense_offset(item.pair);
     if (has_right) {
       await(last_row_of(index + 1) - last);
       F corner = load_flow(last);
