@@ -26,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("build/japanese_vowels"))
     parser.add_argument("--cache", type=Path, default=Path("build/downloads"))
+    parser.add_argument("--threads", type=int, default=1, help="one is enough for so short series")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
 
     started = time.perf_counter()
     train, test = load(arguments.cache)

@@ -13,6 +13,7 @@ from softdtw_kernels import soft_dtw, soft_dtw_barycenter
 from .data import SPEAKERS, Utterances, padded
 
 FOLDS = 5
+STEPS = 30  # of the minimization of a barycenter
 GAMMAS = (0.01, 0.1, 1.0, 10.0)
 
 
@@ -38,8 +39,8 @@ def soft_dtw_means(
     """(9, length, D): per speaker, the soft-DTW barycenter, started from the Euclidean mean."""
     means = []
     for speaker, start in enumerate(euclidean_means(utterances, length)):
-        members, lengths = padded(utterances.of_speaker(speaker))
-        means.append(soft_dtw_barycenter(members, lengths=lengths, init=start, gamma=gamma))
+        members = utterances.of_speaker(speaker)
+        means.append(soft_dtw_barycenter(members, init=start, gamma=gamma, max_iter=STEPS))
         advance()
     return torch.stack(means)
 
