@@ -12,19 +12,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-SOURCES = Path(__file__).parent / "cuda"
-LANES = 32
-FORWARD, BACKWARD = 1, 2
+from ._cuda_plan import (
+    BACKWARD,
+    FORWARD,
+    LANES,
+    Argument,
+    Batch,
+    c_type,
+    ceil_divide,
+    fast_plan,
+    wide_plan,
+)
 
-Argument: TypeAlias = Tensor | int | float | None  # null where None
+SOURCES = Path(__file__).parent / "cuda"
 
 
 class Launcher(Protocol):
@@ -56,104 +63,6 @@ def own_field_names(file: str, macro: str) -> tuple[str, ...]:
 def field_names(file: str, macro: str) -> tuple[str, ...]:
     """The parameters of a kernel on a batch: those of the batch come first."""
     return own_field_names("problem.cuh", "SOFTDTW_BATCH_FIELDS") + own_field_names(file, macro)
-
-
-def c_type(dtype: torch.dtype) -> str:
-    return "double" if dtype == torch.float64 else "float"
-
-
-def ceil_divide(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One compiled form of lattice.cu; see the list of macros there."""
-
-    dtype: torch.dtype
-    wide: bool
-    columns: int
-    weak: bool
-    order: int
-
-    @property
-    def real_bytes(self) -> int:
-        """Of probabilities and visits: float64 in the wide arithmetic."""
-        return 8 if self.wide or self.dtype == torch.float64 else 4
-
-    @property
-    def node_bytes(self) -> int:
-        number = 32 if self.wide else 2 * self.real_bytes
-        if self.order < 2:
-            return number
-        return 48 if self.wide else number + 8
-
-    @property
-    def flow_bytes(self) -> int:
-        return self.real_bytes * (4 if self.order == 2 else 2)
-
-    @property
-    def step_bytes(self) -> int:
-        """Of the transition probabilities, and their derivatives, of one step of a warp."""
-        return LANES * self.columns * (6 if self.order == 2 else 3) * self.real_bytes
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        return (
-            f"-DWITH_COST={c_type(self.dtype)}",
-            f"-DWITH_WIDE={int(self.wide)}",
-            f"-DWITH_COLUMNS={self.columns}",
-            f"-DWITH_WEAK={int(self.weak)}",
-            f"-DWITH_ORDER={self.order}",
-            f"-DWITH_NODE_BYTES={self.node_bytes}",
-            f"-DWITH_FLOW_BYTES={self.flow_bytes}",
-        )
-
-
-def variants() -> list[Variant]:
-    """Every form of lattice.cu that a call can ask for."""
-    found = []
-    for dtype in (torch.float32, torch.float64):
-        for weak in (False, True):
-            for order in (0, 1, 2):
-                found += [
-                    Variant(dtype, False, columns, weak, order)
-                    for columns in columns_offered(dtype, order)
-                ]
-                found.append(Variant(dtype, True, 1, weak, order))
-    return found
-
-
-def columns_offered(dtype: torch.dtype, order: int) -> tuple[int, ...]:
-    """Columns a lane, as many as fit in the registers without spills."""
-    return (1, 2, 4) if dtype == torch.float32 and order < 2 else (1, 2)
-
-
-@dataclass
-class Batch:
-    """The arguments that all launches of one call share."""
-
-    cost: Tensor  # (*, N, M)
-    fields: dict[str, Argument]
-    weak: bool
-    bandwidth: int | None
-    ragged: bool  # lengths are given
-
-    @property
-    def pairs(self) -> int:
-        return self.cost.shape[:-2].numel()
-
-    @property
-    def lattice(self) -> tuple[int, int]:
-        n, m = self.cost.shape[-2:]
-        return (2 * n + 1, 2 * m + 1) if self.weak else (n, m)
-
-    def span(self, width: int) -> int:
-        """An upper bound of the rows in which `width` neighboring columns meet the band."""
-        n, m = self.lattice
-        if self.bandwidth is None or self.ragged:
-            return n
-        return min(n, min(width, m) + abs(m - n) + 2 * self.bandwidth)
 
 
 def per_item(tensor: Tensor | None, name: str, device: torch.device) -> dict[str, Argument]:
@@ -230,115 +139,22 @@ def batch(
     return Batch(cost, fields, dummy is not None, bandwidth, ragged)
 
 
-# Shared memory of one warp for transition probabilities. Two such warps make a block within the
-# 48 KiB that every GPU gives without asking; a multiprocessor of an H100 or H200 holds nine.
-TILE_BYTES = 24 << 10
-WARPS_IN_BLOCK = 2
-WARPS_ON_MULTIPROCESSOR = {0: 32, 1: 8, 2: 8}  # by order: how many fit beside each other
-WIDE_SCRATCH_BYTES = 32 << 20
-WIDE_SHARE_OF_COST = 0.02
-
-
-@dataclass
-class Plan:
-    """How one launch, or a forward and a backward launch, share out the work."""
-
-    variant: Variant
-    by_strip: bool
-    warps: int
-    warps_in_block: int
-    tile_steps: int
-    strips: int
-    span: int
-    slots: int  # of scratch memory
-
-    @property
-    def tiles(self) -> int:
-        return ceil_divide(self.span + LANES - 1, self.tile_steps)
-
-    @property
-    def border_bytes(self) -> int:
-        return self.slots * self.strips * self.span * self.variant.node_bytes
-
-    @property
-    def flow_bytes(self) -> int:
-        return (
-            self.slots * self.strips * self.span * self.variant.flow_bytes if self.strips > 1 else 0
-        )
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        nodes = self.slots * self.strips * self.tiles * (self.variant.columns + 1) * LANES
-        return nodes * self.variant.node_bytes
-
-
-def plan(task: Batch, order: int, multiprocessors: int) -> Plan:
-    """Of the fast arithmetic."""
-    m = task.lattice[1]
-    offered = columns_offered(task.cost.dtype, order)
-    columns = next((c for c in offered if LANES * c >= m), offered[-1])
-    variant = Variant(task.cost.dtype, False, columns, task.weak, order)
-    width = LANES * columns
-    strips, span, pairs = ceil_divide(m, width), task.span(width), task.pairs
-    # Waiting for other strips costs little; idle multiprocessors cost much.
-    by_strip = strips > 1 and pairs < 4 * multiprocessors and pairs * strips < 2**31
-    warps_in_block = 1 if by_strip else WARPS_IN_BLOCK
-    # A long item runs one warp in a block: twice the tile halves what the checkpoints take.
-    tile_bytes = TILE_BYTES * (2 if by_strip else 1)
-    tile_steps = max(1, tile_bytes // variant.step_bytes)
-    if by_strip:
-        warps = slots = pairs
-        warps = pairs * strips
-    else:
-        warps = slots = min(pairs, multiprocessors * WARPS_ON_MULTIPROCESSOR[order])
-        warps = slots = ceil_divide(slots, warps_in_block) * warps_in_block
-    return Plan(variant, by_strip, warps, warps_in_block, tile_steps, strips, span, slots)
-
-
-def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
-    """Of the arithmetic for what the fast one marks.
-
-    Tiles are long and lie in global memory, which leaves little to keep between the sweeps.
-    """
-    variant = Variant(task.cost.dtype, True, 1, task.weak, order)
-    strips, span = ceil_divide(task.lattice[1], LANES), task.span(LANES)
-    tile_steps = min(512, max(32, span // 8))
-    one = Plan(variant, False, 1, 1, tile_steps, strips, span, 1)
-    bytes_of_slot = max(1, one.border_bytes)
-    if order:
-        bytes_of_slot += one.flow_bytes + one.checkpoint_bytes + tile_steps * variant.step_bytes
-    budget = max(
-        WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * task.cost.numel() * task.cost.element_size())
-    )
-    warps = max(1, min(task.pairs, 4 * multiprocessors, budget // bytes_of_slot))
-    return Plan(variant, False, warps, 1, tile_steps, strips, span, warps)
-
-
-def scratch(size: int, like: Tensor) -> Tensor | None:
-    return like.new_empty(size, dtype=torch.uint8) if size else None
-
-
 def run_lattice(
     launcher: Launcher, task: Batch, order: int, outputs: dict[str, Argument], with_gamma: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts)."""
-    fast = plan(task, order, launcher.multiprocessors)
+    fast = fast_plan(task, order, launcher.multiprocessors)
     wide = wide_plan(task, order, launcher.multiprocessors)
-    pairs = task.pairs
+    pairs, new_zeros = task.pairs, task.cost.new_zeros
     parts = max(fast.strips, wide.strips)
-    grad_gamma = task.cost.new_zeros(pairs, parts, dtype=torch.float64) if with_gamma else None
-    grad_dummy = (
-        task.cost.new_zeros(pairs, parts, dtype=torch.float64) if order and task.weak else None
-    )
-    if fast.by_strip:
-        counters = task.cost.new_zeros(2 + pairs * (1 + 2 * fast.strips), dtype=torch.int32)
-        tickets, status, progress = (
-            counters[:2],
-            counters[2 : 2 + pairs],
-            counters[2 + pairs :].view(2, -1),
-        )
-    else:
-        status = task.cost.new_empty(pairs, dtype=torch.int32)
+    grad_gamma = new_zeros(pairs, parts, dtype=torch.float64) if with_gamma else None
+    grad_dummy = new_zeros(pairs, parts, dtype=torch.float64) if order and task.weak else None
+    # Two tickets, a status for each item and, for each sweep and strip, its progress.
+    counters = new_zeros(2 + pairs * (1 + 2 * fast.strips * fast.by_strip), dtype=torch.int32)
+    status, progress = counters[2 : 2 + pairs], counters[2 + pairs :].view(2, -1)
+    # The wide launch comes when the fast ones are done with the scratch memory.
+    scratch_bytes = max(fast.total_bytes, wide.total_bytes)
+    scratch = task.cost.new_empty(scratch_bytes, dtype=torch.uint8)
     fields = {
         **task.fields,
         **outputs,
@@ -347,42 +163,32 @@ def run_lattice(
         "parts": parts,
         "status": status,
     }
-    for p in (fast, wide):
-        borders = scratch(p.border_bytes, task.cost) if p.strips > 1 else None
-        flows = scratch(p.flow_bytes, task.cost) if order else None
-        checkpoints = scratch(p.checkpoint_bytes, task.cost) if order else None
-        in_global = p.variant.wide and order > 0
-        tiles = (
-            scratch(p.warps * p.tile_steps * p.variant.step_bytes, task.cost) if in_global else None
-        )
-        fields |= {
-            "borders": borders,
-            "flows": flows,
-            "checkpoints": checkpoints,
-            "tiles": tiles,
-            "tile_steps": p.tile_steps,
-            "strips": p.strips,
-            "span": p.span,
-        }
-        shared_bytes = (
-            0 if in_global or not order else p.warps_in_block * p.tile_steps * p.variant.step_bytes
-        )
-        launches: list[dict[str, Argument]] = [
-            {"ticket": None, "progress": None, "phases": FORWARD | BACKWARD}
-        ]
-        if p.by_strip:
+    whole: dict[str, Argument] = {"ticket": None, "progress": None, "phases": FORWARD | BACKWARD}
+    for plan in (fast, wide):
+        launches = [whole]
+        if plan.by_strip:
             launches = [
-                {"ticket": tickets[k], "progress": progress[k], "phases": phase}
+                {"ticket": counters[k : k + 1], "progress": progress[k], "phases": phase}
                 for k, phase in enumerate((FORWARD, BACKWARD)[: 2 if order else 1])
             ]
+        sizes: dict[str, Argument] = {
+            "tile_steps": plan.tile_steps,
+            "strips": plan.strips,
+            "span": plan.span,
+            "kept_borders": plan.kept_borders,
+        }
         for launch in launches:
             launcher.launch(
                 "lattice",
-                p.variant.options,
-                ceil_divide(p.warps, p.warps_in_block),
-                p.warps_in_block * LANES,
-                0 if launch["phases"] == FORWARD else shared_bytes,
-                arguments("problem.cuh", "SOFTDTW_LATTICE_FIELDS", fields | launch),
+                plan.variant.options,
+                ceil_divide(plan.warps, plan.warps_in_block),
+                plan.warps_in_block * LANES,
+                0 if launch["phases"] == FORWARD else plan.shared_bytes,
+                arguments(
+                    "problem.cuh",
+                    "SOFTDTW_LATTICE_FIELDS",
+                    fields | plan.divide(scratch) | sizes | launch,
+                ),
             )
     return grad_gamma, grad_dummy
 

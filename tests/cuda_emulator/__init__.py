@@ -1,8 +1,9 @@
-"""Runs the CUDA kernels on the CPU: compiles their source with g++ and the runtime beside this file.
+"""Runs the CUDA kernels on the CPU: their source, by g++, with the runtime beside this file.
 
-Two builds of a kernel: `fast`, and `checked`, where the compiler reports every memory access to the runtime, which
-knows the buffers of the launch and who synchronized with whom (see emulator.cpp). Compiled objects are cached by
-content in build/ of the checkout, or in the directory that SOFTDTW_EMULATOR_CACHE names.
+Two builds of a kernel: `fast`, and `checked`, where the compiler reports every memory access to
+the runtime, which knows the buffers of the launch and who synchronized with whom (emulator.cpp).
+Compiled objects are cached by content in build/ of the checkout, or in the directory that
+SOFTDTW_EMULATOR_CACHE names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from softdtw_kernels.backends._cuda_host import SOURCES, Argument
+from softdtw_kernels.backends._cuda_host import SOURCES
+from softdtw_kernels.backends._cuda_plan import Argument
 
 HERE = Path(__file__).parent
 SCHEDULES = {"ascending": 0, "descending": 1, "random": 2, "one warp ahead": 3}
@@ -63,7 +65,7 @@ def _supports(flag: str) -> bool:
 
 
 def _run_compiler(command: Sequence[str], output: Path) -> None:
-    """Compile into a file of its own, then rename: several test processes may compile the same thing."""
+    """Compile, then rename: several test processes may want the same file."""
     with tempfile.NamedTemporaryFile(
         dir=output.parent, suffix=output.suffix, delete=False
     ) as temporary:
@@ -148,7 +150,7 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 class EmulatorLauncher:
-    """Launches kernels on the CPU. `launches` counts them by source and number of context switches."""
+    """Launches kernels on the CPU; `launches` lists source, options and context switches."""
 
     def __init__(
         self,

@@ -94,6 +94,7 @@ inline double __longlong_as_double(long long x) { return emulator_bits<double>(x
 inline long long __double_as_longlong(double x) { return emulator_bits<long long>(x); }
 
 using std::abs;
+using std::exp;
 using std::fabs;
 using std::fma;
 using std::fmax;

@@ -47,7 +47,8 @@
   X(int*, status)                   /* (pairs) */                                                     \
   X(int*, ticket)                   /* null: a warp does whole items; else a strip a ticket */        \
   X(int*, progress)                 /* (pairs, strips): rows done, 0 at first */                      \
-  X(void*, borders)                 /* (slots, strips, span): last column of each strip */            \
+  X(void*, borders)                 /* (slots, kept_borders, span): last column of each strip */      \
+  X(int64, kept_borders)            /* strip s has border s % kept_borders */                         \
   X(void*, flows)                   /* (slots, strips, span): visits that flow left out of a strip */ \
   X(void*, checkpoints)             /* (slots, strips, tiles, C + 1, 32) */                           \
   X(void*, tiles)                   /* null: the tile lies in shared memory */                        \

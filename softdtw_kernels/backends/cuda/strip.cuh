@@ -54,8 +54,8 @@ struct Strip {
   typename A::Weight dummy_weight;
   const Cost* cost;
   const Cost* tangent_cost;
-  N* border;  // of strip 0 of the item; strips lie problem.span apart
-  F* flow;
+  N* border;  // of the item
+  F* flow;    // of strip 0; strips lie problem.span apart
   N* checkpoint;
   Real* tile;
   int status;
@@ -85,7 +85,7 @@ struct Strip {
     }
     strips = (item.m + WIDTH - 1) / WIDTH;
     int64 tiles = (problem.span + LANES - 1 + problem.tile_steps - 1) / problem.tile_steps;
-    border = static_cast<N*>(problem.borders) + slot * problem.strips * problem.span;
+    border = static_cast<N*>(problem.borders) + slot * problem.kept_borders * problem.span;
     flow = static_cast<F*>(problem.flows) + slot * problem.strips * problem.span;
     checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * tiles * ((C + 1) * LANES);
     int64 tile_size = problem.tile_steps * (C * PARTS * LANES);
@@ -127,11 +127,15 @@ struct Strip {
     }
   }
 
+  __device__ __forceinline__ N* border_of(int strip) const {
+    return border + strip % int(problem.kept_borders) * problem.span;
+  }
+
   // Node of the border on the left at a row, nothing where that strip has no such row.
   __device__ __forceinline__ N load_border(int row) const {
     int left_first = first_row_of(index - 1);
     if (index == 0 || row < left_first || row >= last_row_of(index - 1)) return nothing();
-    return border[(index - 1) * problem.span + (row - left_first)];
+    return border_of(index - 1)[row - left_first];
   }
 
   __device__ __forceinline__ void start_forward(State& state) {
@@ -230,7 +234,7 @@ struct Strip {
       forward_step(state, step, costs, -1);
       int row = first + step - lane;
       if (lane == LANES - 1 && row >= first && index + 1 < strips) {
-        border[index * problem.span + (row - first)] = state.above[C - 1];
+        border_of(index)[row - first] = state.above[C - 1];
         if ((row - first) % LANES == LANES - 1) publish(row - first + 1);
       }
 #pragma unroll
