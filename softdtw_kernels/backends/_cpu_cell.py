@@ -1,12 +1,14 @@
 """One cell of the recursion on vectors: Z = exp(-R/g) as mantissa and integer exponent.
 
-Z[i,j] = exp(-D[i,j]/g) (Z[i-1,j-1] + Z[i-1,j] + Z[i,j-1]), held as m 2^k with 1 <= m < 2. The exponent is the cumulated
-value in units of g ln 2, exact however long the sequences; the mantissa carries a relative error that is all but common
-to neighbors, so the transition weights p = Z_k / sum keep the accuracy of single cells. The chain from cell to cell has
-no exponential, logarithm or division: 2^f depends on D alone.
+Z[i,j] = exp(-D[i,j]/g) (Z[i-1,j-1] + Z[i-1,j] + Z[i,j-1]), held as m 2^k with 1 <= m < 2. The
+exponent is the cumulated value in units of g ln 2, exact however long the sequences; the mantissa
+carries a relative error that is all but common to neighbors, so the transition weights p = Z_k /
+sum keep the accuracy of single cells. The chain from cell to cell has no exponential, logarithm or
+division: 2^f depends on D alone.
 
-A forbidden cell has the exponent FLOOR (and any mantissa): next to a real value it scales to exactly 0. A cell
-whose exponent falls below FLOOR joins the forbidden ones. `certified` says afterwards whether that was right.
+A forbidden cell has the exponent FLOOR (and any mantissa): next to a real value it scales to
+exactly 0. A cell whose exponent falls below FLOOR joins the forbidden ones. `certified` says
+afterwards whether that was right.
 """
 
 from __future__ import annotations
@@ -31,12 +33,15 @@ from ._simd import (
     to_integer,
 )
 
-# FLOOR: exponents of forbidden cells. LIMIT: |D / (g ln 2)| is clamped here; FLOOR - LIMIT fits the integer.
-# RISE: bound on what negative costs may add along a path. TINY: a smaller mass is 0, so that none is subnormal.
+# FLOOR: exponents of forbidden cells. LIMIT: |D / (g ln 2)| is clamped here; FLOOR - LIMIT fits the
+# integer. RISE: bound on what negative costs may add along a path. TINY: a smaller mass is 0, so
+# that none is subnormal.
 FLOOR = {"float32": -(2**30), "float64": -(2**50)}
 LIMIT = {"float32": float(2**30 - 2**10), "float64": float(2**50 - 2**10)}
 RISE = {"float32": float(2**27), "float64": float(2**47)}
 TINY = {"float32": 1e-30, "float64": 1e-250}
+
+LOG2_E = 1.4426950408889634
 
 # 2^f on [-1/2, 1/2], Chebyshev fits: relative errors 2e-9 and 3e-18 before rounding.
 POWER_32 = (
@@ -102,7 +107,9 @@ def _power_of_fraction(f):
 
 
 def log2_of_mantissa(m: Any) -> Any:
-    """log2 of 1 <= m < 2: log2(m) = 1/2 + 2 log2(e) artanh(z), z = (m - sqrt 2) / (m + sqrt 2), |z| < 0.172."""
+    """log2 of 1 <= m < 2: log2(m) = 1/2 + 2 log2(e) artanh(z), z = (m - sqrt 2) / (m + sqrt 2), |z|
+    < 0.172.
+    """
     raise NotImplementedError
 
 
@@ -131,9 +138,11 @@ def surprise(p):
 
 @inline
 def exponential(d, high, low, smallest, largest):
-    """(w, k) with w 2^k = 2^(d (high + low)) and w near 1; d is clamped to the bounds, NaN stays in w.
+    """(w, k) with w 2^k = 2^(d (high + low)) and w near 1; d is clamped to the bounds, NaN stays in
+    w.
 
-    The product is exact to twice the precision: rounded once, a cost of 1e5 gamma would lose the fraction.
+    The product is exact to twice the precision: rounded once, a cost of 1e5 gamma would lose the
+    fraction.
     """
     d = smaller(largest, larger(smallest, d))
     t = d * high
@@ -144,7 +153,9 @@ def exponential(d, high, low, smallest, largest):
 
 @inline
 def step(w, k, floor, m_diagonal, k_diagonal, m_up, k_up, m_left, k_left):
-    """Z of the cell as (mantissa, exponent), then the three predecessors on a common scale and their sum."""
+    """Z of the cell as (mantissa, exponent), then the three predecessors on a common scale and
+    their sum.
+    """
     top = larger(larger(k_diagonal, k_up), k_left)
     diagonal = m_diagonal * power_of_two(k_diagonal - top)
     up = m_up * power_of_two(k_up - top)
@@ -158,7 +169,8 @@ def step(w, k, floor, m_diagonal, k_diagonal, m_up, k_up, m_left, k_left):
 def quotient(a, b, inverse):
     """a / b rounded once, given 1 / b rounded.
 
-    a * (1 / b) alone would be a little below 1 too often where a = b: mass lost at every cell of a long path.
+    a * (1 / b) alone would be a little below 1 too often where a = b: mass lost at every cell of a
+    long path.
     """
     q = a * inverse
     return fma(fma(like(q, 0.0) - q, b, a), inverse, q)
@@ -167,20 +179,23 @@ def quotient(a, b, inverse):
 @inline
 def rate(gamma):
     """-log2(e) / gamma as the sum of two floats: a cost times this is an exponent of 2."""
-    high = -1.4426950408889634 / gamma
-    # The residual of the quotient needs the exact product high * gamma (Dekker); log2(e) itself has a second part.
+    high = -LOG2_E / gamma
+    # The residual of the quotient needs the exact product high * gamma (Dekker); log2(e) itself has
+    # a second part.
     a, b = 134217729.0 * high, 134217729.0 * gamma
     h1, g1 = a - (a - high), b - (b - gamma)
     h2, g2 = high - h1, gamma - g1
     product = high * gamma
     error = ((h1 * g1 - product) + h1 * g2 + h2 * g1) + h2 * g2
-    low = ((-1.4426950408889634 - product) - error - 2.0355273740931033e-17) / gamma
+    low = ((-LOG2_E - product) - error - 2.0355273740931033e-17) / gamma
     return high, low
 
 
 @inline
 def fill_rates(gamma, limit, rates, lanes, lane):
-    """The lane's entries in four rows: the two parts of the rate, smallest and largest cost before clamping."""
+    """The lane's entries in four rows: the two parts of the rate, smallest and largest cost before
+    clamping.
+    """
     high, low = rate(gamma)
     single = rates.dtype.type(high)
     rates[lane] = single
@@ -199,8 +214,8 @@ def usable(gamma):
 def certified(exponent, lowest, longest_path, gamma, floor, rise):
     """Whether flushing at FLOOR and clamping left the result as it is.
 
-    Negative costs raise a flushed or clamped path by less than RISE, so it ends below FLOOR / 2 - RISE; the true value
-    lies above FLOOR / 2, further away than any precision reaches.
+    Negative costs raise a flushed or clamped path by less than RISE, so it ends below FLOOR / 2 -
+    RISE; the true value lies above FLOOR / 2, further away than any precision reaches.
     """
     return lowest * rate(gamma)[0] * longest_path < rise and exponent > floor // 2
 

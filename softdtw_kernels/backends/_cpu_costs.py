@@ -11,7 +11,9 @@ BLOCK = 256  # columns whose running sums stay in the first cache level
 
 @jit
 def squared_distances(x, y, first, last, out):
-    """out[a, b, i, j] = sum over d of (x[a, b, i, d] - y[a, b, j, d])^2 for the rows first <= a N B + b N + i < last."""
+    """out[a, b, i, j] = sum over d of (x[a, b, i, d] - y[a, b, j, d])^2 for the rows first <= a N B
+    + b N + i < last.
+    """
     _, pairs, n, size = x.shape
     m = y.shape[2]
     columns = np.empty((size, BLOCK), dtype=y.dtype)

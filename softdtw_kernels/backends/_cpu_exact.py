@@ -1,13 +1,15 @@
 """The recursion for every input, however extreme: cumulated values held as sums of three floats.
 
-R[i,j] = D[i,j] + softmin_g(R[i-1,j-1], R[i-1,j], R[i,j-1]) needs, for the transition weights, differences of
-cumulated values to a small fraction of gamma. One float64 loses them when a path has to cross costs of 1e30 with
-gamma 1e-3; an unevaluated sum of three float64 (about 159 bits) does not. This is the slow tier (about 100 ns a
-cell): `numba_cpu` comes here only for pairs whose fast result is not certified, and for second derivatives.
+R[i,j] = D[i,j] + softmin_g(R[i-1,j-1], R[i-1,j], R[i,j-1]) needs, for the transition weights,
+differences of cumulated values to a small fraction of gamma. One float64 loses them when a path has
+to cross costs of 1e30 with gamma 1e-3; an unevaluated sum of three float64 (about 159 bits) does
+not. This is the slow tier (about 100 ns a cell): `numba_cpu` comes here only for pairs whose fast
+result is not certified, and for second derivatives.
 
-Every function works on one pair of the batch. A cell is (i, j) of the lattice: the cost matrix itself, or for a weak
-lattice the (2N+1) x (2M+1) cells of which the odd-odd ones are the costs and all others the dummy cost.
-Weights are stored as p[i, j, k] with k = 0, 1, 2 for (diagonal, up, left), the order in which ties are broken.
+Every function works on one pair of the batch. A cell is (i, j) of the lattice: the cost matrix
+itself, or for a weak lattice the (2N+1) x (2M+1) cells of which the odd-odd ones are the costs and
+all others the dummy cost. Weights are stored as p[i, j, k] with k = 0, 1, 2 for (diagonal, up,
+left), the order in which ties are broken.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ def lattice_cost(cost, theta, weak, i, j):
 
 @inline
 def softmin(diagonal, up, left, gamma):
-    """softmin of three triples, and the weights (diagonal, up, left); (+inf, 0, 0, 0) if all are +inf."""
+    """softmin of three triples, and the weights (diagonal, up, left); (+inf, 0, 0, 0) if all are
+    +inf.
+    """
     best = diagonal
     if best[0] == np.inf or (up[0] != np.inf and difference(up, best) < 0.0):
         best = up
@@ -86,8 +90,6 @@ def softmin(diagonal, up, left, gamma):
         best = left
     if best[0] == np.inf:
         return best, 0.0, 0.0, 0.0
-    if math.isnan(diagonal[0]) or math.isnan(up[0]) or math.isnan(left[0]):
-        return (np.nan, 0.0, 0.0), np.nan, np.nan, np.nan
     d = np.inf if diagonal[0] == np.inf else difference(diagonal, best)
     u = np.inf if up[0] == np.inf else difference(up, best)
     v = np.inf if left[0] == np.inf else difference(left, best)
@@ -112,6 +114,7 @@ def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
     above[:, 0] = np.inf
     above[:, 1:] = 0.0
     store = p.shape[0] > 0
+    nan_inside = False
     if store:
         p[:] = 0.0
     for i in range(rows):
@@ -123,14 +126,14 @@ def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
         for j in range(first, last + 1):
             up = (above[j + 1, 0], above[j + 1, 1], above[j + 1, 2])
             d = lattice_cost(cost, theta, weak, i, j)
+            if math.isnan(d):
+                nan_inside = True  # whether or not a path reaches it
             if d == np.inf:
                 here = infinite
             else:
                 here, p0, p1, p2 = softmin(diagonal, up, left, gamma)
                 if here[0] != np.inf:
                     here = add(here, d)
-                elif math.isnan(d):
-                    here = (d, 0.0, 0.0)
                 if store:
                     p[i, j, 0], p[i, j, 1], p[i, j, 2] = p0, p1, p2
             above[j + 1, 0], above[j + 1, 1], above[j + 1, 2] = here
@@ -141,6 +144,8 @@ def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
         above[first, 0] = np.inf  # left of the band in the next row
         if last + 2 <= columns:
             above[last + 2, 0] = np.inf
+    if nan_inside:
+        return np.nan
     return above[columns, 0] + (above[columns, 1] + above[columns, 2])
 
 
@@ -240,10 +245,12 @@ def hessian_product(
     out_gamma,
     out_dummy,
 ):
-    """Directional derivative of the value, and scale[q] times that of its gradient (Mensch & Blondel 2018).
+    """Directional derivative of the value, and scale[q] times that of its gradient (Mensch &
+    Blondel 2018).
 
-    With a_k = R'_k + g' log p_k and mean = sum of p_k a_k: R' = D' + mean and p'_k = -(p_k / g) (a_k - mean); then
-    F = sum over the successors of p' E + p F, and dV/dg = -sum of E H(p) is differentiated term by term.
+    With a_k = R'_k + g' log p_k and mean = sum of p_k a_k: R' = D' + mean and p'_k = -(p_k / g)
+    (a_k - mean); then F = sum over the successors of p' E + p F, and dV/dg = -sum of E H(p) is
+    differentiated term by term.
     """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
@@ -314,7 +321,9 @@ def hessian_product(
 
 @inline
 def hard_path(p, rows, columns, steps):
-    """The cells of the path of largest weights (gamma = 0: the one optimal path), last first; their number."""
+    """The cells of the path of largest weights (gamma = 0: the one optimal path), last first; their
+    number.
+    """
     i, j, length = rows - 1, columns - 1, 0
     while True:
         steps[length, 0], steps[length, 1] = i, j
@@ -333,15 +342,15 @@ def hard_path(p, rows, columns, steps):
 
 @jit
 def path(cost4, dummy, n, m, bandwidth, q, steps):
-    """The cheapest path of the pair q into steps, last cell first; returns its length, 0 if there is none."""
+    """The cheapest path of the pair q into steps, last cell first; returns its length, 0 if there
+    is none.
+    """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
     theta = dummy[q] if weak else 0.0
     rows, columns = lattice_shape(n[q], m[q], weak)
     p = np.empty((rows, columns, 3))
-    v = fill_weights(
-        cost4[q // per_row, q % per_row], n[q], m[q], bandwidth, 0.0, theta, weak, p
-    )
+    v = fill_weights(cost4[q // per_row, q % per_row], n[q], m[q], bandwidth, 0.0, theta, weak, p)
     if not v < np.inf:
         return 0
     return hard_path(p, rows, columns, steps)

@@ -1,9 +1,10 @@
 """Small pairs on the CPU: the lanes of a vector are as many pairs of the batch.
 
-A group is up to `lanes` pairs, neighbors in memory, so that a square of the costs is loaded and transposed at once.
-All lanes walk the lattice row by row together; beyond its own lengths a lane computes what is never used. In a weak
-lattice only the odd-odd cells have costs of their own: the factor of a dummy cell is computed once a pair.
-Nothing depends on the other lanes, so neither does a result on its place in the batch.
+A group is up to `lanes` pairs, neighbors in memory, so that a square of the costs is loaded and
+transposed at once. All lanes walk the lattice row by row together; beyond its own lengths a lane
+computes what is never used. In a weak lattice only the odd-odd cells have costs of their own: the
+factor of a dummy cell is computed once a pair. Nothing depends on the other lanes, so neither does
+a result on its place in the batch.
 """
 
 from __future__ import annotations
@@ -12,20 +13,32 @@ import math
 
 import numpy as np
 
-from ._cpu_cell import certified, exponential, fill_rates, fill_with_nan, quotient, step, surprise, usable, value_of
+from ._cpu_cell import (
+    certified,
+    exponential,
+    fill_rates,
+    fill_with_nan,
+    quotient,
+    step,
+    surprise,
+    usable,
+    value_of,
+)
 from ._cpu_exact import band_limits, lattice_shape
-from ._jit import block, inline, jit
+from ._jit import inline, jit, outlined
 from ._simd import keep_above, like, load, load_block, smaller, store, store_block
 
 
 @inline
 def group_ends(n, m, q, count, weak, end_rows, end_columns):
-    """Last row and column of each pair's lattice; the rows and columns that hold all, and the first last row."""
+    """Last row and column of each pair's lattice; the rows and columns that hold all, and the first
+    last row.
+    """
     last_row = last_column = 0
     first_end = np.int64(2**62)
-    for l in range(count):
-        rows, columns = lattice_shape(n[q + l], m[q + l], weak)
-        end_rows[l], end_columns[l] = rows - 1, columns - 1
+    for lane in range(count):
+        rows, columns = lattice_shape(n[q + lane], m[q + lane], weak)
+        end_rows[lane], end_columns[lane] = rows - 1, columns - 1
         last_row, last_column = max(last_row, rows - 1), max(last_column, columns - 1)
         first_end = min(first_end, rows - 1)
     return last_row + 1, last_column + 1, first_end
@@ -33,23 +46,24 @@ def group_ends(n, m, q, count, weak, end_rows, end_columns):
 
 @inline
 def row_bounds(i, n, m, bandwidth, q, count, full, starts, stops):
-    """The columns starts[l] <= j < stops[l] of row i of the costs that belong to the pair of lane l.
+    """The columns starts[lane] <= j < stops[lane] of row i of the costs that belong to the pair of
+    each lane.
 
     full: the bounds of all rows are alike, and were filled in before.
     """
     if full:
         return
-    for l in range(starts.size):
-        starts[l] = stops[l] = 0
-        if l < count and i < n[q + l]:
-            low, high = band_limits(n[q + l], m[q + l], bandwidth)
-            starts[l] = max(0, i + low)
-            stops[l] = max(starts[l], min(m[q + l], i + high + 1))
+    for lane in range(starts.size):
+        starts[lane] = stops[lane] = 0
+        if lane < count and i < n[q + lane]:
+            low, high = band_limits(n[q + lane], m[q + lane], bandwidth)
+            starts[lane] = max(0, i + low)
+            stops[lane] = max(starts[lane], min(m[q + lane], i + high + 1))
 
 
-@block
+@outlined
 def pack(cost4, q, i, starts, stops, columns, packed):
-    """Row i of the costs of all lanes: packed[j lanes + l]; +inf outside the bounds."""
+    """Row i of the costs of all lanes: packed[j lanes + lane]; +inf outside the bounds."""
     lanes, per_row = starts.size, cost4.shape[1]
     costs = cost4[q // per_row, q % per_row]
     if cost4.strides[3] == cost4.itemsize:
@@ -60,12 +74,12 @@ def pack(cost4, q, i, starts, stops, columns, packed):
         return
     for k in range(packed.size):
         packed[k] = np.inf
-    for l in range(lanes):
-        for j in range(starts[l], stops[l]):
-            packed[j * lanes + l] = cost4[q // per_row, q % per_row + l, i, j]
+    for lane in range(lanes):
+        for j in range(starts[lane], stops[lane]):
+            packed[j * lanes + lane] = cost4[q // per_row, q % per_row + lane, i, j]
 
 
-@block
+@outlined
 def unpack(mass, grad4, q, i, starts, stops, columns):
     """What pack did, backward."""
     lanes, per_row = starts.size, grad4.shape[1]
@@ -76,20 +90,22 @@ def unpack(mass, grad4, q, i, starts, stops, columns):
             at = base + j * grad4.itemsize
             store_block(mass, j * lanes, at, grad4.strides[1], starts, stops, j)
         return
-    for l in range(lanes):
-        for j in range(starts[l], stops[l]):
-            grad4[q // per_row, q % per_row + l, i, j] = mass[j * lanes + l]
+    for lane in range(lanes):
+        for j in range(starts[lane], stops[lane]):
+            grad4[q // per_row, q % per_row + lane, i, j] = mass[j * lanes + lane]
 
 
-@block
+@outlined
 def forward(
-    cost4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full, weak, rates, theta, floor,
-    packed, row_m, row_k, starts, stops, checks, exponents, keep, weights,
+    cost4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full,
+    weak, rates, theta, floor, packed, row_m, row_k, starts, stops, checks, exponents, keep,
+    weights,
 ):  # fmt: skip
     """Z of all cells of a group, row by row in row_m and row_k.
 
-    rates: rows of fill_rates; theta: dummy costs of the lanes. checks: rows of the lowest cost, of a sum that is NaN if
-    a cost is, and of the mantissas at the end of each pair; exponents: those that go with them.
+    rates: rows of fill_rates; theta: dummy costs of the lanes. checks: rows of the lowest cost, of
+    a sum that is NaN if a cost is, and of the mantissas at the end of each pair; exponents: those
+    that go with them.
     """
     lanes = starts.size
     r_high, r_low = load(rates, 0), load(rates, lanes)
@@ -136,35 +152,36 @@ def forward(
                 at += 3 * lanes
         if i < first_end:
             continue
-        for l in range(count):
-            if i == end_rows[l]:
-                checks[2 * lanes + l] = row_m[end_columns[l] * lanes + l]
-                exponents[l] = row_k[end_columns[l] * lanes + l]
+        for lane in range(count):
+            if i == end_rows[lane]:
+                checks[2 * lanes + lane] = row_m[end_columns[lane] * lanes + lane]
+                exponents[lane] = row_k[end_columns[lane] * lanes + lane]
     store(checks, 0, lowest)
     store(checks, lanes, nan_sum)
 
 
-@block
+@outlined
 def backward(
-    grad4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full, weak, scale, tiny,
-    mass, below, starts, stops, weights, with_gamma, sums,
+    grad4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full,
+    weak, scale, tiny, mass, below, starts, stops, weights, with_gamma, sums,
 ):  # fmt: skip
     """Expected visits of all cells of a group, times scale; the weights are those of forward.
 
-    below: what the row below hands to each cell. sums: rows of the visits of dummies and of the entropies in bits.
+    below: what the row below hands to each cell. sums: rows of the visits of dummies and of the
+    entropies in bits.
     """
     lanes = starts.size
     factor = load(scale, 0)
     zero, threshold = like(factor, 0.0), like(factor, tiny)
     for j in range(columns):
         store(below, j * lanes, zero)
-    for l in range(2 * lanes):
-        sums[l] = 0.0
+    for lane in range(2 * lanes):
+        sums[lane] = 0.0
     at = 3 * lanes * rows * columns
     for i in range(rows - 1, -1, -1):
-        for l in range(count if i >= first_end else 0):
-            if i == end_rows[l]:
-                below[end_columns[l] * lanes + l] += 1.0
+        for lane in range(count if i >= first_end else 0):
+            if i == end_rows[lane]:
+                below[end_columns[lane] * lanes + lane] += 1.0
         real = not weak or i & 1 == 1
         from_right, diagonal = zero, zero
         dummies, bits = zero, zero
@@ -187,12 +204,12 @@ def backward(
             unpack(mass, grad4, q, cost_row, starts, stops, columns >> 1 if weak else columns)
         if weak:
             store(mass, 0, dummies)
-            for l in range(lanes):
-                sums[l] += mass[l]
+            for lane in range(lanes):
+                sums[lane] += mass[lane]
         if with_gamma:
             store(mass, 0, bits)
-            for l in range(lanes):
-                sums[lanes + l] += mass[l]
+            for lane in range(lanes):
+                sums[lanes + lane] += mass[lane]
 
 
 @jit
@@ -200,10 +217,12 @@ def solve(
     cost4, gamma, dummy, n, m, bandwidth, first, last, limits, kind, with_grad, scale, with_gamma,
     out, sure, grad4, grad_gamma, grad_dummy,
 ):  # fmt: skip
-    """Values, and if asked for the gradients, of the groups first <= index < last; sure: which are certified.
+    """Values, and if asked for the gradients, of the groups first <= index < last; sure: which are
+    certified.
 
-    limits: (FLOOR, LIMIT, RISE, TINY); kind: an empty array of the type to compute in, and one of its integers. Cells
-    beyond the lengths or the band are not written, and nothing that is not certified is meant to be read.
+    limits: (FLOOR, LIMIT, RISE, TINY); kind: an empty array of the type to compute in, and one of
+    its integers. Cells beyond the lengths or the band are not written, and nothing that is not
+    certified is meant to be read.
     """
     weak = dummy.size > 0
     pairs = cost4.shape[1]
@@ -227,42 +246,43 @@ def solve(
         q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
         rows, columns, first_end = group_ends(n, m, q, count, weak, end_rows, end_columns)
         full = bandwidth < 0
-        for l in range(count):
-            full = full and n[q + l] == cost4.shape[2] and m[q + l] == cost4.shape[3]
-        for l in range(lanes):
-            starts[l], stops[l] = 0, cost4.shape[3] if l < count else 0
-            p = q + min(l, count - 1)
+        for lane in range(count):
+            full = full and n[q + lane] == cost4.shape[2] and m[q + lane] == cost4.shape[3]
+        for lane in range(lanes):
+            starts[lane], stops[lane] = 0, cost4.shape[3] if lane < count else 0
+            p = q + min(lane, count - 1)
             g = gamma[p] if usable(gamma[p]) else 1.0
-            if g != of_lane[l]:
-                of_lane[l] = g
-                fill_rates(g, limit, rates, lanes, l)
+            if g != of_lane[lane]:
+                of_lane[lane] = g
+                fill_rates(g, limit, rates, lanes, lane)
             if weak:
-                theta[l] = dummy[p]
+                theta[lane] = dummy[p]
             if with_grad:
-                factor[l] = scale[p]
+                factor[lane] = scale[p]
         forward(
-            cost4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full, weak, rates.reshape(-1), theta, floor,
-            packed, row_m, row_k, starts, stops, checks, exponents, with_grad, weights,
+            cost4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full,
+            weak, rates, theta, floor, packed, row_m, row_k, starts, stops, checks,
+            exponents, with_grad, weights,
         )  # fmt: skip
-        for l in range(count):
-            g = gamma[q + l]
-            exponent = exponents[l]
-            longest = end_rows[l] + end_columns[l] + 2
-            if math.isnan(checks[lanes + l]):
-                out[q + l], sure[q + l] = np.nan, usable(g)
+        for lane in range(count):
+            g = gamma[q + lane]
+            exponent = exponents[lane]
+            longest = end_rows[lane] + end_columns[lane] + 2
+            if math.isnan(checks[lanes + lane]):
+                out[q + lane], sure[q + lane] = np.nan, usable(g)
             else:
-                out[q + l] = value_of(checks[2 * lanes + l], exponent, g)
-                sure[q + l] = usable(g) and certified(
-                    exponent, checks[l], longest, g, floor, rise
+                out[q + lane] = value_of(checks[2 * lanes + lane], exponent, g)
+                sure[q + lane] = usable(g) and certified(
+                    exponent, checks[lane], longest, g, floor, rise
                 )
         if with_grad:
             backward(
-                grad4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full, weak, factor, tiny,
-                packed, below, starts, stops, weights, with_gamma, sums,
+                grad4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns,
+                full, weak, factor, tiny, packed, below, starts, stops, weights, with_gamma, sums,
             )  # fmt: skip
-            for l in range(count):
-                grad_dummy[q + l] = sums[l] * scale[q + l]
-                grad_gamma[q + l] = -math.log(2.0) * sums[lanes + l] * scale[q + l]
-                if math.isnan(out[q + l]):
-                    fill_with_nan(grad4, q + l, n[q + l], m[q + l])
-                    grad_gamma[q + l] = grad_dummy[q + l] = np.nan
+            for lane in range(count):
+                grad_dummy[q + lane] = sums[lane] * scale[q + lane]
+                grad_gamma[q + lane] = -math.log(2.0) * sums[lanes + lane] * scale[q + lane]
+                if math.isnan(out[q + lane]):
+                    fill_with_nan(grad4, q + lane, n[q + lane], m[q + lane])
+                    grad_gamma[q + lane] = grad_dummy[q + lane] = np.nan

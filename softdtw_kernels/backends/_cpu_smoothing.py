@@ -1,4 +1,9 @@
-"""Local smoothing of S2DTW: s[i,j] = d[i,j] + softmin_g of the raw costs of the predecessors inside the matrix."""
+"""Local smoothing of S2DTW: s[i,j] = d[i,j] + softmin_g of the raw costs of the predecessors inside
+the matrix.
+
+Lanes are pairs of the batch, as in `_cpu_lanes`, whose groups and packing these kernels share. The
+hard minimum (gamma = 0, and gammas whose inverse fits no float) has a scalar kernel of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,76 +11,209 @@ import math
 
 import numpy as np
 
+from ._cpu_cell import (
+    LOG2_E,
+    exponential,
+    fill_rates,
+    log2_of_mantissa,
+    quotient,
+    surprise,
+    usable,
+)
+from ._cpu_lanes import pack, row_bounds, unpack
 from ._jit import inline, jit
+from ._simd import (
+    like,
+    load,
+    power_of_two,
+    smaller,
+    split_exponent,
+    store,
+    to_float,
+    where_finite,
+)
 
 
 @inline
-def neighbor_weights(cost, i, j, gamma):
-    """softmin of the predecessors of (i, j), not the origin, and the weights (diagonal, up, left) in it."""
-    d = float(cost[i - 1, j - 1]) if i > 0 and j > 0 else np.inf
-    u = float(cost[i - 1, j]) if i > 0 else np.inf
-    v = float(cost[i, j - 1]) if j > 0 else np.inf
-    best = min(d, min(u, v))
-    if math.isnan(d + u + v):
-        return np.nan, np.nan, np.nan, np.nan
-    if best == np.inf:
-        return np.inf, 0.0, 0.0, 0.0
-    if gamma == 0.0:
-        if d == best:
-            return best, 1.0, 0.0, 0.0
-        if u == best:
-            return best, 0.0, 1.0, 0.0
-        return best, 0.0, 0.0, 1.0
-    wd, wu, wv = (
-        math.exp((best - d) / gamma),
-        math.exp((best - u) / gamma),
-        math.exp((best - v) / gamma),
-    )
-    total = wd + wu + wv
-    return best - gamma * math.log(total), wd / total, wu / total, wv / total
+def factor(d, best, r_high, r_low, smallest, largest):
+    """exp(-(d - best) / g), 0 for d = +inf."""
+    w, k = exponential(d - best, r_high, r_low, smallest, largest)
+    return w * power_of_two(k)
+
+
+@inline
+def softmin(diagonal, up, left, r_high, r_low, smallest, largest):
+    """Smallest of the three, their factors on its scale, and the sum of these."""
+    best = smaller(diagonal, smaller(up, left))
+    f0 = factor(diagonal, best, r_high, r_low, smallest, largest)
+    f1 = factor(up, best, r_high, r_low, smallest, largest)
+    f2 = factor(left, best, r_high, r_low, smallest, largest)
+    return best, f0, f1, f2, (f0 + f1) + f2
+
+
+@inline
+def group_rates(gamma, q, count, limit, rates, lanes):
+    for lane in range(lanes):
+        g = gamma[q + min(lane, count - 1)]
+        fill_rates(g if usable(g) else 1.0, limit, rates, lanes, lane)
+
+
+@inline
+def group_rows(n, q, count):
+    rows = 0
+    for lane in range(count):
+        rows = max(rows, n[q + lane])
+    return rows
 
 
 @jit
-def smooth(cost4, gamma, n, m, origin_count, items, out4):
-    per_row = cost4.shape[1]
-    for q in items:
-        cost, out, g = cost4[q // per_row, q % per_row], out4[q // per_row, q % per_row], gamma[q]
-        for i in range(n[q]):
-            for j in range(m[q]):
+def smooth(cost4, gamma, n, m, origin, first, last, limits, kind, out4):
+    """origin: log(origin_count). Cells beyond the lengths are not written."""
+    pairs, columns = cost4.shape[1], cost4.shape[3]
+    lanes = 64 // kind[0].itemsize
+    in_a_row = (pairs + lanes - 1) // lanes
+    above = np.empty((columns + lanes) * lanes, kind[0].dtype)
+    here = np.empty((columns + lanes) * lanes, kind[0].dtype)
+    result = np.empty((columns + lanes) * lanes, kind[0].dtype)
+    rates = np.empty(4 * lanes, kind[0].dtype)
+    starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    for index in range(first, last):
+        row, k = index // in_a_row, index % in_a_row
+        q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
+        group_rates(gamma, q, count, limits[1], rates, lanes)
+        r_high, r_low = load(rates, 0), load(rates, lanes)
+        smallest, largest = load(rates, 2 * lanes), load(rates, 3 * lanes)
+        infinite = like(r_high, np.inf)
+        for i in range(group_rows(n, q, count)):
+            row_bounds(i, n, m, -1, q, count, False, starts, stops)
+            pack(cost4, q, i, starts, stops, columns, here)
+            diagonal, left = infinite, infinite
+            for j in range(columns):
+                d = load(here, j * lanes)
+                up = load(above, j * lanes) if i > 0 else infinite
+                best, _, _, _, total = softmin(diagonal, up, left, r_high, r_low, smallest, largest)
+                mantissa, e = split_exponent(total)
+                # softmin = best - g ln(total) = best + log2(total) / rate
+                s = d + (best + (log2_of_mantissa(mantissa) + to_float(e)) / r_high)
+                s = where_finite(best, s, d + best)
                 if i == 0 and j == 0:
-                    out[0, 0] = cost[0, 0] - g * math.log(origin_count)
-                elif cost[i, j] == np.inf:
-                    out[i, j] = np.inf
+                    s = d + like(d, origin * LOG2_E) / r_high
+                store(result, j * lanes, s)
+                diagonal, left = up, d
+            unpack(result, out4, q, i, starts, stops, columns)
+            above, here = here, above
+
+
+@jit
+def smooth_vjp(
+    cost4, gamma, n, m, origin, first, last, limits, kind, adjoint4, grad4, grad_gamma
+):  # fmt: skip
+    """Adjoint of smooth. The derivative of a softmin by gamma is minus its entropy."""
+    pairs, columns = cost4.shape[1], cost4.shape[3]
+    lanes = 64 // kind[0].itemsize
+    in_a_row = (pairs + lanes - 1) // lanes
+    above = np.empty((columns + lanes) * lanes, kind[0].dtype)
+    here = np.empty((columns + lanes) * lanes, kind[0].dtype)
+    mass = np.empty((columns + lanes) * lanes, kind[0].dtype)
+    grad_above = np.empty((columns + lanes) * lanes, kind[0].dtype)
+    grad_here = np.empty((columns + lanes) * lanes, kind[0].dtype)
+    rates, bits_of_row = np.empty(4 * lanes, kind[0].dtype), np.empty(lanes, kind[0].dtype)
+    starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    for index in range(first, last):
+        row, k = index // in_a_row, index % in_a_row
+        q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
+        group_rates(gamma, q, count, limits[1], rates, lanes)
+        r_high, r_low = load(rates, 0), load(rates, lanes)
+        smallest, largest = load(rates, 2 * lanes), load(rates, 3 * lanes)
+        infinite, zero, one = like(r_high, np.inf), like(r_high, 0.0), like(r_high, 1.0)
+        for lane in range(count):
+            grad_gamma[q + lane] = 0.0
+        rows = group_rows(n, q, count)
+        for i in range(rows):
+            row_bounds(i, n, m, -1, q, count, False, starts, stops)
+            pack(cost4, q, i, starts, stops, columns, here)
+            pack(adjoint4, q, i, starts, stops, columns, mass)
+            diagonal, left, bits = infinite, infinite, zero
+            for j in range(columns):
+                d, p = (
+                    load(here, j * lanes),
+                    where_finite(load(mass, j * lanes), load(mass, j * lanes), zero),
+                )
+                up = load(above, j * lanes) if i > 0 else infinite
+                best, f0, f1, f2, total = softmin(
+                    diagonal, up, left, r_high, r_low, smallest, largest
+                )
+                inverse = one / total
+                if i == 0 and j == 0:
+                    w0, w1, w2 = zero, zero, zero
                 else:
-                    out[i, j] = cost[i, j] + neighbor_weights(cost, i, j, g)[0]
+                    w0 = where_finite(best, quotient(f0, total, inverse), zero)
+                    w1 = where_finite(best, quotient(f1, total, inverse), zero)
+                    w2 = where_finite(best, quotient(f2, total, inverse), zero)
+                bits = bits + p * (surprise(w0) + (surprise(w1) + surprise(w2)))
+                if j > 0:
+                    store(grad_here, (j - 1) * lanes, load(grad_here, (j - 1) * lanes) + p * w2)
+                store(grad_here, j * lanes, p)
+                if i > 0:
+                    store(grad_above, j * lanes, load(grad_above, j * lanes) + p * w1)
+                    if j > 0:
+                        received = load(grad_above, (j - 1) * lanes) + p * w0
+                        store(grad_above, (j - 1) * lanes, received)
+                diagonal, left = up, d
+            store(bits_of_row, 0, bits)
+            for lane in range(count):
+                grad_gamma[q + lane] -= bits_of_row[lane] * math.log(2.0)
+                if i == 0:
+                    grad_gamma[q + lane] -= mass[lane] * origin
+            if i > 0:
+                row_bounds(i - 1, n, m, -1, q, count, False, starts, stops)
+                unpack(grad_above, grad4, q, i - 1, starts, stops, columns)
+            above, here = here, above
+            grad_above, grad_here = grad_here, grad_above
+        row_bounds(rows - 1, n, m, -1, q, count, False, starts, stops)
+        unpack(grad_above, grad4, q, rows - 1, starts, stops, columns)
+
+
+@inline
+def hard_choice(cost, i, j):
+    """The smallest predecessor of (i, j), and its indices; (+inf, 0, 0) if there is none, NaN if
+    one is NaN.
+    """
+    best, a, b = np.inf, 0, 0
+    for k in range(3):
+        r, c = i - (k < 2), j - (k != 1)
+        if r >= 0 and c >= 0:
+            if math.isnan(cost[r, c]):
+                return np.nan, r, c
+            if cost[r, c] < best:
+                best, a, b = cost[r, c], r, c
+    return best, a, b
 
 
 @jit
-def smooth_vjp(cost4, gamma, n, m, origin_count, items, adjoint4, grad4, grad_gamma):
-    """grad4 must be zero on entry. The derivative of a softmin by gamma is minus the entropy of its weights."""
-    per_row = cost4.shape[1]
+def hard(cost4, n, m, items, out4):
+    """The limit gamma = 0."""
     for q in items:
-        a, b = q // per_row, q % per_row
-        cost, adjoint, grad, g = cost4[a, b], adjoint4[a, b], grad4[a, b], gamma[q]
-        by_gamma = 0.0
+        a, b = q // cost4.shape[1], q % cost4.shape[1]
+        cost, out = cost4[a, b], out4[a, b]
         for i in range(n[q]):
             for j in range(m[q]):
-                mass = float(adjoint[i, j])
-                if mass == 0.0:  # among them all pairs that are forbidden
-                    continue
-                grad[i, j] += mass
-                if i == 0 and j == 0:
-                    by_gamma -= mass * math.log(origin_count)
-                    continue
-                _, wd, wu, wv = neighbor_weights(cost, i, j, g)
-                if i > 0 and j > 0:
-                    grad[i - 1, j - 1] += mass * wd
-                if i > 0:
-                    grad[i - 1, j] += mass * wu
-                if j > 0:
-                    grad[i, j - 1] += mass * wv
-                if g > 0.0:
-                    for w in (wd, wu, wv):
-                        if w > 0.0:
-                            by_gamma += mass * w * math.log(w)
-        grad_gamma[q] = by_gamma
+                out[i, j] = cost[i, j]
+                if i + j > 0:
+                    out[i, j] = cost[i, j] + hard_choice(cost, i, j)[0]
+
+
+@jit
+def hard_vjp(cost4, n, m, items, adjoint4, grad4):
+    for q in items:
+        a, b = q // cost4.shape[1], q % cost4.shape[1]
+        cost, adjoint, grad = cost4[a, b], adjoint4[a, b], grad4[a, b]
+        for i in range(n[q]):
+            for j in range(m[q]):
+                grad[i, j] = 0.0
+        for i in range(n[q]):
+            for j in range(m[q]):
+                grad[i, j] += adjoint[i, j]
+                best, r, c = hard_choice(cost, i, j)
+                if best < np.inf:
+                    grad[r, c] += adjoint[i, j]

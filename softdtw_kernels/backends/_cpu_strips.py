@@ -1,12 +1,15 @@
-"""Long pairs on the CPU: the lanes of a vector are consecutive rows of one pair, one column behind each other.
+"""Long pairs on the CPU: the lanes of a vector are consecutive rows of one pair, one column behind
+each other.
 
-A strip is as many rows as a vector has lanes. At step t of a strip, lane l computes the cell (row + l, first + t - l):
-its left neighbor is its own last result, its upper and diagonal neighbors are the last two results of lane l - 1, so
-everything travels in registers. Between strips one border goes through memory, indexed by column + 1.
-Cells outside the lattice, the lengths or the band are packed as costs of +inf: forbidden like any other.
+A strip is as many rows as a vector has lanes. At step t of a strip, lane k computes the cell (row +
+lane, first + t - lane): its left neighbor is its own last result, its upper and diagonal neighbors
+are the last two results of the lane before, so everything travels in registers. Between strips one
+border goes through memory, indexed by column + 1. Cells outside the lattice, the lengths or the
+band are packed as costs of +inf: forbidden like any other.
 
-The forward pass keeps one border. The backward pass keeps one for every block of strips, and works the blocks from the
-last to the first: forward again with the weights stored, then back. Nothing of size N x M is stored.
+The forward pass keeps one border. The backward pass keeps one for every block of strips, and works
+the blocks from the last to the first: forward again with the weights stored, then back. Nothing of
+size N x M is stored.
 """
 
 from __future__ import annotations
@@ -15,14 +18,24 @@ import math
 
 import numpy as np
 
-from ._cpu_cell import certified, exponential, fill_rates, fill_with_nan, quotient, step, surprise, usable, value_of
+from ._cpu_cell import (
+    certified,
+    exponential,
+    fill_rates,
+    fill_with_nan,
+    quotient,
+    step,
+    surprise,
+    usable,
+    value_of,
+)
 from ._cpu_exact import band_limits, lattice_shape
-from ._jit import block, inline, jit
+from ._jit import inline, jit, outlined
 from ._simd import (
     first_lane,
     keep_above,
-    last_lane,
     lane_sum,
+    last_lane,
     like,
     load,
     load_block,
@@ -35,7 +48,9 @@ from ._simd import (
 
 CHUNK = 64  # steps packed at a time: they stay in the first cache level
 BLOCK = 32  # smallest number of rows between two kept borders
-WEIGHTS = 768 * 1024  # bytes of weights that a block may take beyond that: they stay in the second cache level
+WEIGHTS = (
+    768 * 1024
+)  # bytes of weights that a block may take beyond that: they stay in the second cache level
 
 
 @inline
@@ -48,41 +63,43 @@ def strip_columns(row, lanes, rows, columns, low, high):
 
 @inline
 def lane_steps(row, lanes, first, rows, columns, low, high, starts, stops):
-    """The steps starts[l] <= t < stops[l] of the strip at which lane l is inside the lattice and the band."""
-    for l in range(lanes):
-        i = row + l
-        starts[l] = stops[l] = 0
+    """The steps starts[lane] <= t < stops[lane] of the strip at which lane k is inside the lattice
+    and the band.
+    """
+    for lane in range(lanes):
+        i = row + lane
+        starts[lane] = stops[lane] = 0
         if i < rows:
-            starts[l] = max(first, i + low) - first + l
-            stops[l] = max(starts[l], min(columns - 1, i + high) - first + l + 1)
+            starts[lane] = max(first, i + low) - first + lane
+            stops[lane] = max(starts[lane], min(columns - 1, i + high) - first + lane + 1)
 
 
-@block
+@outlined
 def pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed):
-    """packed[(t - t0) lanes + l] = cost of the cell of lane l at step t, for t0 <= t < t1 (and up to a square more)."""
+    """packed[(t - t0) lanes + lane] = cost of the cell of lane k at step t, for t0 <= t < t1 (and
+    up to a square more).
+    """
     lanes = starts.size
     skew = cost.strides[0] - cost.strides[1]
     if not weak and cost.strides[1] == cost.itemsize:
         base = cost.ctypes.data + row * cost.strides[0] + first * cost.strides[1]
         for t in range(t0, t1, lanes):
-            load_block(
-                base + t * cost.strides[1], skew, starts, stops, t, packed, (t - t0) * lanes
-            )
+            load_block(base + t * cost.strides[1], skew, starts, stops, t, packed, (t - t0) * lanes)
         return
     for k in range(packed.size):
         packed[k] = np.inf
-    for l in range(lanes):
-        i, j = row + l, first - l
-        for t in range(max(starts[l], t0), min(stops[l], t1)):
+    for lane in range(lanes):
+        i, j = row + lane, first - lane
+        for t in range(max(starts[lane], t0), min(stops[lane], t1)):
             if not weak:
-                packed[(t - t0) * lanes + l] = cost[i, j + t]
+                packed[(t - t0) * lanes + lane] = cost[i, j + t]
             elif i & 1 and (j + t) & 1:
-                packed[(t - t0) * lanes + l] = cost[i >> 1, (j + t) >> 1]
+                packed[(t - t0) * lanes + lane] = cost[i >> 1, (j + t) >> 1]
             else:
-                packed[(t - t0) * lanes + l] = theta
+                packed[(t - t0) * lanes + lane] = theta
 
 
-@block
+@outlined
 def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
     """What pack did, backward: mass to the gradient; returns the sum over the dummy cells."""
     lanes = starts.size
@@ -93,10 +110,10 @@ def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
         for t in range(t0, t1, lanes):
             store_block(mass, (t - t0) * lanes, base + t * grad.strides[1], skew, starts, stops, t)
         return dummies
-    for l in range(lanes):
-        i, j = row + l, first - l
-        for t in range(max(starts[l], t0), min(stops[l], t1)):
-            e = mass[(t - t0) * lanes + l]
+    for lane in range(lanes):
+        i, j = row + lane, first - lane
+        for t in range(max(starts[lane], t0), min(stops[lane], t1)):
+            e = mass[(t - t0) * lanes + lane]
             if not weak:
                 grad[i, j + t] = e
             elif i & 1 and (j + t) & 1:
@@ -111,10 +128,11 @@ def forward_strip(
     cost, theta, weak, row, lanes, steps, first, starts, stops,
     rates, floor, packed, border_m, border_k, checks, keep, weights, offset,
 ):  # fmt: skip
-    """One strip: reads the border above it, leaves the border of its last row, and the last step in checks.
+    """One strip: reads the border above it, leaves the border of its last row, and the last step in
+    checks.
 
-    checks: rows of the minimum of the costs, of a sum that is NaN if a cost is, and of the last mantissas.
-    Returns the vector of exponents of the last step.
+    checks: rows of the minimum of the costs, of a sum that is NaN if a cost is, and of the last
+    mantissas. Returns the vector of exponents of the last step.
     """
     r_high, r_low = load(rates, 0), load(rates, lanes)
     smallest, largest = load(rates, 2 * lanes), load(rates, 3 * lanes)
@@ -151,18 +169,20 @@ def forward_strip(
     return k
 
 
-@block
+@outlined
 def backward_strip(
     weak, row, lanes, steps, first, starts, stops, scale, tiny,
     mass, below, weights, offset, end, with_gamma, grad,
 ):  # fmt: skip
-    """One strip of the adjoint recursion; `below` holds what the strip below gives to each column + 1.
+    """One strip of the adjoint recursion; `below` holds what the strip below gives to each column +
+    1.
 
-    end: lane of the final cell if this is the strip that holds it, else -1. Returns the sums of the expected visits
-    over the dummy cells, and of the expected visits times the entropy of the weights in bits.
+    end: lane of the final cell if this is the strip that holds it, else -1. Returns the sums of the
+    expected visits over the dummy cells, and of the expected visits times the entropy of the
+    weights in bits.
     """
-    for l in range(lanes):
-        mass[l] = 1.0 if l == end else 0.0
+    for lane in range(lanes):
+        mass[lane] = 1.0 if lane == end else 0.0
     from_right = load(mass, 0)
     zero, threshold = like(from_right, 0.0), like(from_right, tiny)
     factor = like(from_right, scale)
@@ -200,12 +220,14 @@ def reset_border(border_m, border_k, floor, origin):
         border_k[0] = 0  # the virtual cell before the origin, Z = 1
 
 
-@block
+@outlined
 def forward_block(
     cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops,
     rates, floor, packed, border_m, border_k, checks, keep, weights, stride,
 ):  # fmt: skip
-    """The strips of the rows start <= row < stop; returns the exponent of the final cell if it is among them."""
+    """The strips of the rows start <= row < stop; returns the exponent of the final cell if it is
+    among them.
+    """
     final = floor
     for row in range(start, stop, lanes):
         first, steps = strip_columns(row, lanes, rows, columns, low, high)
@@ -214,7 +236,8 @@ def forward_block(
             steps = columns - first + end
         lane_steps(row, lanes, first, rows, columns, low, high, starts, stops)
         k = forward_strip(
-            cost, theta, weak, row, lanes, steps, first, starts, stops, rates, floor, packed, border_m, border_k, checks, keep, weights, (row - start) // lanes * stride,
+            cost, theta, weak, row, lanes, steps, first, starts, stops, rates, floor,
+            packed, border_m, border_k, checks, keep, weights, (row - start) // lanes * stride,
         )  # fmt: skip
         if row == 0:
             border_k[0] = floor
@@ -228,7 +251,8 @@ def forward_block(
 def value(cost4, gamma, dummy, n, m, bandwidth, items, limits, kind, out, sure):
     """out[q] = value of the pair q, for q in items; sure[q] tells whether it is certified.
 
-    limits: (FLOOR, LIMIT, RISE, TINY); kind: an empty array of the type to compute in, and one of its integers.
+    limits: (FLOOR, LIMIT, RISE, TINY); kind: an empty array of the type to compute in, and one of
+    its integers.
     """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
@@ -251,14 +275,14 @@ def value(cost4, gamma, dummy, n, m, bandwidth, items, limits, kind, out, sure):
         theta = dummy[q] if weak else 0.0
         rows, columns = lattice_shape(n[q], m[q], weak)
         low, high = band_limits(rows, columns, bandwidth)
-        for l in range(lanes):
-            fill_rates(gamma[q], limit, rates, lanes, l)
-        for l in range(lanes):
-            checks[l], checks[lanes + l] = np.inf, 0.0
+        for lane in range(lanes):
+            fill_rates(gamma[q], limit, rates, lanes, lane)
+        for lane in range(lanes):
+            checks[lane], checks[lanes + lane] = np.inf, 0.0
         reset_border(border_m, border_k, floor, True)
         k = forward_block(
-            cost4[q // per_row, q % per_row], theta, weak, 0, rows, lanes, rows, columns, low, high, starts, stops,
-            rates, floor, packed, border_m, border_k, checks, False, nothing, 0,
+            cost4[q // per_row, q % per_row], theta, weak, 0, rows, lanes, rows, columns, low, high,
+            starts, stops, rates, floor, packed, border_m, border_k, checks, False, nothing, 0,
         )  # fmt: skip
         out[q], sure[q] = conclude(
             checks, lanes, (rows - 1) % lanes, k, rows + columns, gamma[q], floor, rise
@@ -269,9 +293,9 @@ def value(cost4, gamma, dummy, n, m, bandwidth, items, limits, kind, out, sure):
 def conclude(checks, lanes, end, k, longest_path, gamma, floor, rise):
     """The value, and whether it is certified."""
     lowest, nan_sum = np.inf, 0.0
-    for l in range(lanes):
-        lowest = min(lowest, checks[l])
-        nan_sum += checks[lanes + l]
+    for lane in range(lanes):
+        lowest = min(lowest, checks[lane])
+        nan_sum += checks[lanes + lane]
     if math.isnan(nan_sum):
         return np.nan, True
     mantissa = checks[2 * lanes + end]
@@ -283,7 +307,9 @@ def gradient(
     cost4, gamma, dummy, n, m, bandwidth, items, limits, kind, scale, with_gamma,
     out, sure, grad4, grad_gamma, grad_dummy,
 ):  # fmt: skip
-    """Value and gradients of scale[q] * value of the pair q. Cells beyond the lengths or the band are not written."""
+    """Value and gradients of scale[q] * value of the pair q. Cells beyond the lengths or the band
+    are not written.
+    """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
     floor, limit, rise, tiny = limits
@@ -321,24 +347,25 @@ def gradient(
         rows, columns = lattice_shape(n[q], m[q], weak)
         low, high = band_limits(rows, columns, bandwidth)
         window = min(columns, high - low + 1) + 3
-        for l in range(lanes):
-            fill_rates(gamma[q], limit, rates, lanes, l)
-        for l in range(lanes):
-            checks[l], checks[lanes + l] = np.inf, 0.0
+        for lane in range(lanes):
+            fill_rates(gamma[q], limit, rates, lanes, lane)
+        for lane in range(lanes):
+            checks[lane], checks[lanes + lane] = np.inf, 0.0
         reset_border(border_m, border_k, floor, True)
-        final_block = (rows - 1) // height
+        final_part = (rows - 1) // height
         k = floor
-        for block in range(final_block + 1):
-            start, stop = block * height, min(rows, (block + 1) * height)
-            last = block == final_block
+        for part in range(final_part + 1):
+            start, stop = part * height, min(rows, (part + 1) * height)
+            last = part == final_part
             k = forward_block(
-                cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops, rates, floor,
-                packed, border_m, border_k, checks, last, weights if last else nothing, stride,
+                cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops,
+                rates, floor, packed, border_m, border_k, checks, last,
+                weights if last else nothing, stride,
             )  # fmt: skip
             if not last:
                 begin = max(0, stop + low)
                 size = min(window, columns + 2 - begin)
-                at = block * window
+                at = part * window
                 for c in range(size):
                     kept_m[at + c], kept_k[at + c] = border_m[begin + c], border_k[begin + c]
         end = (rows - 1) % lanes
@@ -352,19 +379,19 @@ def gradient(
         for c in range(below.size):
             below[c] = 0.0
         dummies = entropy = 0.0
-        for block in range(final_block, -1, -1):
-            start, stop = block * height, min(rows, (block + 1) * height)
-            if block < final_block:
-                reset_border(border_m, border_k, floor, block == 0)
-                if block > 0:
+        for part in range(final_part, -1, -1):
+            start, stop = part * height, min(rows, (part + 1) * height)
+            if part < final_part:
+                reset_border(border_m, border_k, floor, part == 0)
+                if part > 0:
                     begin = max(0, start + low)
                     size = min(window, columns + 2 - begin)
-                    at = (block - 1) * window
+                    at = (part - 1) * window
                     for c in range(size):
                         border_m[begin + c], border_k[begin + c] = kept_m[at + c], kept_k[at + c]
                 forward_block(
-                    cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops, rates,
-                    floor, packed, border_m, border_k, checks, True, weights, stride,
+                    cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops,
+                    rates, floor, packed, border_m, border_k, checks, True, weights, stride,
                 )  # fmt: skip
             for row in range(start + (stop - 1 - start) // lanes * lanes, start - 1, -lanes):
                 first, steps = strip_columns(row, lanes, rows, columns, low, high)

@@ -1,22 +1,42 @@
-"""Compilation of the CPU kernels: lazily, without the GIL, and from a cache on disk where there is one.
+"""Compilation of the CPU kernels: lazily, without the GIL, and from a cache on disk where there is
+one.
 
-Requirements: numba. This module is imported by the first call on a CPU tensor, never by `import softdtw_kernels`.
+Requirements: numba. This module is imported by the first call on a CPU tensor, never by `import
+softdtw_kernels`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 
 
+def _digest_of_sources() -> str:
+    """A name for this state of the kernels.
+
+    Numba renews a cached entry point when the file that defines it changes, not when a helper in
+    another file does. With the digest in its name it is renewed for every change of the kernels.
+    """
+    digest = hashlib.blake2b(digest_size=6)
+    for source in sorted(Path(__file__).parent.glob("_*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+_DIGEST = _digest_of_sources()
+
+
 def jit(function: Callable[..., Any]) -> Any:
     """Compile an entry point at its first call: no GIL, cached on disk if any location is writable.
 
-    Numba raises at decoration if it finds no place for its cache (a read-only installation with no home
-    directory); the kernels then compile once per process instead.
+    Numba raises at decoration if it finds no place for its cache (a read-only installation with no
+    home directory); the kernels then compile once per process instead.
     """
+    function.__qualname__ = f"{function.__name__}_{_DIGEST}"
     options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy"}
     try:
         return numba.jit(cache=True, **options)(function)
@@ -29,6 +49,6 @@ def inline(function: Callable[..., Any]) -> Any:
     return numba.jit(nopython=True, nogil=True, error_model="numpy", forceinline=True)(function)
 
 
-def block(function: Callable[..., Any]) -> Any:
+def outlined(function: Callable[..., Any]) -> Any:
     """Compile a helper that stays a function of its own: large, called once for many cells."""
     return numba.jit(nopython=True, nogil=True, error_model="numpy")(function)

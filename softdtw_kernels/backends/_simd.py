@@ -1,8 +1,10 @@
-"""Vectors of 512 bits as values in Numba code: 16 lanes of float32 and int32, or 8 of float64 and int64.
+"""Vectors of 512 bits as values in Numba code: 16 lanes of float32 and int32, or 8 of float64 and
+int64.
 
-Requirements: numba. LLVM splits a vector into what the processor has (one AVX-512, two AVX2, four SSE or NEON
-registers), so one source serves all of them and every lane computes the same bits on each: nothing depends on what an
-auto-vectorizer makes of a loop. A vector lives in registers; memory is reached by load and store on 1-D arrays.
+Requirements: numba. LLVM splits a vector into what the processor has (one AVX-512, two AVX2, four
+SSE or NEON registers), so one source serves all of them and every lane computes the same bits on
+each: nothing depends on what an auto-vectorizer makes of a loop. A vector lives in registers;
+memory is reached by load and store on 1-D arrays.
 
     a + b, a - b, a * b, a / b     lane by lane, both of one type
     fma(a, b, c)                   a * b + c, rounded once
@@ -22,14 +24,14 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 BITS = 512
-INTEGER_OF = {types.float32: types.int32, types.float64: types.int64}
+INTEGER_OF: dict[Any, Any] = {types.float32: types.int32, types.float64: types.int64}
 FLOAT_OF = {v: k for k, v in INTEGER_OF.items()}
 
 
 class Vector(types.Type):
     """The Numba type of a vector with lanes of `dtype`."""
 
-    def __init__(self, dtype: types.Type) -> None:
+    def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
         self.lanes = BITS // dtype.bitwidth
         super().__init__(name=f"Vector({dtype}x{self.lanes})")
@@ -80,9 +82,15 @@ def suffix(kind: Vector) -> str:
     return f"v{kind.lanes}{'f' if kind.is_float else 'i'}{kind.dtype.bitwidth}"
 
 
-# Arithmetic operators ------------------------------------------------------------------------------------------------
+# Arithmetic operators
+# ------------------------------------------------------------------------------------------------
 
-FLOAT_OPS = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
+FLOAT_OPS = {
+    operator.add: "fadd",
+    operator.sub: "fsub",
+    operator.mul: "fmul",
+    operator.truediv: "fdiv",
+}
 INTEGER_OPS = {operator.add: "add", operator.sub: "sub", operator.and_: "and_", operator.or_: "or_"}
 
 
@@ -104,10 +112,13 @@ for _op in {**FLOAT_OPS, **INTEGER_OPS}:
     define_operator(_op)
 
 
-# Memory --------------------------------------------------------------------------------------------------------------
+# Memory -------------------------------------------------------------------------------------------
+# -------------------
 
 
-def vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, kind: Vector) -> Any:
+def vector_pointer(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, kind: Vector
+) -> Any:
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), kind.ir_type.as_pointer())
 
@@ -137,7 +148,8 @@ def store(typingctx, array, index, vector):
     return types.void(array, types.intp, vector), codegen
 
 
-# Lanes ---------------------------------------------------------------------------------------------------------------
+# Lanes --------------------------------------------------------------------------------------------
+# -------------------
 
 
 @intrinsic
@@ -218,7 +230,8 @@ def lane_sum(typingctx, vector):
     return vector.dtype(vector), codegen
 
 
-# Comparison ----------------------------------------------------------------------------------------------------------
+# Comparison ---------------------------------------------------------------------------------------
+# -------------------
 
 
 def define_choice(comparison: str) -> Any:
@@ -238,6 +251,17 @@ larger = define_choice(">")
 
 
 @intrinsic
+def where_finite(typingctx, a, b, otherwise):
+    """b where a is less than +inf, elsewhere (for NaN too) the third vector."""
+
+    def codegen(context, builder, sig, args):
+        finite = builder.fcmp_ordered("<", args[0], constant(a, float("inf")))
+        return builder.select(finite, args[1], args[2])
+
+    return a(a, b, otherwise), codegen
+
+
+@intrinsic
 def keep_above(typingctx, a, threshold):
     """a where it is greater than the threshold, else 0 (for NaN too)."""
 
@@ -247,7 +271,8 @@ def keep_above(typingctx, a, threshold):
     return a(a, threshold), codegen
 
 
-# Floating point ------------------------------------------------------------------------------------------------------
+# Floating point -----------------------------------------------------------------------------------
+# -------------------
 
 
 @intrinsic
@@ -272,13 +297,16 @@ def nearest(typingctx, a):
 
 @intrinsic
 def to_integer(typingctx, a):
-    """The integer in each lane of an integral float vector, at most 2^30 (float32) or 2^50 (float64) in size."""
+    """The integer in each lane of an integral float vector, at most 2^30 (float32) or 2^50
+    (float64) in size.
+    """
     result = Vector(INTEGER_OF[a.dtype])
 
     def codegen(context, builder, sig, args):
         if a.dtype == types.float32:
             return builder.fptosi(args[0], result.ir_type)
-        # Few processors convert to 64 bits. Added to 1.5 * 2^52, the integer stands in the low bits.
+        # Few processors convert to 64 bits. Added to 1.5 * 2^52, the integer stands in the low
+        # bits.
         magic = constant(a, 6755399441055744.0)
         bits = builder.bitcast(builder.fadd(args[0], magic), result.ir_type)
         return builder.sub(bits, constant(result, 0x4338000000000000))
@@ -332,7 +360,8 @@ def split_exponent(typingctx, a):
     return result(a), codegen
 
 
-# Blocks: a square of memory, transposed on the way to or from a packed 1-D array -------------------------------------
+# Blocks: a square of memory, transposed on the way to or from a packed 1-D array
+# -------------------------------------
 
 
 def lane_mask(builder: Any, kind: Vector, start: Any, stop: Any) -> Any:
@@ -380,9 +409,11 @@ def masked(builder: Any, kind: Vector, name: str, result: ir.Type, arguments: li
 
 @intrinsic
 def load_block(typingctx, address, stride, starts, stops, offset, packed, at):
-    """packed[at + c lanes + l] = element c of the row of lane l, if starts[l] <= offset + c < stops[l]; else +inf.
+    """packed[at + c lanes + l] = element c of the row of lane l, if starts[l] <= offset + c <
+    stops[l]; else +inf.
 
-    The row of lane l begins at the byte address + l stride. Elements outside the bounds are not read.
+    The row of lane l begins at the byte address + l stride. Elements outside the bounds are not
+    read.
     """
     kind = Vector(packed.dtype)
 
@@ -422,9 +453,7 @@ def store_block(typingctx, packed, at, address, stride, starts, stops, offset):
         for c in range(kind.lanes):
             where = builder.add(index, ir.Constant(index.type, c * kind.lanes))
             pointer = vector_pointer(context, builder, sig.args[0], array, where, kind)
-            columns.append(
-                builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type)
-            )
+            columns.append(builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type))
         for lane, row in enumerate(transpose(builder, columns)):
             arguments = [
                 row,

@@ -1,8 +1,8 @@
 """Threads of our own over kernels that release the GIL.
 
-Numba's parallel=True is not used: its workqueue layer aborts when two Python threads enter it at once, and a process
-forked after use of a threading layer hangs or dies. This pool starts at its first use in each process, and a forked
-child starts a new one.
+Numba's parallel=True is not used: its workqueue layer aborts when two Python threads enter it at
+once, and a process forked after use of a threading layer hangs or dies. This pool starts at its
+first use in each process, and a forked child starts a new one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def _get_pool(size: int) -> ThreadPoolExecutor:
     global _pool, _pool_size
     with _lock:
         if _pool is None or _pool_size < size:
-            # A smaller pool that is being replaced finishes what it was given and ends with its last reference.
+            # A smaller pool that is being replaced finishes what it was given and ends with its
+            # last reference.
             _pool, _pool_size = ThreadPoolExecutor(size, thread_name_prefix="softdtw"), size
         return _pool
 
@@ -42,8 +43,8 @@ def _get_pool(size: int) -> ThreadPoolExecutor:
 def run_chunks(chunks: int, cells: int, work: Callable[[int, int], None]) -> None:
     """Call work(first, last) over a partition of range(chunks), on as many threads as torch uses.
 
-    `chunks` are the units that must stay together (what decides which pairs share vector lanes), so the partition
-    does not change any result. `cells` is the size of the whole work.
+    `chunks` are the units that must stay together (what decides which pairs share vector lanes), so
+    the partition does not change any result. `cells` is the size of the whole work.
     """
     threads = max(1, min(torch.get_num_threads(), chunks, cells // SMALLEST_SHARE))
     if threads == 1:
@@ -65,6 +66,7 @@ def run_chunks(chunks: int, cells: int, work: Callable[[int, int], None]) -> Non
     futures = [_get_pool(threads - 1).submit(worker) for _ in range(threads - 1)]
     worker()
     for future in futures:
-        # A helper that has not started finds nothing left to do: no need to wait behind other callers' work.
+        # A helper that has not started finds nothing left to do: no need to wait behind other
+        # callers' work.
         if not future.cancel():
             future.result()

@@ -7,6 +7,7 @@ Values of gamma and of the lengths are checked here, where reading them costs no
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +20,14 @@ from ._threads import run_chunks
 
 NOTHING = np.empty(0)
 NO_BANDWIDTH = -1
+SMALLEST_GAMMA, LARGEST_GAMMA = 1e-28, 1e28  # below, softmin is the minimum to any precision
 
 
 @dataclass
 class Problem:
-    """One call in the form that the kernels take: four-dimensional costs and one entry a pair for all else."""
+    """One call in the form that the kernels take: four-dimensional costs and one entry a pair for
+    all else.
+    """
 
     cost: np.ndarray  # (A, B, N, M), any strides; pair q is cost[q // B, q % B]
     gamma: np.ndarray  # (P,)
@@ -53,7 +57,9 @@ class Problem:
 
 
 def four_dimensional(x: Tensor) -> Tensor:
-    """(*, N, M) as (A, B, N, M), as a view unless the strides of three or more leading dimensions forbid it."""
+    """(*, N, M) as (A, B, N, M), as a view unless the strides of three or more leading dimensions
+    forbid it.
+    """
     if x.dim() == 4:
         return x
     if x.dim() < 4:
@@ -74,10 +80,11 @@ def flat(x: Tensor | None) -> np.ndarray:
 
 def checked_gamma(gamma: Tensor) -> np.ndarray:
     values = flat(gamma)
-    if not np.all((values >= 0) & (values < np.inf)):
-        bad = values[~((values >= 0) & (values < np.inf))][0]
+    right = (values >= 0) & (values <= LARGEST_GAMMA)
+    if not right.all():
         raise ValueError(
-            f"gamma must be finite and at least 0 (0 is the hard DTW), got {bad}"
+            f"gamma must lie between 0 (the hard DTW) and {LARGEST_GAMMA:g}, "
+            f"got {values[~right][0]}"
         )
     return values
 
@@ -112,7 +119,9 @@ def problem(
 
 
 def empty_like(cost: Tensor, zeros: bool) -> Tensor:
-    """A matrix for every pair, laid out as the costs if their strides allow a four-dimensional view."""
+    """A matrix for every pair, laid out as the costs if their strides allow a four-dimensional
+    view.
+    """
     make = torch.zeros_like if zeros else torch.empty_like
     if cost.dim() > 4:
         return make(cost, memory_format=torch.contiguous_format)
@@ -123,7 +132,9 @@ def empty_like(cost: Tensor, zeros: bool) -> Tensor:
 class Precision:
     """What the vectorized kernels need to know of the type they compute in."""
 
-    kind: tuple[np.ndarray, np.ndarray]  # an empty array of the floats, and of the integers of the same size
+    kind: tuple[
+        np.ndarray, np.ndarray
+    ]  # an empty array of the floats, and of the integers of the same size
     limits: tuple[int, float, float, float]
 
     @classmethod
@@ -141,7 +152,9 @@ PRECISION = {
     np.dtype(np.float32): Precision.of(np.float32, np.int32),
     np.dtype(np.float64): Precision.of(np.float64, np.int64),
 }
-SMALL = 1600  # lattice cells up to which lanes are pairs: their weights stay in the second cache level
+SMALL = (
+    1600  # lattice cells up to which lanes are pairs: their weights stay in the second cache level
+)
 
 
 @dataclass
@@ -150,27 +163,33 @@ class Gradients:
 
     scale: np.ndarray
     with_gamma: bool
-    cost: np.ndarray  # (A, B, N, M); zero, or without lengths and band never read before it is written
+    cost: (
+        np.ndarray
+    )  # (A, B, N, M); zero, or without lengths and band never read before it is written
     gamma: np.ndarray
     dummy: np.ndarray
 
     @classmethod
-    def allocate(cls, task: Problem, scale: np.ndarray, with_gamma: bool, cost: np.ndarray) -> Gradients:
+    def allocate(
+        cls, task: Problem, scale: np.ndarray, with_gamma: bool, cost: np.ndarray
+    ) -> Gradients:
         gamma, dummy = np.zeros((2, task.pairs))
         return cls(scale, with_gamma, cost, gamma, dummy)
 
 
 def solve(task: Problem, gradients: Gradients | None) -> np.ndarray:
-    """Values of all pairs, and their gradients if asked for: the vectorized kernels, then what they do not certify.
+    """Values of all pairs, and their gradients if asked for: the vectorized kernels, then what they
+    do not certify.
 
-    float32 costs are computed in float32 with exponents of 32 bits; where these do not suffice (paths that cost more
-    than 10^8 gamma, walls of huge costs, no path at all) in float64 with 64 bits, and last in the exact tier.
+    float32 costs are computed in float32 with exponents of 32 bits; where these do not suffice
+    (paths that cost more than 10^8 gamma, walls of huge costs, no path at all) in float64 with 64
+    bits, and last in the exact tier.
     """
     out, sure = np.empty(task.pairs), np.zeros(task.pairs, dtype=bool)
     fast(task, gradients, out, sure)
     rest = np.flatnonzero(~sure)
     if rest.size and task.cost.dtype == np.float32:
-        usable = task.gamma[rest] > 0
+        usable = task.gamma[rest] > SMALLEST_GAMMA
         wider = rest[usable]
         if wider.size:
             out[wider] = solve_wider(task, gradients, wider)
@@ -186,7 +205,6 @@ def fast(task: Problem, gradients: Gradients | None, out: np.ndarray, sure: np.n
     area = (2 * rows + 1) * (2 * columns + 1) if task.dummy.size else rows * columns
     some = gradients or Gradients(NOTHING, False, task.cost, NOTHING, NOTHING)
     if area <= SMALL:
-        groups = task.cost.shape[0] * -(-task.cost.shape[1] // precision.lanes)
 
         def work(first: int, last: int) -> None:
             _cpu_lanes.solve(
@@ -205,14 +223,12 @@ def fast(task: Problem, gradients: Gradients | None, out: np.ndarray, sure: np.n
                 some.dummy,
             )
 
-        run_chunks(groups, task.cells, work)
+        run_chunks(groups(task), task.cells, work)
     elif gradients is None:
 
         def work(first: int, last: int) -> None:
             items = np.arange(first, last)
-            _cpu_strips.value(
-                *task.arguments, items, precision.limits, precision.kind, out, sure
-            )
+            _cpu_strips.value(*task.arguments, items, precision.limits, precision.kind, out, sure)
 
         run_chunks(task.pairs, task.cells, work)
     else:
@@ -235,14 +251,17 @@ def fast(task: Problem, gradients: Gradients | None, out: np.ndarray, sure: np.n
         run_chunks(task.pairs, task.cells, work)
 
 
+def groups(task: Problem) -> int:
+    """Number of groups of pairs that share vectors."""
+    return task.cost.shape[0] * -(-task.cost.shape[1] // PRECISION[task.cost.dtype].lanes)
+
+
 def solve_wider(task: Problem, gradients: Gradients | None, items: np.ndarray) -> np.ndarray:
     """Some pairs of a float32 problem in float64."""
     at = np.divmod(items, task.cost.shape[1])
     dummy = task.dummy[items] if task.dummy.size else task.dummy
     cost = task.cost[at].astype(np.float64)[None]
-    part = Problem(
-        cost, task.gamma[items], dummy, task.n[items], task.m[items], task.bandwidth
-    )
+    part = Problem(cost, task.gamma[items], dummy, task.n[items], task.m[items], task.bandwidth)
     if gradients is None:
         return solve(part, None)
     some = Gradients.allocate(
@@ -254,9 +273,7 @@ def solve_wider(task: Problem, gradients: Gradients | None, items: np.ndarray) -
     return out
 
 
-def exact(
-    task: Problem, gradients: Gradients | None, items: np.ndarray, out: np.ndarray
-) -> None:
+def exact(task: Problem, gradients: Gradients | None, items: np.ndarray, out: np.ndarray) -> None:
     def work(first: int, last: int) -> None:
         if gradients is None:
             _cpu_exact.value(*task.arguments, items[first:last], out)
@@ -359,7 +376,9 @@ def path(
     y_lengths: Tensor | None,
     bandwidth: int | None,
 ) -> list[Tensor]:
-    """The cheapest path of every pair as (L, 2) indices; of a weak lattice the real pairs on it; (0, 2) if none."""
+    """The cheapest path of every pair as (L, 2) indices; of a weak lattice the real pairs on it;
+    (0, 2) if none.
+    """
     gamma = torch.zeros(cost.shape[:-2], dtype=torch.float64)
     task = problem(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
     paths = []
@@ -381,7 +400,9 @@ def smooth(
     origin_count: float,
 ) -> Tensor:
     task = problem(cost, gamma, None, x_lengths, y_lengths, None)
-    out = empty_like(cost, zeros=True)
+    result = empty_like(cost, zeros=x_lengths is not None or y_lengths is not None)
+    out = as_array(four_dimensional(result))
+    precision, origin = PRECISION[out.dtype], math.log(origin_count)
 
     def work(first: int, last: int) -> None:
         _cpu_smoothing.smooth(
@@ -389,13 +410,19 @@ def smooth(
             task.gamma,
             task.n,
             task.m,
-            origin_count,
-            task.items(first, last),
-            as_array(four_dimensional(out)),
+            origin,
+            first,
+            last,
+            precision.limits,
+            precision.kind,
+            out,
         )
 
-    run_chunks(task.pairs, task.cells, work)
-    return out
+    run_chunks(groups(task), task.cells, work)
+    hard = np.flatnonzero(task.gamma <= SMALLEST_GAMMA)
+    if hard.size:
+        _cpu_smoothing.hard(task.cost, task.n, task.m, hard, out)
+    return result
 
 
 def smooth_vjp(
@@ -407,8 +434,10 @@ def smooth_vjp(
     grad_s: Tensor,
 ) -> tuple[Tensor, Tensor]:
     task = problem(cost, gamma, None, x_lengths, y_lengths, None)
-    grad = empty_like(cost, zeros=True)
-    grad_gamma = np.empty(task.pairs)
+    result = empty_like(cost, zeros=x_lengths is not None or y_lengths is not None)
+    grad, adjoint = (as_array(four_dimensional(t)) for t in (result, grad_s))
+    grad_gamma = np.zeros(task.pairs)
+    precision, origin = PRECISION[grad.dtype], math.log(origin_count)
 
     def work(first: int, last: int) -> None:
         _cpu_smoothing.smooth_vjp(
@@ -416,15 +445,22 @@ def smooth_vjp(
             task.gamma,
             task.n,
             task.m,
-            origin_count,
-            task.items(first, last),
-            as_array(four_dimensional(grad_s)),
-            as_array(four_dimensional(grad)),
+            origin,
+            first,
+            last,
+            precision.limits,
+            precision.kind,
+            adjoint,
+            grad,
             grad_gamma,
         )
 
-    run_chunks(task.pairs, task.cells, work)
-    return grad, torch.from_numpy(grad_gamma).view(cost.shape[:-2])
+    run_chunks(groups(task), task.cells, work)
+    hard = np.flatnonzero(task.gamma <= SMALLEST_GAMMA)
+    if hard.size:
+        _cpu_smoothing.hard_vjp(task.cost, task.n, task.m, hard, adjoint, grad)
+        grad_gamma[hard] = 0.0
+    return result, torch.from_numpy(grad_gamma).view(cost.shape[:-2])
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
