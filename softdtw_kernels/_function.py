@@ -7,11 +7,13 @@ jvp breaks fullgraph), and a subclass with `jvp` for eager and torch.func use.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 try:  # both are what Function.apply itself calls; without them it is used as it is
     from torch._C import _are_functorch_transforms_active as in_transform
@@ -36,6 +38,19 @@ class BatchedFunction(Function):
         return cls.apply(*batched), 0
 
 
+def choose(
+    function: type[EagerFunction], twin: type[BatchedFunction], args: tuple[Any, ...]
+) -> Any:
+    """`function` applied, or under torch.compile its twin without jvp.
+
+    torch.compile also refuses one tensor as two arguments (a sequence compared with itself, the
+    same lengths on both sides), hence the views.
+    """
+    if not torch.compiler.is_compiling():
+        return function.apply(*args)
+    return twin.apply(*(arg.view_as(arg) if isinstance(arg, Tensor) else arg for arg in args))
+
+
 def batch_first(arg: Any, dim: int | None, batch_size: int) -> Any:
     if not isinstance(arg, Tensor):
         return arg
@@ -56,6 +71,26 @@ class EagerFunction(BatchedFunction):
         if in_transform():
             return super().apply(*args)
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
+
+def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Make rule(ctx, primals, *tangents) a jvp that forward mode can be applied to again.
+
+    Torch calls jvp with forward mode off at every level, so that jvp(jvp(..)) is silently 0 for
+    any custom Function. It is turned on here, after the saved tensors have lost their tangents of
+    the level at hand.
+    """
+
+    @functools.wraps(rule)
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            primals = [
+                None if saved is None else forward_ad.unpack_dual(saved).primal
+                for saved in ctx.saved_tensors
+            ]
+            return rule(ctx, primals, *tangents)
+
+    return jvp
 
 
 def raise_no_third_derivative() -> NoReturn:

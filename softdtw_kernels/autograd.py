@@ -10,13 +10,21 @@ signatures agree with `backends.reference`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import backends, ops
-from ._function import BatchedFunction, EagerFunction, raise_no_third_derivative, zeros_if_none
+from ._function import (
+    BatchedFunction,
+    EagerFunction,
+    choose,
+    forward_rule,
+    raise_no_third_derivative,
+    zeros_if_none,
+)
 from .backends import reference
 from .checks import Number, batch_parameter
 
@@ -68,8 +76,9 @@ class _GradientTwin(BatchedFunction):
 
 class _Gradient(EagerFunction, _GradientTwin):
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *problem, grad_value = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *problem, grad_value = saved
         cost, gamma, dummy = problem[:3]
         by_cost, by_gamma, by_dummy, _, _, _, by_grad_value, _ = tangents
         result = _HessianProduct.apply(
@@ -148,8 +157,8 @@ class SoftDTWFunction(EagerFunction, _ValueTwin):
         return super().apply(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        problem = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, problem: Sequence[Any], *tangents: Any) -> Tensor:
         ones = torch.ones(problem[0].shape[:-2], dtype=problem[0].dtype, device=problem[0].device)
         grads = _Gradient.apply(*problem, ctx.bandwidth, ones, tangents[1] is not None)
         return _along(grads, tangents[:3]).to(problem[0].dtype)
@@ -171,19 +180,20 @@ class _SmoothVjp(EagerFunction):
     @staticmethod
     def backward(ctx: Any, by_cost: Tensor, by_gamma: Tensor) -> tuple[Any, ...]:
         *problem, grad_s = ctx.saved_tensors
-        problem = *problem, ctx.origin_count
-        a, b, c = _smooth_second_order(problem, grad_s, by_cost, by_gamma)
+        args = *problem, ctx.origin_count
+        a, b, c = _smooth_second_order(args, grad_s, by_cost, by_gamma)
         return a, b, None, None, None, c
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        *problem, grad_s = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> tuple[Tensor, Tensor]:
+        *problem, grad_s = saved
         by_cost = zeros_if_none(tangents[0], problem[0])
         by_gamma = zeros_if_none(tangents[1], problem[1])
-        problem = *problem, ctx.origin_count
-        a, b, _ = _smooth_second_order(problem, grad_s, by_cost, by_gamma)
+        args = *problem, ctx.origin_count
+        a, b, _ = _smooth_second_order(args, grad_s, by_cost, by_gamma)
         if tangents[5] is not None:
-            by_s = _SmoothVjp.apply(*problem, tangents[5])
+            by_s = _SmoothVjp.apply(*args, tangents[5])
             a, b = a + by_s[0], b + by_s[1]
         return a, b
 
@@ -208,8 +218,9 @@ class _SmoothTwin(BatchedFunction):
 
 class _Smooth(EagerFunction, _SmoothTwin):
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return _smooth_jvp((*ctx.saved_tensors, ctx.origin_count), tangents[0], tangents[1])
+    @forward_rule
+    def jvp(ctx: Any, problem: Sequence[Any], *tangents: Any) -> Tensor:
+        return _smooth_jvp((*problem, ctx.origin_count), tangents[0], tangents[1])
 
 
 class _S2DTWTwin(BatchedFunction):
@@ -282,8 +293,9 @@ class S2DTWFunction(EagerFunction, _S2DTWTwin):
         return super().apply(cost, gamma, dummy, x_lengths, y_lengths, float(origin_count))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        cost, gamma, dummy, *lengths = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, problem: Sequence[Any], *tangents: Any) -> Tensor:
+        cost, gamma, dummy, *lengths = problem
         by_cost, by_gamma, by_dummy, *_ = tangents
         s = _Smooth.apply(cost, gamma, *lengths, ctx.origin_count)
         ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
@@ -293,8 +305,10 @@ class S2DTWFunction(EagerFunction, _S2DTWTwin):
 
 
 def _parameter(value: Any, name: str, cost: Tensor) -> Any:
-    if value is None or isinstance(value, Tensor) and value.shape == cost.shape[:-2]:
-        return value
+    if value is None:
+        return None
+    if isinstance(value, Tensor) and value.shape == cost.shape[:-2]:
+        return value.double()
     return batch_parameter(value, name, cost.shape[:-2], cost.device)
 
 
@@ -345,24 +359,24 @@ def _derivative(function: type[EagerFunction], operator: Any, args: tuple[Any, .
     return operator(*args) if torch.compiler.is_compiling() else function.apply(*args)
 
 
-def value(*problem: Any) -> Tensor:
+def value(*args: Any) -> Tensor:
     """`ops.value`, differentiable."""
-    return (_ValueTwin if torch.compiler.is_compiling() else SoftDTWFunction).apply(*problem)
+    return choose(SoftDTWFunction, _ValueTwin, args)
 
 
 def gradient(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`ops.gradient`, differentiable."""
-    return (_GradientTwin if torch.compiler.is_compiling() else _Gradient).apply(*args)
+    return choose(_Gradient, _GradientTwin, args)
 
 
 def smooth(*args: Any) -> Tensor:
     """`ops.smooth`, differentiable."""
-    return (_SmoothTwin if torch.compiler.is_compiling() else _Smooth).apply(*args)
+    return choose(_Smooth, _SmoothTwin, args)
 
 
 def smoothed_value(*args: Any) -> Tensor:
     """The value of the smoothed costs, differentiable."""
-    return (_S2DTWTwin if torch.compiler.is_compiling() else S2DTWFunction).apply(*args)
+    return choose(S2DTWFunction, _S2DTWTwin, args)
 
 
 def path(cost: Tensor, *args: Any) -> list[Tensor]:

@@ -105,7 +105,8 @@ def check_number(value: Any, name: str) -> float:
         if isinstance(value, bool) or not hasattr(value, "__float__"):
             raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
         value = float(value)
-    if not math.isfinite(value) or (name == "gamma" and value < 0):
+    # A comparison, not math.isfinite: torch.compile makes numbers symbolic.
+    if not -math.inf < value < math.inf or (name == "gamma" and value < 0):
         at_least = " and at least 0 (0 is the hard DTW)" if name == "gamma" else ""
         raise ValueError(f"{name} must be finite{at_least}, got {value}")
     return value

@@ -7,14 +7,14 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import backends, ops
-from ._function import BatchedFunction, EagerFunction, zeros_if_none
+from ._function import BatchedFunction, EagerFunction, choose, forward_rule, zeros_if_none
 from .backends import reference
 from .checks import DTYPES, broadcast_batch, check_cost_name, check_features
 
@@ -141,8 +141,9 @@ class _SquaredDistancesVjp(EagerFunction, _SquaredDistancesVjpTwin):
         return by_x, by_y, _bilinear(x, y, a, b), None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        x, y, g = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> tuple[Tensor, Tensor]:
+        x, y, g = saved
         a, b = zeros_if_none(tangents[0], x), zeros_if_none(tangents[1], y)
         result = _SquaredDistancesVjp.apply(a, b, g, *ctx.wanted)
         if tangents[2] is None:
@@ -188,8 +189,9 @@ class _SquaredDistancesTwin(BatchedFunction):
 
 class _SquaredDistances(EagerFunction, _SquaredDistancesTwin):
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        x, y = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> Tensor:
+        x, y = saved
         return _bilinear(x, y, zeros_if_none(tangents[0], x), zeros_if_none(tangents[1], y))
 
 
@@ -197,9 +199,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """`ops.squared_distances` of broadcastable x and y with equally many dimensions,
     differentiable.
     """
-    return (_SquaredDistancesTwin if torch.compiler.is_compiling() else _SquaredDistances).apply(
-        x, y
-    )
+    return choose(_SquaredDistances, _SquaredDistancesTwin, (x, y))
 
 
 def _bilinear(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -233,8 +233,9 @@ class _RootTwin(BatchedFunction):
 
 class _RootFunction(EagerFunction, _RootTwin):
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent * _half_inverse(ctx.saved_tensors[0])
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Tensor], tangent: Tensor) -> Tensor:
+        return tangent * _half_inverse(saved[0])
 
 
 def _half_inverse(root: Tensor) -> Tensor:
@@ -244,4 +245,4 @@ def _half_inverse(root: Tensor) -> Tensor:
 
 
 def _root(squared: Tensor) -> Tensor:
-    return (_RootTwin if torch.compiler.is_compiling() else _RootFunction).apply(squared)
+    return choose(_RootFunction, _RootTwin, (squared,))

@@ -19,8 +19,10 @@ allowed):
         x and y broadcast here, and their gradients have their own shapes (without any feature
         where a gradient is not wanted)
 
-The cost is float32 or float64 of any strides and is never copied here; gamma, dummy and their
-derivatives are float64, the lengths int64. With a dummy cost the lattice is that of weak alignment,
+The cost is float32 or float64 of any strides and is never copied here, unless it has more than two
+leading dimensions (those of vmap, say) that cannot be viewed as two: backends see at most two.
+Derivatives in the cost have its strides. gamma, dummy and their derivatives are float64, the
+lengths int64. With a dummy cost the lattice is that of weak alignment,
 (2N + 1) x (2M + 1). A backend is a module with functions of these names and signatures: CPU tensors
 go to `backends.numba_cpu` and CUDA tensors to `backends.cupy_cuda`, each imported at its first
 call. The operators have no derivatives; `autograd` gives them.
@@ -75,21 +77,35 @@ def _check_problem(cost: Tensor, *others: Any) -> None:
 
 
 def _dispatch(name: str, backend: str) -> Callable[..., Any]:
-    on_features = name.startswith("squared_distances")
+    def run(cost: Tensor, *others: Any) -> Any:
+        _check_problem(cost, *others)
+        kernel = getattr(backends.load(backend), name)
+        if cost.dim() <= 4:
+            return kernel(cost, *others)
+        batch = cost.shape[:-2]
+        folded = batch[0], batch[1:].numel()
+        result = kernel(*(_replace_batch(arg, len(batch), folded) for arg in (cost, *others)))
+        if isinstance(result, Tensor):
+            return _replace_batch(result, 2, batch).contiguous()
+        return tuple(_replace_batch(part, 2, batch).contiguous() for part in result)
 
+    return run
+
+
+def _replace_batch(arg: Any, count: int, batch: tuple[int, ...]) -> Any:
+    """The first `count` dimensions of a tensor as the dimensions `batch`."""
+    return arg.reshape(*batch, *arg.shape[count:]) if isinstance(arg, Tensor) else arg
+
+
+def _dispatch_features(name: str, backend: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
-        if not on_features:
-            _check_problem(*args)
         return getattr(backends.load(backend), name)(*args)
 
     return run
 
 
-def _plain_torch(name: str) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
-        return getattr(backends.load("features"), name)(*args)
-
-    return run
+def _like_cost(cost: Tensor) -> Tensor:
+    return torch.empty_like(cost) if cost.dim() <= 4 else cost.new_empty(cost.shape)
 
 
 def _fake_value(cost: Tensor, *_: Any) -> Tensor:
@@ -101,19 +117,19 @@ def _fake_item(cost: Tensor) -> Tensor:
 
 
 def _fake_gradient(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(cost), _fake_item(cost), _fake_item(cost)
+    return _like_cost(cost), _fake_item(cost), _fake_item(cost)
 
 
 def _fake_hessian_product(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _fake_value(cost), torch.empty_like(cost), _fake_item(cost), _fake_item(cost)
+    return _fake_value(cost), _like_cost(cost), _fake_item(cost), _fake_item(cost)
 
 
 def _fake_smooth(cost: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(cost)
+    return _like_cost(cost)
 
 
 def _fake_smooth_vjp(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(cost), _fake_item(cost)
+    return _like_cost(cost), _fake_item(cost)
 
 
 def _fake_squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -144,13 +160,13 @@ _library = torch.library.Library("softdtw_kernels", "DEF")
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"softdtw_kernels::{_name}", _FAKES[_name], lib=_library)
-    # Each gradient of a distance is a small matrix product, for which torch is the right kernel
-    # everywhere.
     if _name == "squared_distances_vjp":
-        _library.impl(_name, _plain_torch(_name), "CompositeExplicitAutograd")
-    else:
-        _library.impl(_name, _dispatch(_name, "numba"), "CPU")
-        _library.impl(_name, _dispatch(_name, "cuda"), "CUDA")
+        # Small matrix products, for which torch is the right kernel everywhere.
+        _library.impl(_name, _dispatch_features(_name, "features"), "CompositeExplicitAutograd")
+        continue
+    _kernel = _dispatch_features if _name == "squared_distances" else _dispatch
+    _library.impl(_name, _kernel(_name, "numba"), "CPU")
+    _library.impl(_name, _kernel(_name, "cuda"), "CUDA")
 
 _namespace = torch.ops.softdtw_kernels
 value = _namespace.value.default
