@@ -79,8 +79,8 @@ MACHINE_FIELDS = ("data", "out", "device", "workers", "threads", "save_every", "
 PRESETS: dict[str, dict[str, Any]] = {
     # The narrated set of synthetic.py; minutes on two CPU cores.
     "demo": {
-        "data": "data/narrated",
-        "out": "runs/demo",
+        "data": "build/vttwins/data",
+        "out": "build/vttwins/run",
         "frames": 8,
         "size": 32,
         "resize": 36,

@@ -1,6 +1,6 @@
 """Evaluate a trained model by retrieval on annotated segments, and by recall of steps (CTR).
 
-    python -m examples.vttwins.evaluate runs/demo
+    python -m examples.vttwins.evaluate build/vttwins/run
     python -m examples.vttwins.evaluate --weights s3d.pth --word-vectors word2vec.pth \\
         --annotation validation_youcook.csv --videos youcook2 --size 224 --frames 32
 

@@ -1,6 +1,6 @@
 """Write a small narrated-video set to disk: real mp4 files and caption JSONs, HowTo100M's layout.
 
-    python -m examples.vttwins.synthetic --out data/narrated
+    python -m examples.vttwins.synthetic --out build/vttwins/data
 
 Requirements: av, NumPy.
 
@@ -134,19 +134,23 @@ def render_step(
         opacity = (np.mod(time, 0.8) < 0.45).astype(float)
     elif motion == "spins":
         angle = angle + 2 * np.pi * time / 1.5
-    axis = (np.arange(size) + 0.5) / size
+    axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
+    x, y, radius = (values.astype(np.float32) for values in (x, y, radius))
     dx = (axis[None, None, :] - x[:, None, None]) / radius[:, None, None]
     dy = (axis[None, :, None] - y[:, None, None]) / radius[:, None, None]
-    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
-    mask = _shape_mask(shape, cos * dx + sin * dy, cos * dy - sin * dx) * opacity[:, None, None]
-    pictures = np.repeat(background[None], frames, axis=0)
+    cos, sin = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+    mask = (
+        _shape_mask(shape, cos * dx + sin * dy, cos * dy - sin * dx)
+        * opacity.astype(np.float32)[:, None, None]
+    )
+    pictures = np.repeat(background[None].astype(np.float32), frames, axis=0)
     gray = rng.uniform(0.05, 0.95, 2)  # a small gray disk that means nothing
     disk = _shape_mask("circle", (axis[None, :] - gray[0]) / 0.07, (axis[:, None] - gray[1]) / 0.07)
     pictures += disk[None, :, :, None] * (150 - pictures)
-    tint = np.array(COLORS[color]) * rng.uniform(0.85, 1.0)
+    tint = (np.array(COLORS[color]) * rng.uniform(0.85, 1.0)).astype(np.float32)
     pictures += mask[..., None] * (tint - pictures)
-    pictures += rng.normal(0, 4, (frames, size, size, 1))
-    return np.clip(pictures, 0, 255).astype(np.uint8)
+    pictures += 4 * rng.standard_normal((frames, size, size, 1), dtype=np.float32)
+    return np.clip(pictures, 0, 255, out=pictures).astype(np.uint8)
 
 
 def background_of(task: int, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Train VT-TWINS. From the root of the checkout:
 
 A newcomer's run, minutes on two CPU cores (the set is written by synthetic.py):
-    python -m examples.vttwins.synthetic --out data/narrated
+    python -m examples.vttwins.synthetic --out build/vttwins/data
     python -m examples.vttwins.train demo
 
 The same on two processes, with the gradient of one:
@@ -130,7 +130,8 @@ def batch_loss(
             augmentation of videos and of texts; None: none.
     """
     b, n, m = video.shape[0], video.shape[1], words.shape[1]
-    v, t = model(video.flatten(0, 1), words.flatten(0, 1))
+    flat = video.flatten(0, 1).contiguous(memory_format=torch.channels_last_3d)
+    v, t = model(flat, words.flatten(0, 1))
     wide = torch.promote_types(v.dtype, torch.float32)  # out of autocast: the loss is not for bf16
     v = F.normalize(v.to(wide), dim=-1).unflatten(0, (b, n))
     t = F.normalize(t.to(wide), dim=-1).unflatten(0, (b, m))
@@ -161,6 +162,7 @@ class Run:
         if settings.word_vectors and place.first:
             vocabulary.save(vocabulary_file)
         self.model.to(place.device)
+        self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
             [p for p in self.model.parameters() if p.requires_grad], lr=settings.learning_rate
         )
@@ -261,8 +263,14 @@ class Run:
 
     def train(self) -> bool:
         """Train to the end, or until a SIGTERM; returns whether the end was reached."""
+        with _StopRequest() as stop:
+            stopped = self._train_until(stop)
+        if not stopped and self.place.first:
+            weights.export_safetensors(self.model, self.out / "model.safetensors")
+        return not stopped
+
+    def _train_until(self, stop: _StopRequest) -> bool:
         settings, first = self.settings, self.place.first
-        stop = _StopRequest()
         log = checkpoint.Log(self.out / checkpoint.LOG, self.step) if first else None
         board = _tensorboard(self.out, self.step) if first and settings.tensorboard else None
         bar = tqdm(
@@ -305,9 +313,7 @@ class Run:
         for writer in (log, board):
             if writer is not None:
                 writer.close()
-        if not stopped and first:
-            weights.export_safetensors(self.model, self.out / "model.safetensors")
-        return not stopped
+        return stopped
 
     def _record_skipped(self, batches: list[dict[str, Any]]) -> None:
         entries = [entry for batch in batches for entry in batch["skipped"]]
@@ -325,7 +331,14 @@ class _StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        signal.signal(signal.SIGTERM, self._note)
+        self._former: Any = None
+
+    def __enter__(self) -> _StopRequest:
+        self._former = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._former)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -1,0 +1,90 @@
+"""Two real processes have the gradient of one on the same global batch, on the real model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from examples.vttwins.distributed import CrossRankBatchNorm3d, use_cross_rank_batch_norm
+from examples.vttwins.model import VideoTextModel
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def run(world: int, mode: str, folder: Path) -> list[dict[str, Any]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    outs = [folder / f"{mode}-{world}-{rank}.pt" for rank in range(world)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(rank), str(world), folder / f"store-{mode}", out, mode],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank, out in enumerate(outs)
+    ]  # fmt: skip
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(out, weights_only=True) for out in outs]
+
+
+@pytest.mark.parametrize("mode", ["evaluation", "cross-rank"])
+def test_the_gradient_of_two_processes_is_that_of_one(mode: str, tmp_path: Path) -> None:
+    (one,) = run(1, mode, tmp_path)
+    two = run(2, mode, tmp_path)
+    torch.testing.assert_close(sum(part["loss"] for part in two) / 2, one["loss"])
+    largest = 0.0
+    for name, expected in one["gradients"].items():
+        for rank in range(2):
+            difference = (two[rank]["gradients"][name] - expected).abs().max().item()
+            assert difference <= 1e-6, f"{name}, rank {rank}: {difference}"
+            largest = max(largest, difference)
+        assert expected.abs().max() > 0, f"{name} has no gradient: nothing is compared"
+    for name, expected in one["buffers"].items():
+        torch.testing.assert_close(two[0]["buffers"][name], expected, msg=name)
+    print(f"largest difference of a gradient, {mode}: {largest:.2e}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_cross_rank_batch_norm_alone_is_batch_norm(
+    dtype: torch.dtype, momentum: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.BatchNorm3d(5, momentum=momentum)
+    crossed = CrossRankBatchNorm3d(5, momentum=momentum)
+    if dtype == torch.float64:
+        plain, crossed = plain.double(), crossed.double()
+    # Its own arithmetic, with collectives of one process.
+    monkeypatch.setattr("examples.vttwins.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("examples.vttwins.distributed.sum_over_ranks", lambda x: x)
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    for _ in range(3):
+        x = (torch.randn(4, 5, 2, 3, 3, dtype=torch.float64) * 2 + 30).to(dtype)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        torch.testing.assert_close(crossed(a), plain(b), **tolerance)
+        weight = torch.rand(x.shape, dtype=torch.float64).to(dtype)
+        (crossed(a) * weight).sum().backward()
+        (plain(b) * weight).sum().backward()
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=2e-2 if tolerance else 1e-5)
+    if not tolerance:
+        torch.testing.assert_close(crossed.state_dict(), plain.state_dict())
+
+
+def test_conversion_keeps_names_and_values() -> None:
+    model = VideoTextModel(vocabulary_size=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    use_cross_rank_batch_norm(model)
+    kinds = {type(m) for m in model.modules() if isinstance(m, nn.BatchNorm3d)}
+    assert kinds == {CrossRankBatchNorm3d}
+    torch.testing.assert_close(dict(model.state_dict()), before)

@@ -1,0 +1,217 @@
+"""Runs of the real train script: killed and resumed, stopped, on two processes, then evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from examples.vttwins import checkpoint, config, evaluate, pictures, synthetic, train
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 8
+SMALL = [
+    "--steps", str(STEPS), "--batch", "2", "--clips", "2", "--captions", "3", "--frames", "4",
+    "--fps", "5", "--size", "32", "--resize", "34", "--warmup", "2", "--embedding-dim", "16",
+    "--threads", "1", "--save-every", "1", "--no-tensorboard", "--device", "cpu",
+]  # fmt: skip
+
+
+def command(data: Path, out: Path, *options: str, processes: int = 1) -> list[str]:
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        start += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    line = ["-m", "examples.vttwins.train", "demo", "--data", str(data), "--out", str(out)]
+    return [*start, *line, *SMALL, *options]
+
+
+def launch(line: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def losses(out: Path) -> list[float]:
+    entries = checkpoint.read_log(out / checkpoint.LOG)
+    assert [entry["step"] for entry in entries] == list(range(len(entries)))
+    return [entry["loss"] for entry in entries]
+
+
+def wait_for_steps(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 240
+    while len(checkpoint.read_log(out / checkpoint.LOG)) < count:
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < limit, "the run does not advance"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(narrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    finish(launch(command(narrated, out, "--workers", "0")))
+    assert len(losses(out)) == STEPS
+    return out
+
+
+def test_a_run_killed_again_and_again_continues_to_the_same_losses(
+    narrated: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    # Kills at different moments of a step; a checkpoint each step makes many fall into a write.
+    for count, delay in ((2, 0.0), (4, 0.07), (6, 0.21)):
+        process = launch(command(narrated, out, "--workers", "1"))
+        wait_for_steps(out, count, process)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(launch(command(narrated, out, "--workers", "1")))
+    print("uninterrupted:", losses(whole), "killed three times:", losses(out), sep="\n")
+    assert losses(out) == losses(whole)
+    a, b = (torch.load(folder / checkpoint.LAST, weights_only=True) for folder in (whole, out))
+    for name, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][name]), name
+    assert not list(out.glob("*.tmp"))
+
+
+def test_sigterm_saves_and_exits_and_the_same_line_goes_on(
+    narrated: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "stopped"
+    line = command(narrated, out, "--workers", "1", "--save-every", "1000")
+    process = launch(line)
+    wait_for_steps(out, 2, process)
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM: saved at step" in finish(process)
+    saved = torch.load(out / checkpoint.LAST, weights_only=True)["step"]
+    assert 2 <= saved < STEPS and len(losses(out)) == saved
+    assert f"going on from step {saved}" in finish(launch(line))
+    assert losses(out) == losses(whole)
+
+
+def test_two_processes_see_the_losses_of_one(narrated: Path, tmp_path: Path) -> None:
+    options = ("--workers", "0", "--cross-rank-bn", "--steps", "3", "--accumulate", "2")
+    finish(launch(command(narrated, tmp_path / "one", *options)))
+    finish(launch(command(narrated, tmp_path / "two", *options, processes=2)))
+    # Float32 sums in another order, amplified by Adam's normalization over the steps.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=1e-5)
+
+
+def test_other_settings_do_not_continue_a_run(narrated: Path, whole: Path) -> None:
+    arguments = command(narrated, whole, "--gamma", "0.3")[3:]
+    with pytest.raises(SystemExit, match="gamma: 0.1 then, 0.3 now"):
+        train.main(arguments)
+
+
+def test_a_finished_run_is_evaluated_and_drawn(
+    narrated: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main([str(whole), "--windows", "2", "--workers", "0", "--assigned"])
+    assert "16 pairs; chance R@10 62.5 %" in capsys.readouterr().out
+    result = json.loads((whole / "evaluation.json").read_text(encoding="utf-8"))
+    assert result["pairs"] == 16 and result["unusable"] == {}
+    for direction in ("text_to_video", "video_to_text"):
+        assert 0 <= result[direction]["R@1"] <= result[direction]["R@10"] <= 100
+    pictures.main([str(whole), "--other", "1"])
+    for name in ("loss.png", "alignment.png"):
+        assert (whole / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_learning_rate_warms_up_then_anneals() -> None:
+    settings = config.preset("paper", warmup=10)
+    rates = [train.learning_rate(step, 110, settings) for step in range(111)]
+    assert rates[0] == settings.warmup_from == 1e-5
+    assert rates[10] == settings.learning_rate == 1e-3
+    assert rates[5] == pytest.approx((1e-5 + 1e-3) / 2)
+    assert rates[60] == pytest.approx(0.5e-3) and rates[110] == pytest.approx(0)
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    checkpoint.write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file) -> None:
+        file.write(b"new, and incompl")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_atomically(path, fail)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_log_cut_by_a_kill_is_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st', encoding="utf-8")
+    log = checkpoint.Log(path, step=2)
+    log.write({"step": 2})
+    log.close()
+    assert [entry["step"] for entry in checkpoint.read_log(path)] == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def word_vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small word2vec text file of the generator's words."""
+    path = tmp_path_factory.mktemp("words") / "vectors.txt"
+    words = [*synthetic.COLORS, *synthetic.SHAPES, *synthetic.MOTIONS, "the"]
+    table = np.random.default_rng(0).normal(size=(len(words), 8)).round(3)
+    rows = [f"{w} {' '.join(map(str, v))}\n" for w, v in zip(words, table, strict=True)]
+    path.write_text(f"{len(words)} 8\n" + "".join(rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--front-end", "space_to_depth", "--bf16", "--clip-norm", "0.1"],
+        ["--operator", "mil_nce", "--no-tda", "--direction", "t2v", "--word-vectors", "WORDS"],
+        ["--no-contrastive", "--cost", "cosine", "--operator", "weak", "--origin-count", "3"],
+        ["--accumulate", "2", "--operator", "soft_dtw", "--tensorboard"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_every_option_trains_and_survives_unusable_videos(
+    options: list[str], narrated: Path, word_vectors: Path, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(narrated, root)
+    (root / "videos" / "train_00000.mp4").unlink()
+    (root / "captions" / "train_00001.json").write_text("{", encoding="utf-8")
+    options = [str(word_vectors) if option == "WORDS" else option for option in options]
+    handler = signal.getsignal(signal.SIGTERM)
+    threads = torch.get_num_threads()
+    line = command(root, out, "--workers", "0", "--save-every", "2", *options, "--steps", "4")[3:]
+    try:
+        train.main(line)
+    finally:
+        torch.set_num_threads(threads)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    entries = checkpoint.read_log(out / checkpoint.LOG)
+    assert len(entries) == 4 and all(np.isfinite(entry["loss"]) for entry in entries)
+    skipped = checkpoint.read_log(out / "skipped-0.jsonl")
+    assert {entry["reason"] for entry in skipped} == {"missing", "bad_captions"}
+    assert entries[-1]["skipped"] == len(skipped)
+    assert (out / "tensorboard").exists() == ("--tensorboard" in options)
+    model, vocabulary, _, _ = evaluate.load_run(out)
+    assert model.text_module.word_embd.num_embeddings == len(vocabulary)
