@@ -129,6 +129,7 @@ static size_t stacks_mapped;
 static Fiber* running;
 static Context scheduler;
 static bool failed;
+static bool progressed;  // something happened that a polling thread may be waiting for
 static int per_block;
 static int64_t next_block, all_blocks;
 static uint64_t random_state;
@@ -192,6 +193,7 @@ static void fiber_main() {
   entry(arguments);
   Fiber* me = running;
   me->state = Fiber::DONE;
+  progressed = true;
   set_ready(me->id, false);
   Block& block = blocks[me->slot];
   if (block.waiting) fail("%s exited while others of its block wait at __syncthreads", name(*me).c_str());
@@ -292,7 +294,7 @@ static void run() {
       bool any = false;
       for (size_t k = 0; k < yielded.size(); ++k) any |= yielded[k] != 0, yielded[k] = 0;
       if (any) {
-        if (++idle_rounds > 100000) {
+        if (++idle_rounds > 2000) {
           running = nullptr;
           fail("deadlock: threads poll for what never comes");
           return;
@@ -313,7 +315,8 @@ static void run() {
     context_switch(scheduler, running->context);
     if (failed) return;
     Fiber& f = fibers[id];
-    if (!yielded[id]) idle_rounds = 0;
+    if (progressed) idle_rounds = 0;
+    progressed = false;
     if (f.state == Fiber::DONE && blocks[f.slot].done == per_block) end_block(f.slot);
     if (failed) return;
   }
@@ -331,6 +334,7 @@ void emulator_syncthreads() {
   Block& block = blocks[me->slot];
   if (block.done) fail("%s is at __syncthreads, but a thread of its block has exited", name(*me).c_str());
   me->state = Fiber::AT_BARRIER;
+  progressed = true;
   set_ready(me->id, false);
   if (++block.waiting == per_block) {
     block.waiting = 0;
@@ -356,6 +360,7 @@ unsigned emulator_warp(int operation, unsigned mask, unsigned value, int paramet
   me->parameter = parameter;
   me->width = width;
   me->state = Fiber::AT_WARP;
+  progressed = true;
   set_ready(me->id, false);
   Fiber* warp = me - me->lane;
   unsigned arrived = 0;
@@ -475,6 +480,7 @@ void emulator_store_release(int* address, int value) {
     running->clock[running->id]++;
   }
   *address = value;
+  progressed = true;
   leave();
 }
 
@@ -482,6 +488,7 @@ int emulator_atomic_add(int* address, int value) {
   access(address, 4, true, true);
   int old = *address;
   *address = old + value;
+  progressed = true;
   return old;
 }
 
@@ -489,6 +496,7 @@ int emulator_atomic_or(int* address, int value) {
   access(address, 4, true, true);
   int old = *address;
   *address = old | value;
+  progressed = true;
   return old;
 }
 

@@ -159,9 +159,12 @@ struct Scaled {
     T mantissa = sum * weight.factor;
     if (with_transition) {
       T inverse = mantissa > T(0) ? reciprocal(sum) : T(0);
-      p.diagonal = d * inverse;
-      p.up = u * inverse;
-      p.left = l * inverse;
+      // With the reciprocal's own rounding error put back, x / x is 1. Without, visits are lost along a path: the
+      // rounding of x * (1 / x) is never upward.
+      T rest = inverse * L::multiply_add(-sum, inverse, T(1));
+      p.diagonal = L::multiply_add(d, inverse, d * rest);
+      p.up = L::multiply_add(u, inverse, u * rest);
+      p.left = L::multiply_add(l, inverse, l * rest);
     }
     if (mantissa == T(0)) return zero();
     int units = L::floor_units(mantissa);

@@ -1,0 +1,109 @@
+// Small kernels that are right, or wrong in one way: what the emulator must see. KERNEL chooses, BUG plants.
+typedef long long int64;
+
+#if KERNEL == 0  // reverses a block's numbers through shared memory
+__device__ void run(const double* in, double* out, int*, int64 n) {
+  double* shared = reinterpret_cast<double*>(emulator_dynamic_shared());
+  int t = threadIdx.x, i = blockIdx.x * blockDim.x + t;
+#if BUG == 2  // writes one past the end of shared memory
+  shared[t + 1] = in[i];
+#else
+  shared[t] = in[i];
+#endif
+#if BUG != 1  // no barrier
+  __syncthreads();
+#endif
+#if BUG == 3  // a wrong index: the poison of a place that nobody wrote
+  out[i] = shared[blockDim.x - t];
+#elif BUG == 4  // global overrun
+  out[i + 1] = shared[blockDim.x - 1 - t];
+#else
+  out[i] = shared[blockDim.x - 1 - t];
+#endif
+}
+
+#elif KERNEL == 1  // the sum of a warp on every lane
+__device__ void run(const double* in, double* out, int*, int64 n) {
+  int t = threadIdx.x;
+  double x = in[t];
+#if BUG == 1  // divergent: half of the warp is elsewhere
+  if (t < 16)
+#endif
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+#if BUG == 2  // a lane that its mask does not name
+  x = __shfl_sync(0x0000ffffu, x, 0);
+#endif
+#if BUG == 3  // from a lane outside of the mask
+  if (t < 16) x = __shfl_sync(0x0000ffffu, x, 20);
+#endif
+#if BUG == 4  // lanes in different intrinsics
+  if (t == 3) __syncwarp();
+  else x = __shfl_sync(0xffffffffu, x, 0);
+#endif
+  out[t] = x;
+}
+
+#elif KERNEL == 2  // a ring of buffers in shared memory, one barrier for each pass: three are needed
+#if BUG == 1
+constexpr int BUFFERS = 2;
+#else
+constexpr int BUFFERS = 3;
+#endif
+__device__ void run(const double* in, double* out, int*, int64 n) {
+  double* shared = reinterpret_cast<double*>(emulator_dynamic_shared());
+  int t = threadIdx.x, threads = blockDim.x;
+  double sum = 0;
+  for (int pass = 0; pass < 8; ++pass) {
+    double* now = shared + pass % BUFFERS * threads;
+    double* before = shared + (pass + BUFFERS - 1) % BUFFERS * threads;
+    now[t] = in[t] * (pass + 1);
+    // Two passes back are still read while this pass is written.
+    int beside = (t + 1) % threads;
+    if (pass > 0) sum += before[beside];
+    if (pass > 1) sum += shared[(pass + 2 * BUFFERS - 2) % BUFFERS * threads + beside];
+    __syncthreads();
+  }
+  out[t] = sum;
+}
+
+#elif KERNEL == 3  // block 1 uses what block 0 wrote
+__device__ void run(const double* in, double* out, int* flag, int64 n) {
+  int t = threadIdx.x;
+  if (blockIdx.x == 0) {
+    out[t] = in[t] * 2;
+    __syncthreads();
+#if BUG == 1  // published before the other threads have written: only this thread's barrier would order them
+    if (t == 0) *reinterpret_cast<volatile int*>(flag) = 1;
+#elif BUG == 3  // never
+#else
+    if (t == 0) emulator_store_release(flag, 1);
+#endif
+  } else {
+#if BUG == 2  // not awaited
+#elif BUG == 1
+    while (*reinterpret_cast<volatile int*>(flag) == 0) emulator_yield();
+#else
+    while (emulator_load_acquire(flag) == 0) emulator_yield();
+#endif
+    out[blockDim.x + t] = out[blockDim.x - 1 - t] + 1;
+  }
+}
+
+#else  // barriers that not every thread reaches
+__device__ void run(const double* in, double* out, int*, int64 n) {
+  int t = threadIdx.x;
+#if BUG == 1
+  if (t % 2) return;
+  __syncthreads();
+#elif BUG == 2
+  if (t < 32) __syncthreads();
+  else __syncwarp(0x3u << (t % 32 / 2 * 2));
+  if (t >= 32) while (in[0] >= 0) emulator_yield();
+#else
+  __syncthreads();
+#endif
+  out[t] = in[t];
+}
+#endif
+
+extern "C" __global__ void planted(const double* in, double* out, int* flag, int64 n) { run(in, out, flag, n); }
