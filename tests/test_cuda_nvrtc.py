@@ -1,0 +1,166 @@
+"""Every form of every CUDA kernel compiles with NVRTC for every GPU since 2018, within its registers.
+
+Needs two packages of NVIDIA on the package index, no GPU and no CUDA toolkit: nvidia-cuda-nvrtc
+compiles, nvidia-cuda-cuobjdump reads registers and spills. NVRTC is what CuPy compiles with;
+reports are cached by content in build/ of the checkout.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cuda_emulator import cache_directory
+
+from softdtw_kernels.backends import _cuda_host
+from softdtw_kernels.backends._cuda_plan import Variant, variants
+from softdtw_kernels.backends.cupy_cuda import COMPILER_OPTIONS
+
+# Turing, Ampere, Ada, Hopper, Blackwell. The slow arithmetic is left out where a neighbor has it.
+EVERYTHING = ("sm_75", "sm_90", "sm_100", "sm_120")
+FAST_ONLY = ("sm_80", "sm_86", "sm_89")
+
+
+def file_of(package: str, pattern: str) -> Path | None:
+    """A file that a package installed, None without the package."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = [Path(str(f.locate())) for f in files if re.fullmatch(pattern, f.name)]
+    return found[0] if found else None
+
+
+NVRTC = file_of("nvidia-cuda-nvrtc", r"libnvrtc\.so\.\d+")
+CUOBJDUMP = file_of("nvidia-cuda-cuobjdump", "cuobjdump")
+pytestmark = pytest.mark.skipif(
+    NVRTC is None or CUOBJDUMP is None,
+    reason="needs the packages nvidia-cuda-nvrtc and nvidia-cuda-cuobjdump (extra dev)",
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    registers: int
+    stack_bytes: int  # spills and arrays that are not in registers
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled form and what it may use."""
+
+    source: str
+    options: tuple[str, ...]
+    budget: Budget
+    fast: bool = True
+
+
+def budget_of(variant: Variant) -> Budget:
+    """By what runs beside it: 65,536 registers a multiprocessor, and blocks of 64 threads.
+
+    128 registers are eight such blocks, 168 six. The wide arithmetic is for the few items that the
+    fast one marks; there the limit is that of the hardware.
+    """
+    if variant.wide:
+        return Budget(255, 192)
+    if variant.order == 0:
+        return Budget(112, 32)
+    return Budget(168, 64)
+
+
+def kernels() -> list[Kernel]:
+    found = [Kernel("lattice", v.options, budget_of(v), not v.wide) for v in variants()]
+    for cost in ("float", "double"):
+        define = f"-DWITH_COST={cost}"
+        for order in (0, 1):
+            budget = Budget(96, 0)
+            found.append(Kernel("smoothing", (define, f"-DWITH_ORDER={order}"), budget))
+        found.append(Kernel("distances", (define,), Budget(128, 0)))
+    return found
+
+
+class Compiler:
+    """The part of NVRTC that is needed, through ctypes."""
+
+    def __init__(self, library: Path) -> None:
+        self.nvrtc = ctypes.CDLL(str(library))
+
+    def text(self, program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        getattr(self.nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        getattr(self.nvrtc, f"nvrtcGet{what}")(program, buffer)
+        return buffer.raw
+
+    def compile(self, kernel: Kernel, architecture: str) -> bytes:
+        """Machine code, compiled as CuPy does it."""
+        code = (_cuda_host.SOURCES / f"{kernel.source}.cu").read_bytes()
+        program = ctypes.c_void_p()
+        name = f"{kernel.source}.cu".encode()
+        self.nvrtc.nvrtcCreateProgram(ctypes.byref(program), code, name, 0, None, None)
+        # CuPy adds the last one.
+        options = (*COMPILER_OPTIONS, *kernel.options, f"-arch={architecture}", "-ftz=true")
+        array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        failed = self.nvrtc.nvrtcCompileProgram(program, len(options), array)
+        log = self.text(program, "ProgramLog").decode().strip("\0 \n")
+        assert not failed, f"{kernel.source} {kernel.options} for {architecture}:\n{log[:3000]}"
+        assert "warning" not in log, log[:3000]
+        return self.text(program, "CUBIN")
+
+
+def resources(machine_code: bytes) -> tuple[int, int]:
+    """Registers a thread, and bytes of stack and local memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(machine_code)
+        file.flush()
+        report = subprocess.run(
+            [str(CUOBJDUMP), "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    numbers = [int(re.search(rf"{name}:(\d+)", report)[1]) for name in ("REG", "STACK", "LOCAL")]
+    return numbers[0], numbers[1] + numbers[2]
+
+
+def report(kernel: Kernel, architecture: str, compiler: Compiler) -> tuple[int, int]:
+    sources = sorted(f for f in _cuda_host.SOURCES.iterdir() if f.suffix in (".cu", ".cuh"))
+    key = json.dumps([str(NVRTC), kernel.source, kernel.options, architecture, COMPILER_OPTIONS])
+    digest = hashlib.sha256(key.encode() + b"".join(f.read_bytes() for f in sources)).hexdigest()
+    cached = cache_directory() / f"nvrtc-{digest[:24]}.json"
+    if cached.exists():
+        return tuple(json.loads(cached.read_text()))
+    used = resources(compiler.compile(kernel, architecture))
+    temporary = cached.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(used))
+    temporary.replace(cached)
+    return used
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("architecture", EVERYTHING + FAST_ONLY)
+def test_every_kernel_compiles_within_its_budget(architecture: str, half: int) -> None:
+    compiler = Compiler(NVRTC)
+    beyond = []
+    for kernel in kernels()[half::2]:
+        if architecture in FAST_ONLY and not kernel.fast:
+            continue
+        registers, stack = report(kernel, architecture, compiler)
+        budget = kernel.budget
+        if registers > budget.registers or stack > budget.stack_bytes:
+            beyond.append(f"{kernel.source} {' '.join(kernel.options)}: {registers}, {stack} bytes")
+    assert not beyond, "registers and stack beyond the budget:\n" + "\n".join(beyond)
+
+
+def test_shared_memory_of_every_launch_fits_without_asking() -> None:
+    """48 KiB are there on every GPU; more would need an attribute of the kernel."""
+    from softdtw_kernels.backends._cuda_plan import TILE_BYTES, WARPS_IN_BLOCK
+
+    assert WARPS_IN_BLOCK * TILE_BYTES <= 48 << 10
+    assert all(v.step_bytes <= TILE_BYTES for v in variants() if not v.wide)
