@@ -1,0 +1,196 @@
+"""Alignments: value, expected visits and the cheapest path, of batches, of all pairs, of S2DTW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from helpers import assert_close, derivative, value_and_gradient
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Problem, gammas, problems
+
+from softdtw_kernels import (
+    Alignment,
+    s2dtw,
+    s2dtw_alignment,
+    s2dtw_alignment_from_cost,
+    s2dtw_from_cost,
+    soft_dtw,
+    soft_dtw_alignment,
+    soft_dtw_alignment_from_cost,
+    soft_dtw_from_cost,
+)
+
+UNTIED = ("normal", "walk", "near", "negative", "large")
+
+
+def _data(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _flat(paths: object, index: tuple[int, ...]) -> torch.Tensor:
+    for k in index:
+        paths = paths[k]  # type: ignore[index]
+    assert isinstance(paths, torch.Tensor)
+    return paths
+
+
+@given(problem=problems(largest=8))
+def test_value_and_expected_are_those_of_soft_dtw(problem: Problem, backend: str) -> None:
+    alignment = soft_dtw_alignment_from_cost(problem.cost, **problem.arguments, backend=backend)
+    value, gradient = value_and_gradient(
+        soft_dtw_from_cost, problem.cost, **problem.arguments, backend=backend
+    )
+    assert isinstance(alignment, Alignment)
+    assert torch.equal(alignment.value, value)
+    assert torch.equal(alignment.expected, gradient)
+
+
+@given(problem=problems(largest=8, bands=False), dummy=st.none() | st.floats(-1, 1, width=32))
+def test_value_of_the_s2dtw_alignment(problem: Problem, dummy: float | None, backend: str) -> None:
+    arguments = {k: v for k, v in problem.arguments.items() if k != "bandwidth"}
+    for smoothing in (False, True):
+        shared = {**arguments, "smoothing": smoothing, "dummy_cost": dummy, "backend": backend}
+        alignment = s2dtw_alignment_from_cost(problem.cost, **shared)
+        assert torch.equal(alignment.value, s2dtw_from_cost(problem.cost, **shared))
+
+
+@given(problem=problems(largest=9, kinds=UNTIED))
+def test_the_path_is_the_cheapest_one(problem: Problem, backend: str) -> None:
+    paths = soft_dtw_alignment_from_cost(problem.cost, **problem.arguments, backend=backend).path()
+    for index, cost in problem.items():
+        path = _flat(paths, index)
+        assert path.dtype == torch.int64
+        best, cells = oracles.hard_path(cost)
+        assert [tuple(p) for p in path.tolist()] == ([] if math.isinf(best) else cells)
+
+
+@given(problem=problems(largest=9, kinds=("integers", "constant"), bands=False))
+def test_a_path_steps_by_one_and_pays_the_hard_value(problem: Problem, backend: str) -> None:
+    """Where many paths are cheapest, the path is one of them, from the first pair to the last."""
+    arguments = dict(problem.arguments, backend=backend)
+    paths = soft_dtw_alignment_from_cost(problem.cost, **arguments).path()
+    hard = soft_dtw_from_cost(problem.cost, **{**arguments, "gamma": 0.0})
+    for index, cost in problem.items():
+        path = _flat(paths, index)
+        if math.isinf(hard[index]):
+            assert path.shape == (0, 2)
+            continue
+        assert path[0].tolist() == [0, 0]
+        assert path[-1].tolist() == [cost.shape[0] - 1, cost.shape[1] - 1]
+        assert {tuple(step) for step in path.diff(dim=0).tolist()} <= set(oracles.STEPS)
+        paid = cost[tuple(path.T.numpy())].sum()
+        assert_close(paid, hard[index], 1e-12 * max(1.0, np.abs(paid)), "cost along the path")
+
+
+@given(problem=problems(largest=6, bands=False, kinds=UNTIED), dummy=st.floats(-1, 1, width=32))
+def test_the_s2dtw_path_visits_the_real_pairs_of_the_cheapest_lattice_path(
+    problem: Problem, dummy: float, backend: str
+) -> None:
+    lengths = {"x_lengths": problem.x_lengths, "y_lengths": problem.y_lengths}
+    paths = s2dtw_alignment_from_cost(
+        problem.cost, gamma=problem.gamma, smoothing=False, dummy_cost=dummy,
+        backend=backend, **lengths,
+    ).path()  # fmt: skip
+    for index, cost in problem.items():
+        lattice = oracles.weak_lattice(cost, dummy)
+        best = oracles.recursion(lattice, 0.0)
+        path = _flat(paths, index)
+        # Dummies tie with each other; the real pairs must still pay for the cheapest lattice path.
+        assert path.shape[1] == 2
+        assert (path.diff(dim=0) >= 0).all()
+        rows, columns = path.T.numpy()
+        n, m = cost.shape
+        real, dummies = cost[rows, columns].sum(), _fewest_dummies(path.tolist(), n, m)
+        assert_close(
+            real + dummy * dummies if dummy >= 0 else best.value,
+            best.value,
+            1e-12 * max(1.0, abs(best.value), np.abs(cost[rows, columns]).sum()),
+            "cost along the path",
+        )
+
+
+def _fewest_dummies(pairs: list[list[int]], n: int, m: int) -> int:
+    """The number of dummy cells that the shortest lattice path through these real pairs visits."""
+    stops = [(0, 0), *((2 * i + 1, 2 * j + 1) for i, j in pairs), (2 * n, 2 * m)]
+    total = 2  # the two ends are dummies
+    for (a, b), (c, d) in zip(stops, stops[1:], strict=False):
+        total += _dummies_between(a, b, c, d)
+    return total
+
+
+def _dummies_between(a: int, b: int, c: int, d: int) -> int:
+    """Dummy cells strictly between two cells, on the shortest way that meets no real pair."""
+    best = {(a, b): 0}
+    for i in range(a, c + 1):
+        for j in range(b, d + 1):
+            if (i, j) == (a, b):
+                continue
+            is_end = (i, j) == (c, d)
+            if i % 2 and j % 2 and not is_end:
+                continue
+            before = [best[i - p, j - q] for p, q in oracles.STEPS if (i - p, j - q) in best]
+            if before:
+                best[i, j] = min(before) + (not is_end)
+    return best[c, d]
+
+
+def test_features_give_what_their_costs_give(backend: str) -> None:
+    x, y = _data(3, 5, 2), _data(3, 6, 2, seed=1)
+    for function, of_cost, plain in (
+        (soft_dtw_alignment, soft_dtw_alignment_from_cost, soft_dtw),
+        (s2dtw_alignment, s2dtw_alignment_from_cost, s2dtw),
+    ):
+        left = function(x, y, cost="negative_dot", gamma=0.3, backend=backend)
+        right = of_cost(-(x @ y.mT), gamma=0.3, backend=backend)
+        assert_close(left.value, plain(x, y, cost="negative_dot", gamma=0.3), 1e-12, "value")
+        assert_close(left.expected, right.expected, 1e-12, "expected")
+        for a, b in zip(left.path(), right.path(), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("function", [soft_dtw_alignment, s2dtw_alignment])
+def test_pairwise_alignments(function: Callable[..., Alignment], backend: str) -> None:
+    x, y = _data(2, 5, 3), _data(3, 6, 3, seed=1)
+    n, m = torch.tensor([5, 2]), torch.tensor([6, 1, 4])
+    alignment = function(x, y, pairwise=True, x_lengths=n, y_lengths=m, backend=backend)
+    assert alignment.value.shape == (2, 3)
+    assert alignment.expected.shape == (2, 3, 5, 6)
+    paths = alignment.path()
+    for a in range(2):
+        for b in range(3):
+            one = function(x[a, : n[a]], y[b, : m[b]], backend=backend)
+            assert_close(alignment.value[a, b], one.value, 1e-12, "value")
+            assert_close(alignment.expected[a, b, : n[a], : m[b]], one.expected, 1e-11, "expected")
+            assert torch.equal(paths[a][b], one.path())
+
+
+@given(problem=problems(largest=6), gamma=gammas(0.1))
+def test_expected_is_differentiable_like_the_gradient(
+    problem: Problem, gamma: float, backend: str
+) -> None:
+    weight = torch.linspace(-1, 1, problem.cost.numel(), dtype=torch.float64)
+    weight = weight.reshape(problem.cost.shape)
+    cost = problem.cost.clone().requires_grad_()
+    arguments = {**problem.arguments, "gamma": gamma, "backend": backend}
+    expected = soft_dtw_alignment_from_cost(cost, **arguments).expected
+    (left,) = derivative((expected * weight).sum(), cost)
+    value = soft_dtw_from_cost(cost, **arguments)
+    (gradient,) = derivative(value.sum(), cost, again=True)
+    (right,) = derivative((gradient * weight).sum(), cost)
+    assert_close(left, right, 1e-12 * max(1.0, 1.0 / gamma), "derivative of the expected alignment")
+
+
+def test_a_batch_gives_a_list_and_one_pair_a_tensor(backend: str) -> None:
+    one = soft_dtw_alignment(_data(4, 2), _data(5, 2), backend=backend)
+    assert one.path().shape[1] == 2
+    many = soft_dtw_alignment(_data(3, 4, 2), _data(3, 5, 2), backend=backend)
+    assert isinstance(many.path(), list)
+    assert len(many.path()) == 3
+    assert "Alignment" in repr(one)

@@ -1,0 +1,102 @@
+"""The band min(0, M - N) - w <= j - i <= max(0, M - N) + w, by each pair's own lengths."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from helpers import assert_close, bits, value_and_gradient
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Problem, gammas, problems
+
+from softdtw_kernels import soft_dtw, soft_dtw_divergence, soft_dtw_from_cost
+
+
+def _outside(problem: Problem) -> torch.Tensor:
+    outside = torch.ones_like(problem.cost, dtype=torch.bool)
+    for index, block in problem.items():
+        n, m = block.shape
+        outside[index][:n, :m] = ~torch.from_numpy(oracles.band(n, m, problem.bandwidth))
+    return outside
+
+
+@given(problem=problems(largest=12, forbidden=False), bandwidth=st.integers(0, 12))
+def test_a_band_is_forbidden_cells_outside_it(
+    problem: Problem, bandwidth: int, backend: str
+) -> None:
+    problem = Problem(problem.cost, problem.gamma, problem.x_lengths, problem.y_lengths, bandwidth)
+    forbidden = problem.cost.masked_fill(_outside(problem), math.inf)
+    value, gradient = value_and_gradient(
+        soft_dtw_from_cost, problem.cost, backend=backend, **problem.arguments
+    )
+    other_value, other_gradient = value_and_gradient(
+        soft_dtw_from_cost, forbidden, backend=backend, **{**problem.arguments, "bandwidth": None}
+    )
+    scale = max(problem.gamma, problem.cost.abs().max().item()) if problem.cost.numel() else 1.0
+    assert_close(value, other_value, 1e-12 * scale * sum(problem.cost.shape[-2:]), "value")
+    tolerance = 1e-6 if scale > 1e5 * problem.gamma else 1e-9
+    assert_close(gradient, other_gradient, tolerance, "gradient")
+    assert value.isfinite().all(), "a path exists within every band"
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e38])
+@given(problem=problems(largest=10, forbidden=False), bandwidth=st.integers(0, 8))
+def test_cells_outside_the_band_are_never_read(
+    problem: Problem, bandwidth: int, garbage: float, backend: str
+) -> None:
+    problem = Problem(problem.cost, problem.gamma, problem.x_lengths, problem.y_lengths, bandwidth)
+    outside = _outside(problem)
+    value, gradient = value_and_gradient(
+        soft_dtw_from_cost, problem.cost, backend=backend, **problem.arguments
+    )
+    other_value, other_gradient = value_and_gradient(
+        soft_dtw_from_cost,
+        problem.cost.masked_fill(outside, garbage),
+        backend=backend,
+        **problem.arguments,
+    )
+    assert bits(value) == bits(other_value)
+    assert bits(gradient) == bits(other_gradient)
+    assert (gradient[outside] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (200, 120), (90, 260), (257, 255)])
+@pytest.mark.parametrize("bandwidth", [0, 1, 5, 31, 64, 1000])
+def test_long_bands_match_the_oracle(shape: tuple[int, int], bandwidth: int, backend: str) -> None:
+    random = np.random.default_rng(bandwidth)
+    cost = random.normal(size=shape)
+    truth = oracles.recursion(oracles.restrict(cost, *shape, bandwidth), 0.1)
+    value, gradient = value_and_gradient(
+        soft_dtw_from_cost, torch.from_numpy(cost), gamma=0.1, bandwidth=bandwidth, backend=backend
+    )
+    assert_close(value, truth.value, 0.0, "value", rtol=1e-12)
+    assert_close(gradient, truth.visits, 1e-9, "gradient")
+
+
+@given(sides=st.tuples(st.integers(1, 9), st.integers(1, 9)), gamma=gammas())
+def test_band_zero_of_equal_lengths_is_the_diagonal(
+    sides: tuple[int, int], gamma: float, backend: str
+) -> None:
+    n = sides[0]
+    cost = torch.randn(n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    value, gradient = value_and_gradient(
+        soft_dtw_from_cost, cost, gamma=gamma, bandwidth=0, backend=backend
+    )
+    assert_close(value, cost.trace(), 1e-12 * n, "trace")
+    assert_close(gradient, torch.eye(n), 0.0, "diagonal")
+
+
+def test_features_and_divergence_take_the_band(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 9, 2, generator=generator, dtype=torch.float64)
+    y = torch.randn(3, 7, 2, generator=generator, dtype=torch.float64)
+    terms = [
+        soft_dtw(a, b, bandwidth=1, gamma=0.2, backend=backend) for a, b in ((x, y), (x, x), (y, y))
+    ]
+    divergence = soft_dtw_divergence(x, y, bandwidth=1, gamma=0.2, backend=backend)
+    assert_close(divergence, terms[0] - (terms[1] + terms[2]) / 2, 1e-12, "divergence")
+    assert not torch.allclose(terms[0], soft_dtw(x, y, gamma=0.2, backend=backend))

@@ -1,0 +1,109 @@
+"""Barycenters: known answers, stationarity, and what must not change them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import seeds
+
+from softdtw_kernels import soft_dtw, soft_dtw_barycenter
+
+
+def _walks(count: int, n: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, n, 2, generator=generator, dtype=torch.float64).cumsum(-2)
+
+
+def _objective(
+    z: torch.Tensor,
+    sequences: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    **arguments: object,
+) -> torch.Tensor:
+    values = soft_dtw(z, sequences, **arguments)
+    return values.mean() if weights is None else (values * weights).sum() / weights.sum()
+
+
+def test_the_hard_barycenter_of_one_sequence_is_that_sequence(backend: str) -> None:
+    x = _walks(1, 6)
+    center = soft_dtw_barycenter(x, gamma=1e-4, init=x[0] + 0.05, max_iter=200, backend=backend)
+    assert_close(center, x[0], 1e-3, "barycenter")
+
+
+def test_single_frames_have_their_weighted_mean(backend: str) -> None:
+    """One frame each has one alignment: the barycenter of squared distances is the mean."""
+    x = torch.tensor([[[0.0, 1.0]], [[3.0, -2.0]], [[1.0, 4.0]]], dtype=torch.float64)
+    weights = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    center = soft_dtw_barycenter(x, weights=weights, gamma=0.7, backend=backend)
+    assert_close(center, (x * weights[:, None, None]).sum(0) / weights.sum(), 1e-6, "mean")
+    center = soft_dtw_barycenter(x, gamma=0.7, backend=backend)
+    assert_close(center, x.mean(0), 1e-6, "mean")
+
+
+@settings(max_examples=5)
+@given(seed=seeds(), gamma=st.sampled_from([0.1, 1.0, 5.0]))
+def test_the_barycenter_is_stationary_and_below_its_start(
+    seed: int, gamma: float, backend: str
+) -> None:
+    x = _walks(4, 7, seed)
+    start = x.mean(0)
+    center = soft_dtw_barycenter(
+        x, gamma=gamma, init=start, max_iter=400, tol=1e-8, backend=backend
+    )
+    assert center.shape == start.shape
+    leaf = center.clone().requires_grad_()
+    value = _objective(leaf, x, gamma=gamma)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    leaf = start.clone().requires_grad_()
+    (first,) = torch.autograd.grad(_objective(leaf, x, gamma=gamma), leaf)
+    assert value <= _objective(start, x, gamma=gamma)
+    assert gradient.abs().max() <= 1e-4 * first.abs().max()
+
+
+def test_weights_act_as_repetitions(backend: str) -> None:
+    x = _walks(3, 5)
+    shared = {"gamma": 1.0, "init": x[0], "max_iter": 300, "tol": 1e-9, "backend": backend}
+    weighted = soft_dtw_barycenter(x, weights=[2.0, 1.0, 0.0], **shared)
+    repeated = soft_dtw_barycenter(x[[0, 0, 1]], **shared)
+    assert_close(weighted, repeated, 1e-4, "barycenter")
+
+
+def test_padding_changes_nothing(backend: str) -> None:
+    x = _walks(3, 8)
+    lengths = torch.tensor([8, 5, 3])
+    padded = x.clone()
+    for k, n in enumerate(lengths):
+        padded[k, n:] = math.nan
+    shared = {"gamma": 0.5, "init": x[0, :6], "backend": backend}
+    truth = soft_dtw_barycenter(x, lengths=lengths, **shared)
+    assert torch.equal(soft_dtw_barycenter(padded, lengths=lengths, **shared), truth)
+    pieces = [s[:n] for s, n in zip(x, lengths, strict=True)]
+    assert_close(soft_dtw_barycenter(pieces, **shared), truth, 1e-9, "list of sequences")
+    without = soft_dtw_barycenter(padded, lengths=lengths, gamma=0.5, backend=backend)
+    assert without.isfinite().all()
+
+
+def test_inputs_stay_as_they_are_and_no_graph_is_kept(backend: str) -> None:
+    x = _walks(3, 5).requires_grad_()
+    before = x.detach().clone()
+    init = x[0].detach().clone()
+    center = soft_dtw_barycenter(x, init=init, backend=backend)
+    assert torch.equal(x.detach(), before)
+    assert torch.equal(init, before[0])
+    assert not center.requires_grad
+    assert x.grad is None
+    with torch.no_grad():
+        assert_close(soft_dtw_barycenter(x, init=init, backend=backend), center, 0.0, "no_grad")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_and_length_of_the_result(dtype: torch.dtype, backend: str) -> None:
+    x = _walks(3, 5).to(dtype)
+    assert soft_dtw_barycenter(x, backend=backend).dtype == dtype
+    assert soft_dtw_barycenter(x, init=9, backend=backend).shape == (9, 2)
+    assert soft_dtw_barycenter(x, init=x[1, :3], backend=backend).shape == (3, 2)

@@ -1,0 +1,269 @@
+"""What torch composes with: torch.func, compile, opcheck, fake tensors, autocast, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import assert_close
+from hypothesis import given, settings
+from strategies import Problem, problems
+from torch import Tensor
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from softdtw_kernels import (
+    S2DTWFunction,
+    SoftDTWFunction,
+    s2dtw,
+    s2dtw_from_cost,
+    soft_dtw,
+    soft_dtw_alignment_from_cost,
+    soft_dtw_divergence,
+    soft_dtw_from_cost,
+)
+
+FUNCTIONS = [soft_dtw, s2dtw, soft_dtw_divergence]
+BOTH = [soft_dtw_from_cost, s2dtw_from_cost]
+
+
+def _data(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_func_grad_jvp_vjp_and_hessian(function: Callable[..., Tensor], backend: str) -> None:
+    cost, direction = _data(4, 5), _data(4, 5, seed=1)
+    leaf = cost.clone().requires_grad_()
+    value = function(leaf, gamma=0.5, backend=backend)
+    (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+    (product,) = torch.autograd.grad((gradient * direction).sum(), leaf)
+
+    def call(cost: Tensor) -> Tensor:
+        return function(cost, gamma=0.5, backend=backend)
+
+    assert_close(grad(call)(cost), gradient.detach(), 1e-12, "grad")
+    got, tangent = jvp(call, (cost,), (direction,))
+    assert_close(got, value.detach(), 1e-12, "jvp value")
+    assert_close(tangent, (gradient * direction).sum().detach(), 1e-12, "jvp")
+    assert_close(vjp(call, cost)[1](torch.tensor(1.0).double())[0], gradient.detach(), 1e-12, "vjp")
+    full = hessian(call)(cost)
+    assert full.shape == (4, 5, 4, 5)
+    assert_close((full * direction).sum((-1, -2)), product, 1e-10, "hessian")
+    assert_close(full.reshape(20, 20), full.reshape(20, 20).T, 1e-10, "symmetry")
+    assert_close(jacfwd(grad(call))(cost), full, 1e-10, "jacfwd of grad")
+    assert_close(jacrev(grad(call))(cost), full, 1e-10, "jacrev of grad")
+    assert_close(jvp(grad(call), (cost,), (direction,))[1], product, 1e-10, "jvp of grad")
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_vmap_with_lengths(function: Callable[..., Tensor]) -> None:
+    cost = _data(6, 4, 5)
+    n, m = torch.tensor([4, 1, 2, 3, 4, 4]), torch.tensor([5, 5, 1, 2, 3, 4])
+    leaf = cost.clone().requires_grad_()
+    value = function(leaf, gamma=0.5, x_lengths=n, y_lengths=m)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+
+    def call(cost: Tensor, n: Tensor, m: Tensor) -> Tensor:
+        return function(cost, gamma=0.5, x_lengths=n, y_lengths=m)
+
+    assert_close(vmap(call)(cost, n, m), value.detach(), 1e-12, "vmap")
+    assert_close(vmap(grad(call))(cost, n, m), gradient, 1e-12, "vmap of grad")
+    assert vmap(hessian(call))(cost, n, m).shape == (6, 4, 5, 4, 5)
+    nested = vmap(vmap(call))(cost.view(2, 3, 4, 5), n.view(2, 3), m.view(2, 3))
+    assert_close(nested, value.detach().view(2, 3), 1e-12, "vmap of vmap")
+    last = vmap(call, in_dims=(-1, 0, 0))(cost.movedim(0, -1), n, m)
+    assert_close(last, value.detach(), 1e-12, "vmap over the last dimension")
+
+
+def test_vmap_over_gamma_alone_and_hessian_in_gamma() -> None:
+    cost, gammas = _data(3, 4), torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
+
+    def call(gamma: Tensor) -> Tensor:
+        return soft_dtw_from_cost(cost, gamma=gamma)
+
+    truth = torch.stack([call(g) for g in gammas])
+    assert_close(vmap(call)(gammas), truth, 1e-12, "vmap over gamma")
+    by_gamma = vmap(grad(call))(gammas)
+    step = 1e-5
+    slope = (
+        torch.stack([call(g + step) for g in gammas])
+        - torch.stack([call(g - step) for g in gammas])
+    ) / (2 * step)
+    assert_close(by_gamma, slope, 1e-8, "gradient by gamma")
+    curvature = torch.stack([grad(call)(g + step) - grad(call)(g - step) for g in gammas]) / (
+        2 * step
+    )
+    assert_close(vmap(hessian(call))(gammas), curvature, 1e-7, "second derivative by gamma")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_vmap_of_features(function: Callable[..., Tensor]) -> None:
+    x, y = _data(3, 5, 2), _data(3, 6, 2, seed=1)
+    assert_close(vmap(function)(x, y), function(x, y), 1e-12, "vmap")
+    assert_close(
+        vmap(function, in_dims=(0, None))(x, y[0]), function(x, y[0]), 1e-12, "vmap over x"
+    )
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(leaf, y).sum(), leaf)
+    assert_close(vmap(grad(function))(x, y), gradient, 1e-12, "vmap of grad")
+
+
+@settings(max_examples=8)
+@given(problem=problems(largest=5))
+def test_vmap_is_the_batch(problem: Problem) -> None:
+    cost = problem.cost.reshape(-1, *problem.cost.shape[-2:])
+    value = soft_dtw_from_cost(cost, gamma=problem.gamma, bandwidth=problem.bandwidth)
+    mapped = vmap(
+        lambda c: soft_dtw_from_cost(c, gamma=problem.gamma, bandwidth=problem.bandwidth)
+    )(cost)
+    assert torch.equal(mapped, value)
+
+
+def test_per_sample_gradients_of_a_module() -> None:
+    layer = torch.nn.Linear(3, 2).double()
+    parameters = dict(layer.named_parameters())
+    x, y = _data(4, 6, 3), _data(4, 5, 2, seed=1)
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return soft_dtw(functional_call(layer, parameters, x), y, gamma=0.3)
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
+    soft_dtw(layer(x), y, gamma=0.3).sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert_close(each[name].sum(0), parameter.grad, 1e-11, name)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_compile_fullgraph_forward_and_backward(function: Callable[..., Tensor]) -> None:
+    """One graph, dynamic shapes; aot_eager traces what inductor would, without a C++ compiler."""
+    torch._dynamo.reset()
+
+    def loss(x: Tensor, y: Tensor, n: Tensor, gamma: Tensor) -> Tensor:
+        return function(x, y, gamma=gamma, x_lengths=n, reduction="mean")
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in (5, 7):
+        x, y = _data(3, size, 2).requires_grad_(), _data(3, size + 1, 2, seed=1).requires_grad_()
+        gamma = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+        n = torch.tensor([size, 2, 1])
+        got, truth = compiled(x, y, n, gamma), loss(x, y, n, gamma)
+        assert_close(got.detach(), truth.detach(), 1e-12, "value")
+        pairs = zip(
+            torch.autograd.grad(got, (x, y, gamma)),
+            torch.autograd.grad(truth, (x, y, gamma)),
+            strict=True,
+        )
+        for a, b in pairs:
+            assert_close(a, b, 1e-11, "gradient")
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_compile_fullgraph_from_cost(function: Callable[..., Tensor]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda c: function(c, gamma=0.2), fullgraph=True, backend="aot_eager")
+    cost = _data(3, 4, 5).float().requires_grad_()
+    (got,) = torch.autograd.grad(compiled(cost).sum(), cost)
+    (truth,) = torch.autograd.grad(function(cost, gamma=0.2).sum(), cost)
+    assert torch.equal(got, truth)
+
+
+def test_compile_of_the_expected_alignment() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda c: soft_dtw_alignment_from_cost(c, gamma=0.2).expected,
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    cost = _data(2, 4, 5)
+    truth = soft_dtw_alignment_from_cost(cost, gamma=0.2).expected
+    assert_close(compiled(cost), truth, 1e-12, "expected alignment")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bandwidth", [None, 2])
+def test_opcheck(dtype: torch.dtype, bandwidth: int | None) -> None:
+    """Schema, fake kernels and dynamic shapes of the operators themselves."""
+    ops = torch.ops.softdtw_kernels
+    cost = _data(3, 4, 5).to(dtype)
+    item = torch.full((3,), 0.5, dtype=torch.float64)
+    n, m = torch.tensor([4, 2, 1]), torch.tensor([5, 1, 4])
+    problem = (cost, item, None, n, m, bandwidth)
+    weight, direction = torch.ones(3, dtype=dtype), _data(3, 4, 5, seed=1).to(dtype)
+    weak = (cost, item, item, n, m, None)
+    calls = [
+        (ops.value, problem),
+        (ops.value, weak),
+        (ops.gradient, (*problem, weight, True)),
+        (ops.gradient, (*weak, weight, False)),
+        (ops.hessian_product, (*problem, weight, direction, item, None)),
+        (ops.hessian_product, (*weak, weight, direction, item, item)),
+        (ops.smooth, (cost, item, n, m, 1.0)),
+        (ops.smooth_vjp, (cost, item, n, m, 3.0, direction)),
+        (ops.squared_distances, (cost, cost + 1)),
+    ]
+    for operator, arguments in calls:
+        torch.library.opcheck(operator.default, arguments)
+
+
+def test_fake_tensors_know_the_shapes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(3, 5, 2, requires_grad=True)
+        y = torch.empty(4, 6, 2)
+        value = soft_dtw(x, y, pairwise=True, x_lengths=torch.tensor([5, 1, 2]), bandwidth=3)
+        assert value.shape == (3, 4)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        assert gradient.shape == x.shape
+        assert s2dtw(x[0], y[0]).shape == ()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_autocast_keeps_single_precision(function: Callable[..., Tensor]) -> None:
+    """Costs ignore autocast; features that a layer made in bfloat16 meet a float32 target."""
+    x, y = _data(2, 6, 8).float(), _data(2, 7, 8, seed=1).float()
+    truth = function(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(function(x, y), truth)
+        features = torch.nn.Linear(8, 8)(x)
+        assert features.dtype == torch.bfloat16
+        value = function(features, y)
+    assert value.dtype == torch.float32
+    assert_close(value.detach(), function(features.float(), y).detach(), 0.0, "mixed", rtol=1e-6)
+
+
+def test_the_functions_themselves_are_public() -> None:
+    cost = _data(2, 3, 4).requires_grad_()
+    value = SoftDTWFunction.apply(cost, 0.5)
+    assert torch.equal(value, soft_dtw_from_cost(cost, gamma=0.5))
+    assert_close(
+        S2DTWFunction.apply(cost, 0.1, 0.5).detach(), s2dtw_from_cost(cost).detach(), 1e-12, "S2DTW"
+    )
+    assert torch.autograd.gradcheck(lambda c: SoftDTWFunction.apply(c, 0.5), (cost,))
+    assert torch.autograd.gradgradcheck(lambda c: S2DTWFunction.apply(c, 0.5, 0.3), (cost,))
+    assert issubclass(SoftDTWFunction, torch.autograd.Function)
+    assert issubclass(S2DTWFunction, torch.autograd.Function)
+
+
+def test_activation_checkpointing_and_hooks() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    x, y = _data(2, 5, 3).requires_grad_(), _data(2, 4, 3, seed=1)
+    seen: list[Tensor] = []
+    x.register_hook(seen.append)
+    soft_dtw(x, y).sum().backward()
+    truth = x.grad.clone()
+    x.grad = None
+    checkpoint(soft_dtw, x, y, use_reentrant=False).sum().backward()
+    assert torch.equal(x.grad, truth)
+    assert len(seen) == 2
+
+
+def test_a_change_in_place_between_forward_and_backward_is_noticed() -> None:
+    cost = _data(3, 4).requires_grad_()
+    scaled = cost * 1.0
+    value = soft_dtw_from_cost(scaled)
+    scaled.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
