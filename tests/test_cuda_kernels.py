@@ -8,6 +8,8 @@ many multiprocessors decide between whole items and strips, and the number of bl
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from strategies import make_cost
 
 from softdtw_kernels.backends import _cuda_host as host
-from softdtw_kernels.backends import _cuda_plan, reference
+from softdtw_kernels.backends import _cuda_plan, cupy_cuda, reference
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -109,7 +111,7 @@ def check_against_oracle(launcher: EmulatorLauncher, call: dict[str, object]) ->
         truth = oracles.recursion(lattice, gamma)
         scale = 1.0
         if truth.value < math.inf:
-            scale = oracles.value_scale(truth.value, lattice, truth.visits, gamma)
+            scale = oracles.value_scale(truth, lattice, gamma)
         error = abs_difference(float(value[index]), truth.value)
         assert error <= (1e-6 if single else 1e-12) * scale, (index, gamma, truth.value)
         tolerance = oracles.gradient_tolerance(lattice, gamma)
@@ -400,3 +402,35 @@ def test_what_is_saved_for_the_gradient_is_a_tenth_of_the_cost(shape: tuple[int,
     saved = fast.total_bytes - fast.scratch_bytes["flows"]
     assert saved < 0.1 * 4 * cost.numel()
     assert wide.total_bytes < 0.12 * 4 * cost.numel()
+
+
+def test_without_cupy_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    cupy_cuda.import_cupy.cache_clear()
+    with pytest.raises(ImportError, match=r"softdtw-kernels\[cuda1[23]\]"):
+        cupy_cuda.import_cupy()
+    cupy_cuda.import_cupy.cache_clear()
+
+
+def test_a_scalar_gamma_in_host_memory_is_passed_by_value() -> None:
+    """What a 0-d gamma on the CPU becomes beside a cost on a GPU; here the device is pretended."""
+    gamma = torch.tensor(0.25, dtype=torch.float64).expand(3, 2)
+    fields = host.per_item(gamma, "gamma", torch.device("meta"))
+    assert fields == {"gamma": None, "gamma_stride": 0, "gamma_number": 0.25}
+
+
+def test_every_argument_of_a_launch_is_8_bytes_wide() -> None:
+    """CuPy passes Python integers and floats as 8-byte values: the kernels take nothing else."""
+    for file, macro in (
+        ("problem.cuh", "SOFTDTW_BATCH_FIELDS"),
+        ("problem.cuh", "SOFTDTW_LATTICE_FIELDS"),
+        ("smoothing.cu", "SOFTDTW_SMOOTHING_FIELDS"),
+        ("distances.cu", "SOFTDTW_DISTANCE_FIELDS"),
+    ):
+        text = (host.SOURCES / file).read_text()
+        body = text[text.index(f"#define {macro}(X)") :].split("\n\n", 1)[0]
+        declared = re.findall(r"X\(([^,]+), (\w+)\)", body)
+        assert len(declared) == len(host.own_field_names(file, macro)) > 0
+        for kind, name in declared:
+            assert kind.endswith("*") or kind in ("int64", "double"), (kind, name)
+            assert (kind == "double") == (name in host.DOUBLES), name

@@ -1,4 +1,4 @@
-"""Every form of every CUDA kernel compiles with NVRTC for every GPU since 2018, within its registers.
+"""Every form of every CUDA kernel compiles for every GPU since 2018, within its registers.
 
 Needs two packages of NVIDIA on the package index, no GPU and no CUDA toolkit: nvidia-cuda-nvrtc
 compiles, nvidia-cuda-cuobjdump reads registers and spills. NVRTC is what CuPy compiles with;

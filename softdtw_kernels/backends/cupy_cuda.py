@@ -33,9 +33,8 @@ def import_cupy() -> Any:
         major = (torch.version.cuda or "").split(".")[0]
         extras = [f"softdtw-kernels[cuda{v}]" for v in ("12", "13") if major in ("", v)]
         raise ImportError(
-            "CUDA tensors need CuPy, which compiles the kernels; got "
-            f"{error}. Install it with: pip install '{' or '.join(extras)}'"
-            + ("" if major else " (the extra of your CUDA version)")
+            f"CUDA tensors need CuPy, which compiles the kernels, but: {error}. Install "
+            f"the extra {' or '.join(extras)}, or pass backend='reference' (plain torch, slow)"
         ) from error
     return cupy
 

@@ -1,0 +1,258 @@
+"""Times and memory of the CUDA backend, against the bandwidth of the device and against peers.
+
+    python benchmarks/gpu.py --output build/gpu.json
+        [--maghoumi FILE] [--sdtw-cuda-torch DIRECTORY] [--quick]
+
+`make gpu` runs it after the GPU tests. For each shape: forward, forward + backward, peak memory
+beyond the inputs, and the share of the copy bandwidth, measured in the same run, that the least
+traffic (cost read once forward; read, and its gradient written, backward) takes of the time.
+Peers run on the same inputs where they can: pysdtw if it is installed, the others by their path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import softdtw_kernels as sk
+
+FROM_COST = [
+    (512, 64, 64),
+    (512, 256, 256),
+    (64, 1024, 1024),
+    (8, 4096, 4096),
+    (1, 16384, 16384),
+]
+FROM_FEATURES = [(32, 512, 512, 64)]
+ALL_PAIRS = [128, 1024]  # sequences of 8 on each side
+GAMMA = 0.1
+
+Loss = Callable[..., Tensor]  # of the inputs, to the sum of the values
+
+
+@dataclass
+class Result:
+    """One row of the table; milliseconds are medians, None is not measured."""
+
+    problem: str
+    who: str
+    forward_ms: float | None
+    both_ms: float | None
+    peak_mib: float | None
+    share_of_bandwidth: float | None = None
+    error: str = ""
+
+
+def milliseconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median over single launches between events, after warming up."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def copy_bandwidth(repeats: int) -> float:
+    """Bytes read and written a second, by a copy of 2 GiB."""
+    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return 2 * source.numel() / (milliseconds(lambda: target.copy_(source), repeats) / 1e3)
+
+
+def call_overhead() -> float:
+    """Microseconds of the host for one small forward call."""
+    import time
+
+    cost = torch.rand(1, 8, 8, device="cuda")
+    sk.soft_dtw_from_cost(cost)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(200):
+        sk.soft_dtw_from_cost(cost)
+    elapsed = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return elapsed / 200 * 1e6
+
+
+def measure(
+    problem: str,
+    who: str,
+    loss: Loss,
+    inputs: list[Tensor],
+    least_bytes: int,
+    bandwidth: float,
+    repeats: int,
+) -> Result:
+    """Forward alone, and forward with backward to every input."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            loss(*inputs)
+
+    leaves = [x.detach().requires_grad_() for x in inputs]
+
+    def both() -> None:
+        torch.autograd.grad(loss(*leaves), leaves)
+
+    try:
+        forward_ms = milliseconds(forward, repeats)
+        both()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        both()
+        torch.cuda.synchronize()
+        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+        both_ms = milliseconds(both, repeats)
+    except Exception as error:  # a peer may fail in any way; the table says how
+        return Result(
+            problem, who, None, None, None, error=f"{type(error).__name__}: {error}"[:200]
+        )
+    share = least_bytes / bandwidth / (both_ms / 1e3) if least_bytes else None
+    return Result(problem, who, forward_ms, both_ms, peak, share)
+
+
+def load_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader, f"not a Python file: {path}"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def peers_from_features(arguments: argparse.Namespace) -> dict[str, Loss]:
+    """Each takes x and y and gives the sum of soft-DTW of squared Euclidean costs."""
+    found: dict[str, Loss] = {}
+    if arguments.maghoumi:
+        maghoumi = load_file(arguments.maghoumi).SoftDTW(use_cuda=True, gamma=GAMMA)
+        found["Maghoumi"] = lambda x, y: maghoumi(x, y).sum()
+    if importlib.util.find_spec("pysdtw"):
+        import pysdtw  # type: ignore[import-not-found]
+
+        pysdtw_loss = pysdtw.SoftDTW(
+            gamma=GAMMA, dist_func=pysdtw.distance.pairwise_l2_squared, use_cuda=True
+        )
+        found["pysdtw"] = lambda x, y: pysdtw_loss(x, y).sum()
+    if arguments.sdtw_cuda_torch:
+        sys.path.insert(0, str(arguments.sdtw_cuda_torch))
+        import softdtw_cuda  # type: ignore[import-not-found]
+
+        strongest = softdtw_cuda.SoftDTW(gamma=GAMMA)
+        found["sdtw-cuda-torch"] = lambda x, y: strongest(x, y).sum()
+    return found
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    repeats = 5 if arguments.quick else 30
+    torch.manual_seed(0)
+    bandwidth = copy_bandwidth(repeats)
+    results: list[Result] = []
+
+    def add(*row: Any) -> None:
+        results.append(measure(*row, bandwidth, repeats))
+        print_row(results[-1])
+
+    for sequences in ALL_PAIRS:
+        x, y = (torch.randn(sequences, 8, 512, device="cuda") for _ in range(2))
+        least = 4 * 3 * (8 * sequences) ** 2
+        name = f"S2DTW all pairs, {sequences**2:,} of 8 x 8"
+        add(name, "ours", lambda x, y: sk.s2dtw(x, y, pairwise=True).sum(), [x, y], least)
+        cost = -torch.rand(sequences, sequences, 8, 8, device="cuda")
+        add(f"{name}, from costs", "ours", lambda c: sk.s2dtw_from_cost(c).sum(), [cost], least)
+    peers = peers_from_features(arguments)
+    for shape in FROM_COST:
+        cost = torch.rand(shape, device="cuda")
+        name = " x ".join(map(str, shape))
+        add(
+            name,
+            "ours",
+            lambda c: sk.soft_dtw_from_cost(c, gamma=GAMMA).sum(),
+            [cost],
+            12 * cost.numel(),
+        )
+        del cost
+    features = FROM_FEATURES + [(*shape, 4) for shape in FROM_COST]
+    for items, n, m, d in features:
+        x = torch.randn(items, n, d, device="cuda").cumsum(1)
+        y = torch.randn(items, m, d, device="cuda").cumsum(1)
+        name = f"{items} x {n} x {m} from {d} features"
+        add(
+            name,
+            "ours",
+            lambda x, y: sk.soft_dtw(x, y, gamma=GAMMA).sum(),
+            [x, y],
+            12 * items * n * m,
+        )
+        for who, loss in peers.items():
+            add(name, who, loss, [x, y], 0)
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "copy_bandwidth_bytes_per_second": bandwidth,
+        "call_overhead_microseconds": call_overhead(),
+        "results": [asdict(r) for r in results],
+        "times_faster_than_the_best_peer": ratios(results),
+    }
+
+
+def ratios(results: list[Result]) -> dict[str, float]:
+    """Forward + backward, by problem, where some peer ran."""
+    best: dict[str, float] = {}
+    for r in results:
+        if r.who != "ours" and r.both_ms:
+            best[r.problem] = min(r.both_ms, best.get(r.problem, r.both_ms))
+    ours = {r.problem: r.both_ms for r in results if r.who == "ours" and r.both_ms}
+    return {name: time / ours[name] for name, time in best.items() if name in ours}
+
+
+def print_row(r: Result) -> None:
+    if r.error:
+        print(f"{r.problem:50} {r.who:16} {r.error}", flush=True)
+        return
+    share = f"{100 * r.share_of_bandwidth:6.1f} %" if r.share_of_bandwidth else ""
+    print(
+        f"{r.problem:50} {r.who:16} {r.forward_ms:9.3f} ms {r.both_ms:9.3f} ms "
+        f"{r.peak_mib:9.1f} MiB {share}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("build/gpu.json"))
+    parser.add_argument("--maghoumi", type=Path, help="the file soft_dtw_cuda.py of Maghoumi")
+    parser.add_argument("--sdtw-cuda-torch", type=Path, help="a directory with its package")
+    parser.add_argument("--quick", action="store_true", help="five repeats rather than thirty")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py needs a CUDA device, and torch sees none")
+    print(f"{'problem':50} {'who':16} {'forward':>12} {'with backward':>12} {'peak':>13} bandwidth")
+    report = run(arguments)
+    print(f"copy bandwidth {report['copy_bandwidth_bytes_per_second'] / 1e12:.2f} TB/s")
+    print(f"host time of a small call {report['call_overhead_microseconds']:.0f} us")
+    for problem, ratio in report["times_faster_than_the_best_peer"].items():
+        print(f"{problem}: {ratio:.0f} times faster than the best peer")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

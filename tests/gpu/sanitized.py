@@ -1,0 +1,34 @@
+"""A small use of every kernel, for compute-sanitizer: each way of sharing out the work once."""
+
+from __future__ import annotations
+
+import torch
+
+from softdtw_kernels.backends import cupy_cuda
+
+
+def main() -> None:
+    for dtype in (torch.float32, torch.float64):
+        for shape in ((3, 8, 8), (2, 40, 300)):
+            for weak in (False, True):
+                cost = torch.rand(shape, dtype=dtype, device="cuda")
+                cost[0, 1, 2] = 1e30  # this item goes through the slow arithmetic too
+                items = shape[0]
+                gamma = torch.full((items,), 0.1, dtype=torch.float64, device="cuda")
+                dummy = gamma * 5 if weak else None
+                limits = (gamma, dummy, None, None, None)
+                ones = torch.ones(items, dtype=dtype, device="cuda")
+                cupy_cuda.value(cost, *limits)
+                cupy_cuda.gradient(cost, *limits, ones, True)
+                cupy_cuda.hessian_product(
+                    cost, *limits, ones, cost.clamp(max=1), gamma, gamma if weak else None
+                )
+                smoothed = cupy_cuda.smooth(cost, gamma, None, None, 1.0)
+                cupy_cuda.smooth_vjp(cost, gamma, None, None, 1.0, smoothed)
+        x = torch.rand(2, 70, 5, dtype=dtype, device="cuda")
+        cupy_cuda.squared_distances(x, x)
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

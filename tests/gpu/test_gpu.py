@@ -1,0 +1,294 @@
+"""What only a GPU can show: the CUDA backend in use, against the CPU.
+
+`make gpu` runs these; without a CUDA device they are skipped. Times are not asserted here but
+measured by benchmarks/gpu.py.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import softdtw_kernels
+from softdtw_kernels.backends import _cuda_host, numba_cpu
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device; run `make gpu` where there is one"
+)
+
+SHAPES = [
+    (1, 1, 1),
+    (3, 5, 7),
+    (64, 8, 8),
+    (16, 64, 64),
+    (4, 300, 200),
+    (2, 1024, 900),
+    (1, 3000, 40),
+]
+
+
+def case(
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    gamma: float,
+    weak: bool,
+    ragged: bool,
+    band: int | None,
+) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(1)
+    cost = torch.randn(shape, dtype=torch.float64, generator=generator).square().to(dtype)
+    items, n, m = shape
+    lengths: list[torch.Tensor | None] = [None, None]
+    if ragged:
+        lengths = [torch.randint(1, k + 1, (items,), generator=generator) for k in (n, m)]
+    return {
+        "cost": cost,
+        "gamma": torch.full((items,), gamma, dtype=torch.float64),
+        "dummy": torch.full((items,), 0.5, dtype=torch.float64) if weak else None,
+        "x_lengths": lengths[0],
+        "y_lengths": lengths[1],
+        "bandwidth": band,
+    }
+
+
+def on_device(call: dict[str, object]) -> dict[str, object]:
+    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+
+
+def gpu_backend():
+    from softdtw_kernels.backends import cupy_cuda
+
+    return cupy_cuda
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("weak", "ragged", "band"),
+    [
+        (False, False, None),
+        (True, False, None),
+        (False, True, None),
+        (False, False, 5),
+        (True, True, None),
+        (False, True, 3),
+    ],
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_cuda_kernels_give_what_the_cpu_gives(
+    shape: tuple[int, int, int], weak: bool, ragged: bool, band: int | None, dtype: torch.dtype
+) -> None:
+    single = dtype == torch.float32
+    for gamma in (1.0, 1e-3, 0.0):
+        call = case(shape, dtype, gamma, weak, ragged, band)
+        exact = {**call, "cost": call["cost"].double()}
+        ones = torch.ones(shape[0], dtype=dtype)
+        value = gpu_backend().value(**on_device(call)).cpu().double()
+        truth = numba_cpu.value(**exact)
+        assert ((value - truth).abs() <= (1e-6 if single else 1e-12) * (1 + truth.abs())).all()
+        got = gpu_backend().gradient(**on_device(call), grad_value=ones.cuda(), with_gamma=True)
+        expected = numba_cpu.gradient(**exact, grad_value=ones.double(), with_gamma=True)
+        assert (got[0].cpu().double() - expected[0]).abs().max() <= (5e-5 if single else 1e-9)
+        cells = shape[1] + shape[2]
+        for a, b in zip(got[1:], expected[1:], strict=True):
+            assert (a.cpu() - b).abs().max() <= (1e-3 if single else 1e-8) * cells
+
+
+@pytest.mark.parametrize("weak", [False, True])
+def test_hessian_product_gives_what_the_cpu_gives(weak: bool) -> None:
+    call = case((3, 40, 150), torch.float64, 0.5, weak, True, None)
+    generator = torch.Generator().manual_seed(2)
+    tangents = {
+        "grad_value": torch.randn(3, dtype=torch.float64, generator=generator),
+        "tangent_cost": torch.randn(3, 40, 150, dtype=torch.float64, generator=generator),
+        "tangent_gamma": torch.randn(3, dtype=torch.float64, generator=generator),
+        "tangent_dummy": torch.randn(3, dtype=torch.float64, generator=generator) if weak else None,
+    }
+    got = gpu_backend().hessian_product(**on_device(call), **on_device(tangents))
+    expected = numba_cpu.hessian_product(**call, **tangents)
+    for a, b in zip(got, expected, strict=True):
+        assert (a.cpu() - b).abs().max() <= 1e-9 * (1 + b.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_smoothing_and_distances_give_what_the_cpu_gives(dtype: torch.dtype) -> None:
+    call = case((5, 30, 70), dtype, 0.3, False, True, None)
+    x = torch.randn(5, 70, 20, dtype=dtype)
+    y = torch.randn(5, 90, 20, dtype=dtype)
+    relative = 1e-5 if dtype == torch.float32 else 1e-12
+    distances = gpu_backend().squared_distances(x.cuda(), y.cuda()).cpu()
+    torch.testing.assert_close(
+        distances, numba_cpu.squared_distances(x, y), rtol=relative, atol=relative
+    )
+    names = ("cost", "gamma", "x_lengths", "y_lengths")
+    arguments = {name: call[name] for name in names} | {"origin_count": 3.0}
+    smoothed = gpu_backend().smooth(**on_device(arguments)).cpu()
+    torch.testing.assert_close(
+        smoothed, numba_cpu.smooth(**arguments), rtol=relative, atol=relative
+    )
+    grad = torch.randn(5, 30, 70, dtype=dtype)
+    got = gpu_backend().smooth_vjp(**on_device(arguments), grad_s=grad.cuda())
+    for a, b in zip(got, numba_cpu.smooth_vjp(**arguments, grad_s=grad), strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=10 * relative, atol=100 * relative)
+
+
+def test_no_call_waits_for_the_device() -> None:
+    x, y = torch.randn(4, 50, 3, device="cuda"), torch.randn(4, 60, 3, device="cuda")
+    lengths = torch.tensor([50, 3, 20, 1], device="cuda")
+
+    def run() -> None:
+        gamma = torch.tensor(0.5, requires_grad=True)  # in host memory: allowed
+        leaf = x.clone().requires_grad_()
+        softdtw_kernels.soft_dtw(leaf, y, gamma=gamma, x_lengths=lengths).sum().backward()
+
+    run()  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_cuda_graph_replays_forward_and_backward() -> None:
+    cost = torch.rand(8, 70, 300, device="cuda", requires_grad=True)
+
+    def run() -> torch.Tensor:
+        value = softdtw_kernels.soft_dtw_from_cost(cost, gamma=0.1).sum()
+        return torch.autograd.grad(value, cost)[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            cost.copy_(torch.rand_like(cost))
+        graph.replay()
+        assert torch.equal(captured, run())
+
+
+def test_results_repeat_to_the_bit() -> None:
+    call = on_device(case((6, 500, 700), torch.float32, 0.1, False, True, None))
+    ones = torch.ones(6, device="cuda")
+    first, *others = (
+        gpu_backend().gradient(**call, grad_value=ones, with_gamma=True) for _ in range(5)
+    )
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_work_is_done_on_the_current_stream() -> None:
+    stream = torch.cuda.Stream()
+    cost = torch.rand(4, 200, 200, device="cuda")
+    expected = softdtw_kernels.soft_dtw_from_cost(cost)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late = cost * 2  # only later kernels of this stream see it
+        doubled = softdtw_kernels.soft_dtw_from_cost(late, gamma=2.0)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(doubled, 2 * expected)
+
+
+def test_torch_compile_vmap_and_autocast() -> None:
+    cost = torch.rand(3, 20, 30, device="cuda", requires_grad=True)
+    expected = softdtw_kernels.soft_dtw_from_cost(cost, gamma=0.1)
+    compiled = torch.compile(
+        lambda c: softdtw_kernels.soft_dtw_from_cost(c, gamma=0.1), fullgraph=True
+    )
+    torch.testing.assert_close(compiled(cost), expected)
+    one = lambda c: softdtw_kernels.soft_dtw_from_cost(c, gamma=0.1)  # noqa: E731
+    torch.testing.assert_close(torch.func.vmap(one)(cost), expected)
+    with torch.autocast("cuda", torch.float16):
+        x, y = torch.randn(2, 9, 4, device="cuda"), torch.randn(2, 8, 4, device="cuda")
+        assert softdtw_kernels.soft_dtw(x, y).dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_each_device_does_its_own_work() -> None:
+    cost = torch.rand(3, 100, 200)
+    values = [softdtw_kernels.soft_dtw_from_cost(cost.to(f"cuda:{k}")).cpu() for k in (0, 1)]
+    assert torch.equal(*values)
+
+
+def memory_for(gigabytes: float) -> bool:
+    return torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > gigabytes * 2**30
+
+
+@pytest.mark.skipif(not memory_for(24), reason="needs 24 GiB of free GPU memory")
+def test_a_batch_of_more_than_two_to_the_31_cells() -> None:
+    """Offsets are 64 bits wide: the last items lie beyond 2^31 cells."""
+    items, side = 33_000, 256
+    cost = torch.rand(items, side, side, device="cuda")
+    assert cost.numel() > 2**31
+    gamma = torch.ones((), dtype=torch.float64, device="cuda").expand(items)
+    limits = (None, None, None, None)
+    value = gpu_backend().value(cost, gamma, *limits)
+    last = gpu_backend().value(cost[-5:].clone(), gamma[-5:], *limits)
+    assert torch.equal(value[-5:], last)
+    grad, _, _ = gpu_backend().gradient(cost, gamma, *limits, torch.ones_like(value), False)
+    few = gpu_backend().gradient(
+        cost[-5:].clone(), gamma[-5:], *limits, torch.ones_like(last), False
+    )
+    assert torch.equal(grad[-5:], few[0])
+    assert (grad.flatten(1).sum(1) >= side - 1e-2).all()
+
+
+@pytest.mark.skipif(not memory_for(20), reason="needs 20 GiB of free GPU memory")
+def test_a_value_of_65536_by_65536() -> None:
+    cost = torch.ones(65536, 65536, device="cuda")
+    gamma = torch.zeros((), dtype=torch.float64, device="cuda") + 1e-3
+    value = gpu_backend().value(cost, gamma, None, None, None, None)
+    assert value.item() == pytest.approx(65536, rel=1e-6)
+
+
+@pytest.mark.skipif(not memory_for(6), reason="needs 6 GiB of free GPU memory")
+def test_memory_of_a_gradient_of_16384_by_16384() -> None:
+    cost = torch.rand(16384, 16384, device="cuda")
+    gamma = torch.ones((), dtype=torch.float64, device="cuda")
+    one = torch.ones((), device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    grad, _, _ = gpu_backend().gradient(cost, gamma, None, None, None, None, one, False)
+    bytes_of_cost = 4 * cost.numel()
+    beyond = torch.cuda.max_memory_allocated() - before - bytes_of_cost
+    assert beyond < 0.12 * bytes_of_cost
+    assert grad.sum().item() >= 16384 - 1
+
+
+def test_out_of_range_values_are_nan_for_their_item() -> None:
+    cost = torch.rand(4, 10, 12, device="cuda")
+    lengths = torch.tensor([10, 11, 3, 0], device="cuda")
+    value = softdtw_kernels.soft_dtw_from_cost(cost, x_lengths=lengths)
+    assert value.isnan().tolist() == [False, True, False, True]
+    assert math.isfinite(value[0].item())
+
+
+TOOLS = ("memcheck", "racecheck", "synccheck")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_compute_sanitizer_finds_nothing(tool: str) -> None:
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        pytest.skip("compute-sanitizer is not on the path")
+    script = Path(__file__).with_name("sanitized.py")
+    done = subprocess.run(
+        [program, "--tool", tool, "--error-exitcode", "99", sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        cwd=_cuda_host.SOURCES.parents[2],
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
