@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -77,15 +78,24 @@ class World:
     seed: int = 0
 
     def steps(self) -> list[list[tuple[str, str, str]]]:
-        """Steps (color, shape, motion) of each task, all distinct over the whole set."""
-        every = [(c, s, m) for c in COLORS for s in SHAPES for m in MOTIONS]
-        needed = self.tasks * self.steps_per_task
-        if needed > len(every):
-            raise ValueError(f"{needed} distinct steps asked for, there are {len(every)}")
-        order = np.random.default_rng([self.seed, 0]).permutation(len(every))[:needed]
-        flat = [every[i] for i in order]
-        n = self.steps_per_task
-        return [flat[i * n : (i + 1) * n] for i in range(self.tasks)]
+        """Steps (color, shape, motion) of each task, all distinct over the whole set.
+
+        A task keeps to three colors, as a recipe keeps to its ingredients.
+        """
+        rng = np.random.default_rng([self.seed, 0])
+        colors, free = list(COLORS), set(itertools.product(COLORS, SHAPES, MOTIONS))
+        tasks = []
+        for task in range(self.tasks):
+            palette = [colors[(3 * task + task // len(colors) + k) % len(colors)] for k in range(3)]
+            pool = [step for step in sorted(free) if step[0] in palette]
+            if len(pool) < self.steps_per_task:
+                raise ValueError(
+                    f"{self.tasks} tasks of {self.steps_per_task} distinct steps are too many"
+                )
+            chosen = rng.permutation(len(pool))[: self.steps_per_task]
+            tasks.append([pool[i] for i in chosen])
+            free -= set(tasks[-1])
+        return tasks
 
 
 def _shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -119,7 +129,7 @@ def render_step(
     phase = np.mod(time / 1.5, 1.0)  # each motion repeats every 1.5 s
     x = np.full(frames, rng.uniform(0.35, 0.65))
     y = np.full(frames, rng.uniform(0.4, 0.6))
-    radius = np.full(frames, rng.uniform(0.2, 0.27))
+    radius = np.full(frames, rng.uniform(0.26, 0.34))
     angle = np.full(frames, rng.uniform(-0.15, 0.15))
     opacity = np.ones(frames)
     if motion == "rises":
@@ -127,9 +137,9 @@ def render_step(
     elif motion == "falls":
         y = 0.15 + 0.7 * phase
     elif motion == "grows":
-        radius = 0.08 + 0.3 * phase
+        radius = 0.1 + 0.35 * phase
     elif motion == "shrinks":
-        radius = 0.38 - 0.3 * phase
+        radius = 0.45 - 0.35 * phase
     elif motion == "blinks":
         opacity = (np.mod(time, 0.8) < 0.45).astype(float)
     elif motion == "spins":

@@ -59,11 +59,7 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def build_model(
-    settings: Settings,
-    vocabulary_file: Path,
-    captions: data.NarratedVideos | None = None,
-) -> tuple[VideoTextModel, Vocabulary]:
+def build_model(settings: Settings, vocabulary_file: Path) -> tuple[VideoTextModel, Vocabulary]:
     """Model and vocabulary; the latter from word vectors, from the run's file, or from captions."""
     table = None
     if settings.word_vectors:
@@ -86,6 +82,18 @@ def build_model(
     if settings.cross_rank_bn:
         distributed.use_cross_rank_batch_norm(model)
     return model, vocabulary
+
+
+def build_dataset(
+    settings: Settings, videos: list[str], vocabulary: Vocabulary
+) -> data.NarratedVideos:
+    """Training samples of the settings' data folder."""
+    root = Path(settings.data)
+    shape = data.ClipShape(settings.frames, settings.fps, settings.size, settings.resize or None)
+    return data.NarratedVideos(
+        videos, root / "videos", root / "captions", vocabulary, shape,
+        settings.captions, settings.clips, seed=settings.seed,
+    )  # fmt: skip
 
 
 def build_loss(settings: Settings) -> SequenceLoss:
@@ -172,13 +180,7 @@ class Run:
         self.skipped = 0
         self._resume()
         self.loss = build_loss(settings)
-        shape = data.ClipShape(
-            settings.frames, settings.fps, settings.size, settings.resize or None
-        )
-        dataset = data.NarratedVideos(
-            videos, root / "videos", root / "captions", vocabulary, shape,
-            settings.captions, settings.clips, seed=settings.seed,
-        )  # fmt: skip
+        dataset = build_dataset(settings, videos, vocabulary)
         batches = data.StepBatches(
             len(videos), settings.batch, self.steps * settings.accumulate,
             self.step * settings.accumulate, settings.seed, place.rank, place.world,

@@ -30,7 +30,7 @@ def run(world: int, mode: str, folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=900)
             assert process.returncode == 0, output[-3000:]
     finally:
         for process in processes:

@@ -44,7 +44,7 @@ def launch(line: list[str]) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 0, output[-3000:]
@@ -58,7 +58,7 @@ def losses(out: Path) -> list[float]:
 
 
 def wait_for_steps(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 240
+    limit = time.monotonic() + 600
     while len(checkpoint.read_log(out / checkpoint.LOG)) < count:
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < limit, "the run does not advance"
@@ -109,13 +109,17 @@ def test_sigterm_saves_and_exits_and_the_same_line_goes_on(
     assert losses(out) == losses(whole)
 
 
-def test_two_processes_see_the_losses_of_one(narrated: Path, tmp_path: Path) -> None:
-    options = ("--workers", "0", "--cross-rank-bn", "--steps", "3", "--accumulate", "2")
-    finish(launch(command(narrated, tmp_path / "one", *options)))
-    finish(launch(command(narrated, tmp_path / "two", *options, processes=2)))
-    # Float32 sums in another order, amplified by Adam's normalization over the steps.
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
-    assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=1e-5)
+def test_two_processes_take_the_step_of_one(narrated: Path, tmp_path: Path) -> None:
+    options = ("--workers", "0", "--cross-rank-bn", "--steps", "1", "--accumulate", "2")
+    entries = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        finish(launch(command(narrated, out, *options, processes=processes)))
+        entries.append(checkpoint.read_log(out / checkpoint.LOG))
+    (one,), (two,) = entries
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    # Float32 here; test_vtt_distributed.py compares every gradient in float64.
+    assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-2)
 
 
 def test_other_settings_do_not_continue_a_run(narrated: Path, whole: Path) -> None:
