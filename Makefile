@@ -38,7 +38,7 @@ example-japanese-vowels: $(STAMP)
 
 # One thread a worker: the workers already fill the cores.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
