@@ -7,11 +7,13 @@ for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import backends, ops
 from ._function import BatchedFunction, EagerFunction, choose, forward_rule, zeros_if_none
@@ -49,10 +51,7 @@ def from_features(x: Tensor, y: Tensor, cost: Cost, pairwise: bool, backend: str
     view.
     """
     if isinstance(cost, str) and cost not in ("sqeuclidean", "euclidean"):
-        if not torch.is_autocast_enabled(x.device.type):
-            return _dot_cost(x, y, cost, pairwise)
-        with torch.autocast(x.device.type, enabled=False):
-            return _dot_cost(x, y, cost, pairwise)
+        return _dot_cost(x, y, cost, pairwise)
     if pairwise:
         x, y = x[:, None], y[None]
     if not isinstance(cost, str):
@@ -99,22 +98,97 @@ def _dot_cost(x: Tensor, y: Tensor, cost: str, pairwise: bool) -> Tensor:
         x, y = _unit(x), _unit(y)
     y = -y
     if cost == "cosine":  # 1 - cos in the same product: one more feature, which is 1 on both sides
-        x, y = (torch.cat((t, torch.ones_like(t[..., :1])), dim=-1) for t in (x, y))
+        x, y = pad(x, (0, 1), value=1.0), pad(y, (0, 1), value=1.0)
     if not pairwise:
-        return x @ y.mT
-    product = x.flatten(0, 1) @ y.flatten(0, 1).mT
+        if x.shape[:-2] != y.shape[:-2]:
+            batch = broadcast_batch(x, y)
+            x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
+        return choose(_Product, _ProductTwin, (x, y))
+    product = choose(_Product, _ProductTwin, (x.flatten(0, 1), y.flatten(0, 1)))
     return product.view(*x.shape[:2], *y.shape[:2]).transpose(1, 2)
 
 
-def _unit(x: Tensor) -> Tensor:
-    """x divided by its norm in float64 (float32 squares overflow); a zero vector stays 0 with
-    gradient 0.
+class _UnitTwin(BatchedFunction):
+    """x / |x| and 1 / |x| of x (*, N, D), the norm in float64, whose squares do not overflow.
+
+    A zero vector stays 0; it counts as infinitely long, so that all its derivatives are 0.
     """
-    wide = x.double()
-    squared = wide.square().sum(-1, keepdim=True)
-    is_zero = squared == 0
-    unit = wide * torch.where(is_zero, 1, squared).rsqrt()
-    return torch.where(is_zero, 0, unit).to(x.dtype)
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+        inverse.reciprocal_()
+        inverse.masked_fill_(inverse == math.inf, 0)
+        return (x * inverse).to(x.dtype), inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, g_inverse: Tensor | None) -> Tensor | None:
+        unit, inverse = ctx.saved_tensors
+        by_x = None
+        if g is not None:
+            by_x = inverse * (g - unit * (unit * g).sum(-1, keepdim=True))
+        if g_inverse is not None:
+            by_norm = g_inverse * inverse.square() * unit
+            by_x = -by_norm if by_x is None else by_x - by_norm
+        return None if by_x is None else by_x.to(unit.dtype)
+
+
+class _Unit(EagerFunction, _UnitTwin):
+    @staticmethod
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Tensor], tangent: Tensor) -> tuple[Tensor, Tensor]:
+        unit, inverse = saved
+        along = (unit * tangent).sum(-1, keepdim=True)
+        by_unit = (inverse * (tangent - unit * along)).to(unit.dtype)
+        return by_unit, -inverse.square() * along
+
+
+def _unit(x: Tensor) -> Tensor:
+    return choose(_Unit, _UnitTwin, (x,))[0]
+
+
+class _ProductTwin(BatchedFunction):
+    """x y^T without autocast, forward and backward."""
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        return _full_precision_product(x, y.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, y = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return (
+            _full_precision_product(g, y) if needs[0] else None,
+            _full_precision_product(g.mT, x) if needs[1] else None,
+        )
+
+
+class _Product(EagerFunction, _ProductTwin):
+    @staticmethod
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> Tensor:
+        x, y = saved
+        a, b = zeros_if_none(tangents[0], x), zeros_if_none(tangents[1], y)
+        return _full_precision_product(a, y.mT) + _full_precision_product(x, b.mT)
+
+
+def _full_precision_product(a: Tensor, b: Tensor) -> Tensor:
+    if not torch.is_autocast_enabled(a.device.type):
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 class _SquaredDistancesVjpTwin(BatchedFunction):
