@@ -83,7 +83,7 @@ def assert_item(
     name: str = "",
 ) -> None:
     """One item meets the float64 bars: value 1e-12 relative, gradient 1e-9 or 1e-6 absolute."""
-    scale = oracles.value_scale(truth.value, cost, truth.visits, gamma)
+    scale = oracles.value_scale(truth, cost, gamma)
     assert_value(value, truth.value, scale, 1e-12, f"value {name}")
     assert_close(visits, truth.visits, oracles.gradient_tolerance(cost, gamma), f"gradient {name}")
 

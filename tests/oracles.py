@@ -297,6 +297,7 @@ class WeakTruth:
     visits: np.ndarray  # (n, m), dV/ds
     by_cost: np.ndarray  # (n, m), through the smoothing
     by_dummy: float
+    by_gamma: float  # of the lattice alone, not through the smoothing
 
 
 def s2dtw(
@@ -314,7 +315,7 @@ def s2dtw(
     visits = truth.visits if dummy is None else truth.visits[1::2, 1::2]
     by_dummy = 0.0 if dummy is None else float(truth.visits.sum() - visits.sum())
     by_cost = smooth_vjp(cost, gamma, visits) if smoothing else visits
-    return WeakTruth(truth.value, visits, by_cost, by_dummy)
+    return WeakTruth(truth.value, visits, by_cost, by_dummy, truth.by_gamma)
 
 
 # -------------------------------------------------------------------------- costs between features
@@ -387,14 +388,14 @@ def hard_path(cost: np.ndarray) -> tuple[float, list[tuple[int, int]]]:
 # ----------------------------------------------------------------------- how close is close enough
 
 
-def value_scale(truth_value: float, cost: np.ndarray, visits: np.ndarray, gamma: float) -> float:
+def value_scale(truth: Truth | Enumeration | WeakTruth, cost: np.ndarray, gamma: float) -> float:
     """Size that a relative error of a value refers to.
 
-    It is |value| itself unless costs of opposite sign, or costs and entropy, cancel: then no
-    algorithm in double precision can do better than the largest term of the sum.
+    It is |value| itself unless costs of opposite sign, or costs and the entropy term, cancel: then
+    no algorithm in this precision can do better than the largest term of their sum.
     """
-    terms = np.abs(cost[visits > 1e-3])
-    return max(abs(truth_value), float(terms.max(initial=0.0)), gamma)
+    terms = np.abs(cost[truth.visits > 1e-3])
+    return max(abs(truth.value), float(terms.max(initial=0.0)), -gamma * truth.by_gamma)
 
 
 def gradient_tolerance(cost: np.ndarray, gamma: float) -> float:

@@ -75,7 +75,11 @@ def test_cost_and_gamma_scale_together(problem: Problem, factor: float, backend:
 def test_an_offset_of_both_ends_leaves_the_alignment(
     problem: Problem, offset: float, backend: str
 ) -> None:
-    """Every path visits the first and the last cell exactly once, so their cost chooses nothing."""
+    """Every path visits the first and the last cell exactly once, so their cost chooses nothing.
+
+    The reference cumulates in float64 (see test_exact) and is given the offset of 1e5 only.
+    """
+    assume(backend != "reference" or abs(offset) <= 1e5)
     cost = problem.cost.clone()
     cost[..., 0, 0] += offset
     if cost[..., 0, 0].numel() and cost.shape[-2:] != (1, 1):
@@ -163,7 +167,7 @@ def test_gamma_zero_is_the_cheapest_path(problem: Problem, backend: str) -> None
     value, visits = _value_and_visits(hard, backend)
     for index, cost in problem.items():
         truth = oracles.recursion(cost, 0.0)
-        scale = oracles.value_scale(truth.value, cost, truth.visits, 0.0)
+        scale = oracles.value_scale(truth, cost, 0.0)
         assert_value(value[index].item(), truth.value, scale, 1e-12)
         assert_close(visits[index], problem.padded(index, truth.visits), 0.0, "path")
 

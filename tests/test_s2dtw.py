@@ -50,7 +50,7 @@ def _check(
     for index, item in problem.items():
         truth = oracles.s2dtw(item, problem.gamma, smoothing, dummy, origin_count, brute)
         smoothed = oracles.smooth(item, problem.gamma, origin_count) if smoothing else item
-        scale = oracles.value_scale(truth.value, smoothed, truth.visits, problem.gamma)
+        scale = oracles.value_scale(truth, smoothed, problem.gamma)
         scale = max(scale, abs(dummy or 0.0))
         tolerance = oracles.gradient_tolerance(item, problem.gamma)
         assert_value(value[index].item(), truth.value, scale, 1e-12, f"value {index}")
@@ -207,7 +207,7 @@ def test_gamma_zero_is_the_cheapest_path_of_the_lattice(
             smoothed = oracles.smooth(cost, 0.0) if smoothing else cost
             lattice = smoothed if dummy is None else oracles.weak_lattice(smoothed, dummy)
             best = oracles.recursion(lattice, 0.0)
-            scale = oracles.value_scale(best.value, lattice, best.visits, 0.0)
+            scale = oracles.value_scale(best, lattice, 0.0)
             assert truth is None or truth.value == best.value
             assert_value(value[index].item(), best.value, scale, 1e-12)
 
@@ -230,7 +230,7 @@ def test_float32_matches_the_lattice_on_the_same_cost(problem: Problem, backend:
     )
     for index, cost in single.items():
         truth = oracles.s2dtw(cost, single.gamma, smoothing=False)
-        scale = oracles.value_scale(truth.value, cost, truth.visits, max(single.gamma, 0.5))
+        scale = max(0.5, oracles.value_scale(truth, cost, single.gamma))
         assert_value(value[index].item(), truth.value, scale, 1e-6)
         assert_close(visits[index], single.padded(index, truth.by_cost), 5e-5, f"gradient {index}")
 
