@@ -9,14 +9,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.softdtw-kernels-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install example example-japanese-vowels test lint bench bench-peers clean
+.PHONY: help install example example-japanese-vowels example-vttwins test lint bench bench-peers \
+	gpu clean
 
 help:
-	@echo 'make example      align, average and classify real recordings; pictures in build/'
+	@echo 'make example      both examples: real recordings, and VT-TWINS; pictures in build/'
 	@echo 'make test         run the tests'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make bench        the asv suite of benchmarks/'
 	@echo 'make bench-peers  speed and memory next to other implementations'
+	@echo 'make gpu          tests and measurements on a machine with a CUDA device'
 
 install: $(STAMP)
 
@@ -31,10 +33,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
-example: example-japanese-vowels
+example: example-japanese-vowels example-vttwins
 
 example-japanese-vowels: $(STAMP)
 	MPLBACKEND=Agg $(BIN)/python -m examples.japanese_vowels --output build/japanese_vowels
+
+example-vttwins: $(STAMP)
+	$(BIN)/python -m examples.vttwins.synthetic --out build/vttwins/data
+	$(BIN)/python -m examples.vttwins.train demo
+	$(BIN)/python -m examples.vttwins.evaluate build/vttwins/run --assigned
+	MPLBACKEND=Agg $(BIN)/python -m examples.vttwins.pictures build/vttwins/run
 
 # One thread a worker: the workers already fill the cores.
 test: $(STAMP)
@@ -64,6 +72,22 @@ $(PEERS_STAMP): $(STAMP) benchmarks/peers-constraints.txt
 
 bench-peers: $(PEERS_STAMP)
 	.venv-peers/bin/python -m benchmarks.compare $(PEERS)
+
+# CUDA_EXTRA is that of the CUDA version torch is built for. `make gpu GPU_PYTHON=python3` installs
+# nothing and uses what that Python has.
+CUDA_EXTRA ?= cuda13
+ifdef GPU_PYTHON
+gpu:
+else
+GPU_PYTHON := $(BIN)/python
+gpu: $(VENV)/.installed-$(CUDA_EXTRA)
+endif
+	$(GPU_PYTHON) -m pytest tests/gpu
+	$(GPU_PYTHON) -m benchmarks.gpu --output build/benchmarks/gpu.json $(PEERS)
+
+$(VENV)/.installed-$(CUDA_EXTRA): $(STAMP)
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,$(CUDA_EXTRA)]'
+	@touch $@
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
