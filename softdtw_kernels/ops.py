@@ -161,7 +161,8 @@ for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"softdtw_kernels::{_name}", _FAKES[_name], lib=_library)
     if _name == "squared_distances_vjp":
-        # Small matrix products, for which torch is the right kernel everywhere.
+        # Elsewhere matrix products in float64, for which torch is the right kernel.
+        _library.impl(_name, _dispatch_features(_name, "cpu_features"), "CPU")
         _library.impl(_name, _dispatch_features(_name, "features"), "CompositeExplicitAutograd")
         continue
     _kernel = _dispatch_features if _name == "squared_distances" else _dispatch

@@ -16,6 +16,7 @@ _MODULES = {
     "cuda": "cupy_cuda",
     "reference": "reference",
     "features": "features",
+    "cpu_features": "cpu_features",
 }
 _BY_DEVICE = {"cpu": "numba", "cuda": "cuda"}
 _DEVICES = {"numba": "cpu", "cuda": "cuda"}

@@ -30,18 +30,23 @@ def _digest_of_sources() -> str:
 _DIGEST = _digest_of_sources()
 
 
-def jit(function: Callable[..., Any]) -> Any:
+def jit(function: Callable[..., Any], **options: Any) -> Any:
     """Compile an entry point at its first call: no GIL, cached on disk if any location is writable.
 
     Numba raises at decoration if it finds no place for its cache (a read-only installation with no
     home directory); the kernels then compile once per process instead.
     """
     function.__qualname__ = f"{function.__name__}_{_DIGEST}"
-    options: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy"}
+    options |= {"nopython": True, "nogil": True, "error_model": "numpy"}
     try:
         return numba.jit(cache=True, **options)(function)
     except RuntimeError:
         return numba.jit(**options)(function)
+
+
+def jit_reassociated(function: Callable[..., Any]) -> Any:
+    """As jit, for sums that may be split into lanes and fused; NaN and inf keep their rules."""
+    return jit(function, fastmath={"reassoc", "contract", "nsz"})
 
 
 def inline(function: Callable[..., Any]) -> Any:

@@ -1,0 +1,80 @@
+"""Gradient of squared Euclidean distances: sums of differences in float64, four rows at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._jit import jit_reassociated
+
+ROWS = 4  # share the loads of a column of y and of its gradient
+
+
+@jit_reassociated
+def squared_distances_vjp(
+    order, starts, x_of, y_of, x, y, g, with_x, with_y, first, last, grad_x, grad_y
+):
+    """The items order[starts[u] : starts[u + 1]] of every unit first <= u < last.
+
+    Added up over the items of a unit: 2 sum_j g[i, j] (x_i - y_j) into grad_x[u], and
+    2 sum_i g[i, j] (y_j - x_i) into grad_y[u]. Columns where g is 0 in all rows at hand are
+    skipped, which is most of them for a band or a small gamma.
+    """
+    n, m, size = x.shape[1], y.shape[1], x.shape[2]
+    rows, columns = np.empty((ROWS, size)), np.empty((size, m))
+    mass = np.empty((ROWS, m))
+    sum_x, sum_y = np.empty((n, size)), np.empty((size, m))
+    for u in range(first, last):
+        sum_x[:] = 0.0
+        sum_y[:] = 0.0
+        for q in order[starts[u] : starts[u + 1]]:
+            a, b = x_of[q], y_of[q]
+            for j in range(m):
+                for d in range(size):
+                    columns[d, j] = y[b, j, d]
+            for i in range(0, n, ROWS):
+                count = min(ROWS, n - i)
+                begin, end = m, 0
+                for r in range(ROWS):
+                    if r >= count:
+                        mass[r] = 0.0
+                        rows[r] = 0.0
+                        continue
+                    for d in range(size):
+                        rows[r, d] = x[a, i + r, d]
+                    left, right = 0, m
+                    while left < m and g[q, i + r, left] == 0.0:
+                        left += 1
+                    while right > left and g[q, i + r, right - 1] == 0.0:
+                        right -= 1
+                    if left < right:
+                        begin, end = min(begin, left), max(end, right)
+                for r in range(count):
+                    for j in range(begin, end):
+                        mass[r, j] = g[q, i + r, j]
+                m0, m1 = mass[0, begin:end], mass[1, begin:end]
+                m2, m3 = mass[2, begin:end], mass[3, begin:end]
+                for d in range(size):
+                    x0, x1, x2, x3 = rows[0, d], rows[1, d], rows[2, d], rows[3, d]
+                    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+                    column, sum_column = columns[d, begin:end], sum_y[d, begin:end]
+                    for j in range(end - begin):
+                        c = column[j]
+                        p0, p1 = m0[j] * (x0 - c), m1[j] * (x1 - c)
+                        p2, p3 = m2[j] * (x2 - c), m3[j] * (x3 - c)
+                        s0 += p0
+                        s1 += p1
+                        s2 += p2
+                        s3 += p3
+                        sum_column[j] -= (p0 + p1) + (p2 + p3)
+                    if with_x:
+                        sums = (s0, s1, s2, s3)
+                        for r in range(count):
+                            sum_x[i + r, d] += sums[r]
+        if with_x:
+            for i in range(n):
+                for d in range(size):
+                    grad_x[u, i, d] = 2.0 * sum_x[i, d]
+        if with_y:
+            for j in range(m):
+                for d in range(size):
+                    grad_y[u, j, d] = 2.0 * sum_y[d, j]
