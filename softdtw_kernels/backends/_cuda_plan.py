@@ -85,7 +85,10 @@ def variants() -> list[Variant]:
 
 def columns_offered(dtype: torch.dtype, order: int) -> tuple[int, ...]:
     """Columns a lane, as many as fit in the registers without spills."""
-    return (1, 2, 4) if dtype == torch.float32 and order < 2 else (1, 2)
+    single = dtype == torch.float32
+    if order == 2:
+        return (1, 2) if single else (1,)
+    return (1, 2, 4) if single else (1, 2)
 
 
 @dataclass

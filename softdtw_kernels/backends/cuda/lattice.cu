@@ -45,7 +45,7 @@ struct PublishRows {
 
 __device__ __forceinline__ int any_lane(int status) {
   int all = 0;
-  for (int bit = NOT_A_NUMBER; bit <= NO_PATH; bit *= 2)
+  for (int bit = NOT_A_NUMBER; bit <= LAST_STATUS; bit *= 2)
     if (__any_sync(FULL_WARP, status & bit)) all |= bit;
   return all;
 }
@@ -54,20 +54,23 @@ __device__ __forceinline__ int any_lane(int status) {
 __device__ __forceinline__ void write_value(const Problem& problem, TheStrip& strip) {
   const int owner = (strip.item.m - 1) % TheStrip::WIDTH / COLUMNS;
   const TheStrip::N end = from_lane(strip.end, owner);
+  const int cells = strip.item.n + strip.item.m;  // of a path, at most
   if (Arithmetic::is_zero(end.z)) strip.status |= NO_PATH;
+  if (Arithmetic::masks_matter(end.z, strip.status)) strip.status |= OUT_OF_RANGE;
+  if (problem.value && Arithmetic::is_imprecise(end.z, cells)) strip.status |= OUT_OF_RANGE;
   // What is out of range is not known to have no path.
   if (strip.status & OUT_OF_RANGE) strip.status &= ~NO_PATH;
   if (strip.lane != 0 || strip.status & OUT_OF_RANGE) return;
   int64 p = strip.item.pair;
   bool bad = strip.status & NOT_A_NUMBER, none = strip.status & NO_PATH;
   if (problem.value) {
-    double value = bad ? not_a_number() : none ? infinity<double>() : strip.arithmetic.value(end.z, strip.gamma);
+    double value = bad ? not_a_number() : none ? infinity<double>() : strip.arithmetic.value(end.z, strip.gamma, cells);
     static_cast<COST*>(problem.value)[p] = COST(value);
   }
 #if WITH_ORDER == 2
   {
     double value = end.tangent;
-    if (strip.tangent_ratio != 0) value += strip.tangent_ratio * strip.arithmetic.value(end.z, strip.gamma);
+    if (strip.tangent_ratio != 0) value += strip.tangent_ratio * strip.arithmetic.value(end.z, strip.gamma, cells);
     static_cast<COST*>(problem.tangent_value)[p] = COST(bad ? not_a_number() : none ? 0.0 : value);
   }
 #endif

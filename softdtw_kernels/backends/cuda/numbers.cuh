@@ -17,8 +17,15 @@
 enum Status {
   FINE = 0,
   NOT_A_NUMBER = 1,  // NaN or -inf among the costs, or gamma, dummy or a length out of range: the item is NaN
-  OUT_OF_RANGE = 2,  // the item is left to the arithmetic Wide
+  OUT_OF_RANGE = 2,  // of the fast arithmetic: the item is left to Wide
   NO_PATH = 4,       // the value is +inf and the gradient 0
+  // A cost too large for the fast arithmetic is first taken for a forbidden cell: it is most often meant as a mask.
+  // That is exact if the result outweighs every path through such a cell. With c = COST_LIMIT, the logarithm of such a
+  // path's weight is below -c plus what the other costs of the path add, at most c / 4 unless LARGE_GAIN is set; a
+  // result above -c / 4 then is more than 2^(c / 2) times that.
+  MASKED = 8,
+  LARGE_GAIN = 16,
+  LAST_STATUS = 16,
 };
 
 constexpr int ZERO_EXPONENT = -(1 << 30);
@@ -111,6 +118,7 @@ struct Scaled {
 
   T scale, scale_rest;  // log2(e) / gamma as a sum of two
   int largest_exponent = 0;
+  T largest_gain = 0;  // of -cost * scale
 
   // Returns the status that gamma alone causes.
   __device__ __forceinline__ int start(double gamma) {
@@ -126,16 +134,17 @@ struct Scaled {
   static __device__ __forceinline__ Number one() { return {T(1), 0}; }
   static __device__ __forceinline__ bool is_zero(const Number& z) { return z.mantissa == T(0); }
 
-  __device__ __forceinline__ Weight weight(T cost, int& status) const {
+  __device__ __forceinline__ Weight weight(T cost, int& status) {
     // The product cost * (scale + scale_rest) in two terms: its integer part may be large, its fraction stays right.
     T x = -cost;
     T product = x * scale;
     bool large = !(fabs(product) <= L::COST_LIMIT);  // NaN too
     if (large) {
       if (!(cost > -infinity<T>())) status |= NOT_A_NUMBER;
-      else if (cost != infinity<T>()) status |= OUT_OF_RANGE;
+      else if (cost != infinity<T>()) status |= cost > T(0) ? MASKED : OUT_OF_RANGE;
       return {T(0), 0};
     }
+    largest_gain = max(largest_gain, product);
     T rest = L::multiply_add(x, scale_rest, L::multiply_add(x, scale, -product));
     T units = L::round(product * (T(1) / L::UNIT));
     T remainder = L::multiply_add(units, T(-L::UNIT), product);
@@ -173,12 +182,27 @@ struct Scaled {
     return {L::drop_units(mantissa, units), exponent};
   }
 
-  __device__ __forceinline__ int final_status() const {
-    return largest_exponent >= EXPONENT_LIMIT ? OUT_OF_RANGE : FINE;
+  // After a sweep over paths of at most `cells` cells.
+  __device__ __forceinline__ int final_status(int cells) const {
+    return (largest_exponent >= EXPONENT_LIMIT ? OUT_OF_RANGE : FINE) |
+           (double(largest_gain) * cells > L::COST_LIMIT / 4 ? LARGE_GAIN : FINE);
+  }
+
+  // Whether Z of the end leaves it open what the masked cells add. `status` is that of the whole item.
+  static __device__ __forceinline__ bool masks_matter(const Number& z, int status) {
+    if (!(status & MASKED)) return false;
+    return status & LARGE_GAIN || is_zero(z) || double(L::UNIT) * z.exponent < -double(L::COST_LIMIT) / 4;
+  }
+
+  // Whether rounding, random and about 1e-7 or 1e-16 a cell, may be more than 1e-6 or 1e-12 of log Z: a value that is
+  // small against gamma, as of a single path of small costs.
+  static __device__ __forceinline__ bool is_imprecise(const Number& z, int cells) {
+    double log2_z = log2_of(double(z.mantissa)) + double(L::UNIT) * z.exponent;
+    return !is_zero(z) && log2_z * log2_z < (sizeof(T) == 4 ? 0.06 : 1e-7) * cells;
   }
 
   // R = -gamma log Z
-  __device__ __forceinline__ double value(const Number& z, double gamma) const {
+  __device__ __forceinline__ double value(const Number& z, double gamma, int) const {
     return -(log2_of(double(z.mantissa)) + double(L::UNIT) * z.exponent) * LN_2 * gamma;
   }
 
@@ -269,13 +293,17 @@ struct Wide {
     return z;
   }
 
-  __device__ __forceinline__ int final_status() const { return FINE; }
+  __device__ __forceinline__ int final_status(int) const { return FINE; }
+  static __device__ __forceinline__ bool masks_matter(const Number&, int) { return false; }
+  static __device__ __forceinline__ bool is_imprecise(const Number&, int) { return false; }
 
-  __device__ __forceinline__ double value(const Number& z, double gamma) const {
+  __device__ __forceinline__ double value(const Number& z, double gamma, int cells) const {
     double units = double(z.exponent);
     // Beyond 2^100 units the soft and the hard minimum are equal to rounding, and saturation does not touch the latter.
     if (is_hard || fabs(units) > 1e30) return z.smallest;
-    return -(log2_of(z.mantissa) + L::UNIT * units) * LN_2 * gamma;
+    double soft = -(log2_of(z.mantissa) + L::UNIT * units) * LN_2 * gamma;
+    // Rounding hides how far the soft minimum is below the hard one: the latter is exact where there is one path.
+    return fabs(soft - z.smallest) <= 4e-16 * cells * gamma ? z.smallest : soft;
   }
 
   __device__ __forceinline__ bool hard() const { return is_hard; }

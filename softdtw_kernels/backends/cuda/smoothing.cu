@@ -76,7 +76,9 @@ __device__ __forceinline__ void smooth_part(const Smoothing& problem) {
   const COST* cost = static_cast<const COST*>(problem.cost) + problem.cost_offset(p);
   const int64 cells = problem.rows * problem.columns, offset = problem.dense_offset(p);
   COST* out = static_cast<COST*>(problem.out) + offset;
+#if WITH_ORDER == 1
   double in_gamma = 0;
+#endif
   for (int64 cell = int64(part) * blockDim.x + threadIdx.x; cell < cells; cell += problem.parts * blockDim.x) {
     const int row = int(cell / problem.columns), column = int(cell % problem.columns);
     const int64 place = row * problem.dense_row + column * problem.dense_column;

@@ -176,12 +176,18 @@ struct Strip {
         tile_at(slot, c, 2) = p.left;
       }
       if constexpr (TANGENT) {
-        double mean = p.diagonal * before.tangent + p.up * over.tangent + p.left * beside.tangent;
+        // Differences of neighbors, so that what the probabilities lack to a sum of 1 does not multiply a tangent.
+        double d = before.tangent, u = over.tangent, l = beside.tangent;
+        double most = p.diagonal >= p.up && p.diagonal >= p.left ? d : (p.up >= p.left ? u : l);
+        double mean = most + (p.diagonal * (d - most) + p.up * (u - most) + p.left * (l - most));
         if (slot >= 0) {
           double factor = gamma > 0 ? -1 / gamma : 0;
-          tile_at(slot, c, 3) = Real(factor * p.diagonal * (before.tangent - mean));
-          tile_at(slot, c, 4) = Real(factor * p.up * (over.tangent - mean));
-          tile_at(slot, c, 5) = Real(factor * p.left * (beside.tangent - mean));
+          double d_u = factor * p.diagonal * p.up * (d - u);
+          double d_l = factor * p.diagonal * p.left * (d - l);
+          double u_l = factor * p.up * p.left * (u - l);
+          tile_at(slot, c, 3) = Real(d_u + d_l);
+          tile_at(slot, c, 4) = Real(u_l - d_u);
+          tile_at(slot, c, 5) = Real(-d_l - u_l);
         }
         out.tangent = 0;
         if (!A::is_zero(out.z)) out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(row, begin + c, costs[c]));
@@ -240,7 +246,7 @@ struct Strip {
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
     }
-    status |= arithmetic.final_status();
+    status |= arithmetic.final_status(item.n + item.m);
 #pragma unroll
     for (int c = 0; c < C; ++c)
       if (begin + c == item.m - 1) end = state.above[c];
