@@ -88,13 +88,13 @@ def draw_alignment(
         cost = cost_matrix(text, video, cost="shifted_cosine")
         alignment = s2dtw_alignment(text, video, gamma=gamma, dummy_cost=dummy_cost)
         visits = alignment.expected.numpy()
-        image = axes.imshow(cost, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", alpha=0.9)
+        image = axes.imshow(cost.numpy(), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", alpha=0.9)
         rows, columns = np.nonzero(visits > 0.02)
         axes.scatter(
             columns, rows, s=500 * np.minimum(visits[rows, columns], 1),
             facecolor="none", edgecolor="black", linewidth=1.5,
         )  # fmt: skip
-        steps = alignment.path()
+        steps = alignment.path().numpy()
         if len(steps):
             axes.plot(steps[:, 1], steps[:, 0], color="black", linewidth=1, linestyle="--")
         axes.set_yticks(range(len(texts)), [textwrap.fill(t, 24) for t in texts], fontsize=10)

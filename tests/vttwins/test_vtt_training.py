@@ -110,7 +110,9 @@ def test_sigterm_saves_and_exits_and_the_same_line_goes_on(
 
 
 def test_two_processes_take_the_step_of_one(narrated: Path, tmp_path: Path) -> None:
+    # Enough clips that BatchNorm divides by no accidental near-zero variance.
     options = ("--workers", "0", "--cross-rank-bn", "--steps", "1", "--accumulate", "2")
+    options += ("--batch", "4", "--clips", "4", "--size", "64", "--resize", "66")
     entries = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
