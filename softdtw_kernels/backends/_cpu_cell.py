@@ -6,17 +6,15 @@ carries a relative error that is all but common to neighbors, so the transition 
 sum keep the accuracy of single cells. The chain from cell to cell has no exponential, logarithm or
 division: 2^f depends on D alone.
 
-A forbidden cell has the exponent FLOOR (and any mantissa): next to a real value it scales to
-exactly 0. A cell whose exponent falls below FLOOR joins the forbidden ones. `certified` says
+A forbidden cell has the exponent `floor` (and any mantissa): next to a real value it scales to
+exactly 0. A cell whose exponent falls below joins the forbidden ones; `_cpu_scaling.conclude` says
 afterwards whether that was right.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
 from numba import types
 from numba.extending import overload
 
@@ -32,16 +30,6 @@ from ._simd import (
     to_float,
     to_integer,
 )
-
-# FLOOR: exponents of forbidden cells. LIMIT: |D / (g ln 2)| is clamped here; FLOOR - LIMIT fits the
-# integer. RISE: bound on what negative costs may add along a path. TINY: a smaller mass is 0, so
-# that none is subnormal.
-FLOOR = {"float32": -(2**30), "float64": -(2**50)}
-LIMIT = {"float32": float(2**30 - 2**10), "float64": float(2**50 - 2**10)}
-RISE = {"float32": float(2**27), "float64": float(2**47)}
-TINY = {"float32": 1e-30, "float64": 1e-250}
-
-LOG2_E = 1.4426950408889634
 
 # 2^f on [-1/2, 1/2], Chebyshev fits: relative errors 2e-9 and 3e-18 before rounding.
 POWER_32 = (
@@ -174,60 +162,3 @@ def quotient(a, b, inverse):
     """
     q = a * inverse
     return fma(fma(like(q, 0.0) - q, b, a), inverse, q)
-
-
-@inline
-def rate(gamma):
-    """-log2(e) / gamma as the sum of two floats: a cost times this is an exponent of 2."""
-    high = -LOG2_E / gamma
-    # The residual of the quotient needs the exact product high * gamma (Dekker); log2(e) itself has
-    # a second part.
-    a, b = 134217729.0 * high, 134217729.0 * gamma
-    h1, g1 = a - (a - high), b - (b - gamma)
-    h2, g2 = high - h1, gamma - g1
-    product = high * gamma
-    error = ((h1 * g1 - product) + h1 * g2 + h2 * g1) + h2 * g2
-    low = ((-LOG2_E - product) - error - 2.0355273740931033e-17) / gamma
-    return high, low
-
-
-@inline
-def fill_rates(gamma, limit, rates, lanes, lane):
-    """The lane's entries in four rows: the two parts of the rate, smallest and largest cost before
-    clamping.
-    """
-    high, low = rate(gamma)
-    single = rates.dtype.type(high)
-    rates[lane] = single
-    rates[lanes + lane] = (high - single) + low
-    rates[2 * lanes + lane] = -limit / abs(high)
-    rates[3 * lanes + lane] = limit / abs(high)
-
-
-@inline
-def usable(gamma):
-    """Whether 1/gamma fits either precision. gamma = 0, the hard minimum, does not."""
-    return 1e-28 < gamma < 1e28
-
-
-@inline
-def certified(exponent, lowest, longest_path, gamma, floor, rise):
-    """Whether flushing at FLOOR and clamping left the result as it is.
-
-    Negative costs raise a flushed or clamped path by less than RISE, so it ends below FLOOR / 2 -
-    RISE; the true value lies above FLOOR / 2, further away than any precision reaches.
-    """
-    return lowest * rate(gamma)[0] * longest_path < rise and exponent > floor // 2
-
-
-@inline
-def value_of(mantissa, exponent, gamma):
-    return (exponent + math.log2(mantissa)) / rate(gamma)[0]
-
-
-@inline
-def fill_with_nan(grad4, q, n, m):
-    a, b = q // grad4.shape[1], q % grad4.shape[1]
-    for i in range(n):
-        for j in range(m):
-            grad4[a, b, i, j] = np.nan

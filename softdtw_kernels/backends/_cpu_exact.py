@@ -185,10 +185,11 @@ def value(cost4, gamma, dummy, n, m, bandwidth, items, out):
 
 
 @jit
-def gradient(
-    cost4, gamma, dummy, n, m, bandwidth, items, scale, value, grad4, grad_gamma, grad_dummy
-):
-    """Gradients of scale[q] * value of the pair q. grad4 must be zero beyond the lengths."""
+def gradient(cost4, gamma, dummy, n, m, bandwidth, items, scale, value, grad4, sums):
+    """Values, and gradients of scale[q] * value of the pairs q in items.
+
+    sums: rows of the gradients by the dummy cost, and of minus those by gamma in bits.
+    """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
     for q in items:
@@ -198,12 +199,12 @@ def gradient(
         p = np.empty((rows, columns, 3))
         value[q] = fill_weights(cost, n[q], m[q], bandwidth, gamma[q], theta, weak, p)
         grad[: n[q], : m[q]] = 0.0
-        grad_gamma[q] = grad_dummy[q] = 0.0
+        sums[0, q] = sums[1, q] = 0.0
         if value[q] == np.inf:
             continue
         if not math.isfinite(value[q]):
             grad[: n[q], : m[q]] = np.nan
-            grad_gamma[q] = grad_dummy[q] = np.nan
+            sums[0, q] = sums[1, q] = np.nan
             continue
         e = np.zeros((rows, columns))
         e[rows - 1, columns - 1] = scale[q]
@@ -213,13 +214,13 @@ def gradient(
                 if mass == 0.0:
                     continue
                 push(e, p, i, j, mass)
-                grad_gamma[q] -= mass * entropy(p[i, j, 0], p[i, j, 1], p[i, j, 2])
+                sums[1, q] += mass * entropy(p[i, j, 0], p[i, j, 1], p[i, j, 2]) / math.log(2.0)
                 if not weak:
                     grad[i, j] = mass
                 elif i & 1 and j & 1:
                     grad[i >> 1, j >> 1] = mass
                 else:
-                    grad_dummy[q] += mass
+                    sums[0, q] += mass
 
 
 @inline

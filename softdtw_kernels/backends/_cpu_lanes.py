@@ -9,45 +9,17 @@ a result on its place in the batch.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from ._cpu_cell import (
-    certified,
-    exponential,
-    fill_rates,
-    fill_with_nan,
-    quotient,
-    step,
-    surprise,
-    usable,
-    value_of,
-)
-from ._cpu_exact import band_limits, lattice_shape
+from ._cpu_cell import exponential, quotient, step, surprise
+from ._cpu_scaling import COLUMNS, HIGH, LOW, ROWS, M, N
 from ._jit import inline, jit, outlined
 from ._simd import keep_above, like, load, load_block, smaller, store, store_block
 
 
 @inline
-def group_ends(n, m, q, count, weak, end_rows, end_columns):
-    """Last row and column of each pair's lattice; the rows and columns that hold all, and the first
-    last row.
-    """
-    last_row = last_column = 0
-    first_end = np.int64(2**62)
-    for lane in range(count):
-        rows, columns = lattice_shape(n[q + lane], m[q + lane], weak)
-        end_rows[lane], end_columns[lane] = rows - 1, columns - 1
-        last_row, last_column = max(last_row, rows - 1), max(last_column, columns - 1)
-        first_end = min(first_end, rows - 1)
-    return last_row + 1, last_column + 1, first_end
-
-
-@inline
-def row_bounds(i, n, m, bandwidth, q, count, full, starts, stops):
-    """The columns starts[lane] <= j < stops[lane] of row i of the costs that belong to the pair of
-    each lane.
+def row_bounds(i, geometry, q, count, full, starts, stops):
+    """The columns starts[k] <= j < stops[k] of row i of the costs that are those of lane k.
 
     full: the bounds of all rows are alike, and were filled in before.
     """
@@ -55,10 +27,10 @@ def row_bounds(i, n, m, bandwidth, q, count, full, starts, stops):
         return
     for lane in range(starts.size):
         starts[lane] = stops[lane] = 0
-        if lane < count and i < n[q + lane]:
-            low, high = band_limits(n[q + lane], m[q + lane], bandwidth)
-            starts[lane] = max(0, i + low)
-            stops[lane] = max(starts[lane], min(m[q + lane], i + high + 1))
+        p = q + lane
+        if lane < count and i < geometry[N, p]:
+            starts[lane] = max(0, i + geometry[LOW, p])
+            stops[lane] = max(starts[lane], min(geometry[M, p], i + geometry[HIGH, p] + 1))
 
 
 @outlined
@@ -97,15 +69,14 @@ def unpack(mass, grad4, q, i, starts, stops, columns):
 
 @outlined
 def forward(
-    cost4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full,
-    weak, rates, theta, floor, packed, row_m, row_k, starts, stops, checks, exponents, keep,
-    weights,
+    cost4, geometry, q, count, rows, columns, first_end, full, weak, rates, theta, floor,
+    packed, row_m, row_k, starts, stops, checks, exponents, keep, weights,
 ):  # fmt: skip
     """Z of all cells of a group, row by row in row_m and row_k.
 
-    rates: rows of fill_rates; theta: dummy costs of the lanes. checks: rows of the lowest cost, of
-    a sum that is NaN if a cost is, and of the mantissas at the end of each pair; exponents: those
-    that go with them.
+    rates: the rows of `_cpu_scaling.rates` at the lanes; theta: dummy costs of the lanes. checks:
+    rows of the lowest cost, of a sum that is NaN if a cost is, and of the mantissas at the end of
+    each pair; exponents: those that go with them.
     """
     lanes = starts.size
     r_high, r_low = load(rates, 0), load(rates, lanes)
@@ -124,8 +95,16 @@ def forward(
         real = not weak or i & 1 == 1
         if real:
             cost_row = i >> 1 if weak else i
-            row_bounds(cost_row, n, m, bandwidth, q, count, full, starts, stops)
-            pack(cost4, q, cost_row, starts, stops, columns >> 1 if weak else columns, packed)
+            row_bounds(cost_row, geometry, q, count, full, starts, stops)
+            pack(
+                cost4,
+                q,
+                cost_row,
+                starts,
+                stops,
+                columns >> 1 if weak else columns,
+                packed,
+            )
         left_m, left_k = one, bottom
         up_m, up_k = one, bottom
         if i == 0:
@@ -153,17 +132,17 @@ def forward(
         if i < first_end:
             continue
         for lane in range(count):
-            if i == end_rows[lane]:
-                checks[2 * lanes + lane] = row_m[end_columns[lane] * lanes + lane]
-                exponents[lane] = row_k[end_columns[lane] * lanes + lane]
+            if i == geometry[ROWS, q + lane] - 1:
+                end = (geometry[COLUMNS, q + lane] - 1) * lanes + lane
+                checks[2 * lanes + lane], exponents[lane] = row_m[end], row_k[end]
     store(checks, 0, lowest)
     store(checks, lanes, nan_sum)
 
 
 @outlined
 def backward(
-    grad4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full,
-    weak, scale, tiny, mass, below, starts, stops, weights, with_gamma, sums,
+    grad4, geometry, q, count, rows, columns, first_end, full, weak, scale, tiny,
+    mass, below, starts, stops, weights, with_gamma, sums,
 ):  # fmt: skip
     """Expected visits of all cells of a group, times scale; the weights are those of forward.
 
@@ -180,8 +159,8 @@ def backward(
     at = 3 * lanes * rows * columns
     for i in range(rows - 1, -1, -1):
         for lane in range(count if i >= first_end else 0):
-            if i == end_rows[lane]:
-                below[end_columns[lane] * lanes + lane] += 1.0
+            if i == geometry[ROWS, q + lane] - 1:
+                below[(geometry[COLUMNS, q + lane] - 1) * lanes + lane] += 1.0
         real = not weak or i & 1 == 1
         from_right, diagonal = zero, zero
         dummies, bits = zero, zero
@@ -200,8 +179,16 @@ def backward(
             from_right, diagonal = e * p_left, e * p_diagonal
         if real:
             cost_row = i >> 1 if weak else i
-            row_bounds(cost_row, n, m, bandwidth, q, count, full, starts, stops)
-            unpack(mass, grad4, q, cost_row, starts, stops, columns >> 1 if weak else columns)
+            row_bounds(cost_row, geometry, q, count, full, starts, stops)
+            unpack(
+                mass,
+                grad4,
+                q,
+                cost_row,
+                starts,
+                stops,
+                columns >> 1 if weak else columns,
+            )
         if weak:
             store(mass, 0, dummies)
             for lane in range(lanes):
@@ -214,75 +201,74 @@ def backward(
 
 @jit
 def solve(
-    cost4, gamma, dummy, n, m, bandwidth, first, last, limits, kind, with_grad, scale, with_gamma,
-    out, sure, grad4, grad_gamma, grad_dummy,
+    cost4, rates, dummy, geometry, first, last, floats, integers, floor, tiny,
+    found, with_grad, scale, with_gamma, grad4, sums,
 ):  # fmt: skip
-    """Values, and if asked for the gradients, of the groups first <= index < last; sure: which are
-    certified.
+    """Recursion and, if asked for, its adjoint for the groups first <= index < last.
 
-    limits: (FLOOR, LIMIT, RISE, TINY); kind: an empty array of the type to compute in, and one of
-    its integers. Cells beyond the lengths or the band are not written, and nothing that is not
-    certified is meant to be read.
+    found: see `_cpu_scaling.conclude`. sums: rows of scale times the visits of dummies, and times
+    the visits of all cells with the entropies of their weights in bits. Gradients of cells beyond
+    the lengths or the band are not written.
     """
     weak = dummy.size > 0
     pairs = cost4.shape[1]
-    floor, limit, rise, tiny = limits
-    lanes = 64 // kind[0].itemsize
-    rows, columns = lattice_shape(cost4.shape[2], cost4.shape[3], weak)
-    padded = (columns + lanes) * lanes  # whole squares
-    packed, below = np.empty(padded, kind[0].dtype), np.empty(padded, kind[0].dtype)
-    row_m, row_k = np.empty(padded, kind[0].dtype), np.empty(padded, kind[1].dtype)
-    weights = np.empty(3 * lanes * rows * columns if with_grad else 0, kind[0].dtype)
-    rates = np.empty(4 * lanes, kind[0].dtype)
-    theta, factor = np.zeros(lanes, kind[0].dtype), np.zeros(lanes, kind[0].dtype)
-    checks, sums = np.empty(3 * lanes, kind[0].dtype), np.empty(2 * lanes)
-    exponents = np.zeros(lanes, np.int64)
+    lanes = 64 // floats.itemsize
+    most_rows, most_columns = cost4.shape[2], cost4.shape[3]
+    if weak:
+        most_rows, most_columns = 2 * most_rows + 1, 2 * most_columns + 1
+    padded = (most_columns + lanes) * lanes  # whole squares
+    packed, below = np.empty(padded, floats.dtype), np.empty(padded, floats.dtype)
+    row_m, row_k = np.empty(padded, floats.dtype), np.empty(padded, integers.dtype)
+    cells = most_rows * most_columns if with_grad else 0
+    weights = np.empty(3 * lanes * cells, floats.dtype)
+    rate, checks = np.empty(4 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
+    theta, factor = np.zeros(lanes, floats.dtype), np.zeros(lanes, floats.dtype)
+    exponents, group_sums = np.zeros(lanes, np.int64), np.empty(2 * lanes)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    end_rows, end_columns = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    of_lane = np.zeros(lanes)  # the gamma that rates holds for each lane
     in_a_row = (pairs + lanes - 1) // lanes  # groups: none crosses a row of pairs
     for index in range(first, last):
         row, k = index // in_a_row, index % in_a_row
         q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
-        rows, columns, first_end = group_ends(n, m, q, count, weak, end_rows, end_columns)
-        full = bandwidth < 0
-        for lane in range(count):
-            full = full and n[q + lane] == cost4.shape[2] and m[q + lane] == cost4.shape[3]
+        full = True
+        rows = columns = 0
+        first_end = most_rows
         for lane in range(lanes):
-            starts[lane], stops[lane] = 0, cost4.shape[3] if lane < count else 0
             p = q + min(lane, count - 1)
-            g = gamma[p] if usable(gamma[p]) else 1.0
-            if g != of_lane[lane]:
-                of_lane[lane] = g
-                fill_rates(g, limit, rates, lanes, lane)
+            rows, columns = (
+                max(rows, geometry[ROWS, p]),
+                max(columns, geometry[COLUMNS, p]),
+            )
+            first_end = min(first_end, geometry[ROWS, p] - 1)
+            full = (
+                full
+                and geometry[N, p] == cost4.shape[2]
+                and geometry[M, p] == cost4.shape[3]
+                and geometry[LOW, p] <= -most_rows
+                and geometry[HIGH, p] >= most_columns
+            )
+            starts[lane], stops[lane] = 0, cost4.shape[3] if lane < count else 0
+            for k in range(4):
+                rate[k * lanes + lane] = rates[k, p]
             if weak:
                 theta[lane] = dummy[p]
             if with_grad:
                 factor[lane] = scale[p]
         forward(
-            cost4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns, full,
-            weak, rates, theta, floor, packed, row_m, row_k, starts, stops, checks,
-            exponents, with_grad, weights,
+            cost4, geometry, q, count, rows, columns, first_end, full, weak, rate, theta, floor,
+            packed, row_m, row_k, starts, stops, checks, exponents, with_grad, weights,
         )  # fmt: skip
         for lane in range(count):
-            g = gamma[q + lane]
-            exponent = exponents[lane]
-            longest = end_rows[lane] + end_columns[lane] + 2
-            if math.isnan(checks[lanes + lane]):
-                out[q + lane], sure[q + lane] = np.nan, usable(g)
-            else:
-                out[q + lane] = value_of(checks[2 * lanes + lane], exponent, g)
-                sure[q + lane] = usable(g) and certified(
-                    exponent, checks[lane], longest, g, floor, rise
-                )
-        if with_grad:
-            backward(
-                grad4, n, m, bandwidth, q, count, rows, columns, first_end, end_rows, end_columns,
-                full, weak, factor, tiny, packed, below, starts, stops, weights, with_gamma, sums,
-            )  # fmt: skip
-            for lane in range(count):
-                grad_dummy[q + lane] = sums[lane] * scale[q + lane]
-                grad_gamma[q + lane] = -math.log(2.0) * sums[lanes + lane] * scale[q + lane]
-                if math.isnan(out[q + lane]):
-                    fill_with_nan(grad4, q + lane, n[q + lane], m[q + lane])
-                    grad_gamma[q + lane] = grad_dummy[q + lane] = np.nan
+            found[0, q + lane], found[1, q + lane] = (
+                checks[2 * lanes + lane],
+                exponents[lane],
+            )
+            found[2, q + lane], found[3, q + lane] = checks[lane], checks[lanes + lane]
+        if not with_grad:
+            continue
+        backward(
+            grad4, geometry, q, count, rows, columns, first_end, full, weak, factor, tiny,
+            packed, below, starts, stops, weights, with_gamma, group_sums,
+        )  # fmt: skip
+        for lane in range(count):
+            sums[0, q + lane] = group_sums[lane] * scale[q + lane]
+            sums[1, q + lane] = group_sums[lanes + lane] * scale[q + lane]

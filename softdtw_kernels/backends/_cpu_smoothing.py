@@ -11,16 +11,9 @@ import math
 
 import numpy as np
 
-from ._cpu_cell import (
-    LOG2_E,
-    exponential,
-    fill_rates,
-    log2_of_mantissa,
-    quotient,
-    surprise,
-    usable,
-)
+from ._cpu_cell import exponential, log2_of_mantissa, quotient, surprise
 from ._cpu_lanes import pack, row_bounds, unpack
+from ._cpu_scaling import LOG2_E, N
 from ._jit import inline, jit
 from ._simd import (
     like,
@@ -52,40 +45,37 @@ def softmin(diagonal, up, left, r_high, r_low, smallest, largest):
 
 
 @inline
-def group_rates(gamma, q, count, limit, rates, lanes):
+def begin_group(rates, geometry, q, count, rate):
+    """The rates of the lanes; the number of rows of the longest pair."""
+    lanes, rows = rate.size // 4, 0
     for lane in range(lanes):
-        g = gamma[q + min(lane, count - 1)]
-        fill_rates(g if usable(g) else 1.0, limit, rates, lanes, lane)
-
-
-@inline
-def group_rows(n, q, count):
-    rows = 0
-    for lane in range(count):
-        rows = max(rows, n[q + lane])
+        p = q + min(lane, count - 1)
+        rows = max(rows, geometry[N, p])
+        for k in range(4):
+            rate[k * lanes + lane] = rates[k, p]
     return rows
 
 
 @jit
-def smooth(cost4, gamma, n, m, origin, first, last, limits, kind, out4):
+def smooth(cost4, rates, geometry, origin, first, last, floats, out4):
     """origin: log(origin_count). Cells beyond the lengths are not written."""
     pairs, columns = cost4.shape[1], cost4.shape[3]
-    lanes = 64 // kind[0].itemsize
+    lanes = 64 // floats.itemsize
     in_a_row = (pairs + lanes - 1) // lanes
-    above = np.empty((columns + lanes) * lanes, kind[0].dtype)
-    here = np.empty((columns + lanes) * lanes, kind[0].dtype)
-    result = np.empty((columns + lanes) * lanes, kind[0].dtype)
-    rates = np.empty(4 * lanes, kind[0].dtype)
+    above = np.empty((columns + lanes) * lanes, floats.dtype)
+    here = np.empty((columns + lanes) * lanes, floats.dtype)
+    result = np.empty((columns + lanes) * lanes, floats.dtype)
+    rate = np.empty(4 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     for index in range(first, last):
         row, k = index // in_a_row, index % in_a_row
         q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
-        group_rates(gamma, q, count, limits[1], rates, lanes)
-        r_high, r_low = load(rates, 0), load(rates, lanes)
-        smallest, largest = load(rates, 2 * lanes), load(rates, 3 * lanes)
+        rows = begin_group(rates, geometry, q, count, rate)
+        r_high, r_low = load(rate, 0), load(rate, lanes)
+        smallest, largest = load(rate, 2 * lanes), load(rate, 3 * lanes)
         infinite = like(r_high, np.inf)
-        for i in range(group_rows(n, q, count)):
-            row_bounds(i, n, m, -1, q, count, False, starts, stops)
+        for i in range(rows):
+            row_bounds(i, geometry, q, count, False, starts, stops)
             pack(cost4, q, i, starts, stops, columns, here)
             diagonal, left = infinite, infinite
             for j in range(columns):
@@ -106,31 +96,30 @@ def smooth(cost4, gamma, n, m, origin, first, last, limits, kind, out4):
 
 @jit
 def smooth_vjp(
-    cost4, gamma, n, m, origin, first, last, limits, kind, adjoint4, grad4, grad_gamma
+    cost4, rates, geometry, origin, first, last, floats, adjoint4, grad4, grad_gamma
 ):  # fmt: skip
     """Adjoint of smooth. The derivative of a softmin by gamma is minus its entropy."""
     pairs, columns = cost4.shape[1], cost4.shape[3]
-    lanes = 64 // kind[0].itemsize
+    lanes = 64 // floats.itemsize
     in_a_row = (pairs + lanes - 1) // lanes
-    above = np.empty((columns + lanes) * lanes, kind[0].dtype)
-    here = np.empty((columns + lanes) * lanes, kind[0].dtype)
-    mass = np.empty((columns + lanes) * lanes, kind[0].dtype)
-    grad_above = np.empty((columns + lanes) * lanes, kind[0].dtype)
-    grad_here = np.empty((columns + lanes) * lanes, kind[0].dtype)
-    rates, bits_of_row = np.empty(4 * lanes, kind[0].dtype), np.empty(lanes, kind[0].dtype)
+    above = np.empty((columns + lanes) * lanes, floats.dtype)
+    here = np.empty((columns + lanes) * lanes, floats.dtype)
+    mass = np.empty((columns + lanes) * lanes, floats.dtype)
+    grad_above = np.empty((columns + lanes) * lanes, floats.dtype)
+    grad_here = np.empty((columns + lanes) * lanes, floats.dtype)
+    rate, bits_of_row = np.empty(4 * lanes, floats.dtype), np.empty(lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     for index in range(first, last):
         row, k = index // in_a_row, index % in_a_row
         q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
-        group_rates(gamma, q, count, limits[1], rates, lanes)
-        r_high, r_low = load(rates, 0), load(rates, lanes)
-        smallest, largest = load(rates, 2 * lanes), load(rates, 3 * lanes)
+        rows = begin_group(rates, geometry, q, count, rate)
+        r_high, r_low = load(rate, 0), load(rate, lanes)
+        smallest, largest = load(rate, 2 * lanes), load(rate, 3 * lanes)
         infinite, zero, one = like(r_high, np.inf), like(r_high, 0.0), like(r_high, 1.0)
         for lane in range(count):
             grad_gamma[q + lane] = 0.0
-        rows = group_rows(n, q, count)
         for i in range(rows):
-            row_bounds(i, n, m, -1, q, count, False, starts, stops)
+            row_bounds(i, geometry, q, count, False, starts, stops)
             pack(cost4, q, i, starts, stops, columns, here)
             pack(adjoint4, q, i, starts, stops, columns, mass)
             diagonal, left, bits = infinite, infinite, zero
@@ -152,7 +141,11 @@ def smooth_vjp(
                     w2 = where_finite(best, quotient(f2, total, inverse), zero)
                 bits = bits + p * (surprise(w0) + (surprise(w1) + surprise(w2)))
                 if j > 0:
-                    store(grad_here, (j - 1) * lanes, load(grad_here, (j - 1) * lanes) + p * w2)
+                    store(
+                        grad_here,
+                        (j - 1) * lanes,
+                        load(grad_here, (j - 1) * lanes) + p * w2,
+                    )
                 store(grad_here, j * lanes, p)
                 if i > 0:
                     store(grad_above, j * lanes, load(grad_above, j * lanes) + p * w1)
@@ -166,11 +159,11 @@ def smooth_vjp(
                 if i == 0:
                     grad_gamma[q + lane] -= mass[lane] * origin
             if i > 0:
-                row_bounds(i - 1, n, m, -1, q, count, False, starts, stops)
+                row_bounds(i - 1, geometry, q, count, False, starts, stops)
                 unpack(grad_above, grad4, q, i - 1, starts, stops, columns)
             above, here = here, above
             grad_above, grad_here = grad_here, grad_above
-        row_bounds(rows - 1, n, m, -1, q, count, False, starts, stops)
+        row_bounds(rows - 1, geometry, q, count, False, starts, stops)
         unpack(grad_above, grad4, q, rows - 1, starts, stops, columns)
 
 

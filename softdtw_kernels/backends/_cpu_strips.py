@@ -18,18 +18,8 @@ import math
 
 import numpy as np
 
-from ._cpu_cell import (
-    certified,
-    exponential,
-    fill_rates,
-    fill_with_nan,
-    quotient,
-    step,
-    surprise,
-    usable,
-    value_of,
-)
-from ._cpu_exact import band_limits, lattice_shape
+from ._cpu_cell import exponential, quotient, step, surprise
+from ._cpu_scaling import COLUMNS, HIGH, LOW, ROWS
 from ._jit import inline, jit, outlined
 from ._simd import (
     first_lane,
@@ -84,7 +74,15 @@ def pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed):
     if not weak and cost.strides[1] == cost.itemsize:
         base = cost.ctypes.data + row * cost.strides[0] + first * cost.strides[1]
         for t in range(t0, t1, lanes):
-            load_block(base + t * cost.strides[1], skew, starts, stops, t, packed, (t - t0) * lanes)
+            load_block(
+                base + t * cost.strides[1],
+                skew,
+                starts,
+                stops,
+                t,
+                packed,
+                (t - t0) * lanes,
+            )
         return
     for k in range(packed.size):
         packed[k] = np.inf
@@ -108,7 +106,15 @@ def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
     if not weak and grad.strides[1] == grad.itemsize:
         base = grad.ctypes.data + row * grad.strides[0] + first * grad.strides[1]
         for t in range(t0, t1, lanes):
-            store_block(mass, (t - t0) * lanes, base + t * grad.strides[1], skew, starts, stops, t)
+            store_block(
+                mass,
+                (t - t0) * lanes,
+                base + t * grad.strides[1],
+                skew,
+                starts,
+                stops,
+                t,
+            )
         return dummies
     for lane in range(lanes):
         i, j = row + lane, first - lane
@@ -150,7 +156,10 @@ def forward_strip(
             lowest = smaller(d, lowest)
             nan_sum = nan_sum + w
             m_diagonal, k_diagonal = m_up, k_up
-            m_up, k_up = shift_up(m, border_m[first + t + 1]), shift_up(k, border_k[first + t + 1])
+            m_up, k_up = (
+                shift_up(m, border_m[first + t + 1]),
+                shift_up(k, border_k[first + t + 1]),
+            )
             m, k, p_diagonal, p_up, p_left, total = step(
                 w, dk, bottom, m_diagonal, k_diagonal, m_up, k_up, m, k
             )
@@ -186,7 +195,11 @@ def backward_strip(
     from_right = load(mass, 0)
     zero, threshold = like(from_right, 0.0), like(from_right, tiny)
     factor = like(from_right, scale)
-    up_next, diagonal_next, diagonal_after = zero, zero, zero  # of steps t + 1, t + 1 and t + 2
+    up_next, diagonal_next, diagonal_after = (
+        zero,
+        zero,
+        zero,
+    )  # of steps t + 1, t + 1 and t + 2
     corner = first_lane(zero)
     dummies = entropy = 0.0
     for t0 in range((steps - 1) // CHUNK * CHUNK, -1, -CHUNK):
@@ -248,133 +261,125 @@ def forward_block(
 
 
 @jit
-def value(cost4, gamma, dummy, n, m, bandwidth, items, limits, kind, out, sure):
-    """out[q] = value of the pair q, for q in items; sure[q] tells whether it is certified.
-
-    limits: (FLOOR, LIMIT, RISE, TINY); kind: an empty array of the type to compute in, and one of
-    its integers.
-    """
+def value(
+    cost4, rates, dummy, geometry, first, last, floats, integers, floor, tiny, found
+):  # fmt: skip
+    """Recursion for the pairs first <= q < last; found: see `_cpu_scaling.conclude`."""
     weak = dummy.size > 0
     per_row = cost4.shape[1]
-    floor, limit, rise, _ = limits
-    lanes = 64 // kind[0].itemsize
-    packed = np.empty(CHUNK * lanes, kind[0].dtype)
-    rates = np.empty(4 * lanes, kind[0].dtype)
-    checks = np.empty(3 * lanes, kind[0].dtype)
+    lanes = 64 // floats.itemsize
+    packed = np.empty(CHUNK * lanes, floats.dtype)
+    rate, checks = np.empty(4 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    nothing = np.empty(0, kind[0].dtype)
+    nothing = np.empty(0, floats.dtype)
     widest = 0
-    for q in items:
-        widest = max(widest, lattice_shape(n[q], m[q], weak)[1])
-    border_m = np.empty(widest + 3 * lanes, kind[0].dtype)
-    border_k = np.empty(widest + 3 * lanes, kind[1].dtype)
-    for q in items:
-        sure[q] = False
-        if not usable(gamma[q]):
-            continue
-        theta = dummy[q] if weak else 0.0
-        rows, columns = lattice_shape(n[q], m[q], weak)
-        low, high = band_limits(rows, columns, bandwidth)
-        for lane in range(lanes):
-            fill_rates(gamma[q], limit, rates, lanes, lane)
-        for lane in range(lanes):
-            checks[lane], checks[lanes + lane] = np.inf, 0.0
+    for q in range(first, last):
+        widest = max(widest, geometry[COLUMNS, q])
+    border_m = np.empty(widest + 3 * lanes, floats.dtype)
+    border_k = np.empty(widest + 3 * lanes, integers.dtype)
+    for q in range(first, last):
+        rows, columns = geometry[ROWS, q], geometry[COLUMNS, q]
+        reset_pair(rates, q, rate, checks)
         reset_border(border_m, border_k, floor, True)
         k = forward_block(
-            cost4[q // per_row, q % per_row], theta, weak, 0, rows, lanes, rows, columns, low, high,
-            starts, stops, rates, floor, packed, border_m, border_k, checks, False, nothing, 0,
+            cost4[q // per_row, q % per_row], dummy[q] if weak else 0.0, weak, 0, rows, lanes,
+            rows, columns, geometry[LOW, q], geometry[HIGH, q], starts, stops, rate, floor,
+            packed, border_m, border_k, checks, False, nothing, 0,
         )  # fmt: skip
-        out[q], sure[q] = conclude(
-            checks, lanes, (rows - 1) % lanes, k, rows + columns, gamma[q], floor, rise
-        )
+        report(checks, lanes, (rows - 1) % lanes, k, found, q)
 
 
 @inline
-def conclude(checks, lanes, end, k, longest_path, gamma, floor, rise):
-    """The value, and whether it is certified."""
+def reset_pair(rates, q, rate, checks):
+    lanes = rate.size // 4
+    for lane in range(lanes):
+        for k in range(4):
+            rate[k * lanes + lane] = rates[k, q]
+        checks[lane], checks[lanes + lane] = np.inf, 0.0
+
+
+@inline
+def report(checks, lanes, end, exponent, found, q):
     lowest, nan_sum = np.inf, 0.0
     for lane in range(lanes):
         lowest = min(lowest, checks[lane])
         nan_sum += checks[lanes + lane]
-    if math.isnan(nan_sum):
-        return np.nan, True
-    mantissa = checks[2 * lanes + end]
-    return value_of(mantissa, k, gamma), certified(k, lowest, longest_path, gamma, floor, rise)
+    found[0, q], found[1, q], found[2, q], found[3, q] = (
+        checks[2 * lanes + end],
+        exponent,
+        lowest,
+        nan_sum,
+    )
+
+
+@inline
+def keep_border(border, kept, at, begin, size, restore):
+    for c in range(size):
+        if restore:
+            border[begin + c] = kept[at + c]
+        else:
+            kept[at + c] = border[begin + c]
 
 
 @jit
 def gradient(
-    cost4, gamma, dummy, n, m, bandwidth, items, limits, kind, scale, with_gamma,
-    out, sure, grad4, grad_gamma, grad_dummy,
+    cost4, rates, dummy, geometry, first, last, floats, integers, floor, tiny,
+    found, scale, with_gamma, grad4, sums,
 ):  # fmt: skip
-    """Value and gradients of scale[q] * value of the pair q. Cells beyond the lengths or the band
-    are not written.
+    """Recursion and its adjoint for the pairs first <= q < last; arguments as of _cpu_lanes.solve.
+
+    The gradients of a pair that cannot be certified are not written.
     """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
-    floor, limit, rise, tiny = limits
-    lanes = 64 // kind[0].itemsize
-    packed = np.empty(CHUNK * lanes, kind[0].dtype)
-    rates = np.empty(4 * lanes, kind[0].dtype)
-    checks = np.empty(3 * lanes, kind[0].dtype)
+    lanes = 64 // floats.itemsize
+    packed = np.empty(CHUNK * lanes, floats.dtype)
+    rate, checks = np.empty(4 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     widest = tallest = longest = kept = 0
-    for q in items:
-        rows, columns = lattice_shape(n[q], m[q], weak)
-        low, high = band_limits(rows, columns, bandwidth)
+    for q in range(first, last):
+        rows, columns = geometry[ROWS, q], geometry[COLUMNS, q]
+        width = geometry[HIGH, q] - geometry[LOW, q]
         widest = max(widest, columns)
-        longest = max(longest, min(columns, high - low + lanes) + lanes)
+        longest = max(longest, min(columns, width + lanes) + lanes)
         tallest = max(tallest, rows)
     stride = 3 * lanes * longest
-    strips = max(BLOCK // lanes, WEIGHTS // (stride * kind[0].itemsize))
+    strips = max(BLOCK // lanes, WEIGHTS // (stride * floats.itemsize))
     height = lanes * min(strips, (tallest + lanes - 1) // lanes)
-    for q in items:
-        rows, columns = lattice_shape(n[q], m[q], weak)
-        low, high = band_limits(rows, columns, bandwidth)
-        kept = max(kept, (rows - 1) // height * (min(columns, high - low + 1) + 3))
-    weights = np.empty(height // lanes * stride, kind[0].dtype)
-    border_m = np.empty(widest + 3 * lanes, kind[0].dtype)
-    border_k = np.empty(widest + 3 * lanes, kind[1].dtype)
-    kept_m, kept_k = np.empty(kept, kind[0].dtype), np.empty(kept, kind[1].dtype)
-    below = np.empty(widest + 3 * lanes, kind[0].dtype)
-    nothing = np.empty(0, kind[0].dtype)
-    for q in items:
-        sure[q] = False
-        if not usable(gamma[q]):
-            continue
+    for q in range(first, last):
+        window = min(geometry[COLUMNS, q], geometry[HIGH, q] - geometry[LOW, q] + 1) + 3
+        kept = max(kept, (geometry[ROWS, q] - 1) // height * window)
+    weights = np.empty(height // lanes * stride, floats.dtype)
+    border_m = np.empty(widest + 3 * lanes, floats.dtype)
+    border_k = np.empty(widest + 3 * lanes, integers.dtype)
+    kept_m, kept_k = np.empty(kept, floats.dtype), np.empty(kept, integers.dtype)
+    below = np.empty(widest + 3 * lanes, floats.dtype)
+    nothing = np.empty(0, floats.dtype)
+    for q in range(first, last):
         cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
         theta = dummy[q] if weak else 0.0
-        rows, columns = lattice_shape(n[q], m[q], weak)
-        low, high = band_limits(rows, columns, bandwidth)
+        rows, columns = geometry[ROWS, q], geometry[COLUMNS, q]
+        low, high = geometry[LOW, q], geometry[HIGH, q]
         window = min(columns, high - low + 1) + 3
-        for lane in range(lanes):
-            fill_rates(gamma[q], limit, rates, lanes, lane)
-        for lane in range(lanes):
-            checks[lane], checks[lanes + lane] = np.inf, 0.0
+        reset_pair(rates, q, rate, checks)
         reset_border(border_m, border_k, floor, True)
         final_part = (rows - 1) // height
-        k = floor
+        k = np.int64(floor)
         for part in range(final_part + 1):
             start, stop = part * height, min(rows, (part + 1) * height)
-            last = part == final_part
+            last_part = part == final_part
             k = forward_block(
                 cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops,
-                rates, floor, packed, border_m, border_k, checks, last,
-                weights if last else nothing, stride,
+                rate, floor, packed, border_m, border_k, checks, last_part,
+                weights if last_part else nothing, stride,
             )  # fmt: skip
-            if not last:
+            if not last_part:
                 begin = max(0, stop + low)
                 size = min(window, columns + 2 - begin)
-                at = part * window
-                for c in range(size):
-                    kept_m[at + c], kept_k[at + c] = border_m[begin + c], border_k[begin + c]
-        end = (rows - 1) % lanes
-        out[q], sure[q] = conclude(checks, lanes, end, k, rows + columns, gamma[q], floor, rise)
-        if not sure[q]:
-            continue
-        if math.isnan(out[q]):
-            fill_with_nan(grad4, q, n[q], m[q])
-            grad_gamma[q] = grad_dummy[q] = np.nan
+                keep_border(border_m, kept_m, part * window, begin, size, False)
+                keep_border(border_k, kept_k, part * window, begin, size, False)
+        report(checks, lanes, (rows - 1) % lanes, k, found, q)
+        if k <= floor // 2 or math.isnan(found[3, q]):
             continue
         for c in range(below.size):
             below[c] = 0.0
@@ -386,25 +391,23 @@ def gradient(
                 if part > 0:
                     begin = max(0, start + low)
                     size = min(window, columns + 2 - begin)
-                    at = (part - 1) * window
-                    for c in range(size):
-                        border_m[begin + c], border_k[begin + c] = kept_m[at + c], kept_k[at + c]
+                    keep_border(border_m, kept_m, (part - 1) * window, begin, size, True)
+                    keep_border(border_k, kept_k, (part - 1) * window, begin, size, True)
                 forward_block(
                     cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops,
-                    rates, floor, packed, border_m, border_k, checks, True, weights, stride,
+                    rate, floor, packed, border_m, border_k, checks, True, weights, stride,
                 )  # fmt: skip
             for row in range(start + (stop - 1 - start) // lanes * lanes, start - 1, -lanes):
-                first, steps = strip_columns(row, lanes, rows, columns, low, high)
+                left, steps = strip_columns(row, lanes, rows, columns, low, high)
                 here = rows - 1 - row
                 if here < lanes:
-                    steps = columns - first + here
-                lane_steps(row, lanes, first, rows, columns, low, high, starts, stops)
+                    steps = columns - left + here
+                lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
                 d, h = backward_strip(
-                    weak, row, lanes, steps, first, starts, stops, scale[q], tiny,
+                    weak, row, lanes, steps, left, starts, stops, scale[q], tiny,
                     packed, below, weights, (row - start) // lanes * stride,
                     here if here < lanes else -1, with_gamma, grad,
                 )  # fmt: skip
                 dummies += d
                 entropy += h
-        grad_dummy[q] = dummies
-        grad_gamma[q] = -math.log(2.0) * entropy * scale[q]
+        sums[0, q], sums[1, q] = dummies, entropy * scale[q]
