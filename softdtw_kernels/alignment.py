@@ -76,7 +76,37 @@ def soft_dtw_alignment(
     pairwise: bool = False,
     backend: str | None = None,
 ) -> Alignment:
-    """TODO"""
+    """The expected alignment of sequences under soft-DTW, their value, and the cheapest path.
+
+        E[i, j] = dV / dC[i, j] = expectation of A[i, j] under p(A) ~ exp(-<A, C> / gamma)
+
+    Args:
+        x, y, gamma, cost, x_lengths, y_lengths, bandwidth, pairwise, backend: as in
+            :func:`soft_dtw`.
+
+    Returns:
+        An :class:`Alignment` with `value` (*), `expected` (*, N, M), itself differentiable, and
+        the method `path`.
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`.
+
+    Costs what :func:`soft_dtw` and its backward pass cost.
+
+    >>> import torch
+    >>> x, y = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [2.0], [2.0]])
+    >>> alignment = soft_dtw_alignment(x, y, gamma=0.1)
+    >>> alignment.path()
+    tensor([[0, 0],
+            [1, 1],
+            [2, 2]])
+    >>> bool((alignment.expected.sum(-1) > 0.999).all())  # every frame is visited
+    True
+
+    Source: Cuturi and Blondel 2017, Proposition 1 and Algorithm 2; Mensch and Blondel,
+    "Differentiable Dynamic Programming for Structured Prediction and Attention", ICML 2018, for
+    its derivative.
+    """
     bandwidth = check_bandwidth(bandwidth)
     problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
     return _align(problem, gamma, None, bandwidth)
@@ -91,7 +121,27 @@ def soft_dtw_alignment_from_cost(
     bandwidth: int | None = None,
     backend: str | None = None,
 ) -> Alignment:
-    """TODO"""
+    """The expected alignment of cost matrices: :func:`soft_dtw_alignment` for a cost of your own.
+
+    Args:
+        cost: (*, N, M), as in :func:`soft_dtw_from_cost`.
+        gamma, x_lengths, y_lengths, bandwidth, backend: as in :func:`soft_dtw_from_cost`.
+
+    Returns:
+        An :class:`Alignment`.
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`.
+
+    Costs what :func:`soft_dtw_from_cost` and its backward pass cost.
+
+    >>> import torch
+    >>> soft_dtw_alignment_from_cost(torch.zeros(2, 2)).expected  # three paths, all alike
+    tensor([[1.0000, 0.3333],
+            [0.3333, 1.0000]])
+
+    Source: Cuturi and Blondel 2017, Algorithm 2.
+    """
     bandwidth = check_bandwidth(bandwidth)
     problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
     return _align(problem, gamma, None, bandwidth)
@@ -111,7 +161,33 @@ def s2dtw_alignment(
     pairwise: bool = False,
     backend: str | None = None,
 ) -> Alignment:
-    """TODO"""
+    """The expected alignment of sequences under S2DTW, their value, and the cheapest path.
+
+        E[i, j] = dV / ds[i, j] = expected visits of the pair (i, j) on the weak lattice
+
+    s are the smoothed costs: E is the distribution of the paths, not the gradient of the value in
+    the raw costs, which would also pass through the smoothing. Dummy cells are not part of it.
+
+    Args:
+        x, y, gamma, cost, smoothing, dummy_cost, origin_count, x_lengths, y_lengths, pairwise,
+            backend: as in :func:`s2dtw`.
+
+    Returns:
+        An :class:`Alignment`; its path holds the pairs that the cheapest path visits, in order,
+        which may be none.
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`.
+
+    Costs what :func:`s2dtw` and its backward pass cost.
+
+    >>> import torch
+    >>> x, y = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    >>> s2dtw_alignment(x, y, smoothing=False).path()  # the second frame of x matches nothing
+    tensor([[0, 0]])
+
+    Source: Ko et al. 2022, Section 3; Mensch and Blondel 2018 for the derivative.
+    """
     origin_count = check_origin_count(origin_count)
     problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
     return _align_smoothed(problem, gamma, smoothing, dummy_cost, origin_count)
@@ -128,7 +204,27 @@ def s2dtw_alignment_from_cost(
     y_lengths: Lengths = None,
     backend: str | None = None,
 ) -> Alignment:
-    """TODO"""
+    """The expected alignment of cost matrices: :func:`s2dtw_alignment` for a cost of your own.
+
+    Args:
+        cost: (*, N, M), as in :func:`soft_dtw_from_cost`.
+        gamma, smoothing, dummy_cost, origin_count, x_lengths, y_lengths, backend: as in
+            :func:`s2dtw_from_cost`.
+
+    Returns:
+        An :class:`Alignment`.
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`.
+
+    Costs what :func:`s2dtw_from_cost` and its backward pass cost.
+
+    >>> import torch
+    >>> s2dtw_alignment_from_cost(torch.full((2, 3), 50.0)).expected.max() < 1e-6  # all avoided
+    tensor(True)
+
+    Source: Ko et al. 2022, Section 3.
+    """
     origin_count = check_origin_count(origin_count)
     problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
     return _align_smoothed(problem, gamma, smoothing, dummy_cost, origin_count)

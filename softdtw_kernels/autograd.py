@@ -273,6 +273,7 @@ class S2DTWFunction(EagerFunction, _S2DTWTwin):
     of which it is the value at the smoothed costs.
 
     >>> import torch
+    >>> from softdtw_kernels import s2dtw_from_cost
     >>> cost = torch.tensor([[-1.0, 0.5], [0.5, -1.0]], requires_grad=True)
     >>> value = S2DTWFunction.apply(cost, 0.1, 0.5)
     >>> torch.allclose(value, s2dtw_from_cost(cost, gamma=0.1, dummy_cost=0.5))

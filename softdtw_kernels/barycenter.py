@@ -28,7 +28,47 @@ def soft_dtw_barycenter(
     tol: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """TODO"""
+    """The sequence that minimizes a weighted mean of soft-DTW values to given sequences.
+
+        z = argmin sum over b of w_b V(z, x_b),  or of D(z, x_b) with divergence=True
+
+    Args:
+        sequences: (B, N, D), or a list of (N_b, D), float32 or float64; half precision is computed
+            in float32.
+        lengths: None or integers (B,), each 1..N, for sequences padded to N.
+        weights: None (all alike) or B numbers, at least 0 and not all 0; divided by their sum.
+        init: the start of the descent (L, D), which also sets the length of the result; a length
+            L; or None, a length that is the rounded weighted mean of the lengths. Without a
+            tensor, the start is the weighted mean of the sequences, each resampled linearly to L.
+            The problem is not convex: another start may end at another barycenter.
+        gamma: smoothing, at least 0. A larger one gives a smoother objective and barycenter.
+        cost: as in :func:`soft_dtw`; differentiable.
+        bandwidth: as in :func:`soft_dtw`.
+        divergence: minimize the divergence, which does not shrink the barycenter.
+        max_iter: iterations of L-BFGS at most, each of one or a few evaluations.
+        tol: the descent ends where the largest entry of the gradient has fallen to this fraction
+            of its first one, or where the objective changes by less than its dtype resolves.
+        backend: as in :func:`soft_dtw`.
+
+    Returns:
+        (L, D) in the dtype of the sequences, detached from them.
+
+    Raises:
+        TypeError, ValueError: for arguments of another type, dtype, shape or range, and where the
+            first value is not finite.
+
+    Costs the time and memory of :func:`soft_dtw` forward and backward for B pairs an evaluation.
+
+    >>> import torch
+    >>> t = torch.linspace(0, 6, 20)
+    >>> sequences = torch.stack([torch.sin(t), torch.sin(t - 0.5)])[..., None]
+    >>> z = soft_dtw_barycenter(sequences, gamma=0.1)
+    >>> z.shape, bool(soft_dtw(z, sequences, gamma=0.1).sum()
+    ...               < soft_dtw(sequences.mean(0), sequences, gamma=0.1).sum())
+    (torch.Size([20, 1]), True)
+
+    Source: Cuturi and Blondel 2017, Section 3.2; Blondel et al. 2021 for the divergence.
+    """
     if not isinstance(sequences, Tensor):
         sequences, lengths = _padded(sequences, lengths)
     check_tensor(sequences, "sequences", "(B, N, D)")

@@ -31,7 +31,40 @@ def cost_matrix(
     pairwise: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """TODO"""
+    """The costs between all frames of two sequences.
+
+        C[i, j] = cost(x_i, y_j)
+
+    Args:
+        x: (*, N, D), float32 or float64; float16 and bfloat16 are computed in float32.
+        y: (*, M, D); the leading dimensions broadcast with those of x.
+        cost: "sqeuclidean" |x_i - y_j|^2 (no factor 1/2), "euclidean" (with subgradient 0 at
+            distance 0), "cosine" 1 - cos, "shifted_cosine" -cos, "negative_dot" -<x_i, y_j>, or a
+            function of broadcastable (..., N, D) and (..., M, D) that returns (..., N, M). The
+            cosine with a zero vector is 0, with gradient 0.
+        pairwise: all sequences of x (A, N, D) with all of y (B, M, D).
+        backend: None chooses by device; "numba" (CPU), "cuda", or "reference" (plain torch).
+
+    Returns:
+        (*, N, M), or (A, B, N, M) for all pairs, possibly a strided view.
+
+    Raises:
+        TypeError, ValueError: for arguments of another type, dtype, shape or name.
+
+    Costs O(N M D) time and the memory of the result: distances are sums of differences, exact
+    where x is near y or far from the origin; the dot types are one matrix product. Autocast is
+    ignored. Differentiable twice, in forward mode too.
+
+    >>> import torch
+    >>> cost_matrix(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 0.0]]))
+    tensor([[ 0.],
+            [25.]])
+    >>> cost_matrix(torch.randn(5, 4, 2), torch.randn(7, 6, 2), "cosine", pairwise=True).shape
+    torch.Size([5, 7, 4, 6])
+
+    Source: Cuturi and Blondel 2017, Section 2 ("sqeuclidean"); Ko et al. 2022, Section 3
+    ("shifted_cosine").
+    """
     check_features(x, y, pairwise)
     check_cost_name(cost)
     x, y = computing_dtype(x, y)

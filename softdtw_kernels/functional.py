@@ -104,7 +104,57 @@ def soft_dtw(
     reduction: str = "none",
     backend: str | None = None,
 ) -> Tensor:
-    """TODO"""
+    """Soft-DTW between sequences: a smooth minimum over all alignments of their total cost.
+
+        V(x, y) = -gamma log sum over alignments A of exp(-<A, C(x, y)> / gamma)
+
+    An alignment A is a path of pairs (i, j) from (0, 0) to (N - 1, M - 1) by steps (1, 0), (0, 1)
+    and (1, 1), and C[i, j] the cost between x_i and y_j. gamma = 0 gives DTW.
+
+    Args:
+        x: (*, N, D), float32 or float64; float16 and bfloat16 are computed in float32.
+        y: (*, M, D); the leading dimensions broadcast with those of x.
+        gamma: smoothing, a number or a 0-d tensor (which gets a gradient), at least 0; in the
+            units of the cost. At 0 the gradient is that of one optimal path, and 0 in gamma.
+        cost: "sqeuclidean" |x_i - y_j|^2 (no factor 1/2), "euclidean" (with subgradient 0 at
+            distance 0), "cosine" 1 - cos, "shifted_cosine" -cos, "negative_dot" -<x_i, y_j>, or a
+            function of broadcastable (..., N, D) and (..., M, D) that returns (..., N, M).
+        x_lengths: None (all N) or integers of shape (*), each 1..N: the frames of x that count.
+            What lies beyond, NaN included, changes nothing and gets gradient 0.
+        y_lengths: likewise for y.
+        bandwidth: None or an integer w (Sakoe-Chiba): only pairs with
+            min(0, M - N) - w <= j - i <= max(0, M - N) + w are allowed, N and M being the lengths
+            of the pair at hand.
+        pairwise: compare every sequence of x (A, N, D) with every one of y (B, M, D), without
+            copying them A x B times. Lengths then have the shapes (A,) and (B,).
+        reduction: "none", "mean" or "sum" over all values.
+        backend: None chooses by device; "numba" (CPU), "cuda", or "reference" (plain torch).
+
+    Returns:
+        The values (*), or (A, B) for all pairs, or a 0-d tensor if reduced; float32 for half
+        precision. +inf (gradient 0) where no path is allowed, NaN where a cost is NaN.
+
+    Raises:
+        TypeError, ValueError: for arguments of another type, dtype, shape or range. Values of
+            gamma and lengths in CUDA tensors are not read; out of range they give NaN.
+
+    Costs O(N M (D + 1)) time a pair, O(N M w / max(N, M)) with a narrow band; one cost matrix of
+    memory forward, one more backward. Differentiable twice, in forward mode too.
+
+    >>> import torch
+    >>> x = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
+    >>> y = torch.tensor([[0.0], [2.0]])
+    >>> soft_dtw(x, y, gamma=0.0)
+    tensor(1., grad_fn=<SoftDTWFunctionBackward>)
+    >>> soft_dtw(x, y, gamma=1.0).backward()
+    >>> x.grad.shape
+    torch.Size([3, 1])
+    >>> soft_dtw(torch.randn(5, 20, 3), torch.randn(7, 30, 3), pairwise=True).shape
+    torch.Size([5, 7])
+
+    Source: Cuturi and Blondel, "Soft-DTW: a differentiable loss function for time-series", ICML
+    2017, Eq. (1) and Algorithms 1 and 2.
+    """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
     problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
@@ -121,7 +171,35 @@ def soft_dtw_from_cost(
     reduction: str = "none",
     backend: str | None = None,
 ) -> Tensor:
-    """TODO"""
+    """Soft-DTW of cost matrices: :func:`soft_dtw` for a cost of your own.
+
+        R[i, j] = C[i, j] + softmin_gamma(R[i - 1, j - 1], R[i - 1, j], R[i, j - 1]),  V = R[N, M]
+
+    Args:
+        cost: (*, N, M), float32 or float64 of any strides and sign; float16 and bfloat16 are
+            computed in float32. +inf forbids a pair. Pairs beyond the lengths or outside the band
+            are not read.
+        gamma, x_lengths, y_lengths, bandwidth, reduction, backend: as in :func:`soft_dtw`, the
+            lengths of shape (*).
+
+    Returns:
+        The values (*), or a 0-d tensor if reduced.
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`.
+
+    Costs O(N M) time; beyond the cost and its gradient, memory of O(N + M) a row of checkpoints.
+
+    >>> import torch
+    >>> cost = torch.tensor([[0.0, 1.0, 4.0], [4.0, 1.0, 0.0]], requires_grad=True)
+    >>> value = soft_dtw_from_cost(cost, gamma=0.0)
+    >>> value.backward()  # the gradient is the alignment
+    >>> value.item(), cost.grad
+    (1.0, tensor([[1., 1., 0.],
+            [0., 0., 1.]]))
+
+    Source: Cuturi and Blondel 2017, Algorithms 1 and 2.
+    """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
     problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
@@ -149,7 +227,49 @@ def s2dtw(
     reduction: str = "none",
     backend: str | None = None,
 ) -> Tensor:
-    """TODO"""
+    """S2DTW between sequences: soft-DTW with local smoothing and weak alignment.
+
+        s[i, j] = C[i, j] + softmin_gamma(C[i - 1, j - 1], C[i - 1, j], C[i, j - 1])
+        V = soft-DTW of the (2 N + 1) x (2 M + 1) lattice L, L[2 i + 1, 2 j + 1] = s[i, j],
+            every other cell the dummy cost
+
+    The smoothing takes the raw costs of the predecessors inside the matrix; the dummies let a path
+    pass by pairs that do not match. Without smoothing this is weak soft-DTW, without dummies
+    locally smoothed soft-DTW, without both soft-DTW.
+
+    Args:
+        x, y: (*, N, D) and (*, M, D), as in :func:`soft_dtw`.
+        gamma: smoothing, a number or a 0-d tensor (which gets a gradient), at least 0.
+        cost: as in :func:`soft_dtw`; the paper's is "shifted_cosine".
+        smoothing: whether costs are smoothed locally.
+        dummy_cost: the cost of a dummy cell, a number or a 0-d tensor (which gets a gradient);
+            None is no dummies at all, which is not the same as 0.
+        origin_count: the first pair has no predecessor and gets the softmin of this many zeros,
+            -gamma log(origin_count): 1 by default, 3 in the authors' released code.
+        x_lengths, y_lengths, pairwise, reduction, backend: as in :func:`soft_dtw`.
+
+    Returns:
+        The values (*), or (A, B) for all pairs, or a 0-d tensor if reduced. +inf (gradient 0)
+        where no path is allowed, which dummies exclude. With smoothing, a pair whose predecessors
+        are all +inf is +inf itself.
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`.
+
+    Costs O(N M) time for the four cells a pair, which are never stored; memory as
+    :func:`soft_dtw`, and one more cost matrix while the smoothed costs are in use.
+
+    >>> import torch
+    >>> x, y = torch.randn(4, 8, 16), torch.randn(4, 8, 16)
+    >>> s2dtw(x, y, pairwise=True).shape
+    torch.Size([4, 4])
+    >>> torch.equal(s2dtw(x, y, smoothing=False, dummy_cost=None),
+    ...             soft_dtw(x, y, gamma=0.1, cost="shifted_cosine"))
+    True
+
+    Source: Ko et al., "Video-Text Representation Learning via Differentiable Weak Temporal
+    Alignment", CVPR 2022, Section 3.
+    """
     check_reduction(reduction)
     origin_count = check_origin_count(origin_count)
     problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
@@ -168,7 +288,30 @@ def s2dtw_from_cost(
     reduction: str = "none",
     backend: str | None = None,
 ) -> Tensor:
-    """TODO"""
+    """S2DTW of cost matrices: :func:`s2dtw` for a cost of your own.
+
+    Args:
+        cost: (*, N, M), as in :func:`soft_dtw_from_cost`.
+        gamma, smoothing, dummy_cost, origin_count: as in :func:`s2dtw`.
+        x_lengths, y_lengths, reduction, backend: as in :func:`soft_dtw_from_cost`.
+
+    Returns:
+        The values (*), or a 0-d tensor if reduced.
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`.
+
+    Costs as :func:`s2dtw`.
+
+    >>> import torch
+    >>> cost = torch.full((1, 1), -1.0)
+    >>> s2dtw_from_cost(cost, gamma=0.0)  # dummy, pair, dummy
+    tensor(0.)
+    >>> s2dtw_from_cost(-cost, gamma=0.0, dummy_cost=0.25)  # four dummies: it avoids a dear pair
+    tensor(1.)
+
+    Source: Ko et al. 2022, Section 3.
+    """
     check_reduction(reduction)
     origin_count = check_origin_count(origin_count)
     problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
@@ -203,7 +346,34 @@ def soft_dtw_divergence(
     reduction: str = "none",
     backend: str | None = None,
 ) -> Tensor:
-    """TODO"""
+    """The soft-DTW divergence: soft-DTW without its bias, 0 where x = y.
+
+        D(x, y) = V(x, y) - V(x, x) / 2 - V(y, y) / 2
+
+    V itself is not smallest at x = y and may be negative there. Of nonnegative costs, D is 0 or
+    more (conjectured for "sqeuclidean", proven for others).
+
+    Args:
+        x, y, gamma, cost, x_lengths, y_lengths, bandwidth, pairwise, reduction, backend: as in
+            :func:`soft_dtw`. Each self-term takes the lengths of its own side; for all pairs they
+            are computed once a sequence, not once a pair.
+
+    Returns:
+        The divergences (*), or (A, B) for all pairs, or a 0-d tensor if reduced.
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`.
+
+    Costs the time and memory of three calls of :func:`soft_dtw`.
+
+    >>> import torch
+    >>> x = torch.randn(10, 3)
+    >>> soft_dtw_divergence(x, x)
+    tensor(0.)
+
+    Source: Blondel, Mensch and Vert, "Differentiable Divergences Between Time Series", AISTATS
+    2021, Eq. (9).
+    """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
     problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)

@@ -43,7 +43,36 @@ class _AlignmentLoss(nn.Module):
 
 
 class SoftDTWLoss(_AlignmentLoss):
-    """TODO"""
+    """Soft-DTW, or its divergence, between predicted and target sequences as a loss.
+
+        loss = mean over the batch of V(input, target),  or of D(input, target)
+
+    Args:
+        gamma: smoothing, a number at least 0, or a 0-d tensor; an nn.Parameter is learned.
+        cost: as in :func:`soft_dtw`; a function must be picklable for the module to be.
+        bandwidth: as in :func:`soft_dtw`.
+        divergence: use :func:`soft_dtw_divergence`, which is 0 at input = target.
+        reduction: "mean", "sum" or "none".
+        backend: as in :func:`soft_dtw`.
+
+    Shape:
+        input (*, N, D), target (*, M, D), input_lengths and target_lengths None or (*); returns a
+        0-d tensor, or (*) for reduction="none".
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`, for the settings at construction.
+
+    Costs as :func:`soft_dtw`.
+
+    >>> import torch
+    >>> loss = SoftDTWLoss(gamma=0.1, divergence=True)
+    >>> loss
+    SoftDTWLoss(gamma=0.1, cost='sqeuclidean', bandwidth=None, divergence=True, reduction='mean')
+    >>> prediction = torch.randn(8, 20, 3, requires_grad=True)
+    >>> loss(prediction, torch.randn(8, 25, 3)).backward()
+
+    Source: Cuturi and Blondel 2017; Blondel et al. 2021 for the divergence.
+    """
 
     def __init__(
         self,
@@ -84,7 +113,33 @@ class SoftDTWLoss(_AlignmentLoss):
 
 
 class S2DTWLoss(_AlignmentLoss):
-    """TODO"""
+    """S2DTW between sequences as a loss.
+
+        loss = mean over the batch of V(input, target)
+
+    Args:
+        gamma: smoothing, a number at least 0, or a 0-d tensor; an nn.Parameter is learned.
+        cost, smoothing, dummy_cost, origin_count: as in :func:`s2dtw`. A dummy cost that is an
+            nn.Parameter is learned.
+        reduction: "mean", "sum" or "none".
+        backend: as in :func:`soft_dtw`.
+
+    Shape:
+        input (*, N, D), target (*, M, D), input_lengths and target_lengths None or (*); returns a
+        0-d tensor, or (*) for reduction="none".
+
+    Raises:
+        TypeError, ValueError: as :func:`soft_dtw`, for the settings at construction.
+
+    Costs as :func:`s2dtw`.
+
+    >>> import torch
+    >>> loss = S2DTWLoss(reduction="none")
+    >>> loss(torch.randn(8, 10, 16), torch.randn(8, 12, 16)).shape
+    torch.Size([8])
+
+    Source: Ko et al. 2022, Section 3.
+    """
 
     def __init__(
         self,
