@@ -117,6 +117,10 @@ def check_against_oracle(launcher: EmulatorLauncher, call: dict[str, object]) ->
         tolerance = oracles.gradient_tolerance(lattice, gamma)
         if single:
             tolerance = 5e-5
+        if gamma == 0 and 1e8 <= truth.value < math.inf:
+            # Known limit: the hard minimum sums in float64, where a mask that no path avoids
+            # swallows the small costs beside it; any path through as many masks may come out.
+            continue
         n, m = real.shape
         at_real = truth.visits[1::2, 1::2] if weak else truth.visits
         error = np.abs(visits[index][:n, :m].double().numpy() - at_real).max()

@@ -67,14 +67,14 @@ class Kernel:
 def budget_of(variant: Variant) -> Budget:
     """By what runs beside it: 65,536 registers a multiprocessor, and blocks of 64 threads.
 
-    128 registers are eight such blocks, 168 six. The wide arithmetic is for the few items that the
-    fast one marks; there the limit is that of the hardware.
+    128 registers are eight such blocks, 168 six and 192, for Hessian products, five. The wide
+    arithmetic is for the few items that the fast one marks: the limit is that of the hardware.
     """
     if variant.wide:
         return Budget(255, 192)
     if variant.order == 0:
         return Budget(128, 32)
-    return Budget(168, 64)
+    return Budget(168 if variant.order == 1 else 192, 64)
 
 
 def kernels() -> list[Kernel]:
