@@ -166,8 +166,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     bandwidth = copy_bandwidth(repeats)
     results: list[Result] = []
 
-    def add(*row: Any) -> None:
-        results.append(measure(*row, bandwidth, repeats))
+    def add(problem: str, who: str, loss: Loss, inputs: list[Tensor], least_bytes: int) -> None:
+        results.append(measure(problem, who, loss, inputs, least_bytes, bandwidth, repeats))
         print_row(results[-1])
 
     for sequences in ALL_PAIRS:

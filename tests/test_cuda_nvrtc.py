@@ -92,6 +92,9 @@ class Compiler:
     """The part of NVRTC that is needed, through ctypes."""
 
     def __init__(self, library: Path) -> None:
+        # NVRTC opens its builtins by name: loaded here, they need not be on the search path.
+        for builtins in library.parent.glob("libnvrtc-builtins.so.*"):
+            ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
         self.nvrtc = ctypes.CDLL(str(library))
 
     def text(self, program: ctypes.c_void_p, what: str) -> bytes:

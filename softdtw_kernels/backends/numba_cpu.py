@@ -50,17 +50,13 @@ def checked_gamma(gamma: Tensor) -> np.ndarray:
     return values
 
 
-def checked_lengths(
-    lengths: Tensor | None, pairs: int, size: int, name: str
-) -> np.ndarray:
+def checked_lengths(lengths: Tensor | None, pairs: int, size: int, name: str) -> np.ndarray:
     if lengths is None:
         return np.full(pairs, size)
     values = flat(lengths)
     if values.size and not 1 <= values.min() <= values.max() <= size:
         bad = values[(values < 1) | (values > size)][0]
-        raise ValueError(
-            f"{name} must lie in 1..{size}, the size of that dimension, got {bad}"
-        )
+        raise ValueError(f"{name} must lie in 1..{size}, the size of that dimension, got {bad}")
     return values
 
 
@@ -116,9 +112,7 @@ def gradient(
     task = problem(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
     partial = x_lengths is not None or y_lengths is not None or bandwidth is not None
     grad = empty_like(cost, zeros=partial)
-    gradients = Gradients(
-        flat(grad_value.double()), with_gamma, as_array(four_dimensional(grad))
-    )
+    gradients = Gradients(flat(grad_value.double()), with_gamma, as_array(four_dimensional(grad)))
     solve(task, gradients)
     by_gamma = gradients.gamma if with_gamma else np.zeros(task.pairs)
     shape = cost.shape[:-2]
@@ -190,9 +184,7 @@ def path(
     paths = []
     for q in range(task.pairs):
         steps = np.empty((2 * (cost.shape[-2] + cost.shape[-1]) + 2, 2), dtype=np.int64)
-        length = _cpu_exact.path(
-            task.cost, task.dummy, task.n, task.m, task.bandwidth, q, steps
-        )
+        length = _cpu_exact.path(task.cost, task.dummy, task.n, task.m, task.bandwidth, q, steps)
         found = steps[:length][::-1]
         if dummy is not None:
             found = found[(found & 1).all(axis=1)] >> 1
