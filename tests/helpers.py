@@ -91,9 +91,13 @@ def assert_item(
 def run_python(
     code: str, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 150
 ) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a fresh interpreter; a hang fails the test instead of blocking it."""
+    """Run `code` in a fresh interpreter; a hang fails the test instead of blocking it.
+
+    -P keeps the working directory off the path: what runs is the installed package, or the one that
+    PYTHONPATH names.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-P", "-c", code, *arguments],
         env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,

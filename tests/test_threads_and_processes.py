@@ -23,13 +23,12 @@ from softdtw_kernels import s2dtw_from_cost, soft_dtw_from_cost
 def digest():
     generator = torch.Generator().manual_seed(0)
     state = hashlib.sha256()
-    for dtype in (torch.float32, torch.float64):
-        for shape in [(300, 8, 8), (6, 70, 65), (1, 300, 310)]:
-            for function in (soft_dtw_from_cost, s2dtw_from_cost):
-                cost = torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
-                value = function(cost, gamma=0.1)
-                value.sum().backward()
-                state.update(value.detach().numpy().tobytes() + cost.grad.numpy().tobytes())
+    for shape in [(300, 8, 8), (6, 70, 65), (1, 300, 310)]:
+        for function in (soft_dtw_from_cost, s2dtw_from_cost):
+            cost = torch.randn(shape, generator=generator).requires_grad_()
+            value = function(cost, gamma=0.1)
+            value.sum().backward()
+            state.update(value.detach().numpy().tobytes() + cost.grad.numpy().tobytes())
     return state.hexdigest()
 """
 
@@ -174,7 +173,7 @@ stop.set()
 
 
 def test_processes_that_race_on_a_cold_cache(tmp_path: Path) -> None:
-    """Four processes compile into one empty cache at once; a fifth loads what they left."""
+    """Three processes compile into one empty cache at once; a fourth loads what they left."""
     code = DIGEST + "print(digest())"
     environment = {"NUMBA_CACHE_DIR": str(tmp_path)}
     results: list[str] = []
@@ -182,13 +181,13 @@ def test_processes_that_race_on_a_cold_cache(tmp_path: Path) -> None:
     def work() -> None:
         results.append(run_python(code, environment=environment, timeout=200).stdout)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert list(tmp_path.rglob("*.nbi")), "nothing was cached"
-    assert len(results) == 4
+    assert len(results) == 3
     work()
     assert len(set(results)) == 1
 
