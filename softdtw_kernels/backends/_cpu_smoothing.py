@@ -24,6 +24,7 @@ from ._simd import (
     store,
     to_float,
     where_finite,
+    without_infinity,
 )
 
 
@@ -124,10 +125,8 @@ def smooth_vjp(
             pack(adjoint4, q, i, starts, stops, columns, mass)
             diagonal, left, bits = infinite, infinite, zero
             for j in range(columns):
-                d, p = (
-                    load(here, j * lanes),
-                    where_finite(load(mass, j * lanes), load(mass, j * lanes), zero),
-                )
+                # Beyond the lengths the packed mass is +inf; a NaN is one of the pair's own.
+                d, p = load(here, j * lanes), without_infinity(load(mass, j * lanes))
                 up = load(above, j * lanes) if i > 0 else infinite
                 best, f0, f1, f2, total = softmin(
                     diagonal, up, left, r_high, r_low, smallest, largest

@@ -262,6 +262,17 @@ def where_finite(typingctx, a, b, otherwise):
 
 
 @intrinsic
+def without_infinity(typingctx, a):
+    """0 where a is +inf, elsewhere (for NaN too) a."""
+
+    def codegen(context, builder, sig, args):
+        infinite = builder.fcmp_ordered("==", args[0], constant(a, float("inf")))
+        return builder.select(infinite, constant(a, 0.0), args[0])
+
+    return a(a), codegen
+
+
+@intrinsic
 def keep_above(typingctx, a, threshold):
     """a where it is greater than the threshold, else 0 (for NaN too)."""
 

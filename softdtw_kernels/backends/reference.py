@@ -101,7 +101,9 @@ def value(
     if dummy is not None:
         lattice, n, m = weak_lattice(lattice, dummy.double()), 2 * n + 1, 2 * m + 1
         rows, columns = lattice.shape[-2:]
-    lattice = torch.where(allowed_cells(lattice, n, m, bandwidth), lattice, math.inf)
+    inside = allowed_cells(lattice, n, m, bandwidth)
+    poison = nan_of_items(lattice, inside)
+    lattice = torch.where(inside, lattice, math.inf)
 
     # Cells of one antidiagonal i + j = k do not depend on each other: row i of vector k is the cell
     # (i, k - i).
@@ -128,11 +130,17 @@ def value(
         before, last = last, current
 
     result = result[..., 0]
-    # No allowed path: a constant. A NaN at the root makes every derivative of the item NaN, not
-    # just some.
+    # No allowed path: a constant. A NaN at the root makes every derivative of the item NaN.
     result = torch.where(result == math.inf, math.inf, result)
-    result = result * torch.where(result.isnan(), math.nan, 1.0)
+    result = (result + poison) * torch.where(poison.isnan(), math.nan, 1.0)
     return torch.where(in_range, result, math.nan).to(dtype)
+
+
+def nan_of_items(lattice: Tensor, inside: Tensor) -> Tensor:
+    """NaN, with a NaN derivative in every cell inside, for the items that hold a NaN; else 0."""
+    of_item = (inside & lattice.isnan()).any(-1, keepdim=True).any(-2, keepdim=True)
+    chosen = inside & of_item
+    return (torch.where(chosen, lattice, 0.0) * torch.where(chosen, math.nan, 0.0)).sum((-2, -1))
 
 
 def down(column: Tensor) -> Tensor:
