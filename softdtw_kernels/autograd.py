@@ -47,12 +47,26 @@ class _HessianProduct(EagerFunction):
         raise_no_third_derivative()
 
 
+# The twins name the arguments of forward: where nothing requires a gradient, torch.compile takes a
+# forward(*args) for one with a ctx.
+
+
 class _GradientTwin(BatchedFunction):
     """grad_value * dV/d(cost, gamma, dummy)."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return ops.gradient(*args)
+    def forward(
+        cost: Tensor,
+        gamma: Tensor,
+        dummy: Tensor | None,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        bandwidth: int | None,
+        grad_value: Tensor,
+        with_gamma: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
+        return ops.gradient(*problem, grad_value, with_gamma)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -97,8 +111,15 @@ class _Gradient(EagerFunction, _GradientTwin):
 
 class _ValueTwin(BatchedFunction):
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return ops.value(*args)
+    def forward(
+        cost: Tensor,
+        gamma: Tensor,
+        dummy: Tensor | None,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        bandwidth: int | None,
+    ) -> Tensor:
+        return ops.value(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -200,8 +221,14 @@ class _SmoothVjp(EagerFunction):
 
 class _SmoothTwin(BatchedFunction):
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return ops.smooth(*args)
+    def forward(
+        cost: Tensor,
+        gamma: Tensor,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        origin_count: float,
+    ) -> Tensor:
+        return ops.smooth(cost, gamma, x_lengths, y_lengths, origin_count)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -224,7 +224,7 @@ def _full_precision_product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
-class _SquaredDistancesVjpTwin(BatchedFunction):
+class _SquaredDistancesVjp(EagerFunction):
     """2 sum_j g_ij (x_i - y_j) and 2 sum_i g_ij (y_j - x_i): bilinear in g and the features."""
 
     @staticmethod
@@ -237,8 +237,6 @@ class _SquaredDistancesVjpTwin(BatchedFunction):
         ctx.save_for_forward(*inputs[:3])
         ctx.wanted = inputs[3:]
 
-
-class _SquaredDistancesVjp(EagerFunction, _SquaredDistancesVjpTwin):
     @staticmethod
     def backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Any, ...]:
         x, y, g = ctx.saved_tensors
