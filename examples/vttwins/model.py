@@ -67,8 +67,17 @@ class ConvUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.separable:
-            x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+            x = F.relu(self.bn2(self._temporal(x)), inplace=True)
         return x
+
+    def _temporal(self, x: Tensor) -> Tensor:
+        # On a CPU, torch 2.13 returns NaN as the bfloat16 weight gradient of a 3x1x1 convolution
+        # over two frames, which every clip here comes down to: float32 for this one.
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            with torch.autocast("cpu", enabled=False):
+                weight = self.conv2.weight.float()
+                return F.conv3d(x.float(), weight, padding=self.conv2.padding).to(x.dtype)
+        return self.conv2(x)
 
 
 class Gate(nn.Module):

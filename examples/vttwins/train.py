@@ -170,6 +170,7 @@ class Run:
         if settings.word_vectors and place.first:
             vocabulary.save(vocabulary_file)
         self.model.to(place.device)
+        self.dtype = self.model.fc.weight.dtype
         self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
             [p for p in self.model.parameters() if p.requires_grad], lr=settings.learning_rate
@@ -241,7 +242,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=place.device)
         for k, batch in enumerate(batches):
-            video = batch["video"].to(place.device, non_blocking=True).float().div_(255)
+            video = batch["video"].to(place.device, non_blocking=True).to(self.dtype).div_(255)
             words = batch["words"].to(place.device, non_blocking=True)
             last = k == len(batches) - 1
             alone = isinstance(self.network, DistributedDataParallel) and not last

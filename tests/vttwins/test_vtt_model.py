@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from examples.vttwins.model import (
     FRONT_ENDS,
+    ConvUnit,
     SamePool,
     VideoTextModel,
     parameter_counts,
@@ -113,3 +114,17 @@ def test_text_encoder_is_a_maximum_over_words_and_leaves_word_vectors_frozen() -
     learned = VideoTextModel(vocabulary_size=9, embedding_dim=4, word_dim=7, train_words=True)
     learned.encode_text(words).sum().backward()
     assert learned.text_module.word_embd.weight.grad is not None
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+def test_gradients_of_a_block_under_bfloat16_are_those_of_float32(frames: int) -> None:
+    torch.manual_seed(0)
+    block = ConvUnit(32, 32, (3, 3, 3), padding=(1, 1, 1), separable=True).eval()
+    video, weight = torch.randn(2, 32, frames, 6, 6), torch.randn(2, 32, frames, 6, 6)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = (block(video).float() * weight).sum()
+        gradients.append(torch.autograd.grad(value, list(block.parameters())))
+    for (name, _), exact, rough in zip(block.named_parameters(), *gradients, strict=True):
+        assert F.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.99, name
