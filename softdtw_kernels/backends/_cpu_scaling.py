@@ -99,29 +99,41 @@ def rates(gamma: np.ndarray, precision: Precision) -> np.ndarray:
 
     Pairs whose gamma is not usable get those of gamma = 1; their results are not certified.
     """
+    pairs = gamma.size
+    if pairs and gamma[0] == gamma.max() == gamma.min():
+        gamma = gamma[:1]  # one for all: as it nearly always is
     high, low = split_rates(np.where(usable(gamma), gamma, 1.0))
     single = high.astype(precision.floats.dtype)
     bound = precision.limit / np.abs(high)
-    return np.stack([single, (high - single) + low, -bound, bound]).astype(single.dtype)
+    out = np.empty((4, pairs), single.dtype)
+    out[0], out[1], out[2], out[3] = single, (high - single) + low, -bound, bound
+    return out
 
 
 def conclude(
-    found: np.ndarray, gamma: np.ndarray, longest_path: np.ndarray, precision: Precision
+    found: np.ndarray,
+    gamma: np.ndarray,
+    longest_path: np.ndarray,
+    precision: Precision,
+    to_return: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values, and which of them are certified: clamping and flushing at the floor changed nothing.
 
     found: rows of mantissas, exponents, lowest costs, and a sum that is NaN if a cost is. Negative
     costs raise a flushed or clamped path by less than `rise`, so it ends below floor / 2 - rise;
     the true value lies above floor / 2, further away than any precision reaches. The error of a
-    value is a rounding of gamma at each cell of a path, so values near 0 are not certified either.
+    value is a rounding of gamma at each cell of a path, so values that are to be returned are not
+    certified near 0; gradients are.
     """
     mantissa, exponent, lowest, nan = found
     sure = usable(gamma)
     rate = -LOG2_E / np.where(sure, gamma, 1.0)
     value = (exponent + np.log2(mantissa)) / rate
     kept = (lowest * rate * longest_path < precision.rise) & (exponent > precision.floor // 2)
-    rounding = np.finfo(precision.floats.dtype).eps * (np.sqrt(longest_path) + 0.1 * longest_path)
-    kept &= np.abs(value) * precision.wanted > rounding * gamma
+    if to_return:
+        unit = np.finfo(precision.floats.dtype).eps / 2
+        rounding = unit * (np.sqrt(longest_path) + 0.1 * longest_path)
+        kept &= np.abs(value) * precision.wanted > rounding * gamma
     bad = np.isnan(nan)
     value[bad] = np.nan
     return value, sure & (kept | bad)

@@ -143,7 +143,8 @@ def vectorized(task: Problem, gradients: Gradients | None) -> tuple[np.ndarray, 
             _cpu_strips.gradient(*span, *adjoint)
 
     run_chunks(task.groups if small else task.pairs, task.cells, work)
-    return conclude(found, task.gamma, shapes[ROWS] + shapes[COLUMNS], precision)
+    longest = shapes[ROWS] + shapes[COLUMNS]
+    return conclude(found, task.gamma, longest, precision, to_return=gradients is None)
 
 
 def in_float64(task: Problem, gradients: Gradients | None, items: np.ndarray) -> np.ndarray:
