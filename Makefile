@@ -13,8 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 	gpu clean
 
 help:
-	@echo 'make example      averages and names real recordings; pictures in build/'
-	@echo 'make example-vttwins  trains video and text on a generated set'
+	@echo 'make example      both examples: real recordings, and VT-TWINS; pictures in build/'
 	@echo 'make test         run the tests'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make bench        the asv suite of benchmarks/'
@@ -34,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
-example: example-japanese-vowels
+example: example-japanese-vowels example-vttwins
 
 example-japanese-vowels: $(STAMP)
 	MPLBACKEND=Agg $(BIN)/python -m examples.japanese_vowels --output build/japanese_vowels
