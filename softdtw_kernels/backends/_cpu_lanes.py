@@ -13,7 +13,7 @@ import numpy as np
 
 from ._cpu_cell import exponential, quotient, step, surprise
 from ._cpu_scaling import COLUMNS, HIGH, LOW, ROWS, M, N
-from ._jit import inline, jit, outlined
+from ._jit import inline, jit, outlined, plain
 from ._simd import keep_above, like, load, load_block, smaller, store, store_block
 
 
@@ -229,8 +229,7 @@ def solve(
     for index in range(first, last):
         row, k = index // in_a_row, index % in_a_row
         q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
-        full = True
-        rows = columns = 0
+        full, rows, columns = plain(True), plain(0), plain(0)
         first_end = most_rows
         for lane in range(lanes):
             p = q + min(lane, count - 1)

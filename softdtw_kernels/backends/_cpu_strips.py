@@ -20,7 +20,7 @@ import numpy as np
 
 from ._cpu_cell import exponential, quotient, step, surprise
 from ._cpu_scaling import COLUMNS, HIGH, LOW, ROWS
-from ._jit import inline, jit, outlined
+from ._jit import inline, jit, outlined, plain
 from ._simd import (
     first_lane,
     keep_above,
@@ -280,11 +280,11 @@ def value(
     for q in range(first, last):
         rows, columns = geometry[ROWS, q], geometry[COLUMNS, q]
         reset_pair(rates, q, rate, checks)
-        reset_border(border_m, border_k, floor, True)
+        reset_border(border_m, border_k, floor, plain(True))
         k = forward_block(
-            cost4[q // per_row, q % per_row], dummy[q] if weak else 0.0, weak, 0, rows, lanes,
+            cost4[q // per_row, q % per_row], dummy[q] if weak else 0.0, weak, plain(0), rows, lanes,
             rows, columns, geometry[LOW, q], geometry[HIGH, q], starts, stops, rate, floor,
-            packed, border_m, border_k, checks, False, nothing, 0,
+            packed, border_m, border_k, checks, plain(False), nothing, plain(0),
         )  # fmt: skip
         report(checks, lanes, (rows - 1) % lanes, k, found, q)
 
@@ -362,7 +362,7 @@ def gradient(
         low, high = geometry[LOW, q], geometry[HIGH, q]
         window = min(columns, high - low + 1) + 3
         reset_pair(rates, q, rate, checks)
-        reset_border(border_m, border_k, floor, True)
+        reset_border(border_m, border_k, floor, plain(True))
         final_part = (rows - 1) // height
         k = np.int64(floor)
         for part in range(final_part + 1):
@@ -376,8 +376,8 @@ def gradient(
             if not last_part:
                 begin = max(0, stop + low)
                 size = min(window, columns + 2 - begin)
-                keep_border(border_m, kept_m, part * window, begin, size, False)
-                keep_border(border_k, kept_k, part * window, begin, size, False)
+                keep_border(border_m, kept_m, part * window, begin, size, plain(False))
+                keep_border(border_k, kept_k, part * window, begin, size, plain(False))
         report(checks, lanes, (rows - 1) % lanes, k, found, q)
         if k <= floor // 2 or math.isnan(found[3, q]):
             continue
@@ -391,11 +391,11 @@ def gradient(
                 if part > 0:
                     begin = max(0, start + low)
                     size = min(window, columns + 2 - begin)
-                    keep_border(border_m, kept_m, (part - 1) * window, begin, size, True)
-                    keep_border(border_k, kept_k, (part - 1) * window, begin, size, True)
+                    keep_border(border_m, kept_m, (part - 1) * window, begin, size, plain(True))
+                    keep_border(border_k, kept_k, (part - 1) * window, begin, size, plain(True))
                 forward_block(
                     cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops,
-                    rate, floor, packed, border_m, border_k, checks, True, weights, stride,
+                    rate, floor, packed, border_m, border_k, checks, plain(True), weights, stride,
                 )  # fmt: skip
             for row in range(start + (stop - 1 - start) // lanes * lanes, start - 1, -lanes):
                 left, steps = strip_columns(row, lanes, rows, columns, low, high)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
+from numba.extending import intrinsic
 
 
 def _digest_of_sources() -> str:
@@ -49,11 +51,35 @@ def jit_reassociated(function: Callable[..., Any]) -> Any:
     return jit(function, fastmath={"reassoc", "contract", "nsz"})
 
 
+# Nothing but a kernel calls a helper, so it needs no entry from Python or C.
+_HELPER = {
+    "nopython": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+
+
 def inline(function: Callable[..., Any]) -> Any:
     """Compile a helper that is inlined into the entry points which call it."""
-    return numba.jit(nopython=True, nogil=True, error_model="numpy", forceinline=True)(function)
+    return numba.jit(**_HELPER, forceinline=True)(function)
 
 
 def outlined(function: Callable[..., Any]) -> Any:
     """Compile a helper that stays a function of its own: large, called once for many cells."""
-    return numba.jit(nopython=True, nogil=True, error_model="numpy")(function)
+    return numba.jit(**_HELPER)(function)
+
+
+@intrinsic
+def plain(typingctx, value):
+    """The value without its literal type.
+
+    Numba compiles a helper once more for every constant that it is called with, and for the first
+    value of a variable that starts as one: half of the compile time, if nothing is done about it.
+    """
+
+    def codegen(context, builder, sig, args):
+        return context.cast(builder, args[0], sig.args[0], sig.return_type)
+
+    return types.unliteral(value)(value), codegen
