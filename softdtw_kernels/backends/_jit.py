@@ -7,6 +7,7 @@ softdtw_kernels`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import numba
 from numba import types
+from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 
@@ -32,18 +35,33 @@ def _digest_of_sources() -> str:
 _DIGEST = _digest_of_sources()
 
 
+class _Cache(FunctionCache):
+    """Numba's cache on disk, read without importing what only compilation needs.
+
+    Numba first loads its implementations of all that it can compile (and SciPy, if installed): three
+    quarters of the time that the first call of a later process takes. The compiler loads them
+    itself.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)  # the memory of arrays that kernels make
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """Compile an entry point at its first call: no GIL, cached on disk if any location is writable.
 
-    Numba raises at decoration if it finds no place for its cache (a read-only installation with no
-    home directory); the kernels then compile once per process instead.
+    Numba raises if it finds no place for its cache (a read-only installation with no home
+    directory); the kernels then compile once per process instead.
     """
     function.__qualname__ = f"{function.__name__}_{_DIGEST}"
     options |= {"nopython": True, "nogil": True, "error_model": "numpy"}
-    try:
-        return numba.jit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.jit(**options)(function)
+    dispatcher = numba.jit(**options)(function)
+    # without a place for the cache, Numba's own stays: one that holds nothing
+    with contextlib.suppress(RuntimeError):
+        dispatcher._cache = _Cache(function)
+    return dispatcher
 
 
 def jit_reassociated(function: Callable[..., Any]) -> Any:
