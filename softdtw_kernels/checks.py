@@ -96,7 +96,9 @@ def batch_parameter(
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{name} must be a real tensor, got {value.dtype}")
         return value.to(device=device, dtype=torch.float64).expand(batch)
-    return torch.full(batch, check_number(value, name), dtype=torch.float64, device=device)
+    return torch.full((), check_number(value, name), dtype=torch.float64, device=device).expand(
+        batch
+    )
 
 
 def check_number(value: Any, name: str) -> float:

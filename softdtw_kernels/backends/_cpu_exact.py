@@ -18,6 +18,7 @@ import math
 
 import numpy as np
 
+from ._cpu_scaling import entry, length
 from ._jit import inline, jit
 
 DIAGONAL, UP, LEFT = 0, 1, 2
@@ -179,9 +180,10 @@ def value(cost4, gamma, dummy, n, m, bandwidth, items, out):
     per_row = cost4.shape[1]
     nothing = np.empty((0, 0, 3))
     for q in items:
-        theta = dummy[q] if weak else 0.0
+        theta = entry(dummy, q) if weak else 0.0
         cost = cost4[q // per_row, q % per_row]
-        out[q] = fill_weights(cost, n[q], m[q], bandwidth, gamma[q], theta, weak, nothing)
+        n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
+        out[q] = fill_weights(cost, n_q, m_q, bandwidth, entry(gamma, q), theta, weak, nothing)
 
 
 @jit
@@ -193,17 +195,19 @@ def gradient(cost4, gamma, dummy, n, m, bandwidth, items, scale, value, grad4, s
     weak = dummy.size > 0
     per_row = cost4.shape[1]
     for q in items:
-        theta = dummy[q] if weak else 0.0
+        theta = entry(dummy, q) if weak else 0.0
         cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
-        rows, columns = lattice_shape(n[q], m[q], weak)
+        n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
+        rows, columns = lattice_shape(n_q, m_q, weak)
         p = np.empty((rows, columns, 3))
-        value[q] = fill_weights(cost, n[q], m[q], bandwidth, gamma[q], theta, weak, p)
-        grad[: n[q], : m[q]] = 0.0
+        v = fill_weights(cost, n_q, m_q, bandwidth, entry(gamma, q), theta, weak, p)
+        value[q] = v
+        grad[:n_q, :m_q] = 0.0
         sums[0, q] = sums[1, q] = 0.0
-        if value[q] == np.inf:
+        if v == np.inf:
             continue
-        if not math.isfinite(value[q]):
-            grad[: n[q], : m[q]] = np.nan
+        if not math.isfinite(v):
+            grad[:n_q, :m_q] = np.nan
             sums[0, q] = sums[1, q] = np.nan
             continue
         e = np.zeros((rows, columns))
@@ -256,21 +260,22 @@ def hessian_product(
     weak = dummy.size > 0
     per_row = cost4.shape[1]
     for q in items:
-        theta = dummy[q] if weak else 0.0
+        theta = entry(dummy, q) if weak else 0.0
         a4, b4 = q // per_row, q % per_row
         cost, tangent, out = cost4[a4, b4], tangent4[a4, b4], out4[a4, b4]
-        rows, columns = lattice_shape(n[q], m[q], weak)
+        n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
+        rows, columns = lattice_shape(n_q, m_q, weak)
         low, high = band_limits(rows, columns, bandwidth)
-        g, dg = gamma[q], tangent_gamma[q]
+        g, dg = entry(gamma, q), tangent_gamma[q]
         dtheta = tangent_dummy[q] if weak else 0.0
         p = np.empty((rows, columns, 3))
-        v = fill_weights(cost, n[q], m[q], bandwidth, g, theta, weak, p)
-        out[: n[q], : m[q]] = 0.0
+        v = fill_weights(cost, n_q, m_q, bandwidth, g, theta, weak, p)
+        out[:n_q, :m_q] = 0.0
         out_gamma[q] = out_dummy[q] = tangent_value[q] = 0.0
         if v == np.inf:
             continue
         if not math.isfinite(v):
-            out[: n[q], : m[q]] = np.nan
+            out[:n_q, :m_q] = np.nan
             out_gamma[q] = out_dummy[q] = tangent_value[q] = np.nan
             continue
         dr = np.zeros((rows + 1, columns + 1))  # R' with a border of zeros
@@ -348,10 +353,11 @@ def path(cost4, dummy, n, m, bandwidth, q, steps):
     """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
-    theta = dummy[q] if weak else 0.0
-    rows, columns = lattice_shape(n[q], m[q], weak)
+    theta = entry(dummy, q) if weak else 0.0
+    n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
+    rows, columns = lattice_shape(n_q, m_q, weak)
     p = np.empty((rows, columns, 3))
-    v = fill_weights(cost4[q // per_row, q % per_row], n[q], m[q], bandwidth, 0.0, theta, weak, p)
+    v = fill_weights(cost4[q // per_row, q % per_row], n_q, m_q, bandwidth, 0.0, theta, weak, p)
     if not v < np.inf:
         return 0
     return hard_path(p, rows, columns, steps)

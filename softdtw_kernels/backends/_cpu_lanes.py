@@ -12,13 +12,44 @@ from __future__ import annotations
 import numpy as np
 
 from ._cpu_cell import exponential, quotient, step, surprise
-from ._cpu_scaling import COLUMNS, HIGH, LOW, ROWS, M, N
+from ._cpu_scaling import TINY, conclude, entry, lattice_of, length, set_rates
 from ._jit import inline, jit, outlined, plain
 from ._simd import keep_above, like, load, load_block, smaller, store, store_block
 
+# Rows of the geometry of a group, one column for each lane: lengths of the sequences, rows and
+# columns of the lattice, smallest and largest column minus row inside the band.
+N, M, ROWS, COLUMNS, LOW, HIGH = range(6)
+
 
 @inline
-def row_bounds(i, geometry, q, count, full, starts, stops):
+def begin_group(index, shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate):
+    """Geometry and rates of the lanes of a group of pairs.
+
+    Returns its first pair, the number of its pairs, and the rows and columns of the largest
+    lattice. Lanes beyond the pairs repeat the last one.
+    """
+    lanes, pairs = rate.size // 4, shape[1]
+    in_a_row = (pairs + lanes - 1) // lanes  # groups: none crosses a row of pairs
+    row, k = index // in_a_row, index % in_a_row
+    q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
+    most_rows, most_columns = plain(0), plain(0)
+    for lane in range(lanes):
+        p = q + min(lane, count - 1)
+        geometry[N, lane], geometry[M, lane] = length(n, p, shape[2]), length(m, p, shape[3])
+        rows, columns, low, high = lattice_of(geometry[N, lane], geometry[M, lane], weak, bandwidth)
+        geometry[ROWS, lane], geometry[COLUMNS, lane] = rows, columns
+        geometry[LOW, lane], geometry[HIGH, lane] = low, high
+        most_rows, most_columns = max(most_rows, rows), max(most_columns, columns)
+        if gamma.size > 1 or lane == 0:
+            set_rates(entry(gamma, p), bounds, rate, lane)
+        else:
+            for k in range(4):
+                rate[k * lanes + lane] = rate[k * lanes]
+    return q, count, most_rows, most_columns
+
+
+@inline
+def row_bounds(i, geometry, count, full, starts, stops):
     """The columns starts[k] <= j < stops[k] of row i of the costs that are those of lane k.
 
     full: the bounds of all rows are alike, and were filled in before.
@@ -27,10 +58,9 @@ def row_bounds(i, geometry, q, count, full, starts, stops):
         return
     for lane in range(starts.size):
         starts[lane] = stops[lane] = 0
-        p = q + lane
-        if lane < count and i < geometry[N, p]:
-            starts[lane] = max(0, i + geometry[LOW, p])
-            stops[lane] = max(starts[lane], min(geometry[M, p], i + geometry[HIGH, p] + 1))
+        if lane < count and i < geometry[N, lane]:
+            starts[lane] = max(0, i + geometry[LOW, lane])
+            stops[lane] = max(starts[lane], min(geometry[M, lane], i + geometry[HIGH, lane] + 1))
 
 
 @outlined
@@ -74,7 +104,7 @@ def forward(
 ):  # fmt: skip
     """Z of all cells of a group, row by row in row_m and row_k.
 
-    rates: the rows of `_cpu_scaling.rates` at the lanes; theta: dummy costs of the lanes. checks:
+    rates: as `_cpu_scaling.set_rates` makes them; theta: dummy costs of the lanes. checks:
     rows of the lowest cost, of a sum that is NaN if a cost is, and of the mantissas at the end of
     each pair; exponents: those that go with them.
     """
@@ -95,7 +125,7 @@ def forward(
         real = not weak or i & 1 == 1
         if real:
             cost_row = i >> 1 if weak else i
-            row_bounds(cost_row, geometry, q, count, full, starts, stops)
+            row_bounds(cost_row, geometry, count, full, starts, stops)
             pack(
                 cost4,
                 q,
@@ -132,8 +162,8 @@ def forward(
         if i < first_end:
             continue
         for lane in range(count):
-            if i == geometry[ROWS, q + lane] - 1:
-                end = (geometry[COLUMNS, q + lane] - 1) * lanes + lane
+            if i == geometry[ROWS, lane] - 1:
+                end = (geometry[COLUMNS, lane] - 1) * lanes + lane
                 checks[2 * lanes + lane], exponents[lane] = row_m[end], row_k[end]
     store(checks, 0, lowest)
     store(checks, lanes, nan_sum)
@@ -159,8 +189,8 @@ def backward(
     at = 3 * lanes * rows * columns
     for i in range(rows - 1, -1, -1):
         for lane in range(count if i >= first_end else 0):
-            if i == geometry[ROWS, q + lane] - 1:
-                below[(geometry[COLUMNS, q + lane] - 1) * lanes + lane] += 1.0
+            if i == geometry[ROWS, lane] - 1:
+                below[(geometry[COLUMNS, lane] - 1) * lanes + lane] += 1.0
         real = not weak or i & 1 == 1
         from_right, diagonal = zero, zero
         dummies, bits = zero, zero
@@ -179,7 +209,7 @@ def backward(
             from_right, diagonal = e * p_left, e * p_diagonal
         if real:
             cost_row = i >> 1 if weak else i
-            row_bounds(cost_row, geometry, q, count, full, starts, stops)
+            row_bounds(cost_row, geometry, count, full, starts, stops)
             unpack(
                 mass,
                 grad4,
@@ -201,21 +231,18 @@ def backward(
 
 @jit
 def solve(
-    cost4, rates, dummy, geometry, first, last, floats, integers, floor, tiny,
-    found, with_grad, scale, with_gamma, grad4, sums,
+    first, last, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
+    value, status, with_grad, scale, with_gamma, grad4, sums,
 ):  # fmt: skip
     """Recursion and, if asked for, its adjoint for the groups first <= index < last.
 
-    found: see `_cpu_scaling.conclude`. sums: rows of scale times the visits of dummies, and times
-    the visits of all cells with the entropies of their weights in bits. Gradients of cells beyond
-    the lengths or the band are not written.
+    status: see `_cpu_scaling`. sums: rows of scale times the visits of dummies, and times the
+    visits of all cells with the entropies of their weights in bits. Gradients of cells beyond the
+    lengths or the band are not written.
     """
     weak = dummy.size > 0
-    pairs = cost4.shape[1]
     lanes = 64 // floats.itemsize
-    most_rows, most_columns = cost4.shape[2], cost4.shape[3]
-    if weak:
-        most_rows, most_columns = 2 * most_rows + 1, 2 * most_columns + 1
+    most_rows, most_columns, _, _ = lattice_of(cost4.shape[2], cost4.shape[3], weak, -1)
     padded = (most_columns + lanes) * lanes  # whole squares
     packed, below = np.empty(padded, floats.dtype), np.empty(padded, floats.dtype)
     row_m, row_k = np.empty(padded, floats.dtype), np.empty(padded, integers.dtype)
@@ -225,31 +252,25 @@ def solve(
     theta, factor = np.zeros(lanes, floats.dtype), np.zeros(lanes, floats.dtype)
     exponents, group_sums = np.zeros(lanes, np.int64), np.empty(2 * lanes)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    in_a_row = (pairs + lanes - 1) // lanes  # groups: none crosses a row of pairs
+    geometry = np.empty((6, lanes), np.int64)
     for index in range(first, last):
-        row, k = index // in_a_row, index % in_a_row
-        q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
-        full, rows, columns = plain(True), plain(0), plain(0)
-        first_end = most_rows
+        q, count, rows, columns = begin_group(
+            index, cost4.shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate
+        )
+        full, first_end = plain(True), most_rows
         for lane in range(lanes):
             p = q + min(lane, count - 1)
-            rows, columns = (
-                max(rows, geometry[ROWS, p]),
-                max(columns, geometry[COLUMNS, p]),
-            )
-            first_end = min(first_end, geometry[ROWS, p] - 1)
+            first_end = min(first_end, geometry[ROWS, lane] - 1)
             full = (
                 full
-                and geometry[N, p] == cost4.shape[2]
-                and geometry[M, p] == cost4.shape[3]
-                and geometry[LOW, p] <= -most_rows
-                and geometry[HIGH, p] >= most_columns
+                and geometry[N, lane] == cost4.shape[2]
+                and geometry[M, lane] == cost4.shape[3]
+                and geometry[LOW, lane] <= -most_rows
+                and geometry[HIGH, lane] >= most_columns
             )
             starts[lane], stops[lane] = 0, cost4.shape[3] if lane < count else 0
-            for k in range(4):
-                rate[k * lanes + lane] = rates[k, p]
             if weak:
-                theta[lane] = dummy[p]
+                theta[lane] = entry(dummy, p)
             if with_grad:
                 factor[lane] = scale[p]
         forward(
@@ -257,15 +278,15 @@ def solve(
             packed, row_m, row_k, starts, stops, checks, exponents, with_grad, weights,
         )  # fmt: skip
         for lane in range(count):
-            found[0, q + lane], found[1, q + lane] = (
-                checks[2 * lanes + lane],
-                exponents[lane],
-            )
-            found[2, q + lane], found[3, q + lane] = checks[lane], checks[lanes + lane]
+            value[q + lane], status[q + lane] = conclude(
+                checks[2 * lanes + lane], exponents[lane], checks[lane], checks[lanes + lane],
+                entry(gamma, q + lane), geometry[ROWS, lane] + geometry[COLUMNS, lane],
+                floor, bounds, not with_grad,
+            )  # fmt: skip
         if not with_grad:
             continue
         backward(
-            grad4, geometry, q, count, rows, columns, first_end, full, weak, factor, tiny,
+            grad4, geometry, q, count, rows, columns, first_end, full, weak, factor, bounds[TINY],
             packed, below, starts, stops, weights, with_gamma, group_sums,
         )  # fmt: skip
         for lane in range(count):

@@ -12,8 +12,8 @@ import math
 import numpy as np
 
 from ._cpu_cell import exponential, log2_of_mantissa, quotient, surprise
-from ._cpu_lanes import pack, row_bounds, unpack
-from ._cpu_scaling import LOG2_E, N
+from ._cpu_lanes import begin_group, pack, row_bounds, unpack
+from ._cpu_scaling import LOG2_E, length
 from ._jit import inline, jit
 from ._simd import (
     like,
@@ -45,38 +45,26 @@ def softmin(diagonal, up, left, r_high, r_low, smallest, largest):
     return best, f0, f1, f2, (f0 + f1) + f2
 
 
-@inline
-def begin_group(rates, geometry, q, count, rate):
-    """The rates of the lanes; the number of rows of the longest pair."""
-    lanes, rows = rate.size // 4, 0
-    for lane in range(lanes):
-        p = q + min(lane, count - 1)
-        rows = max(rows, geometry[N, p])
-        for k in range(4):
-            rate[k * lanes + lane] = rates[k, p]
-    return rows
-
-
 @jit
-def smooth(cost4, rates, geometry, origin, first, last, floats, out4):
+def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
     """origin: log(origin_count). Cells beyond the lengths are not written."""
-    pairs, columns = cost4.shape[1], cost4.shape[3]
+    columns = cost4.shape[3]
     lanes = 64 // floats.itemsize
-    in_a_row = (pairs + lanes - 1) // lanes
     above = np.empty((columns + lanes) * lanes, floats.dtype)
     here = np.empty((columns + lanes) * lanes, floats.dtype)
     result = np.empty((columns + lanes) * lanes, floats.dtype)
     rate = np.empty(4 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    geometry = np.empty((6, lanes), np.int64)
     for index in range(first, last):
-        row, k = index // in_a_row, index % in_a_row
-        q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
-        rows = begin_group(rates, geometry, q, count, rate)
+        q, count, rows, _ = begin_group(
+            index, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate
+        )
         r_high, r_low = load(rate, 0), load(rate, lanes)
         smallest, largest = load(rate, 2 * lanes), load(rate, 3 * lanes)
         infinite = like(r_high, np.inf)
         for i in range(rows):
-            row_bounds(i, geometry, q, count, False, starts, stops)
+            row_bounds(i, geometry, count, False, starts, stops)
             pack(cost4, q, i, starts, stops, columns, here)
             diagonal, left = infinite, infinite
             for j in range(columns):
@@ -97,12 +85,11 @@ def smooth(cost4, rates, geometry, origin, first, last, floats, out4):
 
 @jit
 def smooth_vjp(
-    cost4, rates, geometry, origin, first, last, floats, adjoint4, grad4, grad_gamma
+    first, last, cost4, gamma, n, m, floats, bounds, origin, adjoint4, grad4, grad_gamma
 ):  # fmt: skip
     """Adjoint of smooth. The derivative of a softmin by gamma is minus its entropy."""
-    pairs, columns = cost4.shape[1], cost4.shape[3]
+    columns = cost4.shape[3]
     lanes = 64 // floats.itemsize
-    in_a_row = (pairs + lanes - 1) // lanes
     above = np.empty((columns + lanes) * lanes, floats.dtype)
     here = np.empty((columns + lanes) * lanes, floats.dtype)
     mass = np.empty((columns + lanes) * lanes, floats.dtype)
@@ -110,17 +97,18 @@ def smooth_vjp(
     grad_here = np.empty((columns + lanes) * lanes, floats.dtype)
     rate, bits_of_row = np.empty(4 * lanes, floats.dtype), np.empty(lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    geometry = np.empty((6, lanes), np.int64)
     for index in range(first, last):
-        row, k = index // in_a_row, index % in_a_row
-        q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
-        rows = begin_group(rates, geometry, q, count, rate)
+        q, count, rows, _ = begin_group(
+            index, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate
+        )
         r_high, r_low = load(rate, 0), load(rate, lanes)
         smallest, largest = load(rate, 2 * lanes), load(rate, 3 * lanes)
         infinite, zero, one = like(r_high, np.inf), like(r_high, 0.0), like(r_high, 1.0)
         for lane in range(count):
             grad_gamma[q + lane] = 0.0
         for i in range(rows):
-            row_bounds(i, geometry, q, count, False, starts, stops)
+            row_bounds(i, geometry, count, False, starts, stops)
             pack(cost4, q, i, starts, stops, columns, here)
             pack(adjoint4, q, i, starts, stops, columns, mass)
             diagonal, left, bits = infinite, infinite, zero
@@ -158,11 +146,11 @@ def smooth_vjp(
                 if i == 0:
                     grad_gamma[q + lane] -= mass[lane] * origin
             if i > 0:
-                row_bounds(i - 1, geometry, q, count, False, starts, stops)
+                row_bounds(i - 1, geometry, count, False, starts, stops)
                 unpack(grad_above, grad4, q, i - 1, starts, stops, columns)
             above, here = here, above
             grad_above, grad_here = grad_here, grad_above
-        row_bounds(rows - 1, geometry, q, count, False, starts, stops)
+        row_bounds(rows - 1, geometry, count, False, starts, stops)
         unpack(grad_above, grad4, q, rows - 1, starts, stops, columns)
 
 
@@ -188,8 +176,8 @@ def hard(cost4, n, m, items, out4):
     for q in items:
         a, b = q // cost4.shape[1], q % cost4.shape[1]
         cost, out = cost4[a, b], out4[a, b]
-        for i in range(n[q]):
-            for j in range(m[q]):
+        for i in range(length(n, q, cost4.shape[2])):
+            for j in range(length(m, q, cost4.shape[3])):
                 out[i, j] = cost[i, j]
                 if i + j > 0:
                     out[i, j] = cost[i, j] + hard_choice(cost, i, j)[0]
@@ -200,11 +188,11 @@ def hard_vjp(cost4, n, m, items, adjoint4, grad4):
     for q in items:
         a, b = q // cost4.shape[1], q % cost4.shape[1]
         cost, adjoint, grad = cost4[a, b], adjoint4[a, b], grad4[a, b]
-        for i in range(n[q]):
-            for j in range(m[q]):
+        for i in range(length(n, q, cost4.shape[2])):
+            for j in range(length(m, q, cost4.shape[3])):
                 grad[i, j] = 0.0
-        for i in range(n[q]):
-            for j in range(m[q]):
+        for i in range(length(n, q, cost4.shape[2])):
+            for j in range(length(m, q, cost4.shape[3])):
                 grad[i, j] += adjoint[i, j]
                 best, r, c = hard_choice(cost, i, j)
                 if best < np.inf:

@@ -12,28 +12,29 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import _cpu_exact, _cpu_lanes, _cpu_strips
-from ._cpu_scaling import COLUMNS, ROWS, conclude, geometry, precision_of, rates, usable
+from ._cpu_scaling import AGAIN, NOT_A_NUMBER, SMALLEST_GAMMA, precision_of
 from ._threads import run_chunks
 
 NOTHING = np.empty(0)
+ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
 SMALL = 1600  # lattice cells up to which lanes are pairs: their weights stay in the second cache
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 
 
 @dataclass
 class Problem:
-    """Four-dimensional costs and one entry a pair for all else."""
+    """Four-dimensional costs and what goes with them, one entry for each pair or one for all."""
 
     cost: np.ndarray  # (A, B, N, M), any strides; pair q is cost[q // B, q % B]
-    gamma: np.ndarray  # (P,) float64, like dummy
-    dummy: np.ndarray  # (P,), or empty for a plain lattice
-    n: np.ndarray  # (P,) int64, like m
+    gamma: np.ndarray  # (P,) or (1,) float64, like dummy
+    dummy: np.ndarray  # or empty for a plain lattice
+    n: np.ndarray  # (P,) int64, or empty for all of N; like m
     m: np.ndarray
     bandwidth: int  # negative: none
 
     @property
     def pairs(self) -> int:
-        return self.gamma.size
+        return self.cost.shape[0] * self.cost.shape[1]
 
     @property
     def lattice(self) -> tuple[int, int]:
@@ -54,14 +55,20 @@ class Problem:
         return self.cost.shape[0] * -(-self.cost.shape[1] // precision_of(self.cost).lanes)
 
     @property
-    def geometry(self) -> np.ndarray:
-        return geometry(self.n, self.m, self.dummy.size > 0, self.bandwidth)
+    def kernel_arguments(self) -> tuple:
+        return self.cost, self.gamma, self.dummy, self.n, self.m, self.bandwidth
 
     def part(self, items: np.ndarray) -> Problem:
         """Some of the pairs, in float64."""
         cost = self.cost[np.divmod(items, self.cost.shape[1])].astype(np.float64)[None]
-        dummy = self.dummy[items] if self.dummy.size else self.dummy
-        return Problem(cost, self.gamma[items], dummy, self.n[items], self.m[items], self.bandwidth)
+        gamma, dummy = (a[items] if a.size > 1 else a for a in (self.gamma, self.dummy))
+        n, m = (a[items] if a.size else a for a in (self.n, self.m))
+        return Problem(cost, gamma, dummy, n, m, self.bandwidth)
+
+    @property
+    def hard(self) -> np.ndarray:
+        """The pairs of a gamma that the vectorized kernels cannot do: 0, the hard minimum."""
+        return np.flatnonzero(np.broadcast_to(self.gamma <= SMALLEST_GAMMA, self.pairs))
 
 
 @dataclass
@@ -92,17 +99,21 @@ class Gradients:
 
 def solve(task: Problem, gradients: Gradients | None) -> np.ndarray:
     """Values of all pairs, and their gradients if asked for."""
+    out = np.empty(task.pairs, task.cost.dtype)
+    status = np.empty(task.pairs, np.uint8)
     if task.pairs == 0:
-        return np.empty(0)
-    out, sure = vectorized(task, gradients)
+        return out
+    vectorized(task, gradients, out, status)
+    if not status.any():
+        return out
     if gradients is not None:
-        spread_nan(task, gradients, np.flatnonzero(np.isnan(out)))
-    rest = np.flatnonzero(~sure)
-    if rest.size and task.cost.dtype == np.float32:
-        wider = rest[usable(task.gamma[rest])]
+        spread_nan(task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
+    rest = np.flatnonzero(status == AGAIN)
+    if task.cost.dtype == np.float32:
+        wider = np.setdiff1d(rest, task.hard, assume_unique=True)
         if wider.size:
             out[wider] = in_float64(task, gradients, wider)
-        rest = rest[~usable(task.gamma[rest])]
+        rest = np.intersect1d(rest, task.hard, assume_unique=True)
     if rest.size:
         exact(task, gradients, rest, out)
     return out
@@ -110,41 +121,28 @@ def solve(task: Problem, gradients: Gradients | None) -> np.ndarray:
 
 def spread_nan(task: Problem, gradients: Gradients, items: np.ndarray) -> None:
     for q in items:
-        at = divmod(q, task.cost.shape[1])
-        gradients.cost[at][: task.n[q], : task.m[q]] = np.nan
+        n, m = (a[q] if a.size else None for a in (task.n, task.m))
+        gradients.cost[divmod(q, task.cost.shape[1])][:n, :m] = np.nan
         gradients.sums[:, q] = np.nan
 
 
-def vectorized(task: Problem, gradients: Gradients | None) -> tuple[np.ndarray, np.ndarray]:
+def vectorized(
+    task: Problem, gradients: Gradients | None, out: np.ndarray, status: np.ndarray
+) -> None:
     """Values, and which of them (and of the gradients written) are certified."""
-    precision = precision_of(task.cost)
-    shapes = task.geometry
-    found = np.empty((4, task.pairs))
-    common = (task.cost, rates(task.gamma, precision), task.dummy, shapes)
-    types = (precision.floats, precision.integers, precision.floor, precision.tiny)
+    common = (*task.kernel_arguments, *precision_of(task.cost).kernel_arguments, out, status)
     small = task.lattice[0] * task.lattice[1] <= SMALL
     if gradients is None:
-        adjoint = (NOTHING, False, task.cost, found)  # not used
+        adjoint = (out, False, task.cost, NOTHING[None])  # not used
     else:
-        adjoint = (
-            gradients.scale,
-            gradients.with_gamma,
-            gradients.cost,
-            gradients.sums,
-        )
+        adjoint = (gradients.scale, gradients.with_gamma, gradients.cost, gradients.sums)
+
+    tier = _cpu_lanes if small else _cpu_strips
 
     def work(first: int, last: int) -> None:
-        span = (*common, first, last, *types, found)
-        if small:
-            _cpu_lanes.solve(*span, gradients is not None, *adjoint)
-        elif gradients is None:
-            _cpu_strips.value(*span)
-        else:
-            _cpu_strips.gradient(*span, *adjoint)
+        tier.solve(first, last, *common, gradients is not None, *adjoint)
 
     run_chunks(task.groups if small else task.pairs, task.cells, work)
-    longest = shapes[ROWS] + shapes[COLUMNS]
-    return conclude(found, task.gamma, longest, precision, to_return=gradients is None)
 
 
 def in_float64(task: Problem, gradients: Gradients | None, items: np.ndarray) -> np.ndarray:
@@ -152,22 +150,21 @@ def in_float64(task: Problem, gradients: Gradients | None, items: np.ndarray) ->
     part = task.part(items)
     if gradients is None:
         return solve(part, None)
-    some = Gradients(gradients.scale[items], gradients.with_gamma, np.zeros_like(part.cost))
+    scale = gradients.scale[items].astype(np.float64)
+    some = Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
     out = solve(part, some)
     gradients.put(items, some, task.cost.shape[1])
     return out
 
 
 def exact(task: Problem, gradients: Gradients | None, items: np.ndarray, out: np.ndarray) -> None:
-    arguments = (task.cost, task.gamma, task.dummy, task.n, task.m, task.bandwidth)
-
     def work(first: int, last: int) -> None:
         some = items[first:last]
         if gradients is None:
-            _cpu_exact.value(*arguments, some, out)
+            _cpu_exact.value(*task.kernel_arguments, some, out)
         else:
             scale, grad, sums = gradients.scale, gradients.cost, gradients.sums
-            _cpu_exact.gradient(*arguments, some, scale, out, grad, sums)
+            _cpu_exact.gradient(*task.kernel_arguments, some, scale, out, grad, sums)
 
-    cells = int(task.n[items] @ task.m[items]) * (4 if task.dummy.size else 1)
+    cells = task.cells * items.size // task.pairs
     run_chunks(items.size, EXACT_COST * cells, work)

@@ -14,12 +14,10 @@ size N x M is stored.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ._cpu_cell import exponential, quotient, step, surprise
-from ._cpu_scaling import COLUMNS, HIGH, LOW, ROWS
+from ._cpu_scaling import SURE, TINY, conclude, entry, lattice_of, length, set_rates
 from ._jit import inline, jit, outlined, plain
 from ._simd import (
     first_lane,
@@ -260,56 +258,30 @@ def forward_block(
     return final
 
 
-@jit
-def value(
-    cost4, rates, dummy, geometry, first, last, floats, integers, floor, tiny, found
-):  # fmt: skip
-    """Recursion for the pairs first <= q < last; found: see `_cpu_scaling.conclude`."""
-    weak = dummy.size > 0
-    per_row = cost4.shape[1]
-    lanes = 64 // floats.itemsize
-    packed = np.empty(CHUNK * lanes, floats.dtype)
-    rate, checks = np.empty(4 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
-    starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    nothing = np.empty(0, floats.dtype)
-    widest = 0
-    for q in range(first, last):
-        widest = max(widest, geometry[COLUMNS, q])
-    border_m = np.empty(widest + 3 * lanes, floats.dtype)
-    border_k = np.empty(widest + 3 * lanes, integers.dtype)
-    for q in range(first, last):
-        rows, columns = geometry[ROWS, q], geometry[COLUMNS, q]
-        reset_pair(rates, q, rate, checks)
-        reset_border(border_m, border_k, floor, plain(True))
-        k = forward_block(
-            cost4[q // per_row, q % per_row], dummy[q] if weak else 0.0, weak, plain(0), rows, lanes,
-            rows, columns, geometry[LOW, q], geometry[HIGH, q], starts, stops, rate, floor,
-            packed, border_m, border_k, checks, plain(False), nothing, plain(0),
-        )  # fmt: skip
-        report(checks, lanes, (rows - 1) % lanes, k, found, q)
+@inline
+def lattice_of_pair(q, shape, n, m, weak, bandwidth):
+    return lattice_of(length(n, q, shape[2]), length(m, q, shape[3]), weak, bandwidth)
 
 
 @inline
-def reset_pair(rates, q, rate, checks):
+def begin_pair(gamma, bounds, rate, checks):
     lanes = rate.size // 4
     for lane in range(lanes):
-        for k in range(4):
-            rate[k * lanes + lane] = rates[k, q]
+        set_rates(gamma, bounds, rate, lane)
         checks[lane], checks[lanes + lane] = np.inf, 0.0
 
 
 @inline
-def report(checks, lanes, end, exponent, found, q):
+def end_pair(checks, exponent, rows, columns, gamma, floor, bounds, to_return):
+    """The value of a pair and its status, from what the strips left in the lanes."""
+    lanes = checks.size // 3
     lowest, nan_sum = np.inf, 0.0
     for lane in range(lanes):
         lowest = min(lowest, checks[lane])
         nan_sum += checks[lanes + lane]
-    found[0, q], found[1, q], found[2, q], found[3, q] = (
-        checks[2 * lanes + end],
-        exponent,
-        lowest,
-        nan_sum,
-    )
+    mantissa = checks[2 * lanes + (rows - 1) % lanes]
+    longest = rows + columns
+    return conclude(mantissa, exponent, lowest, nan_sum, gamma, longest, floor, bounds, to_return)
 
 
 @inline
@@ -322,11 +294,12 @@ def keep_border(border, kept, at, begin, size, restore):
 
 
 @jit
-def gradient(
-    cost4, rates, dummy, geometry, first, last, floats, integers, floor, tiny,
-    found, scale, with_gamma, grad4, sums,
+def solve(
+    first, last, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
+    value, status, with_grad, scale, with_gamma, grad4, sums,
 ):  # fmt: skip
-    """Recursion and its adjoint for the pairs first <= q < last; arguments as of _cpu_lanes.solve.
+    """Recursion and, if asked for, its adjoint for the pairs first <= q < last; see
+    `_cpu_lanes.solve`.
 
     The gradients of a pair that cannot be certified are not written.
     """
@@ -336,32 +309,31 @@ def gradient(
     packed = np.empty(CHUNK * lanes, floats.dtype)
     rate, checks = np.empty(4 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    widest = tallest = longest = kept = 0
+    longest, kept = plain(0), plain(0)
+    tallest, widest, _, _ = lattice_of(cost4.shape[2], cost4.shape[3], weak, bandwidth)
     for q in range(first, last):
-        rows, columns = geometry[ROWS, q], geometry[COLUMNS, q]
-        width = geometry[HIGH, q] - geometry[LOW, q]
-        widest = max(widest, columns)
-        longest = max(longest, min(columns, width + lanes) + lanes)
-        tallest = max(tallest, rows)
+        rows, columns, low, high = lattice_of_pair(q, cost4.shape, n, m, weak, bandwidth)
+        longest = max(longest, min(columns, high - low + lanes) + lanes)
     stride = 3 * lanes * longest
     strips = max(BLOCK // lanes, WEIGHTS // (stride * floats.itemsize))
-    height = lanes * min(strips, (tallest + lanes - 1) // lanes)
+    height = lanes * ((tallest + lanes - 1) // lanes)
+    if with_grad:
+        height = min(height, lanes * strips)
     for q in range(first, last):
-        window = min(geometry[COLUMNS, q], geometry[HIGH, q] - geometry[LOW, q] + 1) + 3
-        kept = max(kept, (geometry[ROWS, q] - 1) // height * window)
-    weights = np.empty(height // lanes * stride, floats.dtype)
+        rows, columns, low, high = lattice_of_pair(q, cost4.shape, n, m, weak, bandwidth)
+        window = min(columns, high - low + 1) + 3
+        kept = max(kept, (rows - 1) // height * window)
+    weights = np.empty(height // lanes * stride if with_grad else 0, floats.dtype)
     border_m = np.empty(widest + 3 * lanes, floats.dtype)
     border_k = np.empty(widest + 3 * lanes, integers.dtype)
     kept_m, kept_k = np.empty(kept, floats.dtype), np.empty(kept, integers.dtype)
     below = np.empty(widest + 3 * lanes, floats.dtype)
-    nothing = np.empty(0, floats.dtype)
     for q in range(first, last):
         cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
-        theta = dummy[q] if weak else 0.0
-        rows, columns = geometry[ROWS, q], geometry[COLUMNS, q]
-        low, high = geometry[LOW, q], geometry[HIGH, q]
+        theta = entry(dummy, q) if weak else 0.0
+        rows, columns, low, high = lattice_of_pair(q, cost4.shape, n, m, weak, bandwidth)
         window = min(columns, high - low + 1) + 3
-        reset_pair(rates, q, rate, checks)
+        begin_pair(entry(gamma, q), bounds, rate, checks)
         reset_border(border_m, border_k, floor, plain(True))
         final_part = (rows - 1) // height
         k = np.int64(floor)
@@ -370,16 +342,18 @@ def gradient(
             last_part = part == final_part
             k = forward_block(
                 cost, theta, weak, start, stop, lanes, rows, columns, low, high, starts, stops,
-                rate, floor, packed, border_m, border_k, checks, last_part,
-                weights if last_part else nothing, stride,
+                rate, floor, packed, border_m, border_k, checks, with_grad and last_part,
+                weights, stride,
             )  # fmt: skip
             if not last_part:
                 begin = max(0, stop + low)
                 size = min(window, columns + 2 - begin)
                 keep_border(border_m, kept_m, part * window, begin, size, plain(False))
                 keep_border(border_k, kept_k, part * window, begin, size, plain(False))
-        report(checks, lanes, (rows - 1) % lanes, k, found, q)
-        if k <= floor // 2 or math.isnan(found[3, q]):
+        value[q], status[q] = end_pair(
+            checks, k, rows, columns, entry(gamma, q), floor, bounds, not with_grad
+        )
+        if status[q] != SURE or not with_grad:
             continue
         for c in range(below.size):
             below[c] = 0.0
@@ -404,7 +378,7 @@ def gradient(
                     steps = columns - left + here
                 lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
                 d, h = backward_strip(
-                    weak, row, lanes, steps, left, starts, stops, scale[q], tiny,
+                    weak, row, lanes, steps, left, starts, stops, scale[q], bounds[TINY],
                     packed, below, weights, (row - start) // lanes * stride,
                     here if here < lanes else -1, with_gamma, grad,
                 )  # fmt: skip

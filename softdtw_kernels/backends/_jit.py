@@ -38,9 +38,9 @@ _DIGEST = _digest_of_sources()
 class _Cache(FunctionCache):
     """Numba's cache on disk, read without importing what only compilation needs.
 
-    Numba first loads its implementations of all that it can compile (and SciPy, if installed): three
-    quarters of the time that the first call of a later process takes. The compiler loads them
-    itself.
+    Numba first loads its implementations of all that it can compile (and SciPy, if installed):
+    three quarters of the time that the first call of a later process takes. The compiler loads
+    them itself.
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -70,7 +70,7 @@ def jit_reassociated(function: Callable[..., Any]) -> Any:
 
 
 # Nothing but a kernel calls a helper, so it needs no entry from Python or C.
-_HELPER = {
+_HELPER: dict[str, Any] = {
     "nopython": True,
     "nogil": True,
     "error_model": "numpy",

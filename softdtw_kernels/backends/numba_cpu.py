@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from . import _cpu_costs, _cpu_exact, _cpu_smoothing
-from ._cpu_scaling import LARGEST_GAMMA, precision_of, rates, usable
-from ._cpu_solve import NOTHING, Gradients, Problem, solve
+from ._cpu_scaling import LARGEST_GAMMA, precision_of
+from ._cpu_solve import ALL, NOTHING, Gradients, Problem, solve
 from ._threads import run_chunks
 
 
@@ -39,8 +39,15 @@ def flat(x: Tensor | None) -> np.ndarray:
     return NOTHING if x is None else np.ascontiguousarray(as_array(x)).reshape(-1)
 
 
+def one_or_all(x: Tensor | None) -> np.ndarray:
+    """One entry if a single number was expanded to all pairs, else as many as there are pairs."""
+    if x is not None and x.numel() > 1 and not any(x.stride()):
+        return as_array(x.as_strided((1,), (1,)))
+    return flat(x)
+
+
 def checked_gamma(gamma: Tensor) -> np.ndarray:
-    values = flat(gamma)
+    values = one_or_all(gamma)
     right = (values >= 0) & (values <= LARGEST_GAMMA)
     if not right.all():
         raise ValueError(
@@ -50,9 +57,9 @@ def checked_gamma(gamma: Tensor) -> np.ndarray:
     return values
 
 
-def checked_lengths(lengths: Tensor | None, pairs: int, size: int, name: str) -> np.ndarray:
+def checked_lengths(lengths: Tensor | None, size: int, name: str) -> np.ndarray:
     if lengths is None:
-        return np.full(pairs, size)
+        return ALL
     values = flat(lengths)
     if values.size and not 1 <= values.min() <= values.max() <= size:
         bad = values[(values < 1) | (values > size)][0]
@@ -68,13 +75,12 @@ def problem(
     y_lengths: Tensor | None,
     bandwidth: int | None,
 ) -> Problem:
-    pairs = cost.shape[:-2].numel()
     return Problem(
         as_array(four_dimensional(cost)),
         checked_gamma(gamma),
-        flat(dummy),
-        checked_lengths(x_lengths, pairs, cost.shape[-2], "x_lengths"),
-        checked_lengths(y_lengths, pairs, cost.shape[-1], "y_lengths"),
+        one_or_all(dummy),
+        checked_lengths(x_lengths, cost.shape[-2], "x_lengths"),
+        checked_lengths(y_lengths, cost.shape[-1], "y_lengths"),
         -1 if bandwidth is None else bandwidth,
     )
 
@@ -96,7 +102,7 @@ def value(
     bandwidth: int | None,
 ) -> Tensor:
     task = problem(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
-    return torch.from_numpy(solve(task, None)).to(cost.dtype).view(cost.shape[:-2])
+    return torch.from_numpy(solve(task, None)).view(cost.shape[:-2])
 
 
 def gradient(
@@ -112,7 +118,8 @@ def gradient(
     task = problem(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
     partial = x_lengths is not None or y_lengths is not None or bandwidth is not None
     grad = empty_like(cost, zeros=partial)
-    gradients = Gradients(flat(grad_value.double()), with_gamma, as_array(four_dimensional(grad)))
+    scale = flat(grad_value.to(cost.dtype))
+    gradients = Gradients(scale, with_gamma, as_array(four_dimensional(grad)))
     solve(task, gradients)
     by_gamma = gradients.gamma if with_gamma else np.zeros(task.pairs)
     shape = cost.shape[:-2]
@@ -142,12 +149,7 @@ def hessian_product(
 
     def work(first: int, last: int) -> None:
         _cpu_exact.hessian_product(
-            task.cost,
-            task.gamma,
-            task.dummy,
-            task.n,
-            task.m,
-            task.bandwidth,
+            *task.kernel_arguments,
             np.arange(first, last),
             scale,
             as_array(four_dimensional(tangent_cost)),
@@ -203,13 +205,13 @@ def smooth(
     result = empty_like(cost, zeros=x_lengths is not None or y_lengths is not None)
     out = as_array(four_dimensional(result))
     precision, origin = precision_of(out), math.log(origin_count)
-    scaling = (task.cost, rates(task.gamma, precision), task.geometry, origin)
+    scaling = (task.cost, task.gamma, task.n, task.m, precision.floats, precision.bounds, origin)
 
     def work(first: int, last: int) -> None:
-        _cpu_smoothing.smooth(*scaling, first, last, precision.floats, out)
+        _cpu_smoothing.smooth(first, last, *scaling, out)
 
     run_chunks(task.groups, task.cells, work)
-    hard = np.flatnonzero(~usable(task.gamma))
+    hard = task.hard
     if hard.size:
         _cpu_smoothing.hard(task.cost, task.n, task.m, hard, out)
     return result
@@ -228,14 +230,13 @@ def smooth_vjp(
     grad, adjoint = (as_array(four_dimensional(t)) for t in (result, grad_s))
     grad_gamma = np.zeros(task.pairs)
     precision, origin = precision_of(grad), math.log(origin_count)
-    scaling = (task.cost, rates(task.gamma, precision), task.geometry, origin)
+    scaling = (task.cost, task.gamma, task.n, task.m, precision.floats, precision.bounds, origin)
 
     def work(first: int, last: int) -> None:
-        span = (*scaling, first, last, precision.floats)
-        _cpu_smoothing.smooth_vjp(*span, adjoint, grad, grad_gamma)
+        _cpu_smoothing.smooth_vjp(first, last, *scaling, adjoint, grad, grad_gamma)
 
     run_chunks(task.groups, task.cells, work)
-    hard = np.flatnonzero(~usable(task.gamma))
+    hard = task.hard
     if hard.size:
         _cpu_smoothing.hard_vjp(task.cost, task.n, task.m, hard, adjoint, grad)
         grad_gamma[hard] = 0.0
