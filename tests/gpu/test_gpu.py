@@ -91,8 +91,10 @@ def test_the_cuda_kernels_give_what_the_cpu_gives(
         value = gpu_backend().value(**on_device(call)).cpu().double()
         truth = numba_cpu.value(**exact)
         assert ((value - truth).abs() <= (1e-6 if single else 1e-12) * (1 + truth.abs())).all()
-        got = gpu_backend().gradient(**on_device(call), grad_value=ones.cuda(), with_gamma=True)
-        expected = numba_cpu.gradient(**exact, grad_value=ones.double(), with_gamma=True)
+        got = gpu_backend().gradient(
+            **on_device(call), grad_value=ones.cuda(), with_parameters=True
+        )
+        expected = numba_cpu.gradient(**exact, grad_value=ones.double(), with_parameters=True)
         assert (got[0].cpu().double() - expected[0]).abs().max() <= (5e-5 if single else 1e-9)
         cells = shape[1] + shape[2]
         for a, b in zip(got[1:], expected[1:], strict=True):
@@ -182,7 +184,7 @@ def test_results_repeat_to_the_bit() -> None:
     call = on_device(case((6, 500, 700), torch.float32, 0.1, False, True, None))
     ones = torch.ones(6, device="cuda")
     first, *others = (
-        gpu_backend().gradient(**call, grad_value=ones, with_gamma=True) for _ in range(5)
+        gpu_backend().gradient(**call, grad_value=ones, with_parameters=True) for _ in range(5)
     )
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
