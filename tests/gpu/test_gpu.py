@@ -139,6 +139,49 @@ def test_smoothing_and_distances_give_what_the_cpu_gives(dtype: torch.dtype) -> 
         torch.testing.assert_close(a.cpu(), b, rtol=10 * relative, atol=100 * relative)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(8, 8), (4, 3), (7, 8), (16, 16)])
+def test_many_small_pairs_give_what_the_cpu_gives(
+    n: int, m: int, ragged: bool, dtype: torch.dtype
+) -> None:
+    """Enough pairs for a thread each; as a view of one matrix product, and contiguous."""
+    sides = (64, 80)
+    pairs = sides[0] * sides[1]
+    assert pairs >= 16 * torch.cuda.get_device_properties(0).multi_processor_count
+    single = dtype == torch.float32
+    generator = torch.Generator().manual_seed(3)
+    product = torch.rand(sides[0], n, sides[1], m, dtype=torch.float64, generator=generator)
+    view = (1 - 2 * product).to(dtype).transpose(1, 2)
+    lengths: list[torch.Tensor | None] = [None, None]
+    if ragged:
+        lengths = [torch.randint(1, k + 1, sides, generator=generator) for k in (n, m)]
+    ones = torch.ones(sides, dtype=dtype)
+    for gamma in (1.0, 0.1, 1e-3, 0.0):
+        gammas = torch.full(sides, gamma, dtype=torch.float64)
+        for dummy in (None, gammas * 0 + 0.5):
+            for cost in (view, view.contiguous()):
+                call = {"cost": cost, "gamma": gammas, "dummy": dummy}
+                call |= {"x_lengths": lengths[0], "y_lengths": lengths[1]}
+                exact = {**call, "cost": cost.double()}
+                for smoothing in (False, True):
+                    kind = "smoothed_" if smoothing else ""
+                    rest = {"origin_count": 1.0} if smoothing else {"bandwidth": None}
+                    backward = {"grad_value": ones, "with_parameters": False}
+                    value = getattr(gpu_backend(), f"{kind}value")(**on_device(call), **rest)
+                    truth = getattr(numba_cpu, f"{kind}value")(**exact, **rest)
+                    error = (value.cpu().double() - truth).abs() / (1 + truth.abs())
+                    assert error.max() <= (2e-6 if single else 1e-12)
+                    got = getattr(gpu_backend(), f"{kind}gradient")(
+                        **on_device(call), **rest, **on_device(backward)
+                    )[0]
+                    backward["grad_value"] = ones.double()
+                    expected = getattr(numba_cpu, f"{kind}gradient")(**exact, **rest, **backward)
+                    assert got.stride() == cost.stride()
+                    error = (got.cpu().double() - expected[0]).abs().max()
+                    assert error <= (5e-5 if single else 1e-9)
+
+
 def test_no_call_waits_for_the_device() -> None:
     x, y = torch.randn(4, 50, 3, device="cuda"), torch.randn(4, 60, 3, device="cuda")
     lengths = torch.tensor([50, 3, 20, 1], device="cuda")
