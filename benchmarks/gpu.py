@@ -177,6 +177,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         add(name, "ours", lambda x, y: sk.s2dtw(x, y, pairwise=True).sum(), [x, y], least)
         cost = -torch.rand(sequences, sequences, 8, 8, device="cuda")
         add(f"{name}, from costs", "ours", lambda c: sk.s2dtw_from_cost(c).sum(), [cost], least)
+        # The view that one matrix product is: neighboring pairs lie beside each other.
+        cost = -torch.rand(sequences, 8, sequences, 8, device="cuda").transpose(1, 2)
+        add(f"{name}, from a view", "ours", lambda c: sk.s2dtw_from_cost(c).sum(), [cost], least)
+        del cost
     peers = peers_from_features(arguments)
     for shape in FROM_COST:
         cost = torch.rand(shape, device="cuda")

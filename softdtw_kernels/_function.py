@@ -73,6 +73,15 @@ class EagerFunction(BatchedFunction):
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
+def may_be_differentiated() -> bool:
+    """Whether what a backward computes now may have a derivative taken of it: by double backward, a
+    functorch transform, or forward mode. Never under torch.compile, which has no double backward.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or in_transform() or forward_ad._current_level >= 0
+
+
 def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
     """Make rule(ctx, primals, *tangents) a jvp that forward mode can be applied to again.
 

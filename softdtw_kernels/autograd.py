@@ -22,6 +22,7 @@ from ._function import (
     EagerFunction,
     choose,
     forward_rule,
+    may_be_differentiated,
     raise_no_third_derivative,
     zeros_if_none,
 )
@@ -63,10 +64,10 @@ class _GradientTwin(BatchedFunction):
         y_lengths: Tensor | None,
         bandwidth: int | None,
         grad_value: Tensor,
-        with_gamma: bool,
+        with_parameters: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
-        return ops.gradient(*problem, grad_value, with_gamma)
+        return ops.gradient(*problem, grad_value, with_parameters)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -130,7 +131,7 @@ class _ValueTwin(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
-        args = *ctx.saved_tensors, ctx.bandwidth, grad_value, needs[1]
+        args = *ctx.saved_tensors, ctx.bandwidth, grad_value, needs[1] or needs[2]
         grads = _derivative(_Gradient, ops.gradient, args)
         wanted = [g if need else None for g, need in zip(grads, needs[:3], strict=True)]
         return *wanted, None, None, None
@@ -181,7 +182,8 @@ class SoftDTWFunction(EagerFunction, _ValueTwin):
     @forward_rule
     def jvp(ctx: Any, problem: Sequence[Any], *tangents: Any) -> Tensor:
         ones = torch.ones(problem[0].shape[:-2], dtype=problem[0].dtype, device=problem[0].device)
-        grads = _Gradient.apply(*problem, ctx.bandwidth, ones, tangents[1] is not None)
+        with_parameters = tangents[1] is not None or tangents[2] is not None
+        grads = _Gradient.apply(*problem, ctx.bandwidth, ones, with_parameters)
         return _along(grads, tangents[:3]).to(problem[0].dtype)
 
 
@@ -260,8 +262,7 @@ class _S2DTWTwin(BatchedFunction):
         y_lengths: Tensor | None,
         origin_count: float,
     ) -> Tensor:
-        s = ops.smooth(cost, gamma, x_lengths, y_lengths, origin_count)
-        return ops.value(s, gamma, dummy, x_lengths, y_lengths, None)
+        return ops.smoothed_value(cost, gamma, dummy, x_lengths, y_lengths, origin_count)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -271,24 +272,32 @@ class _S2DTWTwin(BatchedFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
-        cost, gamma, dummy, *lengths = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        # Smoothing again costs a fraction of the lattice and saves one (*, N, M) tensor between
-        # forward and backward.
-        smoothing = cost, gamma, *lengths, ctx.origin_count
-        s = _derivative(_Smooth, ops.smooth, smoothing)
-        args = s, gamma, dummy, *lengths, None, grad_value, needs[1]
-        by_s, by_gamma, by_dummy = _derivative(_Gradient, ops.gradient, args)
-        args = *smoothing, by_s
-        by_cost, by_smoothing_gamma = _derivative(_SmoothVjp, ops.smooth_vjp, args)
-        return (
-            by_cost if needs[0] else None,
-            by_gamma + by_smoothing_gamma if needs[1] else None,
-            by_dummy if needs[2] else None,
-            None,
-            None,
-            None,
-        )
+        args = *ctx.saved_tensors, ctx.origin_count, grad_value, needs[1] or needs[2]
+        if may_be_differentiated():
+            grads = _smoothed_gradient(*args)
+        else:
+            grads = ops.smoothed_gradient(*args)
+        wanted = [g if need else None for g, need in zip(grads, needs[:3], strict=True)]
+        return *wanted, None, None, None
+
+
+def _smoothed_gradient(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+    grad_value: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ops.smoothed_gradient`, differentiable: its parts, each a Function."""
+    smoothing = cost, gamma, x_lengths, y_lengths, origin_count
+    problem = _Smooth.apply(*smoothing), gamma, dummy, x_lengths, y_lengths, None
+    by_s, by_gamma, by_dummy = _Gradient.apply(*problem, grad_value, with_parameters)
+    by_cost, by_smoothing_gamma = _SmoothVjp.apply(*smoothing, by_s)
+    return by_cost, by_gamma + by_smoothing_gamma, by_dummy
 
 
 class S2DTWFunction(EagerFunction, _S2DTWTwin):
@@ -327,7 +336,8 @@ class S2DTWFunction(EagerFunction, _S2DTWTwin):
         by_cost, by_gamma, by_dummy, *_ = tangents
         s = _Smooth.apply(cost, gamma, *lengths, ctx.origin_count)
         ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
-        grads = _Gradient.apply(s, gamma, dummy, *lengths, None, ones, by_gamma is not None)
+        with_parameters = by_gamma is not None or by_dummy is not None
+        grads = _Gradient.apply(s, gamma, dummy, *lengths, None, ones, with_parameters)
         by_s = _smooth_jvp((cost, gamma, *lengths, ctx.origin_count), by_cost, by_gamma)
         return _along(grads, (by_s, by_gamma, by_dummy)).to(cost.dtype)
 

@@ -6,14 +6,18 @@ allowed):
 
     value(cost (*, N, M), gamma (*), dummy (*)?, x_lengths (*)?, y_lengths (*)?, bandwidth?)
         -> value (*)
-    gradient(.., grad_value (*), with_gamma)
-        -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*)
+    gradient(.., grad_value (*), with_parameters)
+        -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*); the last two may be zeros unless
+           with_parameters
     hessian_product(.., grad_value (*), tangent_cost (*, N, M), tangent_gamma (*),
                     tangent_dummy (*)?)
         -> derivative of the value along the tangents (*), and grad_value times the derivative of
            its gradient along them: (*, N, M), (*), (*)
     smooth(cost, gamma, x_lengths?, y_lengths?, origin_count) -> (*, N, M)
     smooth_vjp(.., grad_s (*, N, M)) -> grad_cost (*, N, M), grad_gamma (*)
+    smoothed_value(cost, gamma, dummy?, x_lengths?, y_lengths?, origin_count) -> value (*)
+    smoothed_gradient(.., grad_value (*), with_parameters) -> as gradient
+        of smoothing, then the lattice: in one kernel where a backend has one
     squared_distances(x (*, N, D), y (*, M, D)) -> (*, N, M)
     squared_distances_vjp(x, y, g (*, N, M), with_x, with_y) -> grad_x, grad_y
         x and y broadcast here, and their gradients have their own shapes (without any feature
@@ -43,14 +47,21 @@ _PROBLEM = (
     "SymInt? bandwidth"
 )
 _SMOOTHING = "Tensor cost, Tensor gamma, Tensor? x_lengths, Tensor? y_lengths, float origin_count"
+_SMOOTHED = (
+    "Tensor cost, Tensor gamma, Tensor? dummy, Tensor? x_lengths, Tensor? y_lengths, "
+    "float origin_count"
+)
+_GRADIENT = "Tensor grad_value, bool with_parameters) -> (Tensor, Tensor, Tensor)"
 
 _SCHEMAS = {
     "value": f"({_PROBLEM}) -> Tensor",
-    "gradient": f"({_PROBLEM}, Tensor grad_value, bool with_gamma) -> (Tensor, Tensor, Tensor)",
+    "gradient": f"({_PROBLEM}, {_GRADIENT}",
     "hessian_product": f"({_PROBLEM}, Tensor grad_value, Tensor tangent_cost, "
     "Tensor tangent_gamma, Tensor? tangent_dummy) -> (Tensor, Tensor, Tensor, Tensor)",
     "smooth": f"({_SMOOTHING}) -> Tensor",
     "smooth_vjp": f"({_SMOOTHING}, Tensor grad_s) -> (Tensor, Tensor)",
+    "smoothed_value": f"({_SMOOTHED}) -> Tensor",
+    "smoothed_gradient": f"({_SMOOTHED}, {_GRADIENT}",
     "squared_distances": "(Tensor x, Tensor y) -> Tensor",
     "squared_distances_vjp": "(Tensor x, Tensor y, Tensor g, bool with_x, bool with_y) "
     "-> (Tensor, Tensor)",
@@ -151,6 +162,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "hessian_product": _fake_hessian_product,
     "smooth": _fake_smooth,
     "smooth_vjp": _fake_smooth_vjp,
+    "smoothed_value": _fake_value,
+    "smoothed_gradient": _fake_gradient,
     "squared_distances": _fake_squared_distances,
     "squared_distances_vjp": _fake_squared_distances_vjp,
 }
@@ -175,5 +188,7 @@ gradient = _namespace.gradient.default
 hessian_product = _namespace.hessian_product.default
 smooth = _namespace.smooth.default
 smooth_vjp = _namespace.smooth_vjp.default
+smoothed_value = _namespace.smoothed_value.default
+smoothed_gradient = _namespace.smoothed_gradient.default
 squared_distances = _namespace.squared_distances.default
 squared_distances_vjp = _namespace.squared_distances_vjp.default

@@ -19,15 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from cuda_emulator import cache_directory
 
-from softdtw_kernels.backends import _cuda_host
+from softdtw_kernels.backends import _cuda_host, _cuda_tiny
 from softdtw_kernels.backends._cuda_plan import Variant, variants
+from softdtw_kernels.backends._cuda_tiny import TinyVariant
 from softdtw_kernels.backends.cupy_cuda import COMPILER_OPTIONS
 
 # Turing, Ampere, Ada, Hopper, Blackwell. The slow arithmetic is left out where a neighbor has it.
 EVERYTHING = ("sm_75", "sm_90", "sm_120")
 FAST_ONLY = ("sm_80", "sm_86", "sm_89", "sm_100")
+MAIN = "sm_90"  # what has very many forms is compiled in all of them for this one only
 
 
 def file_of(package: str, pattern: str) -> Path | None:
@@ -62,6 +65,7 @@ class Kernel:
     options: tuple[str, ...]
     budget: Budget
     fast: bool = True
+    main_only: bool = False
 
 
 def budget_of(variant: Variant) -> Budget:
@@ -77,8 +81,34 @@ def budget_of(variant: Variant) -> Budget:
     return Budget(168 if variant.order == 1 else 192, 64)
 
 
+def budget_of_tiny(variant: TinyVariant) -> Budget:
+    """Up to 8 columns of float32, registers for as many threads as the shared memory of a
+    multiprocessor of sm_90 holds (gradients), or for ten blocks (values); fewer with lengths. Two
+    words of stack are nothing in a thousand instructions. The others fit somehow.
+    """
+    if variant.columns > 8 or variant.dtype == torch.float64:
+        return Budget(255, 64)
+    if variant.restricted:
+        return Budget(192 if variant.order else 128, 16)
+    return Budget(144 if variant.order else 96, 8)
+
+
+def tiny_kernels() -> list[Kernel]:
+    """The S2DTW of VT-TWINS for every GPU, all forms for one."""
+    found = {}
+    for v in _cuda_tiny.variants():
+        everywhere = v.columns == 8 and v.weak and v.smoothing
+        found[v.options] = Kernel(
+            "tiny", v.options, budget_of_tiny(v), everywhere, main_only=not everywhere
+        )
+        exact = Kernel("tiny_exact", v.exact_options, Budget(255, 96), fast=False)
+        found[v.exact_options] = exact
+    return list(found.values())
+
+
 def kernels() -> list[Kernel]:
     found = [Kernel("lattice", v.options, budget_of(v), not v.wide) for v in variants()]
+    found += tiny_kernels()
     for cost in ("float", "double"):
         define = f"-DWITH_COST={cost}"
         for order in (0, 1):
@@ -154,6 +184,8 @@ def test_every_kernel_compiles_within_its_budget(architecture: str, half: int) -
     for kernel in kernels()[half::2]:
         if architecture in FAST_ONLY and not kernel.fast:
             continue
+        if kernel.main_only and architecture != MAIN:
+            continue
         registers, stack = report(kernel, architecture, compiler)
         budget = kernel.budget
         if registers > budget.registers or stack > budget.stack_bytes:
@@ -166,4 +198,6 @@ def test_shared_memory_of_every_launch_fits_without_asking() -> None:
     from softdtw_kernels.backends._cuda_plan import TILE_BYTES, WARPS_IN_BLOCK
 
     assert WARPS_IN_BLOCK * TILE_BYTES <= 48 << 10
+    for variant in _cuda_tiny.variants():
+        assert not variant.shared or variant.threads * variant.kept_bytes <= 48 << 10
     assert all(v.step_bytes <= TILE_BYTES for v in variants() if not v.wide)

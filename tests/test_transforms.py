@@ -200,6 +200,8 @@ def test_opcheck(dtype: torch.dtype, bandwidth: int | None) -> None:
         (ops.hessian_product, (*weak, weight, direction, item, item)),
         (ops.smooth, (cost, item, n, m, 1.0)),
         (ops.smooth_vjp, (cost, item, n, m, 3.0, direction)),
+        (ops.smoothed_value, (cost, item, item, n, m, 1.0)),
+        (ops.smoothed_gradient, (cost, item, None, n, m, 3.0, weight, True)),
         (ops.squared_distances, (cost, cost + 1)),
     ]
     for operator, arguments in calls:

@@ -247,7 +247,7 @@ def gradient(
     y_lengths: Tensor | None,
     bandwidth: int | None,
     grad_value: Tensor,
-    with_gamma: bool,
+    with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape, cost = cost.shape, few_dimensions(cost)
     out = new_like(cost, leaves_cells(x_lengths, y_lengths, bandwidth))
@@ -255,7 +255,7 @@ def gradient(
     if not task.pairs:
         return out.view(shape), sum_of_parts(None, shape, cost), sum_of_parts(None, shape, cost)
     outputs = {"grad_cost": out, **per_item(grad_value, "grad_value", cost.device)}
-    in_gamma, in_dummy = run_lattice(launcher, task, 1, outputs, with_gamma)
+    in_gamma, in_dummy = run_lattice(launcher, task, 1, outputs, with_parameters)
     return (
         out.view(shape) if out.shape != shape else out,
         sum_of_parts(in_gamma, shape, cost),

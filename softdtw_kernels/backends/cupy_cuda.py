@@ -4,7 +4,7 @@ Requirements: CuPy 14 or newer for CUDA 12 or 13, as the extras `softdtw-kernels
 `[cuda13]` install it. Imported by the first call on a CUDA tensor. Importing this module needs no
 CuPy; calling it does. Kernels run on the current stream of torch and the device of the tensors.
 The host reads no value from the device: an item whose gamma, dummy cost or length is out of range
-is NaN. See `_cuda_host` for what is launched when.
+is NaN. See `_cuda_host`, and `_cuda_tiny` for many small pairs, for what is launched when.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cuda_host
+from . import _cuda_host, _cuda_tiny
 from ._cuda_host import SOURCES
 from ._cuda_plan import Argument
 
@@ -102,7 +102,7 @@ def value(
     bandwidth: int | None,
 ) -> Tensor:
     launcher = CupyLauncher(cost.device)
-    return _cuda_host.value(launcher, cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
+    return _cuda_tiny.value(launcher, cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
 
 
 def gradient(
@@ -113,11 +113,11 @@ def gradient(
     y_lengths: Tensor | None,
     bandwidth: int | None,
     grad_value: Tensor,
-    with_gamma: bool,
+    with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     launcher = CupyLauncher(cost.device)
-    return _cuda_host.gradient(
-        launcher, cost, gamma, dummy, x_lengths, y_lengths, bandwidth, grad_value, with_gamma
+    return _cuda_tiny.gradient(
+        launcher, cost, gamma, dummy, x_lengths, y_lengths, bandwidth, grad_value, with_parameters
     )
 
 
@@ -169,6 +169,42 @@ def smooth_vjp(
 ) -> tuple[Tensor, Tensor]:
     launcher = CupyLauncher(cost.device)
     return _cuda_host.smooth_vjp(launcher, cost, gamma, x_lengths, y_lengths, origin_count, grad_s)
+
+
+def smoothed_value(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+) -> Tensor:
+    return _cuda_tiny.smoothed_value(
+        CupyLauncher(cost.device), cost, gamma, dummy, x_lengths, y_lengths, origin_count
+    )
+
+
+def smoothed_gradient(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+    grad_value: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _cuda_tiny.smoothed_gradient(
+        CupyLauncher(cost.device),
+        cost,
+        gamma,
+        dummy,
+        x_lengths,
+        y_lengths,
+        origin_count,
+        grad_value,
+        with_parameters,
+    )
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -113,15 +113,15 @@ def gradient(
     y_lengths: Tensor | None,
     bandwidth: int | None,
     grad_value: Tensor,
-    with_gamma: bool,
+    with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     task = problem(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
     partial = x_lengths is not None or y_lengths is not None or bandwidth is not None
     grad = empty_like(cost, zeros=partial)
     scale = flat(grad_value.to(cost.dtype))
-    gradients = Gradients(scale, with_gamma, as_array(four_dimensional(grad)))
+    gradients = Gradients(scale, with_parameters, as_array(four_dimensional(grad)))
     solve(task, gradients)
-    by_gamma = gradients.gamma if with_gamma else np.zeros(task.pairs)
+    by_gamma = gradients.gamma if with_parameters else np.zeros(task.pairs)
     shape = cost.shape[:-2]
     return (
         grad,
@@ -241,6 +241,35 @@ def smooth_vjp(
         _cpu_smoothing.hard_vjp(task.cost, task.n, task.m, hard, adjoint, grad)
         grad_gamma[hard] = 0.0
     return result, torch.from_numpy(grad_gamma).view(cost.shape[:-2])
+
+
+def smoothed_value(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+) -> Tensor:
+    s = smooth(cost, gamma, x_lengths, y_lengths, origin_count)
+    return value(s, gamma, dummy, x_lengths, y_lengths, None)
+
+
+def smoothed_gradient(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+    grad_value: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    smoothing = cost, gamma, x_lengths, y_lengths, origin_count
+    problem = smooth(*smoothing), gamma, dummy, x_lengths, y_lengths, None
+    by_s, by_gamma, by_dummy = gradient(*problem, grad_value, with_parameters)
+    by_cost, by_smoothing = smooth_vjp(*smoothing, by_s)
+    return by_cost, by_gamma + by_smoothing if with_parameters else by_gamma, by_dummy
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -156,10 +156,10 @@ def gradient(
     y_lengths: Tensor | None,
     bandwidth: int | None,
     grad_value: Tensor,
-    with_gamma: bool,
+    with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """grad_value times the gradient of `value` in cost, gamma (zeros unless with_gamma) and dummy
-    (zeros if None).
+    """grad_value times the gradient of `value` in cost, gamma (zeros unless with_parameters) and
+    dummy (zeros if None).
     """
 
     def of_inputs(cost: Tensor, gamma: Tensor, dummy: Tensor | None = None) -> Tensor:
@@ -169,7 +169,7 @@ def gradient(
     grads: tuple[Tensor, ...] = torch.func.vjp(of_inputs, *inputs)[1](grad_value)
     return (
         grads[0],
-        grads[1] if with_gamma else torch.zeros_like(gamma),
+        grads[1] if with_parameters else torch.zeros_like(gamma),
         torch.zeros_like(gamma) if dummy is None else grads[2],
     )
 

@@ -25,6 +25,16 @@ def main() -> None:
                 )
                 smoothed = cupy_cuda.smooth(cost, gamma, None, None, 1.0)
                 cupy_cuda.smooth_vjp(cost, gamma, None, None, 1.0, smoothed)
+        cost = -torch.rand(48, 8, 64, 8, dtype=dtype, device="cuda").transpose(1, 2)
+        cost[0, 1, 2, 3] = -1e30  # for the slow kernel of small pairs
+        gamma = torch.full((48, 64), 0.1, dtype=torch.float64, device="cuda")
+        ones = torch.ones(48, 64, dtype=dtype, device="cuda")
+        for dummy in (None, gamma * 5):
+            for c in (cost, cost[..., :7, :5]):
+                cupy_cuda.value(c, gamma, dummy, None, None, None)
+                cupy_cuda.gradient(c, gamma, dummy, None, None, None, ones, False)
+                cupy_cuda.smoothed_value(c, gamma, dummy, None, None, 1.0)
+                cupy_cuda.smoothed_gradient(c, gamma, dummy, None, None, 1.0, ones, False)
         x = torch.rand(2, 70, 5, dtype=dtype, device="cuda")
         cupy_cuda.squared_distances(x, x)
     torch.cuda.synchronize()

@@ -91,8 +91,10 @@ def test_the_cuda_kernels_give_what_the_cpu_gives(
         value = gpu_backend().value(**on_device(call)).cpu().double()
         truth = numba_cpu.value(**exact)
         assert ((value - truth).abs() <= (1e-6 if single else 1e-12) * (1 + truth.abs())).all()
-        got = gpu_backend().gradient(**on_device(call), grad_value=ones.cuda(), with_gamma=True)
-        expected = numba_cpu.gradient(**exact, grad_value=ones.double(), with_gamma=True)
+        got = gpu_backend().gradient(
+            **on_device(call), grad_value=ones.cuda(), with_parameters=True
+        )
+        expected = numba_cpu.gradient(**exact, grad_value=ones.double(), with_parameters=True)
         assert (got[0].cpu().double() - expected[0]).abs().max() <= (5e-5 if single else 1e-9)
         cells = shape[1] + shape[2]
         for a, b in zip(got[1:], expected[1:], strict=True):
@@ -135,6 +137,49 @@ def test_smoothing_and_distances_give_what_the_cpu_gives(dtype: torch.dtype) -> 
     got = gpu_backend().smooth_vjp(**on_device(arguments), grad_s=grad.cuda())
     for a, b in zip(got, numba_cpu.smooth_vjp(**arguments, grad_s=grad), strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=10 * relative, atol=100 * relative)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(8, 8), (4, 3), (7, 8), (16, 16)])
+def test_many_small_pairs_give_what_the_cpu_gives(
+    n: int, m: int, ragged: bool, dtype: torch.dtype
+) -> None:
+    """Enough pairs for a thread each; as a view of one matrix product, and contiguous."""
+    sides = (64, 80)
+    pairs = sides[0] * sides[1]
+    assert pairs >= 16 * torch.cuda.get_device_properties(0).multi_processor_count
+    single = dtype == torch.float32
+    generator = torch.Generator().manual_seed(3)
+    product = torch.rand(sides[0], n, sides[1], m, dtype=torch.float64, generator=generator)
+    view = (1 - 2 * product).to(dtype).transpose(1, 2)
+    lengths: list[torch.Tensor | None] = [None, None]
+    if ragged:
+        lengths = [torch.randint(1, k + 1, sides, generator=generator) for k in (n, m)]
+    ones = torch.ones(sides, dtype=dtype)
+    for gamma in (1.0, 0.1, 1e-3, 0.0):
+        gammas = torch.full(sides, gamma, dtype=torch.float64)
+        for dummy in (None, gammas * 0 + 0.5):
+            for cost in (view, view.contiguous()):
+                call = {"cost": cost, "gamma": gammas, "dummy": dummy}
+                call |= {"x_lengths": lengths[0], "y_lengths": lengths[1]}
+                exact = {**call, "cost": cost.double()}
+                for smoothing in (False, True):
+                    kind = "smoothed_" if smoothing else ""
+                    rest = {"origin_count": 1.0} if smoothing else {"bandwidth": None}
+                    backward = {"grad_value": ones, "with_parameters": False}
+                    value = getattr(gpu_backend(), f"{kind}value")(**on_device(call), **rest)
+                    truth = getattr(numba_cpu, f"{kind}value")(**exact, **rest)
+                    error = (value.cpu().double() - truth).abs() / (1 + truth.abs())
+                    assert error.max() <= (2e-6 if single else 1e-12)
+                    got = getattr(gpu_backend(), f"{kind}gradient")(
+                        **on_device(call), **rest, **on_device(backward)
+                    )[0]
+                    backward["grad_value"] = ones.double()
+                    expected = getattr(numba_cpu, f"{kind}gradient")(**exact, **rest, **backward)
+                    assert got.stride() == cost.stride()
+                    error = (got.cpu().double() - expected[0]).abs().max()
+                    assert error <= (5e-5 if single else 1e-9)
 
 
 def test_no_call_waits_for_the_device() -> None:
@@ -182,7 +227,7 @@ def test_results_repeat_to_the_bit() -> None:
     call = on_device(case((6, 500, 700), torch.float32, 0.1, False, True, None))
     ones = torch.ones(6, device="cuda")
     first, *others = (
-        gpu_backend().gradient(**call, grad_value=ones, with_gamma=True) for _ in range(5)
+        gpu_backend().gradient(**call, grad_value=ones, with_parameters=True) for _ in range(5)
     )
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))

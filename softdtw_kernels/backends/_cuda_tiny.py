@@ -1,0 +1,288 @@
+"""The host's part of the tiny kernels: many small pairs, one thread each.
+
+Requirements: torch only. `value` and `gradient` choose between cuda/tiny.cu and the kernels of
+`_cuda_host`, and so do `smoothed_value` and `smoothed_gradient`, which are S2DTW in one kernel
+where that applies and the composition of smoothing and lattice where not. As in `_cuda_host`,
+nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import _cuda_host as host
+from ._cuda_host import Launcher
+from ._cuda_plan import Argument, Batch, c_type, ceil_divide
+
+# Rows go up to the columns offered: what a pair takes of shared memory grows with both.
+COLUMNS = {torch.float32: (4, 8, 16), torch.float64: (4, 8)}
+# Below, most of the device would idle: a thread takes as long for its pair as it takes for a
+# thousand warps' pairs, while lattice.cu gives every pair a whole warp.
+PAIRS_OF_MULTIPROCESSOR = 16
+KEPT_BYTES = {torch.float32: 8, torch.float64: 16}  # of a real cell: mantissa and exponent
+SHARED_BYTES = 48 << 10  # that every GPU gives without asking
+THREADS = 64
+BLOCKS_OF_MULTIPROCESSOR = 4  # of a grid whose threads each hold memory: what runs at once
+EXACT_THREADS = 32
+EXACT_SCRATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TinyVariant:
+    """One compiled form of tiny.cu; see the list of macros there."""
+
+    dtype: torch.dtype
+    columns: int
+    weak: bool
+    smoothing: bool
+    order: int
+    restricted: bool = False
+    vectors: bool = False
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of a thread, for Z of its real cells."""
+        return self.columns**2 * KEPT_BYTES[self.dtype] if self.order else 0
+
+    @property
+    def threads(self) -> int:
+        return 32 if THREADS * self.kept_bytes > SHARED_BYTES >= 32 * self.kept_bytes else THREADS
+
+    @property
+    def shared(self) -> bool:
+        return self.threads * self.kept_bytes <= SHARED_BYTES
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (
+            f"-DWITH_COST={c_type(self.dtype)}",
+            f"-DWITH_COLUMNS={self.columns}",
+            f"-DWITH_WEAK={int(self.weak)}",
+            f"-DWITH_SMOOTHING={int(self.smoothing)}",
+            f"-DWITH_ORDER={self.order}",
+            f"-DWITH_RESTRICTED={int(self.restricted)}",
+            f"-DWITH_VECTORS={int(self.vectors)}",
+            f"-DWITH_THREADS={self.threads}",
+            f"-DWITH_SHARED={int(self.shared)}",
+        )
+
+    @property
+    def exact_options(self) -> tuple[str, ...]:
+        """Of tiny_exact.cu, for what this one leaves."""
+        return tuple(
+            option
+            for option in self.options
+            if option[2:].split("=")[0]
+            in ("WITH_COST", "WITH_WEAK", "WITH_SMOOTHING", "WITH_ORDER")
+        )
+
+
+def variants() -> list[TinyVariant]:
+    """The forms of tiny.cu, but for the ways to read and to restrict, of which each has the
+    dearest.
+    """
+    return [
+        TinyVariant(dtype, columns, weak, smoothing, order, restricted, vectors)
+        for dtype, offered in COLUMNS.items()
+        for columns in offered
+        for weak in (False, True)
+        for smoothing in (False, True)
+        for order in (0, 1)
+        for restricted, vectors in ((False, True), (True, False))
+    ]
+
+
+def applies(task: Batch, multiprocessors: int) -> bool:
+    """Whether the kernels of `_cuda_host` would do worse."""
+    few = task.pairs < PAIRS_OF_MULTIPROCESSOR * multiprocessors
+    small = max(task.cost.shape[-2:]) <= COLUMNS[task.cost.dtype][-1]
+    return small and not few and task.pairs < 2**31
+
+
+def variant_of(task: Batch, order: int, smoothing: bool, out: Tensor | None) -> TinyVariant:
+    """`out` is shaped like the cost."""
+    cost, (rows, columns) = task.cost, task.cost.shape[-2:]
+    width = next(c for c in COLUMNS[cost.dtype] if c >= max(rows, columns))
+    restricted = task.ragged or task.bandwidth is not None or columns < width
+    vectors = columns == width and all(in_vectors(t) for t in (cost, out) if t is not None)
+    return TinyVariant(cost.dtype, width, task.weak, smoothing, order, restricted, vectors)
+
+
+def in_vectors(matrices: Tensor) -> bool:
+    """Whether rows can be read 16 bytes at a time."""
+    size = matrices.element_size()
+    return (
+        matrices.stride(-1) == 1
+        and matrices.data_ptr() % 16 == 0
+        and all(s * size % 16 == 0 for s in matrices.stride()[:-1])
+    )
+
+
+def run(
+    launcher: Launcher,
+    task: Batch,
+    variant: TinyVariant,
+    outputs: dict[str, Argument],
+    origin_count: float | None,
+) -> None:
+    """Both launches: all items, and those that the first one leaves."""
+    cost = task.cost
+    blocks = ceil_divide(task.pairs, variant.threads)
+    kept = None
+    if not variant.shared:
+        blocks = min(blocks, BLOCKS_OF_MULTIPROCESSOR * launcher.multiprocessors)
+        kept = cost.new_empty(blocks * variant.threads * variant.kept_bytes, dtype=torch.uint8)
+    marked = cost.new_empty(task.pairs, dtype=torch.int64)
+    marked_count = cost.new_zeros(1, dtype=torch.int32)
+    shared: dict[str, Argument] = {
+        **task.fields,
+        **outputs,
+        "origin_count": 1.0 if origin_count is None else origin_count,
+        "marked": marked,
+        "marked_count": marked_count,
+    }
+    launcher.launch(
+        "tiny",
+        variant.options,
+        blocks,
+        variant.threads,
+        variant.threads * variant.kept_bytes if variant.shared else 0,
+        host.arguments("tiny.cu", "SOFTDTW_TINY_FIELDS", shared | {"kept": kept}),
+    )
+    doubles = exact_doubles(task)
+    exact_blocks = min(
+        ceil_divide(task.pairs, EXACT_THREADS),
+        8 * launcher.multiprocessors,
+        max(1, EXACT_SCRATCH_BYTES // (8 * doubles * EXACT_THREADS)),
+    )
+    scratch = cost.new_empty(exact_blocks * EXACT_THREADS * doubles, dtype=torch.float64)
+    launcher.launch(
+        "tiny_exact",
+        variant.exact_options,
+        exact_blocks,
+        EXACT_THREADS,
+        0,
+        host.arguments("tiny_exact.cu", "SOFTDTW_TINY_EXACT_FIELDS", shared | {"scratch": scratch}),
+    )
+
+
+def exact_doubles(task: Batch) -> int:
+    """Of a thread of tiny_exact.cu: a row of numbers, two rows of flows, the result, and three
+    probabilities for each cell of the lattice.
+    """
+    rows, columns = task.lattice
+    return (4 + 2) * columns + task.cost.shape[-2] * task.cost.shape[-1] + 3 * rows * columns
+
+
+def value(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+) -> Tensor:
+    problem = gamma, dummy, x_lengths, y_lengths, bandwidth
+    out = tiny_value(launcher, cost, problem, None)
+    return host.value(launcher, cost, *problem) if out is None else out
+
+
+def smoothed_value(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+) -> Tensor:
+    lengths = x_lengths, y_lengths
+    out = tiny_value(launcher, cost, (gamma, dummy, *lengths, None), origin_count)
+    if out is not None:
+        return out
+    s = host.smooth(launcher, cost, gamma, *lengths, origin_count)
+    return host.value(launcher, s, gamma, dummy, *lengths, None)
+
+
+def gradient(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    grad_value: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = gamma, dummy, x_lengths, y_lengths, bandwidth
+    if not with_parameters:
+        grad_cost = tiny_gradient(launcher, cost, problem, None, grad_value)
+        if grad_cost is not None:
+            return grad_cost, no_parameter(cost), no_parameter(cost)
+    return host.gradient(launcher, cost, *problem, grad_value, with_parameters)
+
+
+def smoothed_gradient(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    origin_count: float,
+    grad_value: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = x_lengths, y_lengths
+    problem = gamma, dummy, *lengths, None
+    if not with_parameters:
+        grad_cost = tiny_gradient(launcher, cost, problem, origin_count, grad_value)
+        if grad_cost is not None:
+            return grad_cost, no_parameter(cost), no_parameter(cost)
+    s = host.smooth(launcher, cost, gamma, *lengths, origin_count)
+    by_s, by_gamma, by_dummy = host.gradient(launcher, s, *problem, grad_value, with_parameters)
+    by_cost, by_smoothing = host.smooth_vjp(launcher, cost, gamma, *lengths, origin_count, by_s)
+    return by_cost, by_gamma + by_smoothing if with_parameters else by_gamma, by_dummy
+
+
+# gamma, dummy, x_lengths, y_lengths, bandwidth
+Rest: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int | None]
+
+
+def tiny_value(
+    launcher: Launcher, cost: Tensor, rest: Rest, origin_count: float | None
+) -> Tensor | None:
+    """None where the tiny kernels do not apply. An origin_count of None is no smoothing."""
+    task = host.batch(host.few_dimensions(cost), None, *rest)
+    if not applies(task, launcher.multiprocessors):
+        return None
+    out = cost.new_empty(cost.shape[:-2])
+    variant = variant_of(task, 0, origin_count is not None, None)
+    run(launcher, task, variant, {"value": out}, origin_count)
+    return out
+
+
+def tiny_gradient(
+    launcher: Launcher, cost: Tensor, rest: Rest, origin_count: float | None, grad_value: Tensor
+) -> Tensor | None:
+    """The gradient in the cost, as `tiny_value`."""
+    shape, cost = cost.shape, host.few_dimensions(cost)
+    if not applies(host.batch(cost, None, *rest), launcher.multiprocessors):
+        return None
+    out = host.new_like(cost, host.leaves_cells(*rest[2:]))
+    task = host.batch(cost, out, *rest)
+    outputs = {"grad_cost": out, **host.per_item(grad_value, "grad_value", cost.device)}
+    variant = variant_of(task, 1, origin_count is not None, out)
+    run(launcher, task, variant, outputs, origin_count)
+    return out.view(shape) if out.shape != shape else out
+
+
+def no_parameter(cost: Tensor) -> Tensor:
+    """The gradient in gamma or the dummy cost where it is not wanted."""
+    return cost.new_zeros(cost.shape[:-2], dtype=torch.float64)

@@ -1,0 +1,330 @@
+// The value of many small alignment problems, or its gradient: a thread does a whole pair.
+//
+// The state of one row of the lattice lies in registers, one (macro-)cell a column, unrolled over the columns. The
+// gradient keeps Z at the real cells of the forward sweep, sweeps the reversed lattice, and takes the visits of a real
+// cell as alpha * beta / Z: in lattices this small rounding has no time to grow. S2DTW's local smoothing is a sum of
+// three weights here, exp(-s / gamma) = exp(-cost / gamma) * sum over predecessors of exp(-cost / gamma), so that raw
+// costs are all that is read. Gradients in gamma and the dummy cost are left to lattice.cu.
+//
+// Items that need more than this arithmetic are listed in `marked` for tiny_exact.cu.
+//
+// Compiled once for each combination of
+//   WITH_COST        float or double, the dtype of the cost
+//   WITH_COLUMNS     the most columns of a cost matrix
+//   WITH_WEAK        1: the weak lattice with dummy cells
+//   WITH_SMOOTHING   1: costs are smoothed locally first
+//   WITH_ORDER       0: value; 1: gradient
+//   WITH_RESTRICTED  1: lengths or a band are given, or there are fewer columns than WITH_COLUMNS
+//   WITH_VECTORS     1: rows of the cost, and of its gradient, can be read and written 16 bytes at a time
+//   WITH_THREADS     threads a block
+//   WITH_SHARED      1: Z of the real cells lies in shared memory, else in `kept`
+#include "tiny.cuh"
+
+#define SOFTDTW_TINY_FIELDS(X)                                                           \
+  X(double, origin_count)      /* of the smoothing */                                    \
+  X(const void*, grad_value)   /* in the dtype of the cost */                            \
+  X(int64, grad_value_stride)                                                            \
+  X(void*, value)              /* out */                                                 \
+  X(void*, grad_cost)          /* out, shaped like the cost */                           \
+  X(void*, kept)               /* (rows, columns, threads of the grid) */                \
+  X(int64*, marked)            /* out: the items left to tiny_exact.cu, in any order */  \
+  X(int*, marked_count)        /* 0 at first */
+
+typedef WITH_COST COST;
+constexpr int COLUMNS = WITH_COLUMNS, THREADS = WITH_THREADS, ORDER = WITH_ORDER;
+constexpr bool WEAK = WITH_WEAK, SMOOTHING = WITH_SMOOTHING, RESTRICTED = WITH_RESTRICTED;
+constexpr int IN_VECTOR = 16 / int(sizeof(COST));
+
+struct TinyProblem : Batch {
+  SOFTDTW_TINY_FIELDS(SOFTDTW_FIELD)
+  int64 end_of_parameters;
+};
+
+struct alignas(16) Vector {
+  COST at[IN_VECTOR];
+};
+
+// What a thread knows of its item.
+struct Pair {
+  const TinyProblem& problem;
+  Item<false> item;
+  const COST* cost;
+  COST* grad;
+  Tiny<COST>* kept;
+  double gamma, dummy;
+
+  __device__ __forceinline__ Pair(const TinyProblem& problem, int64 p) : problem(problem), item(problem, p) {
+    // 32 bits: the host sees to it that there are fewer pairs, and division of 64 bits is slow.
+    const unsigned q = unsigned(p), n2 = unsigned(problem.batch2), n1 = unsigned(problem.batch1);
+    const unsigned b1 = q / n2, b2 = q - b1 * n2, b0 = b1 / n1;
+    const int64 over = b0, row = b1 - b0 * n1, last = b2;
+    cost = static_cast<const COST*>(problem.cost) + (over * problem.stride_b0 + row * problem.stride_b1 + last * problem.stride_b2);
+    grad = static_cast<COST*>(problem.grad_cost) + (over * problem.dense_b0 + row * problem.dense_b1 + last * problem.dense_b2);
+    gamma = problem.gamma_of(p);
+    dummy = WEAK ? problem.dummy_of(p) : 0.0;
+#if WITH_SHARED
+    DYNAMIC_SHARED(shared);
+    kept = reinterpret_cast<Tiny<COST>*>(shared) + threadIdx.x;
+#else
+    kept = static_cast<Tiny<COST>*>(problem.kept) + (int64(blockIdx.x) * THREADS + threadIdx.x);
+#endif
+  }
+
+  __device__ __forceinline__ bool inside(int row, int column) const {
+    return !RESTRICTED || (column < item.m && item.in_band(row, column));
+  }
+
+  __device__ __forceinline__ void load_row(int row, COST (&out)[COLUMNS]) const {
+    const COST* here = cost + row * problem.stride_row;
+#if WITH_VECTORS
+#pragma unroll
+    for (int k = 0; k < COLUMNS / IN_VECTOR; ++k) {
+      const Vector some = reinterpret_cast<const Vector*>(here)[k];
+#pragma unroll
+      for (int l = 0; l < IN_VECTOR; ++l) out[k * IN_VECTOR + l] = some.at[l];
+    }
+#else
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c)
+      if (inside(row, c)) out[c] = here[c * problem.stride_column];
+#endif
+    // What is outside is read by nobody else, and its weight is 0.
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c)
+      if (!inside(row, c)) out[c] = COST(0);
+  }
+
+  __device__ __forceinline__ void store_row(int row, const COST (&values)[COLUMNS]) const {
+    COST* here = grad + row * problem.dense_row;
+#if WITH_VECTORS && !WITH_RESTRICTED
+#pragma unroll
+    for (int k = 0; k < COLUMNS / IN_VECTOR; ++k) {
+      Vector some;
+#pragma unroll
+      for (int l = 0; l < IN_VECTOR; ++l) some.at[l] = values[k * IN_VECTOR + l];
+      reinterpret_cast<Vector*>(here)[k] = some;
+    }
+#else
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c)
+      if (inside(row, c)) here[c * problem.dense_column] = values[c];
+#endif
+  }
+
+  __device__ __forceinline__ Tiny<COST>& kept_at(int row, int column) const {
+#if WITH_SHARED
+    return kept[(row * COLUMNS + column) * THREADS];
+#else
+    return kept[int64(row * COLUMNS + column) * (int64(gridDim.x) * THREADS)];
+#endif
+  }
+
+  // Of a path, at most.
+  __device__ __forceinline__ int cells() const { return WEAK ? 2 * (item.n + item.m) + 2 : item.n + item.m; }
+};
+
+template <class A>
+__device__ __forceinline__ typename A::Weight weight_inside(A& arithmetic, COST cost, bool inside) {
+  typename A::Weight weight = arithmetic.weight(cost);
+  return inside ? weight : A::nothing_weighs();
+}
+
+// Z of the end. Keeps Z of the real cells for the gradient.
+template <class A>
+__device__ __forceinline__ Tiny<COST> sweep_forward(const Pair& pair, A& arithmetic) {
+  using Node = typename A::Node;
+  using Weight = typename A::Weight;
+  Node above[COLUMNS + 1];
+  Weight raw_above[COLUMNS];
+  Tiny<COST> sum, end = {COST(0), TINY_ZERO};
+#pragma unroll
+  for (int c = 0; c <= COLUMNS; ++c) above[c] = A::nothing();
+#pragma unroll
+  for (int c = 0; c < COLUMNS; ++c) raw_above[c] = A::nothing_weighs();
+  for (int row = 0; row < pair.item.n; ++row) {
+    COST costs[COLUMNS];
+    pair.load_row(row, costs);
+    Node left = A::nothing(), diagonal = A::nothing();
+    if (row == 0) diagonal = A::start();
+    Weight raw_left = A::nothing_weighs(), raw_diagonal = A::nothing_weighs();
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) {
+      Weight weight = weight_inside(arithmetic, costs[c], pair.inside(row, c));
+      if (SMOOTHING) {
+        Weight before = A::add(raw_diagonal, raw_above[c], raw_left);
+        if (c == 0 && row == 0) before = A::weight_of(pair.problem.origin_count);
+        raw_diagonal = raw_above[c];
+        raw_above[c] = raw_left = weight;
+        weight = A::smoothed(weight, before);
+      }
+      Node node = arithmetic.combine(diagonal, above[c], left, weight, sum);
+      diagonal = above[c];
+      above[c] = left = node;
+      if (ORDER > 0) pair.kept_at(row, c) = A::real(node);
+      if (!WEAK && (RESTRICTED ? c == pair.item.m - 1 : c == COLUMNS - 1)) end = A::real(node);
+    }
+    if (WEAK) above[COLUMNS] = arithmetic.combine(diagonal, above[COLUMNS], left, A::nothing_weighs(), sum);
+  }
+  if (WEAK) {  // the last row of dummy cells
+    Node left = A::nothing(), diagonal = A::nothing();
+#pragma unroll
+    for (int c = 0; c <= COLUMNS; ++c) {
+      Tiny<COST> corner;
+      Node node = arithmetic.combine(diagonal, above[c], left, A::nothing_weighs(), sum, &corner);
+      diagonal = above[c];
+      left = node;
+      if (RESTRICTED ? c == pair.item.m : c == COLUMNS) end = corner;
+    }
+  }
+  return end;
+}
+
+// Writes the gradient in the costs, from the last row to the first.
+template <class A>
+__device__ __forceinline__ void sweep_backward(const Pair& pair, A& arithmetic, const Tiny<COST>& end, COST scale) {
+  using Node = typename A::Node;
+  using Weight = typename A::Weight;
+  using Flow = typename A::Flow;
+  const COST inverse = COST(1) / end.mantissa;
+  Node below[COLUMNS];
+  Weight raw[COLUMNS], raw_above[COLUMNS];
+  Flow flow_below[COLUMNS];
+  COST costs[COLUMNS];
+#pragma unroll
+  for (int c = 0; c < COLUMNS; ++c) {
+    below[c] = RESTRICTED && c == pair.item.m ? A::start() : A::nothing();
+    flow_below[c] = A::no_flow();
+  }
+  pair.load_row(pair.item.n - 1, costs);
+#pragma unroll
+  for (int c = 0; c < COLUMNS; ++c) raw[c] = weight_inside(arithmetic, costs[c], pair.inside(pair.item.n - 1, c));
+  for (int row = pair.item.n - 1; row >= 0; --row) {
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) raw_above[c] = A::nothing_weighs();
+    if (row > 0) {
+      pair.load_row(row - 1, costs);
+#pragma unroll
+      for (int c = 0; c < COLUMNS; ++c) raw_above[c] = weight_inside(arithmetic, costs[c], pair.inside(row - 1, c));
+    }
+    Node right = A::nothing(), diagonal = A::nothing();
+    if (row == pair.item.n - 1 && (!RESTRICTED || pair.item.m == COLUMNS)) diagonal = A::start();
+    Flow flow_right = A::no_flow(), flow_diagonal = A::no_flow();
+    COST results[COLUMNS];
+#pragma unroll
+    for (int c = COLUMNS - 1; c >= 0; --c) {
+      const bool inside = pair.inside(row, c);
+      const A untouched = arithmetic;
+      Weight before, weight = raw[c];
+      if (SMOOTHING) {
+        before = A::add(c > 0 ? raw_above[c - 1] : A::nothing_weighs(), raw_above[c], c > 0 ? raw[c - 1] : A::nothing_weighs());
+        if (c == 0 && row == 0) before = A::weight_of(pair.problem.origin_count);
+        weight = A::smoothed(weight, before);
+      }
+      Tiny<COST> sum;
+      Node node = arithmetic.combine(diagonal, below[c], right, weight, sum);
+      COST visits = arithmetic.visits(pair.kept_at(row, c), sum, end, inverse);
+      if (!inside) {
+        node = A::nothing();
+        visits = COST(0);
+        arithmetic = untouched;
+      }
+      diagonal = below[c];
+      below[c] = right = node;
+      COST result = visits;
+      if (SMOOTHING) {
+        result += A::shares(raw[c], flow_right, flow_below[c], flow_diagonal);
+        flow_diagonal = flow_below[c];
+        flow_below[c] = flow_right = inside ? A::flow(visits, before) : A::no_flow();
+      }
+      results[c] = result == COST(0) ? COST(0) : scale * result;
+    }
+    pair.store_row(row, results);
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) raw[c] = raw_above[c];
+  }
+}
+
+__device__ __forceinline__ void fill(const Pair& pair, COST value) {
+  for (int row = 0; row < pair.item.n; ++row) {
+    COST values[COLUMNS];
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) values[c] = value;
+    pair.store_row(row, values);
+  }
+}
+
+// The status of an item of which some costs were taken for forbidden cells because they are large or not numbers.
+__device__ __forceinline__ int status_of_costs(const Pair& pair, const Rate<COST>& rate, const Tiny<COST>& end) {
+  int status = FINE;
+  double largest_gain = 0;
+#pragma unroll 1
+  for (int row = 0; row < pair.item.n; ++row)
+#pragma unroll 1
+    for (int c = 0; c < pair.item.m; ++c) {
+      if (!pair.inside(row, c)) continue;
+      const COST cost = pair.cost[row * pair.problem.stride_row + c * pair.problem.stride_column];
+      if (!(cost > -infinity<COST>())) return NOT_A_NUMBER;
+      if (cost == infinity<COST>()) continue;
+      const double power = -double(cost) * double(rate.scale);
+      if (fabs(power) < TINY_EXPONENT_LIMIT - 1) largest_gain = max(largest_gain, power);
+      else status |= power > 0 ? OUT_OF_RANGE : MASKED;
+    }
+  // As in numbers.cuh: what was taken for forbidden, for being large, must not matter. Smoothed costs gain twice.
+  const double limit = TINY_EXPONENT_LIMIT / 4.0;
+  if (status & MASKED && (end.mantissa == COST(0) || end.exponent < -limit || 2 * largest_gain * pair.cells() > limit))
+    status |= OUT_OF_RANGE;
+  return status;
+}
+
+__device__ __forceinline__ double log2_of(const Tiny<COST>& z) { return log2(double(z.mantissa)) + double(z.exponent); }
+
+// False where the numbers do not allow this arithmetic. `mark` where none of this kernel does.
+template <class A>
+__device__ __forceinline__ bool solve(const Pair& pair, const Rate<COST>& rate, int64 p, bool& mark) {
+  A arithmetic(rate, COST(pair.dummy), pair.problem.origin_count);
+  if (arithmetic.has_failed()) return false;
+  const Tiny<COST> end = sweep_forward(pair, arithmetic);
+  if (arithmetic.has_failed()) return false;
+  const int status = arithmetic.beyond ? status_of_costs(pair, rate, end) : FINE;
+  const bool bad = status & NOT_A_NUMBER, none = end.mantissa == COST(0);
+  mark = status & OUT_OF_RANGE;
+#if WITH_ORDER == 0
+  double value = bad ? not_a_number() : infinity<double>();
+  if (!bad && !none) {
+    const double log2_z = log2_of(end);
+    // Small against gamma, as of a single path of small costs: rounding counts there. In a weak lattice many paths are
+    // near the cheapest one, or its dummy cells are dear.
+    if (!WEAK && log2_z * log2_z < (sizeof(COST) == 4 ? 0.06 : 1e-7) * pair.cells()) mark = true;
+    value = -log2_z * LN_2 * pair.gamma;
+  }
+  if (!mark) static_cast<COST*>(pair.problem.value)[p] = COST(value);
+#else
+  const COST scale = static_cast<const COST*>(pair.problem.grad_value)[p * pair.problem.grad_value_stride];
+  if (bad || none) {
+    if (!mark) fill(pair, bad ? COST(not_a_number()) : COST(0));
+  } else if (!mark) {
+    sweep_backward(pair, arithmetic, end, scale);
+    if (arithmetic.has_failed()) return false;
+  }
+#endif
+  return true;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) tiny(SOFTDTW_PARAMETERS(SOFTDTW_TINY_FIELDS)) {
+  const TinyProblem problem = {SOFTDTW_VALUES(SOFTDTW_TINY_FIELDS)};
+  const int64 threads = int64(gridDim.x) * THREADS;
+  for (int64 p = int64(blockIdx.x) * THREADS + threadIdx.x; p < problem.pairs; p += threads) {
+    const Pair pair(problem, p);
+    const Rate<COST> rate(pair.gamma);
+    // Costs of 0 for gamma 0 and the like; what they are is for the other kernel to say.
+    bool mark = pair.item.status != FINE || !(rate.scale > COST(0) && rate.scale < COST(1e30)) ||
+                !(fabs(pair.dummy) * double(rate.scale) < TINY_EXPONENT_LIMIT - 1) ||
+                !(problem.origin_count > 1e-30 && problem.origin_count < 1e30);
+    if (!mark) {
+      bool done = false;
+      if constexpr (WEAK) done = solve<Compact<COST>>(pair, rate, p, mark);
+      if (!done) solve<General<COST, WEAK>>(pair, rate, p, mark);
+    }
+    if (mark) problem.marked[atomic_add(problem.marked_count, 1)] = p;
+  }
+}

@@ -1,0 +1,302 @@
+// Two arithmetics for lattices small enough that one thread does a whole one (tiny.cu), both of them Z = exp(-R / gamma)
+// as in numbers.cuh, but with exponents that count single powers of 2: here exponents are small, and shifting a mantissa
+// by any amount costs no more than by a large unit.
+//
+// The weak lattice is taken four cells at a time. Macro-cell (i, j) holds, of lattice rows 2i and 2i + 1 and columns
+// 2j and 2j + 1, the dummy cells A, B (right of A) and C (below A), and the real cell M (below B):
+//
+//     A = t (M'diagonal + B'left + C'up)    B = t (A + M'up + C'up)    C = t (A + M'left + B'left)
+//     M = w (A + B + C)                     t, w: exp(-cost / gamma) of a dummy cell and of the real cell
+//
+// A successor sees of it B and M (from the right), C and M (from below) or M alone (from below on the right). Reversed,
+// the weak lattice is a weak lattice again, and so is the plain one: one `combine` does both sweeps.
+//
+//   General<T>   an exponent for every number. |cost| / gamma up to EXPONENT_LIMIT.
+//   Compact<T>   of the weak lattice only: one exponent for the macro-cell, none for the weights of costs. Half the
+//                instructions; `failed` says that numbers were too far apart for that.
+#pragma once
+#include "problem.cuh"
+
+#ifdef SOFTDTW_EMULATOR
+inline float fast_reciprocal(float x) { return 1.0f / x; }
+#else
+__device__ __forceinline__ float fast_reciprocal(float x) {  // to one unit in the last place
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+__device__ __forceinline__ double fast_reciprocal(double x) { return 1.0 / x; }
+
+template <typename T>
+struct Bits;
+
+template <>
+struct Bits<float> {
+  static constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: a sum with it is an integer, in the low bits
+  static constexpr float COMPACT_LIMIT = 36.0f;  // of |cost| log2(e) / gamma: the weight of a smoothed cost is a float
+  static constexpr int COMPACT_DUMMY_LIMIT = 20;
+  static constexpr int COMPACT_SPAN = 90;        // of the numbers of a macro-cell, as a power of 2
+  static constexpr int LARGEST_POWER = 126;
+  static __device__ __forceinline__ int integer(float rounded) { return __float_as_int(rounded) - 0x4b400000; }
+  // 2^n for n <= LARGEST_POWER; 0 where that is below the smallest normal number
+  static __device__ __forceinline__ float power(int n) { return __int_as_float(max(n + 127, 0) << 23); }
+  // x * 2^n where both it and x are normal; `rounded` is ROUNDER + n
+  static __device__ __forceinline__ float shift(float x, float rounded) {
+    return __int_as_float(__float_as_int(x) + (__float_as_int(rounded) << 23));
+  }
+  // Of x > 0, the exponent and the mantissa in [1, 2), for 0 they are -127 and 1
+  static __device__ __forceinline__ int exponent(float x) { return (__float_as_int(x) >> 23) - 127; }
+  static __device__ __forceinline__ float mantissa(float x) {
+    return __int_as_float((__float_as_int(x) & 0x7fffff) | 0x3f800000);
+  }
+  // 2^-exponent(x) of a normal x > 0
+  static __device__ __forceinline__ float inverse_power(float x) {
+    return __int_as_float(0x7f000000 - (__float_as_int(x) & 0x7f800000));
+  }
+};
+
+template <>
+struct Bits<double> {
+  static constexpr double ROUNDER = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double COMPACT_LIMIT = 300.0;
+  static constexpr int COMPACT_DUMMY_LIMIT = 100;
+  static constexpr int COMPACT_SPAN = 800;
+  static constexpr int LARGEST_POWER = 1022;
+  static __device__ __forceinline__ int integer(double rounded) { return int(__double_as_longlong(rounded)); }
+  static __device__ __forceinline__ double power(int n) {
+    return __longlong_as_double(int64(max(n + 1023, 0)) << 52);
+  }
+  static __device__ __forceinline__ double shift(double x, double rounded) {
+    return __longlong_as_double(__double_as_longlong(x) + (__double_as_longlong(rounded) << 52));
+  }
+  static __device__ __forceinline__ int exponent(double x) { return int(__double_as_longlong(x) >> 52) - 1023; }
+  static __device__ __forceinline__ double mantissa(double x) {
+    return __longlong_as_double((__double_as_longlong(x) & 0xfffffffffffffLL) | 0x3ff0000000000000LL);
+  }
+  static __device__ __forceinline__ double inverse_power(double x) {
+    return __longlong_as_double(0x7fe0000000000000LL - (__double_as_longlong(x) & 0x7ff0000000000000LL));
+  }
+};
+
+// mantissa * 2^exponent; zero has an exponent below all others, so that it does not move the others in a sum.
+template <typename T>
+struct Tiny {
+  T mantissa;
+  int exponent;
+};
+
+// Sums of a few ZEROs stay within 32 bits, and paths of up to 65 cells of EXPONENT_LIMIT above ZERO.
+constexpr int TINY_ZERO = -(1 << 28);
+constexpr int TINY_EXPONENT_LIMIT = 1 << 20;  // of |cost| log2(e) / gamma
+
+// log2(e) / gamma as a sum of two, and what both arithmetics do with it.
+template <typename T>
+struct Rate {
+  T scale, rest;
+  __device__ __forceinline__ Rate(double gamma) {
+    double c = LOG2_E / gamma;
+    scale = T(c);
+    rest = sizeof(T) == 4 ? T(c - double(scale)) : T(fma(-c, gamma, LOG2_E) / gamma);
+  }
+
+  static __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+  static __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+  // 2^(-cost * (scale + rest)) = result * 2^whole; `rounded` holds whole as an integer in its low bits.
+  __device__ __forceinline__ T weight(T cost, T& whole, T& rounded) const {
+    rounded = multiply_add(-cost, scale, Bits<T>::ROUNDER);
+    whole = rounded - Bits<T>::ROUNDER;
+    T fraction = multiply_add(-cost, scale, -whole);
+    return exp2_of_fraction(multiply_add(-cost, rest, fraction));
+  }
+};
+
+// What successors see of a cell, or of a macro-cell of the weak lattice.
+template <class Number, bool WEAK>
+struct Cells;
+template <class Number>
+struct Cells<Number, false> {
+  Number m;
+};
+template <class Number>
+struct Cells<Number, true> {
+  Number b, c, m;
+};
+
+template <typename T, bool WEAK>
+struct General {
+  using B = Bits<T>;
+  using Number = Tiny<T>;
+  using R = Rate<T>;
+  using Weight = Number;  // of a cost or a smoothed cost
+  using Node = Cells<Number, WEAK>;
+
+  R rate;
+  Weight dummy;
+  bool beyond = false;  // some cost is not finite or beyond EXPONENT_LIMIT, and was taken for a forbidden cell
+
+  __device__ __forceinline__ General(const R& rate, T dummy_cost, double origin_count) : rate(rate), dummy(zero()) {
+    if (WEAK) dummy = weight(dummy_cost);
+  }
+
+  static __device__ __forceinline__ Number zero() { return {T(0), TINY_ZERO}; }
+  static __device__ __forceinline__ Number one() { return {T(1), 0}; }
+  static __device__ __forceinline__ Node nothing() {
+    Node node;
+    node.m = zero();
+    if constexpr (WEAK) node.b = node.c = zero();
+    return node;
+  }
+  static __device__ __forceinline__ Node start() {  // before the first cell
+    Node node = nothing();
+    node.m = one();
+    return node;
+  }
+  static __device__ __forceinline__ Weight nothing_weighs() { return zero(); }
+  static __device__ __forceinline__ Weight weight_of(double x) { return {T(x), 0}; }
+
+  __device__ __forceinline__ Weight weight(T cost) {
+    T whole, rounded, factor = rate.weight(cost, whole, rounded);
+    bool usual = fabs(whole) <= T(TINY_EXPONENT_LIMIT);  // false for NaN
+    if (!usual) beyond = true;
+    return {usual ? factor : T(0), usual ? B::integer(rounded) : TINY_ZERO};
+  }
+
+  // Not normalized: up to 12.
+  static __device__ __forceinline__ Number add(const Number& x, const Number& y, const Number& z) {
+    int exponent = max(max(x.exponent, y.exponent), z.exponent);
+    T sum = x.mantissa * B::power(x.exponent - exponent);
+    sum = R::multiply_add(y.mantissa, B::power(y.exponent - exponent), sum);
+    sum = R::multiply_add(z.mantissa, B::power(z.exponent - exponent), sum);
+    return {sum, exponent};
+  }
+
+  static __device__ __forceinline__ Number multiply(const Number& x, const Number& y) {
+    T product = x.mantissa * y.mantissa;
+    bool some = product > T(0);
+    int exponent = x.exponent + y.exponent + B::exponent(product);
+    return {some ? B::mantissa(product) : T(0), some ? exponent : TINY_ZERO};
+  }
+
+  static __device__ __forceinline__ Weight smoothed(const Weight& raw, const Weight& before) {
+    return {raw.mantissa * before.mantissa, raw.exponent + before.exponent};
+  }
+
+  // A cell from its predecessors; `sum` is what its real cell gets from them, before its own weight.
+  __device__ __forceinline__ Node combine(const Node& diagonal, const Node& up, const Node& left, const Weight& weight,
+                                          Number& sum, Number* corner = nullptr) {
+    Node node;
+    if constexpr (WEAK) {
+      Number a = multiply(add(diagonal.m, up.c, left.b), dummy);
+      node.b = multiply(add(a, up.m, up.c), dummy);
+      node.c = multiply(add(a, left.m, left.b), dummy);
+      sum = add(a, node.b, node.c);
+      if (corner) *corner = a;
+    } else {
+      sum = add(diagonal.m, up.m, left.m);
+    }
+    node.m = multiply(sum, weight);
+    return node;
+  }
+
+  static __device__ __forceinline__ Number real(const Node& node) { return node.m; }
+
+  // alpha * beta / Z
+  __device__ __forceinline__ T visits(const Number& forward, const Number& backward, const Number& end, T inverse) {
+    return forward.mantissa * backward.mantissa * inverse *
+           B::power(forward.exponent + backward.exponent - end.exponent);
+  }
+
+  __device__ __forceinline__ bool has_failed() const { return false; }
+
+  // What a smoothed cell sends to the raw costs of its predecessors, for each unit of their weight.
+  using Flow = Number;
+  static __device__ __forceinline__ Flow no_flow() { return {T(0), -TINY_ZERO}; }
+  static __device__ __forceinline__ Flow flow(T visits, const Weight& before) {
+    // The largest term of a sum that is not 0 is above 0.7.
+    return {visits * fast_reciprocal(max(before.mantissa, T(0.5))), before.exponent};
+  }
+  static __device__ __forceinline__ T shares(const Weight& raw, const Flow& x, const Flow& y, const Flow& z) {
+    T sum = x.mantissa * B::power(raw.exponent - x.exponent);
+    sum = R::multiply_add(y.mantissa, B::power(raw.exponent - y.exponent), sum);
+    sum = R::multiply_add(z.mantissa, B::power(raw.exponent - z.exponent), sum);
+    return raw.mantissa * sum;
+  }
+};
+
+template <typename T>
+struct Compact {
+  using B = Bits<T>;
+  using Number = Tiny<T>;
+  using R = Rate<T>;
+  using Weight = T;
+
+  struct Node {
+    T b, c, m;
+    int exponent;
+  };
+
+  R rate;
+  T dummy;
+  T least = T(1);       // of the dummy cells, each against the largest number of its macro-cell
+  bool failed = false;  // the result is worth nothing
+  static constexpr bool beyond = false;
+
+  __device__ __forceinline__ Compact(const R& rate, T dummy_cost, double origin_count) : rate(rate) {
+    T whole, rounded, factor = rate.weight(dummy_cost, whole, rounded);
+    failed = !(fabs(whole) <= T(B::COMPACT_DUMMY_LIMIT)) || !(origin_count < 1 << 8 && origin_count * (1 << 8) > 1);
+    dummy = B::shift(factor, rounded);
+  }
+
+  static __device__ __forceinline__ Number one() { return {T(1), 0}; }
+  static __device__ __forceinline__ Node nothing() { return {T(0), T(0), T(0), TINY_ZERO}; }
+  static __device__ __forceinline__ Node start() { return {T(0), T(0), T(1), 0}; }
+  static __device__ __forceinline__ Weight nothing_weighs() { return T(0); }
+  static __device__ __forceinline__ Weight weight_of(double x) { return T(x); }
+
+  __device__ __forceinline__ Weight weight(T cost) {
+    T whole, rounded, factor = rate.weight(cost, whole, rounded);
+    if (!(fabs(whole) <= B::COMPACT_LIMIT)) failed = true;
+    return B::shift(factor, rounded);
+  }
+
+  static __device__ __forceinline__ Weight add(Weight x, Weight y, Weight z) { return x + y + z; }
+  static __device__ __forceinline__ Weight smoothed(Weight raw, Weight before) { return raw * before; }
+
+  __device__ __forceinline__ Node combine(const Node& diagonal, const Node& up, const Node& left, Weight weight,
+                                          Number& sum, Number* corner = nullptr) {
+    const int exponent = max(max(diagonal.exponent, up.exponent), left.exponent);
+    const T of_up = B::power(up.exponent - exponent), of_left = B::power(left.exponent - exponent);
+    const T up_c = up.c * of_up, left_b = left.b * of_left;
+    const T a = dummy * (R::multiply_add(diagonal.m, B::power(diagonal.exponent - exponent), left_b) + up_c);
+    T b = dummy * (a + R::multiply_add(up.m, of_up, up_c));
+    T c = dummy * (a + R::multiply_add(left.m, of_left, left_b));
+    sum = {a + b + c, exponent};
+    const T m = sum.mantissa * weight, largest = sum.mantissa + m, inverse = B::inverse_power(largest);
+    b *= inverse;
+    c *= inverse;
+    least = min(least, min(b, c));
+    if (corner) {
+      *corner = {a * inverse, exponent + B::exponent(largest)};
+      least = min(least, a * inverse);
+    }
+    return {b, c, m * inverse, exponent + B::exponent(largest)};
+  }
+
+  static __device__ __forceinline__ Number real(const Node& node) { return {node.m, node.exponent}; }
+
+  __device__ __forceinline__ T visits(const Number& forward, const Number& backward, const Number& end, T inverse) {
+    int exponent = forward.exponent + backward.exponent - end.exponent;
+    if (exponent > B::LARGEST_POWER) failed = true;
+    return forward.mantissa * backward.mantissa * inverse * B::power(exponent);
+  }
+
+  // Below the span numbers may have been lost that count; above it those that were lost are less than 2^-30 of these.
+  __device__ __forceinline__ bool has_failed() const { return failed || !(least >= B::power(-B::COMPACT_SPAN)); }
+
+  using Flow = T;
+  static __device__ __forceinline__ Flow no_flow() { return T(0); }
+  static __device__ __forceinline__ Flow flow(T visits, Weight before) { return visits * fast_reciprocal(before); }
+  static __device__ __forceinline__ T shares(Weight raw, Flow x, Flow y, Flow z) { return raw * (x + y + z); }
+};

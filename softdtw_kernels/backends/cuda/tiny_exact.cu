@@ -1,0 +1,208 @@
+// The items that tiny.cu leaves: any costs, gamma = 0, values near 0 that want every digit, and what is out of range and
+// becomes NaN. A thread does a whole item, cell by cell, in the wide arithmetic of numbers.cuh; its state lies in global
+// memory. Smoothed costs are formed on the fly, in float64.
+//
+// Compiled once for each combination of
+//   WITH_COST       float or double, the dtype of the cost
+//   WITH_WEAK       1: the weak lattice with dummy cells
+//   WITH_SMOOTHING  1: costs are smoothed locally first
+//   WITH_ORDER      0: value; 1: gradient
+#include "problem.cuh"
+
+#define SOFTDTW_TINY_EXACT_FIELDS(X)                                                     \
+  X(double, origin_count)                                                                \
+  X(const void*, grad_value)                                                             \
+  X(int64, grad_value_stride)                                                            \
+  X(void*, value)              /* out */                                                 \
+  X(void*, grad_cost)          /* out, shaped like the cost */                           \
+  X(double*, scratch)          /* (doubles of a thread, threads of the grid) */          \
+  X(const int64*, marked)                                                                \
+  X(const int*, marked_count)
+
+typedef WITH_COST COST;
+constexpr bool WEAK = WITH_WEAK, SMOOTHING = WITH_SMOOTHING;
+constexpr int ORDER = WITH_ORDER;
+typedef Wide<COST> Arithmetic;
+typedef Arithmetic::Number Number;
+
+struct TinyExactProblem : Batch {
+  SOFTDTW_TINY_EXACT_FIELDS(SOFTDTW_FIELD)
+  int64 end_of_parameters;
+};
+
+constexpr int DOUBLES_OF_NUMBER = 4;  // mantissa, smallest, and an exponent of two words
+
+// An array in scratch memory: neighboring threads have neighboring elements.
+struct Scratch {
+  double* first;
+  int64 stride;
+  __device__ __forceinline__ double& operator[](int k) const { return first[k * stride]; }
+  __device__ __forceinline__ Scratch from(int k) const { return {first + k * stride, stride}; }
+
+  __device__ __forceinline__ Number number(int k) const {
+    const Scratch here = from(k * DOUBLES_OF_NUMBER);
+    const uint64 low = __double_as_longlong(here[2]);
+    const int64 high = __double_as_longlong(here[3]);
+    Number z = {here[0], here[1], (int128(high) << 64) | int128(low)};
+    return z;
+  }
+  __device__ __forceinline__ void set_number(int k, const Number& z) const {
+    const Scratch here = from(k * DOUBLES_OF_NUMBER);
+    here[0] = z.mantissa;
+    here[1] = z.smallest;
+    here[2] = __longlong_as_double(int64(z.exponent));
+    here[3] = __longlong_as_double(int64(z.exponent >> 64));
+  }
+};
+
+struct ExactPair {
+  const TinyExactProblem& problem;
+  Item<false> item;
+  const COST* cost;
+  double gamma, dummy;
+
+  __device__ __forceinline__ ExactPair(const TinyExactProblem& problem, int64 p)
+      : problem(problem), item(problem, p), gamma(problem.gamma_of(p)), dummy(WEAK ? problem.dummy_of(p) : 0.0) {
+    cost = static_cast<const COST*>(problem.cost) + problem.cost_offset(p);
+  }
+
+  __device__ __forceinline__ int rows() const { return WEAK ? 2 * item.n + 1 : item.n; }  // of the lattice
+  __device__ __forceinline__ int columns() const { return WEAK ? 2 * item.m + 1 : item.m; }
+  __device__ __forceinline__ bool is_dummy(int row, int column) const { return WEAK && !(row % 2 == 1 && column % 2 == 1); }
+
+  __device__ __forceinline__ double raw(int row, int column) const {
+    if (row < 0 || column < 0 || !item.in_band(row, column)) return infinity<double>();
+    return double(cost[row * problem.stride_row + column * problem.stride_column]);
+  }
+
+  // The costs of the three predecessors: diagonal, up, left; +inf outside.
+  __device__ __forceinline__ void predecessors(int row, int column, double (&x)[3]) const {
+    for (int k = 0; k < 3; ++k) x[k] = raw(row - (k != 2), column - (k != 1));
+  }
+
+  // Derivative of the softmin of x in x[which]; at gamma = 0 the first of equal ones.
+  __device__ __forceinline__ double share(const double (&x)[3], int which) const {
+    const double smallest = fmin(fmin(x[0], x[1]), x[2]);
+    if (!(x[which] < infinity<double>())) return 0.0;
+    if (!(gamma > 0)) return x[which] == smallest && !(which > 0 && x[0] == smallest) && !(which > 1 && x[1] == smallest);
+    return exp((smallest - x[which]) / gamma) / sum_of(x, smallest);
+  }
+
+  __device__ __forceinline__ double sum_of(const double (&x)[3], double smallest) const {
+    double sum = 0;
+    for (int k = 0; k < 3; ++k) sum += x[k] == infinity<double>() ? 0.0 : exp((smallest - x[k]) / gamma);
+    return sum;
+  }
+
+  __device__ __forceinline__ double smoothed(int row, int column) const {
+    const double here = raw(row, column);
+    if (!SMOOTHING) return here;
+    if (row == 0 && column == 0) return here - gamma * log(problem.origin_count);
+    double x[3];
+    predecessors(row, column, x);
+    if (x[0] != x[0] || x[1] != x[1] || x[2] != x[2]) return not_a_number();
+    const double smallest = fmin(fmin(x[0], x[1]), x[2]);
+    if (smallest == infinity<double>() || !(gamma > 0)) return here + smallest;
+    return here + (smallest - gamma * log(sum_of(x, smallest)));
+  }
+};
+
+// Z of the end cell, and into `p` the transition probabilities of every cell of the lattice.
+__device__ __forceinline__ Number sweep_forward(const ExactPair& pair, Arithmetic& arithmetic, const Scratch& above,
+                                                const Scratch& p, int& status) {
+  Number left = Arithmetic::zero();
+  Arithmetic::Weight dummy = arithmetic.weight(pair.dummy, status);
+  for (int c = 0; c < pair.columns(); ++c) above.set_number(c, Arithmetic::zero());
+  for (int row = 0; row < pair.rows(); ++row) {
+    Number diagonal = row == 0 ? Arithmetic::one() : Arithmetic::zero();
+    left = Arithmetic::zero();
+    for (int c = 0; c < pair.columns(); ++c) {
+      const Number up = above.number(c);
+      const bool is_dummy = pair.is_dummy(row, c);
+      const Arithmetic::Weight weight =
+          is_dummy ? dummy : arithmetic.weight(pair.smoothed(WEAK ? row / 2 : row, WEAK ? c / 2 : c), status);
+      Transition<double> transition;
+      left = arithmetic.combine(diagonal, up, left, weight, transition, ORDER > 0);
+      if (ORDER > 0) {
+        const Scratch here = p.from((row * pair.columns() + c) * 3);
+        here[0] = transition.diagonal;
+        here[1] = transition.up;
+        here[2] = transition.left;
+      }
+      above.set_number(c, left);
+      diagonal = up;
+    }
+  }
+  return left;
+}
+
+// Into `result` the gradient in the costs. `here` and `over` take what flows into each column of a row and the next.
+__device__ __forceinline__ void sweep_backward(const ExactPair& pair, Scratch here, Scratch over, const Scratch& p,
+                                               const Scratch& result) {
+  const int columns = pair.columns();
+  for (int k = 0; k < pair.item.n * pair.item.m; ++k) result[k] = 0;
+  for (int c = 0; c < columns; ++c) here[c] = c == columns - 1;
+  for (int row = pair.rows() - 1; row >= 0; --row) {
+    for (int c = 0; c < columns; ++c) over[c] = 0;
+    for (int c = columns - 1; c >= 0; --c) {
+      const double visits = here[c];
+      if (visits == 0) continue;
+      const Scratch transition = p.from((row * columns + c) * 3);
+      over[c] += visits * transition[1];
+      if (c > 0) {
+        over[c - 1] += visits * transition[0];
+        here[c - 1] += visits * transition[2];
+      }
+      if (pair.is_dummy(row, c)) continue;
+      const int i = WEAK ? row / 2 : row, j = WEAK ? c / 2 : c;
+      result[i * pair.item.m + j] += visits;
+      if (!SMOOTHING || (i == 0 && j == 0)) continue;
+      double x[3];
+      pair.predecessors(i, j, x);
+      for (int k = 0; k < 3; ++k) {
+        const double share = pair.share(x, k);
+        if (share > 0) result[(i - (k != 2)) * pair.item.m + j - (k != 1)] += visits * share;
+      }
+    }
+    const Scratch swapped = here;
+    here = over;
+    over = swapped;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(32) tiny_exact(SOFTDTW_PARAMETERS(SOFTDTW_TINY_EXACT_FIELDS)) {
+  const TinyExactProblem problem = {SOFTDTW_VALUES(SOFTDTW_TINY_EXACT_FIELDS)};
+  const int64 thread = int64(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64(gridDim.x) * blockDim.x;
+  const int count = *problem.marked_count;
+  const int most = int(WEAK ? 2 * problem.columns + 1 : problem.columns);
+  // As the host counts them.
+  const Scratch above = {problem.scratch + thread, threads};
+  const Scratch flows = above.from(most * DOUBLES_OF_NUMBER), result = flows.from(2 * most);
+  const Scratch p = result.from(int(problem.rows * problem.columns));
+  for (int64 k = thread; k < count; k += threads) {
+    const ExactPair pair(problem, problem.marked[k]);
+    Arithmetic arithmetic;
+    int status = pair.item.status | arithmetic.start(pair.gamma);
+    if (WEAK && !(fabs(pair.dummy) < infinity<double>())) status |= NOT_A_NUMBER;
+    Number end = Arithmetic::zero();
+    if (status == FINE) end = sweep_forward(pair, arithmetic, above, p, status);
+    const bool bad = status & NOT_A_NUMBER, none = Arithmetic::is_zero(end);
+#if WITH_ORDER == 0
+    const double value = bad    ? not_a_number()
+                         : none ? infinity<double>()
+                                : arithmetic.value(end, pair.gamma, pair.rows() + pair.columns());
+    static_cast<COST*>(problem.value)[pair.item.pair] = COST(value);
+#else
+    const COST scale = static_cast<const COST*>(problem.grad_value)[pair.item.pair * problem.grad_value_stride];
+    COST* out = static_cast<COST*>(problem.grad_cost) + problem.dense_offset(pair.item.pair);
+    if (!bad && !none) sweep_backward(pair, flows, flows.from(most), p, result);
+    for (int i = 0; i < pair.item.n; ++i)
+      for (int j = 0; j < pair.item.m; ++j) {
+        if (!pair.item.in_band(i, j)) continue;
+        const COST visits = none ? COST(0) : COST(result[i * pair.item.m + j]);
+        out[i * problem.dense_row + j * problem.dense_column] =
+            bad ? COST(not_a_number()) : visits == COST(0) ? COST(0) : scale * visits;
+      }
+#endif
+  }
+}

@@ -1,0 +1,308 @@
+"""The CUDA kernels for many small pairs, executed on the CPU by the emulator, against the oracles.
+
+As test_cuda_kernels, whose strategies and comparisons these are. A thread does a whole pair here:
+what matters is the shape against the columns compiled in, the strides (rows read in vectors or
+not), how far numbers lie apart, and which items are left to the slow kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorLauncher
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from test_cuda_kernels import abs_difference, calls, check_against_oracle, inside, items, launchers
+
+from softdtw_kernels.backends import _cuda_tiny as tiny
+from softdtw_kernels.backends import numba_cpu
+from softdtw_kernels.backends._cuda_plan import Argument
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+
+BOTH = ["tiny", "tiny_exact"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def any_number_of_pairs() -> Iterator[None]:
+    """Batches as small as those of the other kernels' tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "PAIRS_OF_MULTIPROCESSOR", 0)
+        yield
+
+
+@st.composite
+def small_calls(draw: st.DrawFn, weak: bool) -> dict[str, object]:
+    call = draw(calls(draw(st.sampled_from((4, 8, 8, 16))), weak))
+    assume(max(call["cost"].shape[-2:]) <= tiny.COLUMNS[call["cost"].dtype][-1])
+    return call
+
+
+def sources(launcher: EmulatorLauncher) -> list[str]:
+    return [source for source, _, _ in launcher.launches]
+
+
+@pytest.mark.parametrize("weak", [False, True])
+@settings(max_examples=50)
+@given(data=st.data())
+def test_value_and_gradient_match_the_oracle(data: st.DataObject, weak: bool) -> None:
+    launcher = data.draw(launchers(checked=False))
+    check_against_oracle(launcher, data.draw(small_calls(weak)), tiny, with_parameters=False)
+    assert sources(launcher) == 2 * BOTH
+
+
+@pytest.mark.parametrize("weak", [False, True])
+@settings(max_examples=12)
+@given(data=st.data())
+def test_every_access_is_in_bounds_and_ordered(data: st.DataObject, weak: bool) -> None:
+    launcher = data.draw(launchers(checked=True))
+    check_against_oracle(launcher, data.draw(calls(8, weak)), tiny, with_parameters=False)
+
+
+def check_smoothed(launcher: EmulatorLauncher, call: dict[str, object], count: float) -> None:
+    """S2DTW of each item, and its gradient through the smoothing, against the oracle."""
+    cost, single = call["cost"], call["cost"].dtype == torch.float32
+    problem = {name: call[name] for name in ("gamma", "dummy", "x_lengths", "y_lengths")}
+    value = tiny.smoothed_value(launcher, cost, **problem, origin_count=count)
+    scale = torch.linspace(-1, 2, max(1, value.numel()), dtype=cost.dtype).view(value.shape)
+    arguments = {"origin_count": count, "grad_value": scale, "with_parameters": False}
+    grad, _, _ = tiny.smoothed_gradient(launcher, cost, **problem, **arguments)
+    assert sources(launcher) == 2 * BOTH
+    assert grad.stride() == torch.empty_like(cost).stride()
+    assert (grad[~inside(call)] == 0).all()
+    hard = None
+    for index, real, gamma in items(call):
+        dummy = None if call["dummy"] is None else float(call["dummy"][index])
+        smoothed = oracles.smooth(real, gamma, count)
+        lattice = smoothed if dummy is None else oracles.weak_lattice(smoothed, dummy)
+        truth = oracles.recursion(lattice, gamma)
+        size = oracles.value_scale(truth, lattice, gamma) if truth.value < math.inf else 1.0
+        # The terms of a smoothed cost may cancel.
+        finite = np.abs(real[np.isfinite(real) & (np.abs(real) < 1e8)])
+        size = max(size, finite.max(initial=0.0))
+        error = abs_difference(float(value[index]), truth.value)
+        assert error <= (1e-6 if single else 1e-12) * size, (index, gamma, truth.value)
+        n, m = real.shape
+        # A path through masks: the oracle's shares of a softmin are lost in 1e30 - gamma log 3.
+        through_masks = 1e8 <= truth.value < math.inf
+        if gamma > 0 and not through_masks:
+            expected = oracles.s2dtw(real, gamma, True, dummy, count).by_cost
+        elif not through_masks:  # ties: as the CPU breaks them
+            exact = {"cost": cost.double(), **problem}
+            ones = torch.ones_like(scale, dtype=torch.float64)
+            hard = hard or numba_cpu.smoothed_gradient(**exact, **{**arguments, "grad_value": ones})
+            expected = hard[0][index][:n, :m].numpy()
+        else:
+            continue
+        tolerance = 5e-5 if single else oracles.gradient_tolerance(real, gamma)
+        error = np.abs(grad[index][:n, :m].double().numpy() - float(scale[index]) * expected).max()
+        assert error <= 3 * 2 * tolerance, (index, gamma)  # scale is up to 2
+
+
+@pytest.mark.parametrize("weak", [False, True])
+@settings(max_examples=50)
+@given(data=st.data())
+def test_smoothed_value_and_gradient_match_the_oracle(data: st.DataObject, weak: bool) -> None:
+    launcher = data.draw(launchers(checked=False))
+    call = {**data.draw(small_calls(weak)), "bandwidth": None}
+    check_smoothed(launcher, call, data.draw(st.sampled_from((1.0, 3.0, 1e-40))))
+
+
+@pytest.mark.parametrize("weak", [False, True])
+@settings(max_examples=12)
+@given(data=st.data())
+def test_every_access_of_the_smoothing_is_in_bounds(data: st.DataObject, weak: bool) -> None:
+    launcher = data.draw(launchers(checked=True))
+    call = {**data.draw(calls(8, weak)), "bandwidth": None}
+    check_smoothed(launcher, call, data.draw(st.sampled_from((1.0, 3.0))))
+
+
+def all_pairs(sequences: int, dtype: torch.dtype = torch.float32, frames: int = 8) -> torch.Tensor:
+    """Shifted cosines as one matrix product gives them: (A, A, frames, frames), a view."""
+    random = torch.Generator().manual_seed(sequences)
+    x, y = torch.randn(2, sequences * frames, 16, dtype=torch.float64, generator=random)
+    x, y = (torch.nn.functional.normalize(z, dim=-1) for z in (x, y))
+    cost = -(x @ y.T).to(dtype).view(sequences, frames, sequences, frames)
+    return cost.transpose(1, 2)
+
+
+def per_pair(cost: torch.Tensor, number: float) -> torch.Tensor:
+    return torch.tensor(number, dtype=torch.float64).expand(cost.shape[:-2])
+
+
+class FastKernelAlone(EmulatorLauncher):
+    """What the slow kernel would do stays as it is: NaN."""
+
+    def launch(
+        self,
+        source: str,
+        options: Sequence[str],
+        grid: int,
+        block: int,
+        shared_bytes: int,
+        arguments: Sequence[Argument],
+    ) -> None:
+        if source != "tiny_exact":
+            super().launch(source, options, grid, block, shared_bytes, arguments)
+            self.left = int(arguments[-2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [1e-3, 1e-2, 0.1, 1.0])
+def test_no_pair_of_a_video_and_a_text_is_left_to_the_slow_kernel(
+    gamma: float, dtype: torch.dtype
+) -> None:
+    cost = all_pairs(9, dtype)
+    cost[0, 0] = -1  # collapsed captions: the widest range
+    arguments = cost, per_pair(cost, gamma), per_pair(cost, 0.5), None, None, 1.0
+    launcher = FastKernelAlone()
+    ones = torch.ones(cost.shape[:-2], dtype=dtype)
+    value = tiny.smoothed_value(launcher, *arguments)
+    assert launcher.left == 0
+    grad = tiny.smoothed_gradient(launcher, *arguments, ones, False)[0]
+    assert launcher.left == 0
+    exact = cost.double(), *arguments[1:]
+    true_grad = numba_cpu.smoothed_gradient(*exact, ones.double(), False)[0]
+    single = dtype == torch.float32
+    torch.testing.assert_close(
+        value.double(), numba_cpu.smoothed_value(*exact), rtol=1e-6 if single else 1e-12, atol=1e-12
+    )
+    assert (grad.double() - true_grad).abs().max() <= (1e-5 if single else 1e-10)
+
+
+@pytest.mark.parametrize("frames", [8, 16])
+def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(frames: int) -> None:
+    cost = all_pairs(14, frames=frames)
+    cost[3, 4, 2, 1] = 1e30
+    cost[5, 6, 1, 1] = -1e9  # for the slow kernel
+    arguments = cost, per_pair(cost, 0.1), per_pair(cost, 0.5), None, None, 1.0
+    ones = torch.ones(cost.shape[:-2])
+    results = set()
+    for multiprocessors in (1, 64):
+        for schedule in sorted(SCHEDULES):
+            launcher = EmulatorLauncher(multiprocessors, schedule, False)
+            value = tiny.smoothed_value(launcher, *arguments)
+            grad = tiny.smoothed_gradient(launcher, *arguments, ones, False)[0]
+            assert grad.stride() == cost.stride()
+            results.add(value.numpy().tobytes() + grad.numpy().tobytes())
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("weak", [False, True])
+def test_rows_read_in_vectors_give_the_same_bits(weak: bool) -> None:
+    together = all_pairs(6)
+    memory = torch.full((together.numel() + 1,), math.nan)
+    apart = memory[1:].view(6, 6, 8, 8).copy_(together)  # 4 bytes off the alignment
+    limits = per_pair(together, 0.1), per_pair(together, 0.5) if weak else None, None, None, None
+    results = []
+    for cost in (together, together.contiguous(), apart):
+        launcher = EmulatorLauncher(checked=True)
+        grad = tiny.gradient(launcher, cost, *limits, torch.ones(6, 6), False)[0]
+        results.append((tiny.value(launcher, cost, *limits), grad.contiguous()))
+        aligned = cost is not apart
+        options = {o for _, every, _ in launcher.launches for o in every if "VECTORS" in o}
+        # The gradient has memory of its own, aligned; both must be for vectors.
+        assert options == {f"-DWITH_VECTORS={int(aligned)}"}
+    for value, grad in results[1:]:
+        assert torch.equal(value, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
+def test_padding_is_never_read_and_gets_gradient_zero() -> None:
+    cost = all_pairs(5)
+    random = torch.Generator().manual_seed(1)
+    lengths = [torch.randint(1, 9, (5, 5), generator=random) for _ in range(2)]
+    call = {"cost": cost, "x_lengths": lengths[0], "y_lengths": lengths[1], "bandwidth": None}
+    beyond = ~inside(call)
+    arguments = per_pair(cost, 0.1), per_pair(cost, 0.5), *lengths, 1.0
+    ones = torch.ones(5, 5)
+    launcher = EmulatorLauncher(checked=True)
+    plain = tiny.smoothed_gradient(launcher, cost, *arguments, ones, False)[0]
+    padded = cost.masked_fill(beyond, math.nan)
+    filled = tiny.smoothed_gradient(launcher, padded, *arguments, ones, False)[0]
+    assert torch.equal(plain.contiguous(), filled)
+    assert (filled[beyond] == 0).all()
+    assert torch.equal(*(tiny.smoothed_value(launcher, c, *arguments) for c in (cost, padded)))
+
+
+@pytest.mark.parametrize(
+    "bad", ["gamma", "negative gamma", "length", "zero length", "cost", "-inf", "dummy"]
+)
+@pytest.mark.parametrize("smoothing", [False, True])
+def test_what_is_out_of_range_makes_its_item_nan_and_no_other(bad: str, smoothing: bool) -> None:
+    cost = all_pairs(6)[0].contiguous()
+    gamma, dummy = (torch.full((6,), x, dtype=torch.float64) for x in (0.1, 0.5))
+    lengths = torch.tensor([8, 7, 3, 8, 1, 2]), torch.tensor([8, 8, 2, 1, 5, 8])
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        launcher = EmulatorLauncher(schedule="random", checked=True)
+        arguments = cost, gamma, dummy, *lengths, 1.0 if smoothing else None
+        value, grad = (
+            (tiny.smoothed_value, tiny.smoothed_gradient)
+            if smoothing
+            else (tiny.value, tiny.gradient)
+        )
+        return value(launcher, *arguments), grad(launcher, *arguments, torch.ones(6), False)[0]
+
+    good = run()
+    if "gamma" in bad:
+        gamma[1] = -1.0 if bad == "negative gamma" else math.nan
+    elif "length" in bad:
+        lengths[0][1] = 0 if bad == "zero length" else 9
+    elif bad == "dummy":
+        dummy[1] = math.nan
+    else:
+        cost[1, 6, 5] = math.nan if bad == "cost" else -math.inf
+    after = run()
+    assert after[0].isnan().tolist() == [False, True, False, False, False, False]
+    assert after[1][1, :7].isnan().all()
+    others = [0, 2, 3, 4, 5]
+    for a, b in zip(good, after, strict=True):
+        assert torch.equal(a[others], b[others])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_path_has_value_infinity_and_gradient_zero(dtype: torch.dtype) -> None:
+    cost = torch.rand(3, 7, 8, dtype=dtype)
+    cost[1, 3] = math.inf
+    launcher = EmulatorLauncher(checked=True)
+    limits = torch.full((3,), 0.1, dtype=torch.float64), None, None, None, None
+    assert tiny.value(launcher, cost, *limits).isfinite().tolist() == [True, False, True]
+    ones = torch.tensor([1.0, math.nan, 1.0], dtype=dtype)
+    grad = tiny.gradient(launcher, cost, *limits, ones, False)[0]
+    assert (grad[1] == 0).all()
+    assert (grad[[0, 2]].sum((-2, -1)) >= 8 - 1e-5).all()
+
+
+@pytest.mark.parametrize("smoothing", [False, True])
+def test_few_pairs_large_pairs_and_gradients_in_parameters_go_to_the_other_kernels(
+    monkeypatch: pytest.MonkeyPatch, smoothing: bool
+) -> None:
+    monkeypatch.setattr(tiny, "PAIRS_OF_MULTIPROCESSOR", 16)
+
+    def used(cost: torch.Tensor, with_parameters: bool) -> set[str]:
+        launcher = EmulatorLauncher(multiprocessors=2)
+        limits = per_pair(cost, 0.1), per_pair(cost, 0.5), None, None, 1.0 if smoothing else None
+        ones = torch.ones(cost.shape[:-2])
+        gradient = tiny.smoothed_gradient if smoothing else tiny.gradient
+        grads.append(gradient(launcher, cost, *limits, ones, with_parameters)[0])
+        value = tiny.smoothed_value if smoothing else tiny.value
+        values.append(value(EmulatorLauncher(multiprocessors=2), cost, *limits))
+        return set(sources(launcher))
+
+    grads: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    others = {"smoothing", "lattice"} if smoothing else {"lattice"}
+    cost = all_pairs(6)
+    assert used(cost, False) == set(BOTH)
+    assert used(cost, True) == others
+    assert used(cost[0], False) == others  # 6 pairs
+    assert used(all_pairs(6, frames=17), False) == others
+    # And both kinds agree.
+    assert (grads[0] - grads[1]).abs().max() <= 1e-5
+    assert (values[0][0] - values[2]).abs().max() <= 1e-5
