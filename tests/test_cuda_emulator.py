@@ -13,10 +13,10 @@ from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, Emula
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
 PLANTED = cuda_emulator.HERE / "planted"
-REVERSE, WARP_SUM, RING, TWO_BLOCKS, BARRIERS = range(5)
-THREADS = {REVERSE: 64, WARP_SUM: 32, RING: 64, TWO_BLOCKS: 64, BARRIERS: 64}
+REVERSE, WARP_SUM, RING, TWO_BLOCKS, BARRIERS, TWO_WARPS = range(6)
+THREADS = {REVERSE: 64, WARP_SUM: 32, RING: 64, TWO_BLOCKS: 64, BARRIERS: 64, TWO_WARPS: 64}
 BLOCKS = {REVERSE: 2, TWO_BLOCKS: 2}
-DOUBLES = {REVERSE: 64, RING: 192}
+DOUBLES = {REVERSE: 64, RING: 192, TWO_WARPS: 33}
 ALL = list(SCHEDULES)
 
 
@@ -45,6 +45,8 @@ def expected(kernel: int, x: torch.Tensor) -> torch.Tensor:
     if kernel == TWO_BLOCKS:
         first = 2 * x[:threads]
         return torch.cat((first, first.flip(0) + 1))
+    if kernel == TWO_WARPS:
+        return torch.cat((x[:32], 2 * x[:32].flip(0) + 1))
     return x
 
 
@@ -58,7 +60,7 @@ def is_caught(kernel: int, bug: int, schedule: str, checked: bool) -> str | None
 
 
 @pytest.mark.parametrize("checked", [False, True])
-@pytest.mark.parametrize("kernel", range(5))
+@pytest.mark.parametrize("kernel", range(6))
 def test_right_kernels_pass_under_every_schedule(kernel: int, checked: bool) -> None:
     for schedule in ALL:
         x, out = run(kernel, 0, schedule, checked)
@@ -74,6 +76,10 @@ def test_right_kernels_pass_under_every_schedule(kernel: int, checked: bool) -> 
         (RING, 1, "race"),
         (TWO_BLOCKS, 1, "race"),
         (TWO_BLOCKS, 2, "race"),
+        (TWO_WARPS, 1, "race"),
+        (TWO_WARPS, 2, "race"),
+        (TWO_WARPS, 4, "race"),
+        (TWO_WARPS, 5, "race"),
     ],
 )
 @pytest.mark.parametrize("schedule", ALL)
@@ -92,6 +98,7 @@ def test_the_checked_build_sees_memory_mistakes_whatever_the_schedule(
         (WARP_SUM, 3, "outside the mask"),
         (WARP_SUM, 4, "divergent"),
         (TWO_BLOCKS, 3, "deadlock"),
+        (TWO_WARPS, 3, "deadlock"),
         (BARRIERS, 1, "exited"),
         (BARRIERS, 2, "deadlock"),
     ],

@@ -23,7 +23,13 @@ import torch
 from cuda_emulator import cache_directory
 
 from softdtw_kernels.backends import _cuda_host, _cuda_tiny
-from softdtw_kernels.backends._cuda_plan import Variant, variants
+from softdtw_kernels.backends._cuda_plan import (
+    LARGEST_TEAM,
+    Shape,
+    Variant,
+    plan_of_shape,
+    variants,
+)
 from softdtw_kernels.backends._cuda_tiny import TinyVariant
 from softdtw_kernels.backends.cupy_cuda import COMPILER_OPTIONS
 
@@ -51,6 +57,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+THREADS_IN_BLOCK = 32 * LARGEST_TEAM
+
+
 @dataclass(frozen=True)
 class Budget:
     registers: int
@@ -69,9 +78,9 @@ class Kernel:
 
 
 def budget_of(variant: Variant) -> Budget:
-    """By what runs beside it: 65,536 registers a multiprocessor, and blocks of 64 threads.
+    """By what runs beside it: 65,536 registers a multiprocessor.
 
-    128 registers are eight such blocks, 168 six and 192, for Hessian products, five. The wide
+    128 registers are sixteen warps, 168 twelve and 192, for Hessian products, ten. The wide
     arithmetic is for the few items that the fast one marks: the limit is that of the hardware.
     """
     if variant.wide:
@@ -193,11 +202,26 @@ def test_every_kernel_compiles_within_its_budget(architecture: str, half: int) -
     assert not beyond, "registers and stack beyond the budget:\n" + "\n".join(beyond)
 
 
-def test_shared_memory_of_every_launch_fits_without_asking() -> None:
-    """48 KiB are there on every GPU; more would need an attribute of the kernel."""
-    from softdtw_kernels.backends._cuda_plan import TILE_BYTES, WARPS_IN_BLOCK
+@pytest.mark.parametrize("limit", [48 << 10, 64 << 10, 99 << 10, 227 << 10])
+def test_shared_memory_of_every_launch_fits(limit: int) -> None:
+    """48 KiB are there on every GPU; beyond, the limits of Turing, Ada and Hopper."""
+    for order in (0, 1, 2):
+        for pairs in (1, 40, 500, 5000):
+            for m in (1, 33, 200, 1000, 16000, 70_000):
+                for dtype in (torch.float32, torch.float64):
+                    for family in (None, "block", "long", "warp"):
+                        shape = Shape(dtype, pairs, 500, m, False, -1)
+                        if family == "block" and m > 16_000:
+                            continue  # never chosen: more strips than flags that fit
+                        plan = plan_of_shape(shape, order, 132, limit, family)
+                        assert 0 <= plan.shared_bytes <= limit, plan
+                        assert plan.warps_in_block * 32 <= THREADS_IN_BLOCK
+                        assert plan.warps % plan.warps_in_block == 0
 
-    assert WARPS_IN_BLOCK * TILE_BYTES <= 48 << 10
     for variant in _cuda_tiny.variants():
         assert not variant.shared or variant.threads * variant.kept_bytes <= 48 << 10
-    assert all(v.step_bytes <= TILE_BYTES for v in variants() if not v.wide)
+
+
+def test_launch_bounds_are_those_of_the_largest_block() -> None:
+    text = (_cuda_host.SOURCES / "lattice.cu").read_text()
+    assert f"__launch_bounds__({THREADS_IN_BLOCK}) lattice(" in text

@@ -35,14 +35,20 @@ SOURCES = Path(__file__).parent / "cuda"
 
 
 class Launcher(Protocol):
-    """Runs one kernel. `multiprocessors` says how much work keeps the device busy."""
+    """Runs one kernel.
+
+    `multiprocessors` says how much work keeps the device busy, `shared_limit` how many bytes of
+    shared memory a block can have, `family` which of the three to take (None: by shape).
+    """
 
     multiprocessors: int
+    shared_limit: int
+    family: str | None
 
     def launch(
         self,
         source: str,
-        options: Sequence[str],
+        options: tuple[str, ...],
         grid: int,
         block: int,
         shared_bytes: int,
@@ -143,14 +149,14 @@ def run_lattice(
     launcher: Launcher, task: Batch, order: int, outputs: dict[str, Argument], with_gamma: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts)."""
-    fast = fast_plan(task, order, launcher.multiprocessors)
+    fast = fast_plan(task, order, launcher.multiprocessors, launcher.shared_limit, launcher.family)
     wide = wide_plan(task, order, launcher.multiprocessors)
     pairs, new_zeros = task.pairs, task.cost.new_zeros
     parts = max(fast.strips, wide.strips)
     grad_gamma = new_zeros(pairs, parts, dtype=torch.float64) if with_gamma else None
     grad_dummy = new_zeros(pairs, parts, dtype=torch.float64) if order and task.weak else None
     # Two tickets, a status for each item and, for each sweep and strip, its progress.
-    counters = new_zeros(2 + pairs * (1 + 2 * fast.strips * fast.by_strip), dtype=torch.int32)
+    counters = new_zeros(2 + pairs * (1 + 2 * fast.strips * fast.by_ticket), dtype=torch.int32)
     status, progress = counters[2 : 2 + pairs], counters[2 + pairs :].view(2, -1)
     # The wide launch comes when the fast ones are done with the scratch memory.
     scratch_bytes = max(fast.total_bytes, wide.total_bytes)
@@ -166,7 +172,7 @@ def run_lattice(
     whole: dict[str, Argument] = {"ticket": None, "progress": None, "phases": FORWARD | BACKWARD}
     for plan in (fast, wide):
         launches = [whole]
-        if plan.by_strip:
+        if plan.by_ticket:
             launches = [
                 {"ticket": counters[k : k + 1], "progress": progress[k], "phases": phase}
                 for k, phase in enumerate((FORWARD, BACKWARD)[: 2 if order else 1])
@@ -176,6 +182,8 @@ def run_lattice(
             "strips": plan.strips,
             "span": plan.span,
             "kept_borders": plan.kept_borders,
+            "team": plan.team,
+            "chunk": plan.chunk,
         }
         for launch in launches:
             launcher.launch(

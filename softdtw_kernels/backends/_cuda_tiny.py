@@ -174,7 +174,7 @@ def exact_doubles(task: Batch) -> int:
     """Of a thread of tiny_exact.cu: a row of numbers, two rows of flows, the result, and three
     probabilities for each cell of the lattice.
     """
-    rows, columns = task.lattice
+    rows, columns = task.shape.n, task.shape.m
     return (4 + 2) * columns + task.cost.shape[-2] * task.cost.shape[-1] + 3 * rows * columns
 
 

@@ -9,6 +9,8 @@ is NaN. See `_cuda_host`, and `_cuda_tiny` for many small pairs, for what is lau
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from . import _cuda_host, _cuda_tiny
 from ._cuda_host import SOURCES
-from ._cuda_plan import Argument
+from ._cuda_plan import SHARED_BYTES, Argument
 
 COMPILER_OPTIONS = ("-std=c++17", "--device-int128", "--fmad=false", f"-I{SOURCES}")
 
@@ -40,42 +42,76 @@ def import_cupy() -> Any:
 
 
 @cache
-def compiled(source: str, options: tuple[str, ...], device: int) -> Callable[..., None]:
-    """One kernel of cuda/, compiled for the device or loaded from CuPy's cache on disk."""
-    code = (SOURCES / f"{source}.cu").read_text()
-    module = import_cupy().RawModule(
-        code=code, options=(*COMPILER_OPTIONS, *options), backend="nvrtc"
-    )
-    return module.get_function(source)
+def source_code(source: str) -> str:
+    """A kernel's text, with a digest of the headers.
 
-
-@cache
-def multiprocessors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    CuPy knows what it has compiled by this text and the options, in memory and on disk: it would
+    not see that an included file has changed.
+    """
+    headers = b"".join(header.read_bytes() for header in sorted(SOURCES.glob("*.cuh")))
+    text = (SOURCES / f"{source}.cu").read_text()
+    return f"// headers {hashlib.sha256(headers).hexdigest()}\n{text}"
 
 
 class CupyLauncher:
-    """Launches on the current stream of one device."""
+    """Launches on torch's current stream of one device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = torch.cuda.current_device() if device.index is None else device.index
-        self.multiprocessors = multiprocessors(self.device)
+    family: str | None = None  # by shape
+
+    def __init__(self, device: int) -> None:
+        self.cupy = import_cupy()
+        self.device = device
+        self.multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        attributes = self.cupy.cuda.Device(device).attributes
+        self.shared_limit = int(attributes["MaxSharedMemoryPerBlockOptin"])
+        self.kernels: dict[tuple[str, tuple[str, ...]], Callable[..., None]] = {}
 
     def launch(
         self,
         source: str,
-        options: Sequence[str],
+        options: tuple[str, ...],
         grid: int,
         block: int,
         shared_bytes: int,
         arguments: Sequence[Argument],
     ) -> None:
-        cupy = import_cupy()
-        with torch.cuda.device(self.device), cupy.cuda.Device(self.device):
-            kernel = compiled(source, tuple(options), self.device)
-            values = [as_kernel_argument(a) for a in arguments]
-            with stream_of_torch(cupy, self.device):
-                kernel((grid,), (block,), tuple(values), shared_mem=shared_bytes)
+        with self.made_current():
+            kernel = self.kernels.get((source, options)) or self.compile(source, options)
+            stream = torch.cuda.current_stream(self.device).cuda_stream
+            with self.cupy.cuda.Stream.from_external(StreamOfTorch(stream)):
+                values = tuple(map(as_kernel_argument, arguments))
+                kernel((grid,), (block,), values, shared_mem=shared_bytes)
+
+    def made_current(self) -> contextlib.AbstractContextManager[Any]:
+        """The device, for torch and for CuPy; asking costs less than setting."""
+        current = self.cupy.cuda.runtime.getDevice()
+        if torch.cuda.current_device() == current == self.device:
+            return contextlib.nullcontext()
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.cuda.device(self.device))
+        stack.enter_context(self.cupy.cuda.Device(self.device))
+        return stack
+
+    def compile(self, source: str, options: tuple[str, ...]) -> Callable[..., None]:
+        """One kernel of cuda/, compiled for the device or loaded from CuPy's cache on disk."""
+        module = self.cupy.RawModule(
+            code=source_code(source), options=(*COMPILER_OPTIONS, *options), backend="nvrtc"
+        )
+        kernel = module.get_function(source)
+        if self.shared_limit > SHARED_BYTES:  # more than every launch may have must be asked for
+            kernel.max_dynamic_shared_size_bytes = self.shared_limit
+        self.kernels[source, options] = kernel
+        return kernel
+
+
+class StreamOfTorch:
+    """A stream of torch by the protocol that CuPy takes streams by: torch 2.6 has it not."""
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.stream
 
 
 def as_kernel_argument(argument: Argument) -> int | float:
@@ -85,12 +121,13 @@ def as_kernel_argument(argument: Argument) -> int | float:
     return 0 if argument is None else argument
 
 
-def stream_of_torch(cupy: Any, device: int) -> Any:
-    """torch's current stream as a context in which CuPy launches."""
-    stream = torch.cuda.current_stream(device)
-    if hasattr(cupy.cuda.Stream, "from_external"):
-        return cupy.cuda.Stream.from_external(stream)
-    return cupy.cuda.ExternalStream(stream.cuda_stream, device)
+@cache
+def launcher_of(device: int) -> CupyLauncher:
+    return CupyLauncher(device)
+
+
+def launcher_for(tensor: Tensor) -> CupyLauncher:
+    return launcher_of(tensor.get_device())
 
 
 def value(
@@ -101,7 +138,7 @@ def value(
     y_lengths: Tensor | None,
     bandwidth: int | None,
 ) -> Tensor:
-    launcher = CupyLauncher(cost.device)
+    launcher = launcher_for(cost)
     return _cuda_tiny.value(launcher, cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
 
 
@@ -115,7 +152,7 @@ def gradient(
     grad_value: Tensor,
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    launcher = CupyLauncher(cost.device)
+    launcher = launcher_for(cost)
     return _cuda_tiny.gradient(
         launcher, cost, gamma, dummy, x_lengths, y_lengths, bandwidth, grad_value, with_parameters
     )
@@ -134,7 +171,7 @@ def hessian_product(
     tangent_dummy: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _cuda_host.hessian_product(
-        CupyLauncher(cost.device),
+        launcher_for(cost),
         cost,
         gamma,
         dummy,
@@ -155,7 +192,7 @@ def smooth(
     y_lengths: Tensor | None,
     origin_count: float,
 ) -> Tensor:
-    launcher = CupyLauncher(cost.device)
+    launcher = launcher_for(cost)
     return _cuda_host.smooth(launcher, cost, gamma, x_lengths, y_lengths, origin_count)
 
 
@@ -167,7 +204,7 @@ def smooth_vjp(
     origin_count: float,
     grad_s: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    launcher = CupyLauncher(cost.device)
+    launcher = launcher_for(cost)
     return _cuda_host.smooth_vjp(launcher, cost, gamma, x_lengths, y_lengths, origin_count, grad_s)
 
 
@@ -180,7 +217,7 @@ def smoothed_value(
     origin_count: float,
 ) -> Tensor:
     return _cuda_tiny.smoothed_value(
-        CupyLauncher(cost.device), cost, gamma, dummy, x_lengths, y_lengths, origin_count
+        launcher_for(cost), cost, gamma, dummy, x_lengths, y_lengths, origin_count
     )
 
 
@@ -195,7 +232,7 @@ def smoothed_gradient(
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _cuda_tiny.smoothed_gradient(
-        CupyLauncher(cost.device),
+        launcher_for(cost),
         cost,
         gamma,
         dummy,
@@ -208,7 +245,7 @@ def smoothed_gradient(
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return _cuda_host.squared_distances(CupyLauncher(x.device), x, y)
+    return _cuda_host.squared_distances(launcher_for(x), x, y)
 
 
 def path(
@@ -222,4 +259,4 @@ def path(
 
     Waits for the device, as the length of a path is not known before.
     """
-    return _cuda_host.path(CupyLauncher(cost.device), cost, dummy, x_lengths, y_lengths, bandwidth)
+    return _cuda_host.path(launcher_for(cost), cost, dummy, x_lengths, y_lengths, bandwidth)

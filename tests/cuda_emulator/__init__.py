@@ -160,8 +160,12 @@ class EmulatorLauncher:
         resident: int = 4,
         seed: int = 1,
         directory: Path = SOURCES,
+        shared_limit: int = 227 << 10,
+        family: str | None = None,
     ) -> None:
         self.multiprocessors = multiprocessors
+        self.shared_limit = shared_limit
+        self.family = family
         self.schedule = schedule
         self.checked = checked
         self.resident = resident
@@ -172,7 +176,7 @@ class EmulatorLauncher:
     def launch(
         self,
         source: str,
-        options: Sequence[str],
+        options: tuple[str, ...],
         grid: int,
         block: int,
         shared_bytes: int,

@@ -7,11 +7,15 @@
 //   WITH_WEAK     1: the weak lattice with dummy cells, which is never stored
 //   WITH_ORDER    0: value; 1: gradient; 2: Hessian product
 //
-// Work is shared out in one of two ways, by the host's choice of arguments:
-//   ticket null   a warp takes whole items, strip after strip, forward then backward, with scratch memory of its own
-//   ticket set    a warp takes one strip at a time, waiting for the rows it needs of the strip before it; FORWARD and
-//                 BACKWARD are then launches of their own. A strip's predecessor has a lower ticket, so a warp only
-//                 ever waits for one that runs already: nothing is assumed about how many blocks are resident.
+// Work is shared out in one of three ways, by the host's choice of arguments:
+//   warp    ticket null, team 1: a warp takes whole items, strip after strip, forward then backward, with scratch memory
+//           of its own
+//   block   ticket null, team W: the W warps of a block take an item together, warp w its strips w, w + W and so on,
+//           forward then backward. A strip waits for its neighbor by a flag in shared memory. Each warp does its strips
+//           in the order in which they wait for each other, and all warps of a block run: so no wait lasts for ever.
+//   long    ticket set: a warp takes one strip at a time, waiting for the rows it needs of the strip before it; FORWARD
+//           and BACKWARD are then launches of their own. A strip's predecessor has a lower ticket, so a warp only ever
+//           waits for one that runs already: nothing is assumed about how many blocks are resident.
 #include "strip.cuh"
 
 typedef WITH_COST COST;
@@ -27,19 +31,32 @@ typedef Strip<Arithmetic, COLUMNS, WEAK, TANGENT> TheStrip;
 // The host makes room for these.
 static_assert(sizeof(TheStrip::N) == WITH_NODE_BYTES && sizeof(TheStrip::F) == WITH_FLOW_BYTES, "");
 
-// Between strips of an item that different warps do; nothing where one warp does them all (a null pointer).
+// The progress of a strip that another warp may wait for; of nobody (null) where one warp does all strips of an item.
+struct Flag {
+  int* rows;
+  bool in_block;  // in shared memory
+
+  __device__ __forceinline__ int read() const { return in_block ? load_acquire_in_block(rows) : load_acquire(rows); }
+  __device__ __forceinline__ void write(int done) const {
+    if (in_block) store_release_in_block(rows, done);
+    else store_release(rows, done);
+  }
+};
+
 struct AwaitRows {
-  const int* progress;
-  __device__ __forceinline__ void operator()(int rows) const {
-    if (progress)
-      while (load_acquire(progress) < rows) pause_while_polling();
+  Flag flag;
+  int seen = 0;  // of the last look, which often is enough for several chunks
+
+  __device__ __forceinline__ void operator()(int rows) {
+    if (!flag.rows) return;
+    while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();
   }
 };
 
 struct PublishRows {
-  int* progress;
+  Flag flag;
   __device__ __forceinline__ void operator()(int rows) const {
-    if (progress) store_release(progress, rows);
+    if (flag.rows) flag.write(rows);
   }
 };
 
@@ -98,34 +115,37 @@ __device__ __forceinline__ void write_sums(const Problem& problem, const TheStri
 
 struct Work {
   int64 pair;
-  int strip, end;  // strips [strip, end)
+  int begin, end, stride;  // strips begin, begin + stride, ... of those below end
+  bool alone;              // no other warp has strips of this item
+  Flag flags;              // of strip 0 in the forward sweep; null if alone
+
+  __device__ __forceinline__ Flag flag(int strip) const { return {alone ? nullptr : flags.rows + strip, flags.in_block}; }
 };
 
 // The next work of this warp; false when there is none.
-__device__ __forceinline__ bool next_work(const Problem& problem, Work& work, int64 warps, int lane) {
+__device__ __forceinline__ bool next_work(const Problem& problem, Work& work, int64 step, int lane) {
   if (!problem.ticket) {
-    work.pair += warps;
-    work.strip = 0;
-    work.end = int(problem.strips);
+    work.pair += step;
     return work.pair < problem.pairs;
   }
   int ticket = lane == 0 ? atomic_add(problem.ticket, 1) : 0;
   ticket = from_lane(ticket, 0);
   work.pair = ticket % problem.pairs;
-  work.strip = int(ticket / problem.pairs);
-  if (problem.phases == BACKWARD) work.strip = int(problem.strips) - 1 - work.strip;
-  work.end = work.strip + 1;
+  work.begin = int(ticket / problem.pairs);
+  if (problem.phases == BACKWARD) work.begin = int(problem.strips) - 1 - work.begin;
+  work.end = work.begin + 1;
+  work.flags.rows = problem.progress + work.pair * problem.strips;
   return ticket < problem.pairs * problem.strips;
 }
 
 __device__ __forceinline__ void forward(const Problem& problem, TheStrip& strip, const Work& work) {
   const int64 p = work.pair;
-  for (int s = work.strip; s < min(work.end, strip.strips); ++s) {
-    int* progress = problem.ticket ? problem.progress + p * problem.strips + s : nullptr;
-    AwaitRows left{progress && s > 0 ? progress - 1 : nullptr};
+  for (int s = work.begin; s < min(work.end, strip.strips); s += work.stride) {
+    const PublishRows publish = {work.flag(s)};
+    AwaitRows left = {s > 0 ? work.flag(s - 1) : Flag{nullptr, false}};
     strip.select(s);
-    strip.forward(left, PublishRows{progress});
-    if (problem.ticket) {
+    strip.forward(left, publish);
+    if (!work.alone) {
       strip.status = any_lane(strip.status);
       if (strip.lane == 0 && strip.status) atomic_or(problem.status + p, strip.status);
       // The last strip must know the status of all: each waits for its predecessor to have ended altogether.
@@ -133,51 +153,71 @@ __device__ __forceinline__ void forward(const Problem& problem, TheStrip& strip,
     }
     if (s + 1 == strip.strips) {
       strip.status = any_lane(strip.status);
-      if (problem.ticket) strip.status |= load_acquire(problem.status + p);
+      if (!work.alone) strip.status |= load_acquire(problem.status + p);
       write_value(problem, strip);
       if (strip.lane == 0) {
-        if (problem.ticket) atomic_or(problem.status + p, strip.status);
+        if (!work.alone) atomic_or(problem.status + p, strip.status);
         else if (!WIDE) problem.status[p] = strip.status;
       }
     }
     __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
-    if (strip.lane == LANES - 1) PublishRows{progress}(strip.last - strip.first + 1);
+    if (strip.lane == LANES - 1) publish(strip.last - strip.first + 1);
   }
 }
 
 #if WITH_ORDER > 0
 __device__ __forceinline__ void backward(const Problem& problem, TheStrip& strip, const Work& work) {
   const int64 p = work.pair;
-  if (problem.ticket) strip.status = problem.status[p];
+  if (!work.alone) strip.status = load_acquire(problem.status + p);
   if (strip.status & OUT_OF_RANGE) return;
   const COST scale = static_cast<const COST*>(problem.grad_value)[p * problem.grad_value_stride];
-  for (int s = min(work.end, strip.strips) - 1; s >= work.strip; --s) {
-    int* progress = problem.ticket ? problem.progress + p * problem.strips + s : nullptr;
-    AwaitRows right{progress && s + 1 < strip.strips ? progress + 1 : nullptr};
+  const int count = (min(work.end, strip.strips) - work.begin + work.stride - 1) / work.stride;
+  for (int s = work.begin + (count - 1) * work.stride; s >= work.begin; s -= work.stride) {
+    const PublishRows publish = {work.flag(s)};
+    const AwaitRows right = {s + 1 < strip.strips ? work.flag(s + 1) : Flag{nullptr, false}};
     strip.select(s);
-    TheStrip::Sums sums = strip.backward(scale, problem.grad_gamma != nullptr, right, PublishRows{progress});
+    TheStrip::Sums sums = strip.backward(scale, problem.grad_gamma != nullptr, right, publish);
     write_sums(problem, strip, sums, double(scale));
     __syncwarp();
-    if (strip.lane == 0) PublishRows{progress}(strip.last - strip.first);
+    if (strip.lane == 0) publish(strip.last - strip.first);
   }
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(64) lattice(SOFTDTW_PARAMETERS(SOFTDTW_LATTICE_FIELDS)) {
+// Flags of the block family: one for each strip and sweep, behind the tiles in shared memory.
+__device__ __forceinline__ int* shared_flags(const Problem& problem) {
+  DYNAMIC_SHARED(shared);
+  const int64 tile_bytes = problem.tile_steps * (COLUMNS * TheStrip::PARTS * LANES * int(sizeof(TheStrip::Real)));
+  return reinterpret_cast<int*>(shared + (WITH_ORDER > 0 ? problem.team * tile_bytes : 0));
+}
+
+extern "C" __global__ void __launch_bounds__(256) lattice(SOFTDTW_PARAMETERS(SOFTDTW_LATTICE_FIELDS)) {
   const Problem problem = {SOFTDTW_VALUES(SOFTDTW_LATTICE_FIELDS)};
   const int lane = threadIdx.x % LANES, warp_in_block = threadIdx.x / LANES, warps_in_block = blockDim.x / LANES;
   const int64 warp = int64(blockIdx.x) * warps_in_block + warp_in_block;
-  const int64 warps = int64(gridDim.x) * warps_in_block;
-  Work work = {warp - warps, 0, 0};
-  while (next_work(problem, work, warps, lane)) {
+  const bool in_block = problem.team > 1, by_ticket = problem.ticket != nullptr;
+  const int64 worker = in_block ? blockIdx.x : warp, step = int64(gridDim.x) * (in_block ? 1 : warps_in_block);
+  Work work = {worker - step, in_block ? warp_in_block : 0, int(problem.strips), int(problem.team), !in_block && !by_ticket,
+               {in_block ? shared_flags(problem) : nullptr, in_block}};
+  while (next_work(problem, work, step, lane)) {
     // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
     if (WIDE && (problem.status[work.pair] & (OUT_OF_RANGE | NOT_A_NUMBER)) != OUT_OF_RANGE) continue;
     const Item<WEAK> item(problem, work.pair);
-    TheStrip strip(problem, item, problem.ticket ? work.pair : warp, warp_in_block, warp);
-    if (work.strip >= strip.strips) continue;  // the item is shorter than others
+    TheStrip strip(problem, item, by_ticket ? work.pair : worker, warp_in_block, warp);
+    if (by_ticket && work.begin >= strip.strips) continue;  // the item is shorter than others
+    if (in_block) {
+      __syncthreads();  // nobody still waits for a flag of the item before
+      for (int k = threadIdx.x; k < 2 * int(problem.strips); k += blockDim.x) work.flags.rows[k] = 0;
+      __syncthreads();
+    }
     if (problem.phases & FORWARD) forward(problem, strip, work);
 #if WITH_ORDER > 0
+    if (in_block) {
+      __syncthreads();  // now the status is known to all
+      work.flags.rows += problem.strips;
+    }
     if (problem.phases & BACKWARD) backward(problem, strip, work);
+    if (in_block) work.flags.rows -= problem.strips;
 #endif
   }
 }

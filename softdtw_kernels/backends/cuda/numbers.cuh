@@ -209,7 +209,36 @@ struct Scaled {
   static __device__ __forceinline__ bool hard() { return false; }
 };
 
-// Exponents of 128 bits, or for gamma = 0 the plain minimum of R in float64.
+// An unevaluated sum of three float64, about 159 bits: small costs are not lost beside masks of 1e30.
+struct Triple {
+  double high, middle, low;
+
+  static __device__ __forceinline__ double two_sum(double a, double b, double& error) {
+    double sum = a + b, rest = sum - a;
+    error = (a - (sum - rest)) + (b - rest);
+    return sum;
+  }
+
+  __device__ __forceinline__ Triple plus(double x) const {
+    double error, more;
+    double a = two_sum(high, x, error), b = two_sum(middle, error, more), c = low + more;
+    if (!(fabs(a) < infinity<double>())) return {a, 0.0, 0.0};
+    b = two_sum(b, c, c);
+    a = two_sum(a, b, b);
+    b = two_sum(b, c, c);
+    return {a, b, c};
+  }
+
+  // this - other of finite ones, rounded once
+  __device__ __forceinline__ double minus(const Triple& other) const {
+    double e, f, g;
+    double a = two_sum(high, -other.high, e), b = two_sum(middle, -other.middle, f);
+    a = two_sum(a, b, g);
+    return a + (g + (e + (f + (low - other.low))));
+  }
+};
+
+// Exponents of 128 bits, or for gamma = 0 the plain minimum of R as a sum of three floats.
 template <typename C>
 struct Wide {
   using Real = double;
@@ -218,8 +247,16 @@ struct Wide {
 
   struct Number {
     double mantissa;
-    double smallest;  // R of the hard minimum: the value where the exponent saturates, all that is used at gamma = 0
+    double smallest;  // R of the hard minimum: the value where the exponent saturates
     int128 exponent;
+
+    // At gamma = 0 nothing but R, with its second and third part where mantissa and exponent are otherwise.
+    __device__ __forceinline__ Triple hard() const {
+      return {smallest, mantissa, __longlong_as_double(int64(exponent))};
+    }
+    static __device__ __forceinline__ Number of(const Triple& r) {
+      return {r.middle, r.high, int128(__double_as_longlong(r.low))};
+    }
   };
 
   struct Weight {
@@ -240,8 +277,10 @@ struct Wide {
   }
 
   static __device__ __forceinline__ Number zero() { return {0.0, infinity<double>(), -(int128(1) << 126)}; }
-  static __device__ __forceinline__ Number one() { return {1.0, 0.0, 0}; }
-  static __device__ __forceinline__ bool is_zero(const Number& z) { return z.mantissa == 0; }
+  __device__ __forceinline__ Number one() const { return is_hard ? Number::of({0.0, 0.0, 0.0}) : Number{1.0, 0.0, 0}; }
+  static __device__ __forceinline__ bool is_zero(const Number& z) {
+    return z.mantissa == 0 && z.smallest == infinity<double>();
+  }
 
   __device__ __forceinline__ Weight weight(double cost, int& status) {
     if (!(cost > -infinity<double>())) status |= NOT_A_NUMBER;
@@ -264,21 +303,34 @@ struct Wide {
     return difference == 0 ? 1.0 : (difference == -1 ? L::power(-L::UNIT) : 0.0);
   }
 
+  // Of equal predecessors the diagonal one, then the one above. Not all three are zero.
+  static __device__ __forceinline__ Triple hard_minimum(const Number& diagonal, const Number& up, const Number& left,
+                                                        Transition<double>& p) {
+    Triple least = diagonal.hard();
+    p.diagonal = 1;
+    if (is_less(up, least)) {
+      least = up.hard();
+      p = {0.0, 1.0, 0.0};
+    }
+    if (is_less(left, least)) {
+      least = left.hard();
+      p = {0.0, 0.0, 1.0};
+    }
+    return least;
+  }
+
+  static __device__ __forceinline__ bool is_less(const Number& z, const Triple& least) {
+    if (is_zero(z)) return false;
+    return least.high == infinity<double>() || z.hard().minus(least) < 0;
+  }
+
   __device__ __forceinline__ Number combine(const Number& diagonal, const Number& up, const Number& left, const Weight& weight,
                             Transition<double>& p, bool) {
     p = {0.0, 0.0, 0.0};
-    double least = fmin(fmin(diagonal.smallest, up.smallest), left.smallest);
     if (weight.factor == 0 || (is_zero(diagonal) && is_zero(up) && is_zero(left))) return zero();
+    if (is_hard) return Number::of(hard_minimum(diagonal, up, left, p).plus(weight.cost));
     Number z;
-    z.smallest = least + weight.cost;
-    if (is_hard) {  // of equal predecessors the diagonal one, then the one above
-      if (diagonal.smallest == least) p.diagonal = 1;
-      else if (up.smallest == least) p.up = 1;
-      else p.left = 1;
-      z.mantissa = 1;
-      z.exponent = 0;
-      return z;
-    }
+    z.smallest = fmin(fmin(diagonal.smallest, up.smallest), left.smallest) + weight.cost;
     int128 exponent = diagonal.exponent > up.exponent ? diagonal.exponent : up.exponent;
     exponent = left.exponent > exponent ? left.exponent : exponent;
     double d = diagonal.mantissa * align(diagonal.exponent - exponent);
@@ -300,7 +352,8 @@ struct Wide {
   __device__ __forceinline__ double value(const Number& z, double gamma, int cells) const {
     double units = double(z.exponent);
     // Beyond 2^100 units the soft and the hard minimum are equal to rounding, and saturation does not touch the latter.
-    if (is_hard || fabs(units) > 1e30) return z.smallest;
+    if (is_hard) return z.smallest + (z.mantissa + z.hard().low);
+    if (fabs(units) > 1e30) return z.smallest;
     double soft = -(log2_of(z.mantissa) + L::UNIT * units) * LN_2 * gamma;
     // Rounding hides how far the soft minimum is below the hard one: the latter is exact where there is one path.
     return fabs(soft - z.smallest) <= 4e-16 * cells * gamma ? z.smallest : soft;

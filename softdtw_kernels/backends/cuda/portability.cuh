@@ -17,6 +17,8 @@ constexpr int LANES = 32;
 
 inline int load_acquire(const int* address) { return emulator_load_acquire(address); }
 inline void store_release(int* address, int value) { emulator_store_release(address, value); }
+inline int load_acquire_in_block(const int* address) { return emulator_load_acquire(address); }
+inline void store_release_in_block(int* address, int value) { emulator_store_release(address, value); }
 inline void pause_while_polling() { emulator_yield(); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline int atomic_add(int* address, int value) { return emulator_atomic_add(address, value); }
@@ -35,6 +37,19 @@ __device__ __forceinline__ int load_acquire(const int* address) {
 
 __device__ __forceinline__ void store_release(int* address, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+// The same between warps of one block, by way of shared memory: a tenth of the latency.
+__device__ __forceinline__ int load_acquire_in_block(const int* address) {
+  int value;
+  unsigned place = unsigned(__cvta_generic_to_shared(address));
+  asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(value) : "r"(place) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_release_in_block(int* address, int value) {
+  unsigned place = unsigned(__cvta_generic_to_shared(address));
+  asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(place), "r"(value) : "memory");
 }
 
 __device__ __forceinline__ void pause_while_polling() { __nanosleep(32); }

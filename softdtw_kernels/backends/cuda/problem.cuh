@@ -45,11 +45,12 @@
   X(double*, grad_dummy)                                                                              \
   X(int64, parts)                                                                                     \
   X(int*, status)                   /* (pairs) */                                                     \
-  X(int*, ticket)                   /* null: a warp does whole items; else a strip a ticket */        \
-  X(int*, progress)                 /* (pairs, strips): rows done, 0 at first */                      \
-  X(void*, borders)                 /* (slots, kept_borders, span): last column of each strip */      \
+  X(int*, ticket)                   /* null: a warp or a block does whole items; else a strip a ticket */ \
+  X(int*, progress)                 /* with tickets, (pairs, strips): rows done, 0 at first */        \
+  X(int64, team)                    /* warps of a block that share an item; 1: none do */             \
+  X(int64, chunk)                   /* rows between two reports of progress; divides 32 */            \
+  X(void*, borders)                 /* (slots, kept_borders, span + 1): last column of each strip */  \
   X(int64, kept_borders)            /* strip s has border s % kept_borders */                         \
-  X(void*, flows)                   /* (slots, strips, span): visits that flow left out of a strip */ \
   X(void*, checkpoints)             /* (slots, strips, tiles, C + 1, 32) */                           \
   X(void*, tiles)                   /* null: the tile lies in shared memory */                        \
   X(int64, tile_steps)                                                                                \

@@ -2,7 +2,8 @@
 //
 // Lane l owns C columns, which it keeps in registers, and at step t does its part of row first + t - l: a skewed
 // wavefront in which each lane takes what it needs of the columns to its left from lane l - 1, one step later, by a
-// shuffle. Lane 0 takes it from the border that the strip to the left wrote to global memory.
+// shuffle. Lane 0 takes it from the border that the strip to the left wrote to global memory. Backward, the visits that
+// flow left out of a strip overwrite that border, row by row, once the strip has no more use for it.
 //
 // A backward sweep runs the same steps in reverse: at step t each lane sends the visits E that flow left to lane l - 1.
 // The transition probabilities it needs are recomputed, `tile_steps` steps at a time, from the state of the lanes that
@@ -33,6 +34,12 @@ struct Flow {
   Real left[TANGENT ? 2 : 1], diagonal[TANGENT ? 2 : 1];  // of E, and of F
 };
 
+template <class N, class F>
+union Border {  // one row of it
+  N node;
+  F flow;
+};
+
 template <class A, int C, bool WEAK, bool TANGENT>
 struct Strip {
   using Real = typename A::Real;
@@ -54,8 +61,7 @@ struct Strip {
   typename A::Weight dummy_weight;
   const Cost* cost;
   const Cost* tangent_cost;
-  N* border;  // of the item
-  F* flow;    // of strip 0; strips lie problem.span apart
+  Border<N, F>* border;  // of the item
   N* checkpoint;
   Real* tile;
   int status;
@@ -85,8 +91,7 @@ struct Strip {
     }
     strips = (item.m + WIDTH - 1) / WIDTH;
     int64 tiles = (problem.span + LANES - 1 + problem.tile_steps - 1) / problem.tile_steps;
-    border = static_cast<N*>(problem.borders) + slot * problem.kept_borders * problem.span;
-    flow = static_cast<F*>(problem.flows) + slot * problem.strips * problem.span;
+    border = static_cast<Border<N, F>*>(problem.borders) + slot * problem.kept_borders * (problem.span + 1);
     checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * tiles * ((C + 1) * LANES);
     int64 tile_size = problem.tile_steps * (C * PARTS * LANES);
     DYNAMIC_SHARED(shared);
@@ -127,15 +132,15 @@ struct Strip {
     }
   }
 
-  __device__ __forceinline__ N* border_of(int strip) const {
-    return border + strip % int(problem.kept_borders) * problem.span;
+  // The border on the right of a strip at one of its rows, or at the row below its last: visits flow left from there too.
+  __device__ __forceinline__ Border<N, F>& border_at(int strip, int row) const {
+    return border[strip % int(problem.kept_borders) * (problem.span + 1) + (row - first_row_of(strip))];
   }
 
   // Node of the border on the left at a row, nothing where that strip has no such row.
   __device__ __forceinline__ N load_border(int row) const {
-    int left_first = first_row_of(index - 1);
-    if (index == 0 || row < left_first || row >= last_row_of(index - 1)) return nothing();
-    return border_of(index - 1)[row - left_first];
+    if (index == 0 || row < first_row_of(index - 1) || row >= last_row_of(index - 1)) return nothing();
+    return border_at(index - 1, row).node;
   }
 
   __device__ __forceinline__ void start_forward(State& state) {
@@ -144,7 +149,7 @@ struct Strip {
     state.diagonal = nothing();
     if (lane == 0 && first > 0) state.diagonal = load_border(first - 1);
     // The cell before the origin: paths start by a diagonal step out of it.
-    if (lane == 0 && index == 0) state.diagonal.z = A::one();
+    if (lane == 0 && index == 0) state.diagonal.z = arithmetic.one();
   }
 
   __device__ __forceinline__ bool is_dummy(int row, int column) const {
@@ -220,15 +225,17 @@ struct Strip {
   template <class Await, class Publish>
   __device__ __forceinline__ void forward(Await await, Publish publish) {
     State state;
+    const int chunk = int(problem.chunk);
     if (index > 0 && first > 0) await(first - first_row_of(index - 1));
     start_forward(state);
     Cost costs[C], next[C];
     load_costs(first - lane, costs);
     for (int step = 0; step < steps; ++step) {
-      if (step % LANES == 0 && index > 0) {
-        int row = first + step;
-        await(min(row + LANES, last_row_of(index - 1)) - first_row_of(index - 1));
-        state.border_rows = load_border(row + lane);
+      if (step % chunk == 0 && index > 0) {
+        await(min(first + step + chunk, last_row_of(index - 1)) - first_row_of(index - 1));
+        // Lane l has the row of step l of these 32; a chunk of the lanes comes anew.
+        int coming = lane - step % LANES;
+        if (coming >= 0 && coming < chunk) state.border_rows = load_border(first + step + coming);
       }
       if (problem.checkpoints && step % int(problem.tile_steps) == 0) {
         N* place = checkpoint_at(step / int(problem.tile_steps));
@@ -240,8 +247,8 @@ struct Strip {
       forward_step(state, step, costs, -1);
       int row = first + step - lane;
       if (lane == LANES - 1 && row >= first && index + 1 < strips) {
-        border_of(index)[row - first] = state.above[C - 1];
-        if ((row - first) % LANES == LANES - 1) publish(row - first + 1);
+        border_at(index, row).node = state.above[C - 1];
+        if ((row - first + 1) % chunk == 0) publish(row - first + 1);
       }
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
@@ -255,9 +262,8 @@ struct Strip {
   // ---- backward ----
 
   __device__ __forceinline__ F load_flow(int row) const {
-    int right_first = first_row_of(index + 1);
-    if (row < right_first || row >= last_row_of(index + 1)) return F{};
-    return flow[(index + 1) * problem.span + (row - right_first)];
+    if (row < first_row_of(index + 1) || row >= last_row_of(index + 1)) return F{};
+    return border_at(index, row).flow;
   }
 
   struct Sums {  // over the lane's cells
@@ -276,8 +282,10 @@ struct Strip {
     Cost costs[C], next[C];
     load_costs(first + tile_begin - lane, costs);
     for (int step = tile_begin; step < tile_end; ++step) {
-      if (index > 0 && (step == tile_begin || step % LANES == 0))
-        state.border_rows = load_border(first + step / LANES * LANES + lane);
+      if (index > 0 && (step == tile_begin || step % LANES == 0)) {
+        int coming = step / LANES * LANES + lane;  // beyond this tile there are visits where the border was
+        state.border_rows = coming < tile_end ? load_border(first + coming) : nothing();
+      }
       load_costs(first + step + 1 - lane, next);
       forward_step(state, step, costs, step - tile_begin);
 #pragma unroll
@@ -285,14 +293,14 @@ struct Strip {
     }
   }
 
-  // What the lane's first column of the strip on the right sends to lane 31's last column, 32 rows at a time.
+  // What the first column of the strip on the right sends to lane 31's last column, a chunk of rows at a time.
   template <class Await>
-  __device__ __forceinline__ void enter_from_right(int step, F& rows_of_flow, F& entering, Await await) {
-    int done = steps - 1 - step, lowest_row = first + step - (LANES - 1);
-    if (done % LANES == 0) {
-      int right_first = first_row_of(index + 1), right_last = last_row_of(index + 1);
-      await(right_last - max(lowest_row - (LANES - 1), right_first));
-      rows_of_flow = load_flow(lowest_row - lane);
+  __device__ __forceinline__ void enter_from_right(int step, F& rows_of_flow, F& entering, Await& await) {
+    const int done = steps - 1 - step, row = first + step - (LANES - 1), chunk = int(problem.chunk);
+    if (done % chunk == 0) {
+      await(last_row_of(index + 1) - max(row - (chunk - 1), first_row_of(index + 1)));
+      int coming = lane - done % LANES;
+      if (coming >= 0 && coming < chunk) rows_of_flow = load_flow(row - coming);
     }
     F from_right = from_lane(rows_of_flow, done % LANES);
     if (lane == LANES - 1) entering = from_right;
@@ -316,6 +324,7 @@ struct Strip {
     for (int tile_index = (steps - 1) / tile_steps; tile_index >= 0; --tile_index) {
       const int tile_begin = tile_index * tile_steps, tile_end = min(steps, tile_begin + tile_steps);
       recompute(tile_index, tile_begin, tile_end);
+      __syncwarp();  // lane 0 is about to overwrite the border that the others have read
       for (int step = tile_end - 1; step >= tile_begin; --step) {
         F entering = from_lane_above(leaving);
         if (lane == LANES - 1) entering = F{};
@@ -373,8 +382,8 @@ struct Strip {
           leaving.diagonal[k] = diagonally[k];
         }
         if (lane == 0 && index > 0) {
-          flow[index * problem.span + (row - first)] = leaving;
-          if ((last - row) % LANES == 0) publish(last - row);
+          if (row <= last_row_of(index - 1)) border_at(index - 1, row).flow = leaving;
+          if ((last - row) % int(problem.chunk) == 0) publish(last - row);
         }
       }
     }

@@ -114,7 +114,7 @@ __device__ __forceinline__ Number sweep_forward(const ExactPair& pair, Arithmeti
   Arithmetic::Weight dummy = arithmetic.weight(pair.dummy, status);
   for (int c = 0; c < pair.columns(); ++c) above.set_number(c, Arithmetic::zero());
   for (int row = 0; row < pair.rows(); ++row) {
-    Number diagonal = row == 0 ? Arithmetic::one() : Arithmetic::zero();
+    Number diagonal = row == 0 ? arithmetic.one() : Arithmetic::zero();
     left = Arithmetic::zero();
     for (int c = 0; c < pair.columns(); ++c) {
       const Number up = above.number(c);

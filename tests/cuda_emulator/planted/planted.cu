@@ -89,6 +89,38 @@ __device__ void run(const double* in, double* out, int* flag, int64 n) {
   }
 }
 
+#elif KERNEL == 5  // warp 1 uses what warp 0 wrote to shared memory, awaiting a flag that lies there too
+__device__ void run(const double* in, double* out, int*, int64 n) {
+  double* shared = reinterpret_cast<double*>(emulator_dynamic_shared());
+  int* flag = reinterpret_cast<int*>(shared + 32);
+  int t = threadIdx.x, lane = t % 32;
+  if (t == 0) *flag = 0;
+#if BUG != 5  // nothing between the flag's first value and its first use
+  __syncthreads();
+#endif
+  if (t < 32) {
+    shared[lane] = in[lane] * 2;
+#if BUG != 4  // published by a lane that does not know whether the others have written
+    __syncwarp();
+#endif
+#if BUG == 1  // neither released
+    if (lane == 31) *reinterpret_cast<volatile int*>(flag) = 1;
+#elif BUG == 3  // never
+#else
+    if (lane == 31) emulator_store_release(flag, 1);
+#endif
+    out[t] = in[t];
+  } else {
+#if BUG == 1  // nor acquired
+    while (*reinterpret_cast<volatile int*>(flag) == 0) emulator_yield();
+#elif BUG == 2  // not awaited
+#else
+    while (emulator_load_acquire(flag) == 0) emulator_yield();
+#endif
+    out[t] = shared[31 - lane] + 1;
+  }
+}
+
 #else  // barriers that not every thread reaches
 __device__ void run(const double* in, double* out, int*, int64 n) {
   int t = threadIdx.x;
