@@ -12,7 +12,7 @@
 //   ticket set    a warp takes one strip at a time, waiting for the rows it needs of the strip before it; FORWARD and
 //                 BACKWARD are then launches of their own. A strip's predecessor has a lower ticket, so a warp only
 //                 ever waits for one that runs already: nothing is assumed about how many blocks are resident.
-#include "strip.cuh"
+#include "sweeps.cuh"
 
 typedef WITH_COST COST;
 constexpr int COLUMNS = WITH_COLUMNS;
@@ -26,75 +26,6 @@ typedef Strip<Arithmetic, COLUMNS, WEAK, TANGENT> TheStrip;
 
 // The host makes room for these.
 static_assert(sizeof(TheStrip::N) == WITH_NODE_BYTES && sizeof(TheStrip::F) == WITH_FLOW_BYTES, "");
-
-// Between strips of an item that different warps do; nothing where one warp does them all (a null pointer).
-struct AwaitRows {
-  const int* progress;
-  __device__ __forceinline__ void operator()(int rows) const {
-    if (progress)
-      while (load_acquire(progress) < rows) pause_while_polling();
-  }
-};
-
-struct PublishRows {
-  int* progress;
-  __device__ __forceinline__ void operator()(int rows) const {
-    if (progress) store_release(progress, rows);
-  }
-};
-
-__device__ __forceinline__ int any_lane(int status) {
-  int all = 0;
-  for (int bit = NOT_A_NUMBER; bit <= LAST_STATUS; bit *= 2)
-    if (__any_sync(FULL_WARP, status & bit)) all |= bit;
-  return all;
-}
-
-// After the last strip: Z of the end cell from the lane that has it. Adds NO_PATH to the status.
-__device__ __forceinline__ void write_value(const Problem& problem, TheStrip& strip) {
-  const int owner = (strip.item.m - 1) % TheStrip::WIDTH / COLUMNS;
-  const TheStrip::N end = from_lane(strip.end, owner);
-  const int cells = strip.item.n + strip.item.m;  // of a path, at most
-  if (Arithmetic::is_zero(end.z)) strip.status |= NO_PATH;
-  if (Arithmetic::masks_matter(end.z, strip.status)) strip.status |= OUT_OF_RANGE;
-  if (problem.value && Arithmetic::is_imprecise(end.z, cells)) strip.status |= OUT_OF_RANGE;
-  // What is out of range is not known to have no path.
-  if (strip.status & OUT_OF_RANGE) strip.status &= ~NO_PATH;
-  if (strip.lane != 0 || strip.status & OUT_OF_RANGE) return;
-  int64 p = strip.item.pair;
-  bool bad = strip.status & NOT_A_NUMBER, none = strip.status & NO_PATH;
-  if (problem.value) {
-    double value = bad ? not_a_number() : none ? infinity<double>() : strip.arithmetic.value(end.z, strip.gamma, cells);
-    static_cast<COST*>(problem.value)[p] = COST(value);
-  }
-#if WITH_ORDER == 2
-  {
-    double value = end.tangent;
-    if (strip.tangent_ratio != 0) value += strip.tangent_ratio * strip.arithmetic.value(end.z, strip.gamma, cells);
-    static_cast<COST*>(problem.tangent_value)[p] = COST(bad ? not_a_number() : none ? 0.0 : value);
-  }
-#endif
-}
-
-#if WITH_ORDER > 0
-// The sums of one strip over its lanes, times grad_value.
-__device__ __forceinline__ void write_sums(const Problem& problem, const TheStrip& strip, const TheStrip::Sums& sums, double scale) {
-  double dummy = warp_sum(sums.dummy), in_gamma;
-  if (TANGENT) {
-    // The derivatives are homogeneous too: cost . H_cost + dummy H_dummy + gamma H_gamma = 0.
-    double weighted = warp_sum(sums.weighted) + (WEAK ? dummy * strip.dummy : 0.0);
-    in_gamma = strip.gamma > 0 ? -weighted / strip.gamma : 0.0;
-  } else {
-    in_gamma = -warp_sum(sums.entropy);
-  }
-  if (strip.lane != 0) return;
-  bool bad = strip.status & NOT_A_NUMBER;
-  int64 place = strip.item.pair * problem.parts + strip.index;
-  if (problem.grad_gamma) problem.grad_gamma[place] = bad ? not_a_number() : in_gamma == 0 ? 0.0 : scale * in_gamma;
-  if (problem.grad_dummy) problem.grad_dummy[place] = bad ? not_a_number() : dummy == 0 ? 0.0 : scale * dummy;
-}
-
-#endif
 
 struct Work {
   int64 pair;
