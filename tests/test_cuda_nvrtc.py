@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from cuda_emulator import cache_directory
 
-from softdtw_kernels.backends import _cuda_host
+from softdtw_kernels.backends import _cuda_features, _cuda_host
+from softdtw_kernels.backends._cuda_features import FeatureVariant
 from softdtw_kernels.backends._cuda_plan import Variant, variants
 from softdtw_kernels.backends.cupy_cuda import COMPILER_OPTIONS
 
@@ -77,8 +79,22 @@ def budget_of(variant: Variant) -> Budget:
     return Budget(168 if variant.order == 1 else 192, 64)
 
 
+def budget_from_features(variant: FeatureVariant) -> Budget:
+    """Blocks of 160 threads: 128 registers are three of them on a multiprocessor, 168 two.
+
+    On Hopper the launch bounds ask for room for four, 96 registers, in float32.
+    """
+    if variant.wide:
+        return Budget(255, 192)
+    return Budget(128 if variant.dtype == torch.float32 else 168, 0)
+
+
 def kernels() -> list[Kernel]:
     found = [Kernel("lattice", v.options, budget_of(v), not v.wide) for v in variants()]
+    found += [
+        Kernel("features", v.options, budget_from_features(v), not v.wide)
+        for v in _cuda_features.variants()
+    ]
     for cost in ("float", "double"):
         define = f"-DWITH_COST={cost}"
         for order in (0, 1):

@@ -27,26 +27,11 @@ typedef Strip<Arithmetic, COLUMNS, WEAK, TANGENT> TheStrip;
 // The host makes room for these.
 static_assert(sizeof(TheStrip::N) == WITH_NODE_BYTES && sizeof(TheStrip::F) == WITH_FLOW_BYTES, "");
 
-struct Work {
-  int64 pair;
-  int strip, end;  // strips [strip, end)
-};
-
 // The next work of this warp; false when there is none.
 __device__ __forceinline__ bool next_work(const Problem& problem, Work& work, int64 warps, int lane) {
-  if (!problem.ticket) {
-    work.pair += warps;
-    work.strip = 0;
-    work.end = int(problem.strips);
-    return work.pair < problem.pairs;
-  }
+  if (!problem.ticket) return work.take_item(problem, work.pair + warps);
   int ticket = lane == 0 ? atomic_add(problem.ticket, 1) : 0;
-  ticket = from_lane(ticket, 0);
-  work.pair = ticket % problem.pairs;
-  work.strip = int(ticket / problem.pairs);
-  if (problem.phases == BACKWARD) work.strip = int(problem.strips) - 1 - work.strip;
-  work.end = work.strip + 1;
-  return ticket < problem.pairs * problem.strips;
+  return work.take_strip(problem, from_lane(ticket, 0));
 }
 
 __device__ __forceinline__ void forward(const Problem& problem, TheStrip& strip, const Work& work) {
@@ -56,23 +41,7 @@ __device__ __forceinline__ void forward(const Problem& problem, TheStrip& strip,
     AwaitRows left{progress && s > 0 ? progress - 1 : nullptr};
     strip.select(s);
     strip.forward(left, PublishRows{progress});
-    if (problem.ticket) {
-      strip.status = any_lane(strip.status);
-      if (strip.lane == 0 && strip.status) atomic_or(problem.status + p, strip.status);
-      // The last strip must know the status of all: each waits for its predecessor to have ended altogether.
-      if (s > 0) left(strip.last_row_of(s - 1) - strip.first_row_of(s - 1) + 1);
-    }
-    if (s + 1 == strip.strips) {
-      strip.status = any_lane(strip.status);
-      if (problem.ticket) strip.status |= load_acquire(problem.status + p);
-      write_value(problem, strip);
-      if (strip.lane == 0) {
-        if (problem.ticket) atomic_or(problem.status + p, strip.status);
-        else if (!WIDE) problem.status[p] = strip.status;
-      }
-    }
-    __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
-    if (strip.lane == LANES - 1) PublishRows{progress}(strip.last - strip.first + 1);
+    finish_forward<WIDE>(problem, strip, left, progress);
   }
 }
 

@@ -70,3 +70,47 @@ __device__ __forceinline__ void write_sums(const Problem& problem, const S& stri
   if (problem.grad_gamma) problem.grad_gamma[place] = bad ? not_a_number() : in_gamma == 0 ? 0.0 : scale * in_gamma;
   if (problem.grad_dummy) problem.grad_dummy[place] = bad ? not_a_number() : dummy == 0 ? 0.0 : scale * dummy;
 }
+
+// After the forward sweep of a strip, by the warp that did it. `left` waits for the strip before.
+template <bool WIDE, class S>
+__device__ __forceinline__ void finish_forward(const Problem& problem, S& strip, AwaitRows left, int* progress) {
+  const int64 p = strip.item.pair;
+  const int s = strip.index;
+  if (problem.ticket) {
+    strip.status = any_lane(strip.status);
+    if (strip.lane == 0 && strip.status) atomic_or(problem.status + p, strip.status);
+    // The last strip must know the status of all: each waits for its predecessor to have ended altogether.
+    if (s > 0) left(strip.last_row_of(s - 1) - strip.first_row_of(s - 1) + 1);
+  }
+  if (s + 1 == strip.strips) {
+    strip.status = any_lane(strip.status);
+    if (problem.ticket) strip.status |= load_acquire(problem.status + p);
+    write_value(problem, strip);
+    if (strip.lane == 0) {
+      if (problem.ticket) atomic_or(problem.status + p, strip.status);
+      else if (!WIDE) problem.status[p] = strip.status;
+    }
+  }
+  __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
+  if (strip.lane == LANES - 1) PublishRows{progress}(strip.last - strip.first + 1);
+}
+
+// What a warp, or a block, does next: strips [strip, end) of an item. False when there is nothing left.
+struct Work {
+  int64 pair;
+  int strip, end;
+
+  __device__ __forceinline__ bool take_item(const Problem& problem, int64 item) {
+    pair = item;
+    strip = 0;
+    end = int(problem.strips);
+    return pair < problem.pairs;
+  }
+  __device__ __forceinline__ bool take_strip(const Problem& problem, int ticket) {
+    pair = ticket % problem.pairs;
+    strip = int(ticket / problem.pairs);
+    if (problem.phases == BACKWARD) strip = int(problem.strips) - 1 - strip;
+    end = strip + 1;
+    return ticket < problem.pairs * problem.strips;
+  }
+};
