@@ -41,8 +41,6 @@ WIDE_TILE_STEPS = 256
 BLOCKS_ON_MULTIPROCESSOR = 4
 TICKET_BYTES = 16
 
-KINDS = ("sqeuclidean", "negative_dot")
-
 
 @dataclass(frozen=True)
 class FeatureVariant:
@@ -158,8 +156,7 @@ def pack_strides(prefix: str, x: Tensor) -> dict[str, Argument]:
     length = PACK_BYTES // x.element_size()
     given = (0,) * (5 - x.dim()) + x.stride()[:-1]
     return {
-        f"{prefix}_{name}": s // length
-        for name, s in zip(host.STRIDES[:-1], given, strict=True)
+        f"{prefix}_{name}": s // length for name, s in zip(host.STRIDES[:-1], given, strict=True)
     }
 
 
@@ -172,7 +169,7 @@ class Problem(NamedTuple):
     x_lengths: Tensor | None
     y_lengths: Tensor | None
     bandwidth: int | None
-    kind: str  # of KINDS
+    kind: str  # of ops.FUSED_COSTS
 
 
 def run(
