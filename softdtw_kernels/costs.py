@@ -126,19 +126,25 @@ def _checked_result(result: Any, shape: tuple[int, ...]) -> Tensor:
     return result.float() if result.dtype in (torch.float16, torch.bfloat16) else result
 
 
-def _dot_cost(x: Tensor, y: Tensor, cost: str, pairwise: bool) -> Tensor:
+def dot_features(x: Tensor, y: Tensor, cost: str) -> tuple[Tensor, Tensor]:
+    """Features whose negative dot product is the cost: "negative_dot", or a kind of cosine."""
     if cost != "negative_dot":
         x, y = _unit(x), _unit(y)
+    if cost == "cosine":  # 1 - cos in the same product: one more feature
+        x, y = pad(x, (0, 1), value=1.0), pad(y, (0, 1), value=-1.0)
+    return x, y
+
+
+def _dot_cost(x: Tensor, y: Tensor, cost: str, pairwise: bool) -> Tensor:
+    x, y = dot_features(x, y, cost)
     y = -y
-    if cost == "cosine":  # 1 - cos in the same product: one more feature, which is 1 on both sides
-        x, y = pad(x, (0, 1), value=1.0), pad(y, (0, 1), value=1.0)
     if not pairwise:
         if x.shape[:-2] != y.shape[:-2]:
             batch = broadcast_batch(x, y)
             x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
-        return choose(_Product, _ProductTwin, (x, y))
-    product = choose(_Product, _ProductTwin, (x.flatten(0, 1), y.flatten(0, 1)))
-    return product.view(*x.shape[:2], *y.shape[:2]).transpose(1, 2)
+        return product(x, y)
+    all_pairs = product(x.flatten(0, 1), y.flatten(0, 1))
+    return all_pairs.view(*x.shape[:2], *y.shape[:2]).transpose(1, 2)
 
 
 class _UnitTwin(BatchedFunction):
@@ -215,6 +221,11 @@ class _Product(EagerFunction, _ProductTwin):
         x, y = saved
         a, b = zeros_if_none(tangents[0], x), zeros_if_none(tangents[1], y)
         return _full_precision_product(a, y.mT) + _full_precision_product(x, b.mT)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T of equal leading dimensions, differentiable."""
+    return choose(_Product, _ProductTwin, (x, y))
 
 
 def _full_precision_product(a: Tensor, b: Tensor) -> Tensor:
@@ -305,6 +316,13 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     differentiable.
     """
     return choose(_SquaredDistances, _SquaredDistancesTwin, (x, y))
+
+
+def squared_distances_vjp(
+    x: Tensor, y: Tensor, g: Tensor, with_x: bool, with_y: bool
+) -> tuple[Tensor, Tensor]:
+    """`ops.squared_distances_vjp`, differentiable; not for torch.compile."""
+    return _SquaredDistancesVjp.apply(x, y, g, with_x, with_y)
 
 
 def _bilinear(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:

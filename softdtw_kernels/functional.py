@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import autograd, backends
+from . import autograd, backends, fused
 from .backends import reference
 from .checks import (
     Lengths,
@@ -57,7 +57,26 @@ def problem_from_cost(
     )
 
 
-def problem_from_features(
+class Sequences(NamedTuple):
+    """Checked sequences of the dtype to compute in, their padding overwritten."""
+
+    backend: str
+    batch: tuple[int, ...]
+    x: Tensor
+    y: Tensor
+    x_lengths: Tensor | None  # of the sequences' own shapes, which broadcast
+    y_lengths: Tensor | None
+
+    def problem(self, cost: Cost, pairwise: bool) -> Problem:
+        costs = from_features(self.x, self.y, cost, pairwise, self.backend)
+        own_x = self.x_lengths
+        if pairwise and own_x is not None:
+            own_x = own_x[..., None]
+        limits = _expand(own_x, self.batch), _expand(self.y_lengths, self.batch)
+        return Problem(self.backend, costs, *limits)
+
+
+def sequences(
     x: Tensor,
     y: Tensor,
     cost: Cost,
@@ -65,7 +84,7 @@ def problem_from_features(
     y_lengths: Lengths,
     pairwise: bool,
     backend: str | None,
-) -> Problem:
+) -> Sequences:
     check_features(x, y, pairwise)
     check_cost_name(cost)
     name = backends.select(backend, x)
@@ -75,10 +94,20 @@ def problem_from_features(
     own_y = check_lengths(y_lengths, "y_lengths", of_y, y.device)
     x, y = computing_dtype(x, y)
     x, y = repeat_first_beyond(x, own_x), repeat_first_beyond(y, own_y)
-    costs = from_features(x, y, cost, pairwise, name)
-    if pairwise and own_x is not None:
-        own_x = own_x[..., None]
-    return Problem(name, costs, _expand(own_x, batch), _expand(own_y, batch))
+    return Sequences(name, batch, x, y, own_x, own_y)
+
+
+def problem_from_features(
+    x: Tensor,
+    y: Tensor,
+    cost: Cost,
+    x_lengths: Lengths,
+    y_lengths: Lengths,
+    pairwise: bool,
+    backend: str | None,
+) -> Problem:
+    checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
+    return checked.problem(cost, pairwise)
 
 
 def _expand(lengths: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
@@ -139,7 +168,9 @@ def soft_dtw(
             gamma and lengths in CUDA tensors are not read; out of range they give NaN.
 
     Costs O(N M (D + 1)) time a pair, O(N M w / max(N, M)) with a narrow band; one cost matrix of
-    memory forward, one more backward. Differentiable twice, in forward mode too.
+    memory forward, one more backward. On CUDA neither is stored for the first derivatives, unless
+    cost is "euclidean" or a function, for all pairs, or where N or M is below 32. Differentiable
+    twice, in forward mode too.
 
     >>> import torch
     >>> x = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
@@ -157,8 +188,8 @@ def soft_dtw(
     """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
-    problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    return reduce(_plain_value(problem, gamma, bandwidth), reduction)
+    checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
+    return reduce(_value_of_sequences(checked, gamma, cost, bandwidth, pairwise), reduction)
 
 
 def soft_dtw_from_cost(
@@ -204,6 +235,18 @@ def soft_dtw_from_cost(
     bandwidth = check_bandwidth(bandwidth)
     problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
     return reduce(_plain_value(problem, gamma, bandwidth), reduction)
+
+
+def _value_of_sequences(
+    checked: Sequences, gamma: Number, cost: Cost, bandwidth: int | None, pairwise: bool
+) -> Tensor:
+    name, batch, x, y, x_lengths, y_lengths = checked
+    if not fused.applies(name, x, y, cost, pairwise):
+        return _plain_value(checked.problem(cost, pairwise), gamma, bandwidth)
+    assert isinstance(cost, str)
+    limits = _expand(x_lengths, batch), _expand(y_lengths, batch)
+    gamma = batch_parameter(gamma, "gamma", batch, x.device)
+    return fused.value(x, y, gamma, *limits, bandwidth, cost)
 
 
 def _plain_value(problem: Problem, gamma: Number, bandwidth: int | None) -> Tensor:
@@ -376,8 +419,8 @@ def soft_dtw_divergence(
     """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
-    problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    between = _plain_value(problem, gamma, bandwidth)
+    checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
+    between = _value_of_sequences(checked, gamma, cost, bandwidth, pairwise)
     x, y = computing_dtype(x, y)
 
     def to_itself(z: Tensor, lengths: Lengths) -> Tensor:
@@ -385,8 +428,8 @@ def soft_dtw_divergence(
             lengths = torch.as_tensor(lengths, device=z.device)
             batch = torch.broadcast_shapes(z.shape[:-2], lengths.shape)
             z = z.expand(*batch, *z.shape[-2:])
-        problem = problem_from_features(z, z, cost, lengths, lengths, False, backend)
-        return _plain_value(problem, gamma, bandwidth)
+        checked = sequences(z, z, cost, lengths, lengths, False, backend)
+        return _value_of_sequences(checked, gamma, cost, bandwidth, False)
 
     of_x, of_y = to_itself(x, x_lengths), to_itself(y, y_lengths)
     if pairwise:

@@ -22,6 +22,12 @@ allowed):
     squared_distances_vjp(x, y, g (*, N, M), with_x, with_y) -> grad_x, grad_y
         x and y broadcast here, and their gradients have their own shapes (without any feature
         where a gradient is not wanted)
+    fused_value(x (*, N, D), y (*, M, D), gamma (*), x_lengths (*)?, y_lengths (*)?, bandwidth?,
+                kind) -> value (*)
+    fused_gradient(.., grad_value (*), with_x, with_y, with_gamma)
+        -> grad_x (*, N, D), grad_y (*, M, D), grad_gamma (*)
+        of the costs "sqeuclidean" or "negative_dot" of x and y, which CUDA never stores; elsewhere
+        they are compositions of the operators above; again no feature where no gradient is wanted
 
 The cost is float32 or float64 of any strides and is never copied here, unless it has more than two
 leading dimensions (those of vmap, say) that cannot be viewed as two: backends see at most two.
@@ -53,6 +59,11 @@ _SMOOTHED = (
 )
 _GRADIENT = "Tensor grad_value, bool with_parameters) -> (Tensor, Tensor, Tensor)"
 
+_FEATURES = (
+    "Tensor x, Tensor y, Tensor gamma, Tensor? x_lengths, Tensor? y_lengths, SymInt? bandwidth, "
+    "str kind"
+)
+
 _SCHEMAS = {
     "value": f"({_PROBLEM}) -> Tensor",
     "gradient": f"({_PROBLEM}, {_GRADIENT}",
@@ -65,7 +76,11 @@ _SCHEMAS = {
     "squared_distances": "(Tensor x, Tensor y) -> Tensor",
     "squared_distances_vjp": "(Tensor x, Tensor y, Tensor g, bool with_x, bool with_y) "
     "-> (Tensor, Tensor)",
+    "fused_value": f"({_FEATURES}) -> Tensor",
+    "fused_gradient": f"({_FEATURES}, Tensor grad_value, bool with_x, bool with_y, "
+    "bool with_gamma) -> (Tensor, Tensor, Tensor)",
 }
+FUSED_COSTS = ("sqeuclidean", "negative_dot")
 
 
 def _check_problem(cost: Tensor, *others: Any) -> None:
@@ -115,6 +130,38 @@ def _dispatch_features(name: str, backend: str) -> Callable[..., Any]:
     return run
 
 
+def _check_features(x: Tensor, y: Tensor, *others: Any) -> None:
+    """As `_check_problem`, of features with equal leading dimensions."""
+    if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
+        raise TypeError(
+            f"the operators take features of float32 or float64, got {x.dtype} and {y.dtype}"
+        )
+    if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
+        raise ValueError(
+            "the fused operators take x (*, N, D) and y (*, M, D) of equal leading dimensions, "
+            f"got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    for other in others:
+        if isinstance(other, str) and other not in FUSED_COSTS:
+            raise ValueError(f"kind must be one of {FUSED_COSTS}, got {other!r}")
+        if isinstance(other, Tensor) and other.shape != x.shape[:-2]:
+            raise ValueError(
+                f"the operators take tensors expanded to the leading dimensions "
+                f"{tuple(x.shape[:-2])} of the features, got {tuple(other.shape)}"
+            )
+    devices = {t.device for t in (x, y, *others) if isinstance(t, Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"all tensors of a call must be on one device, got {devices}")
+
+
+def _dispatch_fused(name: str, backend: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        _check_features(*args)
+        return getattr(backends.load(backend), name)(*args)
+
+    return run
+
+
 def _like_cost(cost: Tensor) -> Tensor:
     return torch.empty_like(cost) if cost.dim() <= 4 else cost.new_empty(cost.shape)
 
@@ -156,6 +203,14 @@ def _fake_squared_distances_vjp(
     )
 
 
+def _fake_fused_value(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape[:-2])
+
+
+def _fake_fused_gradient(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return *_fake_squared_distances_vjp(x, y, x, *others[-3:-1]), _fake_item(x)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "value": _fake_value,
     "gradient": _fake_gradient,
@@ -166,6 +221,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "smoothed_gradient": _fake_gradient,
     "squared_distances": _fake_squared_distances,
     "squared_distances_vjp": _fake_squared_distances_vjp,
+    "fused_value": _fake_fused_value,
+    "fused_gradient": _fake_fused_gradient,
 }
 
 _library = torch.library.Library("softdtw_kernels", "DEF")
@@ -177,6 +234,10 @@ for _name, _schema in _SCHEMAS.items():
         # Elsewhere matrix products in float64, for which torch is the right kernel.
         _library.impl(_name, _dispatch_features(_name, "cpu_features"), "CPU")
         _library.impl(_name, _dispatch_features(_name, "features"), "CompositeExplicitAutograd")
+        continue
+    if _name.startswith("fused"):
+        _library.impl(_name, _dispatch_fused(_name, "cuda"), "CUDA")
+        _library.impl(_name, _dispatch_fused(_name, "features"), "CompositeExplicitAutograd")
         continue
     _kernel = _dispatch_features if _name == "squared_distances" else _dispatch
     _library.impl(_name, _kernel(_name, "numba"), "CPU")
@@ -192,3 +253,5 @@ smoothed_value = _namespace.smoothed_value.default
 smoothed_gradient = _namespace.smoothed_gradient.default
 squared_distances = _namespace.squared_distances.default
 squared_distances_vjp = _namespace.squared_distances_vjp.default
+fused_value = _namespace.fused_value.default
+fused_gradient = _namespace.fused_gradient.default

@@ -215,7 +215,7 @@ MISTAKES = {
     ),
     "flags not reset": ("lattice.cu", ("work.flags.rows[k] = 0", "work.flags.rows[k] += 0")),
     "rows not awaited": (
-        "lattice.cu",
+        "sweeps.cuh",
         ("while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();", ""),
     ),
     "the border overwritten while others read it": (

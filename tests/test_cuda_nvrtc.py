@@ -22,7 +22,8 @@ import pytest
 import torch
 from cuda_emulator import cache_directory
 
-from softdtw_kernels.backends import _cuda_host, _cuda_tiny
+from softdtw_kernels.backends import _cuda_features, _cuda_host, _cuda_tiny
+from softdtw_kernels.backends._cuda_features import FeatureVariant
 from softdtw_kernels.backends._cuda_plan import (
     LARGEST_TEAM,
     Shape,
@@ -117,8 +118,23 @@ def tiny_kernels() -> list[Kernel]:
     return list(found.values())
 
 
+def budget_from_features(variant: FeatureVariant) -> Budget:
+    """Blocks of 160 threads: 128 registers are three of them on a multiprocessor, 168 two.
+
+    On Hopper the launch bounds ask for room for four, 96 registers, in float32, for which two words
+    of stack are a fair price.
+    """
+    if variant.wide:
+        return Budget(255, 192)
+    return Budget(128, 8) if variant.dtype == torch.float32 else Budget(168, 0)
+
+
 def kernels() -> list[Kernel]:
     found = [Kernel("lattice", v.options, budget_of(v), not v.wide) for v in variants()]
+    found += [
+        Kernel("features", v.options, budget_from_features(v), not v.wide)
+        for v in _cuda_features.variants()
+    ]
     found += tiny_kernels()
     for cost in ("float", "double"):
         define = f"-DWITH_COST={cost}"

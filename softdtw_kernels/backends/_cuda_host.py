@@ -206,7 +206,10 @@ DOUBLES = {"gamma_number", "dummy_number", "origin_count"}
 
 def arguments(header: str, macro: str, fields: dict[str, Argument]) -> list[Argument]:
     """The fields in the kernel's order; null and 0 where nothing is given."""
-    names = field_names(header, macro)
+    return in_order(field_names(header, macro), fields)
+
+
+def in_order(names: Sequence[str], fields: dict[str, Argument]) -> list[Argument]:
     unknown = fields.keys() - set(names)
     assert not unknown, f"the kernel has no parameters {unknown}"
     values: list[Argument] = []

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cuda_host, _cuda_tiny
+from . import _cuda_features, _cuda_host, _cuda_tiny
 from ._cuda_host import SOURCES
 from ._cuda_plan import SHARED_BYTES, Argument
 
@@ -246,6 +246,36 @@ def smoothed_gradient(
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return _cuda_host.squared_distances(launcher_for(x), x, y)
+
+
+def fused_value(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    kind: str,
+) -> Tensor:
+    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
+    return _cuda_features.value(launcher_for(x), problem)
+
+
+def fused_gradient(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    kind: str,
+    grad_value: Tensor,
+    with_x: bool,
+    with_y: bool,
+    with_gamma: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
+    return _cuda_features.gradient(launcher_for(x), problem, grad_value, with_x, with_y, with_gamma)
 
 
 def path(

@@ -1,4 +1,5 @@
-"""Squared distances and their gradient in plain torch, blocked, on any device.
+"""Squared distances and their gradient in plain torch, blocked, on any device; and soft-DTW from
+features where no kernel fuses it, through the cost matrix.
 
 Requirements: torch only. Differences, never |x|^2 + |y|^2 - 2 x.y, which cancels where y is near x
 or both are far from the origin; their gradient is a bilinear form taken in float64, where the same
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .. import ops
 
 BLOCK = 1 << 24  # cells converted to float64 at a time
 
@@ -45,3 +48,48 @@ def squared_distances_vjp(
             part = 2 * (wide_y * g_block.sum(-2)[..., None] - g_block.mT @ x_block)
             grad_y += part.sum_to_size(grad_y.shape)
     return grad_x.to(x.dtype).contiguous(), grad_y.to(y.dtype).contiguous()
+
+
+def fused_value(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    kind: str,
+) -> Tensor:
+    return ops.value(_cost(x, y, kind), gamma, None, x_lengths, y_lengths, bandwidth)
+
+
+def fused_gradient(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    kind: str,
+    grad_value: Tensor,
+    with_x: bool,
+    with_y: bool,
+    with_gamma: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = _cost(x, y, kind), gamma, None, x_lengths, y_lengths, bandwidth
+    by_cost, by_gamma, _ = ops.gradient(*problem, grad_value, with_gamma)
+    if kind == "sqeuclidean":
+        return *ops.squared_distances_vjp(x, y, by_cost, with_x, with_y), by_gamma
+    minus = -by_cost.double()
+    by_x = minus @ y.double() if with_x else x[..., :0]
+    by_y = minus.mT @ x.double() if with_y else y[..., :0]
+    return _result(by_x, x), _result(by_y, y), by_gamma
+
+
+def _cost(x: Tensor, y: Tensor, kind: str) -> Tensor:
+    if kind == "sqeuclidean":
+        return ops.squared_distances(x, y)
+    return (x.double() @ -y.double().mT).to(x.dtype)
+
+
+def _result(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.to(x.dtype).clone(memory_format=torch.contiguous_format)

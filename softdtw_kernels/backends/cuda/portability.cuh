@@ -23,6 +23,7 @@ inline void pause_while_polling() { emulator_yield(); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline int atomic_add(int* address, int value) { return emulator_atomic_add(address, value); }
 inline void atomic_or(int* address, int value) { emulator_atomic_or(address, value); }
+inline void meet() { emulator_syncthreads(); }
 
 #else
 
@@ -56,6 +57,10 @@ __device__ __forceinline__ void pause_while_polling() { __nanosleep(32); }
 __device__ __forceinline__ float reciprocal(float x) { return __frcp_rn(x); }
 __device__ __forceinline__ int atomic_add(int* address, int value) { return atomicAdd(address, value); }
 __device__ __forceinline__ void atomic_or(int* address, int value) { atomicOr(address, value); }
+
+// A barrier of the whole block at which warps may arrive from different places of the program: __syncthreads promises
+// this only for one and the same place.
+__device__ __forceinline__ void meet() { asm volatile("barrier.sync 0;" ::: "memory"); }
 
 #endif
 

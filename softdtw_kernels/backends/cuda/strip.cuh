@@ -40,26 +40,50 @@ union Border {  // one row of it
   F flow;
 };
 
-template <class A, int C, bool WEAK, bool TANGENT>
+// The cells of a cost matrix of any strides: where their costs come from and where their results, E or F, go.
+template <typename Cost, bool WEAK>
+struct MatrixCells {
+  static constexpr bool TAKE_ALL = false;  // of the lattice; else those inside the band
+  const Problem& problem;
+  const Cost* cost;
+  Cost* out;
+
+  __device__ __forceinline__ MatrixCells(const Problem& problem, int64 pair)
+      : problem(problem), cost(static_cast<const Cost*>(problem.cost) + problem.cost_offset(pair)) {}
+  __device__ __forceinline__ void select(int, int) {}
+  __device__ __forceinline__ void start_results(int64 pair) {
+    out = static_cast<Cost*>(problem.grad_cost) + problem.dense_offset(pair);
+  }
+  __device__ __forceinline__ Cost load(int row, int column) const {
+    return cost[int64(WEAK ? row / 2 : row) * problem.stride_row + int64(WEAK ? column / 2 : column) * problem.stride_column];
+  }
+  __device__ __forceinline__ void store(int row, int column, Cost result) const {
+    out[int64(WEAK ? row / 2 : row) * problem.dense_row + int64(WEAK ? column / 2 : column) * problem.dense_column] = result;
+  }
+};
+
+template <class A, int C, bool WEAK, bool TANGENT, class Cells = MatrixCells<typename A::Cost, WEAK>>
 struct Strip {
+  using Arithmetic = A;
   using Real = typename A::Real;
   using Cost = typename A::Cost;
   using N = Node<typename A::Number, TANGENT>;
   using F = Flow<Real, TANGENT>;
-  static constexpr int WIDTH = LANES * C;
+  static constexpr int COLUMNS = C, WIDTH = LANES * C;
+  static constexpr bool HAS_DUMMIES = WEAK, HAS_TANGENT = TANGENT;
   static constexpr int PARTS = TANGENT ? 6 : 3;  // p, and p'
   static constexpr int ORDERS = TANGENT ? 2 : 1;
 
   const Problem& problem;
   const Item<WEAK>& item;
   A arithmetic;
+  Cells cells;
   int lane, index, strips;  // of the item, not of the batch
   int first, last, steps;   // rows [first, last)
   int begin;                // first column of the lane
   int top_lane;             // the last lane with a column inside the lattice
   double gamma, dummy, tangent_ratio, tangent_dummy;
   typename A::Weight dummy_weight;
-  const Cost* cost;
   const Cost* tangent_cost;
   Border<N, F>* border;  // of the item
   N* checkpoint;
@@ -76,10 +100,12 @@ struct Strip {
   };
 
   __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, int warp_in_block, int64 tile_slot)
-      : problem(problem), item(item), lane(threadIdx.x % LANES), status(item.status), end(nothing()) {
+      : Strip(problem, item, slot, tile_of(problem, warp_in_block, tile_slot), Cells(problem, item.pair)) {}
+
+  __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, Real* tile, const Cells& cells)
+      : problem(problem), item(item), cells(cells), lane(threadIdx.x % LANES), tile(tile), status(item.status), end(nothing()) {
     gamma = problem.gamma_of(item.pair);
     status |= arithmetic.start(gamma);
-    cost = static_cast<const Cost*>(problem.cost) + problem.cost_offset(item.pair);
     tangent_cost = TANGENT ? static_cast<const Cost*>(problem.tangent_cost) + problem.dense_offset(item.pair) : nullptr;
     // A direction in gamma is worth a direction in the costs: the value is homogeneous in (cost, dummy, gamma).
     tangent_ratio = TANGENT && problem.tangent_gamma && gamma > 0 ? problem.tangent_gamma[item.pair] / gamma : 0.0;
@@ -93,9 +119,12 @@ struct Strip {
     int64 tiles = (problem.span + LANES - 1 + problem.tile_steps - 1) / problem.tile_steps;
     border = static_cast<Border<N, F>*>(problem.borders) + slot * problem.kept_borders * (problem.span + 1);
     checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * tiles * ((C + 1) * LANES);
+  }
+
+  static __device__ __forceinline__ Real* tile_of(const Problem& problem, int warp_in_block, int64 tile_slot) {
     int64 tile_size = problem.tile_steps * (C * PARTS * LANES);
     DYNAMIC_SHARED(shared);
-    tile = problem.tiles ? static_cast<Real*>(problem.tiles) + tile_slot * tile_size
+    return problem.tiles ? static_cast<Real*>(problem.tiles) + tile_slot * tile_size
                          : reinterpret_cast<Real*>(shared) + warp_in_block * tile_size;
   }
 
@@ -110,6 +139,7 @@ struct Strip {
     begin = strip * WIDTH + lane * C;
     top_lane = (columns + C - 1) / C - 1;
     steps = last - first + top_lane;
+    cells.select(first, strip * WIDTH);
   }
 
   static __device__ __forceinline__ N nothing() {
@@ -123,12 +153,11 @@ struct Strip {
   // The costs of the lane's cells of one row; +inf outside the lattice and the band, and where a weak lattice has a dummy.
   __device__ __forceinline__ void load_costs(int row, Cost (&out)[C]) const {
     bool inside = first <= row && row < last && (!WEAK || row % 2 == 1);
-    int64 offset = int64(WEAK ? row / 2 : row) * problem.stride_row;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       int column = begin + c;
       bool wanted = inside && column < item.m && item.in_band(row, column) && (!WEAK || column % 2 == 1);
-      out[c] = wanted ? cost[offset + int64(WEAK ? column / 2 : column) * problem.stride_column] : infinity<Cost>();
+      out[c] = wanted ? cells.load(row, column) : infinity<Cost>();
     }
   }
 
@@ -203,12 +232,9 @@ struct Strip {
     state.diagonal = left;
   }
 
-  __device__ __forceinline__ int64 place(int row, int column) const {
-    return (WEAK ? row / 2 : row) * problem.dense_row + (WEAK ? column / 2 : column) * problem.dense_column;
-  }
-
   __device__ __forceinline__ double tangent_of(int row, int column, Cost cost_here) const {
-    return double(tangent_cost[place(row, column)]) - tangent_ratio * double(cost_here);
+    int64 place = (WEAK ? row / 2 : row) * problem.dense_row + (WEAK ? column / 2 : column) * problem.dense_column;
+    return double(tangent_cost[place]) - tangent_ratio * double(cost_here);
   }
 
   // Probabilities lie lane by lane: each lane reads only what it wrote, without bank conflicts.
@@ -225,12 +251,24 @@ struct Strip {
   template <class Await, class Publish>
   __device__ __forceinline__ void forward(Await await, Publish publish) {
     State state;
-    const int chunk = int(problem.chunk);
+    enter_forward(state, await);
+    forward_steps(state, 0, steps, await, publish);
+    leave_forward(state);
+  }
+
+  template <class Await>
+  __device__ __forceinline__ void enter_forward(State& state, Await& await) {
     if (index > 0 && first > 0) await(first - first_row_of(index - 1));
     start_forward(state);
+  }
+
+  // Steps [from, to). No cost beyond them is loaded, as it may not be there yet.
+  template <class Await, class Publish>
+  __device__ __forceinline__ void forward_steps(State& state, int from, int to, Await& await, Publish publish) {
+    const int chunk = int(problem.chunk);
     Cost costs[C], next[C];
-    load_costs(first - lane, costs);
-    for (int step = 0; step < steps; ++step) {
+    load_costs(first + from - lane, costs);
+    for (int step = from; step < to; ++step) {
       if (step % chunk == 0 && index > 0) {
         await(min(first + step + chunk, last_row_of(index - 1)) - first_row_of(index - 1));
         // Lane l has the row of step l of these 32; a chunk of the lanes comes anew.
@@ -243,7 +281,7 @@ struct Strip {
         for (int c = 0; c < C; ++c) place[c * LANES] = state.above[c];
         place[C * LANES] = state.diagonal;
       }
-      load_costs(first + step + 1 - lane, next);  // in flight during the step
+      load_costs(step + 1 < to ? first + step + 1 - lane : -1, next);  // in flight during the step
       forward_step(state, step, costs, -1);
       int row = first + step - lane;
       if (lane == LANES - 1 && row >= first && index + 1 < strips) {
@@ -253,6 +291,9 @@ struct Strip {
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
     }
+  }
+
+  __device__ __forceinline__ void leave_forward(const State& state) {
     status |= arithmetic.final_status(item.n + item.m);
 #pragma unroll
     for (int c = 0; c < C; ++c)
@@ -286,11 +327,12 @@ struct Strip {
         int coming = step / LANES * LANES + lane;  // beyond this tile there are visits where the border was
         state.border_rows = coming < tile_end ? load_border(first + coming) : nothing();
       }
-      load_costs(first + step + 1 - lane, next);
+      load_costs(step + 1 < tile_end ? first + step + 1 - lane : -1, next);
       forward_step(state, step, costs, step - tile_begin);
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
     }
+    __syncwarp();  // lane 0 is about to overwrite the border that the others have read
   }
 
   // What the first column of the strip on the right sends to lane 31's last column, a chunk of rows at a time.
@@ -306,88 +348,106 @@ struct Strip {
     if (lane == LANES - 1) entering = from_right;
   }
 
+  // What a lane carries from step to step of a backward sweep.
+  struct Visits {
+    Real below[ORDERS][C] = {};  // what the row below sends to each column
+    Real pending[ORDERS] = {};   // and the column on the right, diagonally
+    F leaving = {}, rows_of_flow = {};
+  };
+
   // Writes `scale` times the result, E or F, of every cell of the strip and returns the lane's sums.
   template <class Await, class Publish>
   __device__ __forceinline__ Sums backward(Cost scale, bool with_entropy, Await await, Publish publish) {
     Sums sums;
-    Real below[ORDERS][C] = {};   // what the row below sends to each column
-    Real pending[ORDERS] = {};    // and the column on the right, diagonally
-    F leaving = {}, rows_of_flow = {};
-    const bool has_right = index + 1 < strips;
+    Visits visits;
+    enter_backward(visits, await);
     const int tile_steps = int(problem.tile_steps);
-    Cost* out = static_cast<Cost*>(problem.grad_cost) + problem.dense_offset(item.pair);
-    if (has_right) {
-      await(last_row_of(index + 1) - last);
-      F corner = load_flow(last);
-      for (int k = 0; k < ORDERS; ++k) pending[k] = lane == LANES - 1 ? corner.diagonal[k] : Real(0);
-    }
     for (int tile_index = (steps - 1) / tile_steps; tile_index >= 0; --tile_index) {
       const int tile_begin = tile_index * tile_steps, tile_end = min(steps, tile_begin + tile_steps);
       recompute(tile_index, tile_begin, tile_end);
-      __syncwarp();  // lane 0 is about to overwrite the border that the others have read
-      for (int step = tile_end - 1; step >= tile_begin; --step) {
-        F entering = from_lane_above(leaving);
-        if (lane == LANES - 1) entering = F{};
-        if (has_right) enter_from_right(step, rows_of_flow, entering, await);
-        leaving = F{};
-        int row = first + step - lane;
-        if (row < first || row >= last) continue;
-        Cost costs[C];
-        if (TANGENT) load_costs(row, costs);
-        Real from_right[ORDERS], diagonally[ORDERS];
-#pragma unroll
-        for (int k = 0; k < ORDERS; ++k) {
-          below[k][C - 1] += pending[k];
-          pending[k] = entering.diagonal[k];
-          from_right[k] = entering.left[k];
-          diagonally[k] = 0;
-        }
-#pragma unroll
-        for (int c = C - 1; c >= 0; --c) {
-          const int column = begin + c;
-          Real p[PARTS], visits[ORDERS];
-#pragma unroll
-          for (int part = 0; part < PARTS; ++part) p[part] = tile_at(step - tile_begin, c, part);
-#pragma unroll
-          for (int k = 0; k < ORDERS; ++k) visits[k] = below[k][c] + from_right[k];
-          if (row == item.n - 1 && column == item.m - 1 && !(status & NO_PATH)) visits[0] += Real(1);
-          // From here on `below` is what this row sends to the row above.
-#pragma unroll
-          for (int k = 0; k < ORDERS; ++k) {
-            Real up = visits[k] * p[1];
-            from_right[k] = visits[k] * p[2];
-            Real over = visits[k] * p[0];
-            if (k == 1) {
-              up += visits[0] * p[PARTS - 2];
-              from_right[k] += visits[0] * p[PARTS - 1];
-              over += visits[0] * p[PARTS - 3];
-            }
-            below[k][c] = up + diagonally[k];
-            diagonally[k] = over;
-          }
-          if (column >= item.m) continue;
-          const Real result = visits[ORDERS - 1];
-          if (is_dummy(row, column)) {
-            sums.dummy += double(result);
-          } else if (item.in_band(row, column)) {
-            Cost scaled = result == Real(0) ? Cost(0) : scale * Cost(result);
-            out[place(row, column)] = status & NOT_A_NUMBER ? Cost(not_a_number()) : scaled;
-            if (TANGENT && result != Real(0)) sums.weighted += double(result) * double(costs[c]);
-          }
-          if (!TANGENT && with_entropy) sums.entropy += double(visits[0] * entropy(p));
-        }
-#pragma unroll
-        for (int k = 0; k < ORDERS; ++k) {
-          leaving.left[k] = from_right[k];
-          leaving.diagonal[k] = diagonally[k];
-        }
-        if (lane == 0 && index > 0) {
-          if (row <= last_row_of(index - 1)) border_at(index - 1, row).flow = leaving;
-          if ((last - row) % int(problem.chunk) == 0) publish(last - row);
-        }
-      }
+      backward_steps(visits, sums, tile_begin, tile_end, scale, with_entropy, await, publish);
     }
     return sums;
+  }
+
+  template <class Await>
+  __device__ __forceinline__ void enter_backward(Visits& carried, Await& await) {
+    cells.start_results(item.pair);
+    if (index + 1 == strips) return;
+    await(last_row_of(index + 1) - last);
+    F corner = load_flow(last);
+    for (int k = 0; k < ORDERS; ++k) carried.pending[k] = lane == LANES - 1 ? corner.diagonal[k] : Real(0);
+  }
+
+  // The steps of one tile, from the last to the first.
+  template <class Await, class Publish>
+  __device__ __forceinline__ void backward_steps(Visits& carried, Sums& sums, int tile_begin, int tile_end, Cost scale,
+                                                 bool with_entropy, Await& await, Publish publish) {
+    auto& below = carried.below;
+    auto& pending = carried.pending;
+    F& leaving = carried.leaving;
+    const bool has_right = index + 1 < strips;
+    for (int step = tile_end - 1; step >= tile_begin; --step) {
+      F entering = from_lane_above(leaving);
+      if (lane == LANES - 1) entering = F{};
+      if (has_right) enter_from_right(step, carried.rows_of_flow, entering, await);
+      leaving = F{};
+      int row = first + step - lane;
+      if (row < first || row >= last) continue;
+      Cost costs[C];
+      if (TANGENT) load_costs(row, costs);
+      Real from_right[ORDERS], diagonally[ORDERS];
+#pragma unroll
+      for (int k = 0; k < ORDERS; ++k) {
+        below[k][C - 1] += pending[k];
+        pending[k] = entering.diagonal[k];
+        from_right[k] = entering.left[k];
+        diagonally[k] = 0;
+      }
+#pragma unroll
+      for (int c = C - 1; c >= 0; --c) {
+        const int column = begin + c;
+        Real p[PARTS], visits[ORDERS];
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) p[part] = tile_at(step - tile_begin, c, part);
+#pragma unroll
+        for (int k = 0; k < ORDERS; ++k) visits[k] = below[k][c] + from_right[k];
+        if (row == item.n - 1 && column == item.m - 1 && !(status & NO_PATH)) visits[0] += Real(1);
+        // From here on `below` is what this row sends to the row above.
+#pragma unroll
+        for (int k = 0; k < ORDERS; ++k) {
+          Real up = visits[k] * p[1];
+          from_right[k] = visits[k] * p[2];
+          Real over = visits[k] * p[0];
+          if (k == 1) {
+            up += visits[0] * p[PARTS - 2];
+            from_right[k] += visits[0] * p[PARTS - 1];
+            over += visits[0] * p[PARTS - 3];
+          }
+          below[k][c] = up + diagonally[k];
+          diagonally[k] = over;
+        }
+        if (column >= item.m) continue;
+        const Real result = visits[ORDERS - 1];
+        if (is_dummy(row, column)) {
+          sums.dummy += double(result);
+        } else if (Cells::TAKE_ALL || item.in_band(row, column)) {
+          Cost scaled = result == Real(0) ? Cost(0) : scale * Cost(result);
+          cells.store(row, column, status & NOT_A_NUMBER ? Cost(not_a_number()) : scaled);
+          if (TANGENT && result != Real(0)) sums.weighted += double(result) * double(costs[c]);
+        }
+        if (!TANGENT && with_entropy) sums.entropy += double(visits[0] * entropy(p));
+      }
+#pragma unroll
+      for (int k = 0; k < ORDERS; ++k) {
+        leaving.left[k] = from_right[k];
+        leaving.diagonal[k] = diagonally[k];
+      }
+      if (lane == 0 && index > 0) {
+        if (row <= last_row_of(index - 1)) border_at(index - 1, row).flow = leaving;
+        if ((last - row) % int(problem.chunk) == 0) publish(last - row);
+      }
+    }
   }
 
   static __device__ __forceinline__ Real entropy(const Real (&p)[PARTS]) {

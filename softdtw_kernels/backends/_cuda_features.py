@@ -1,0 +1,285 @@
+"""Soft-DTW from features on CUDA tensors: what the host does for cuda/features.cu.
+
+Requirements: torch only. As `_cuda_host`, with whose launchers these functions run: nothing waits
+for the device. Neither the costs nor their gradient are ever in memory; what is kept between the
+sweeps is about 1 byte a cell in float32 (3 in float64) of at most as many items as run at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _cuda_host as host
+from ._cuda_plan import (
+    BACKWARD,
+    FORWARD,
+    LANES,
+    WIDE_SCRATCH_BYTES,
+    WIDE_SHARE_OF_COST,
+    Argument,
+    Batch,
+    Plan,
+    Shape,
+    Variant,
+    c_type,
+    ceil_divide,
+)
+
+# As in cuda/features.cuh.
+PACK_BYTES, STAGE_PACKS, WORKERS = 16, 4, 4
+WARPS = 1 + WORKERS  # of a block
+
+# Columns a lane and steps a tile. One column makes the most strips, and so the most blocks for a
+# few long items; what is left of shared memory decides about the steps.
+COLUMNS, WIDE_COLUMNS = 1, 4
+TILE_STEPS = {torch.float32: 32, torch.float64: 16}
+WIDE_TILE_STEPS = 256
+# What the shared memory of an H100 or H200 and 96 registers a thread have room for.
+BLOCKS_ON_MULTIPROCESSOR = 4
+TICKET_BYTES = 16
+
+
+@dataclass(frozen=True)
+class FeatureVariant:
+    """One compiled form of features.cu; see the list of macros there."""
+
+    dtype: torch.dtype
+    wide: bool
+    distance: bool
+    order: int
+
+    @property
+    def strip(self) -> Variant:
+        """What its sweeps have in common with those of a cost matrix."""
+        columns = WIDE_COLUMNS if self.wide else COLUMNS
+        return Variant(self.dtype, self.wide, columns, False, self.order)
+
+    @property
+    def width(self) -> int:
+        return LANES * self.strip.columns
+
+    @property
+    def tile_steps(self) -> int:
+        return WIDE_TILE_STEPS if self.wide else TILE_STEPS[self.dtype]
+
+    @property
+    def stage_bytes(self) -> int:
+        few = 8 if self.dtype == torch.float32 else 4
+        return WORKERS * (LANES + few) * (STAGE_PACKS + 1) * PACK_BYTES
+
+    @property
+    def ring_bytes(self) -> int:
+        chunks = ceil_divide(LANES, self.tile_steps) + 3
+        return chunks * self.tile_steps * (self.width * self.dtype.itemsize + PACK_BYTES)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (
+            f"-DWITH_COST={c_type(self.dtype)}",
+            f"-DWITH_WIDE={int(self.wide)}",
+            f"-DWITH_COLUMNS={self.strip.columns}",
+            f"-DWITH_TILE_STEPS={self.tile_steps}",
+            f"-DWITH_DISTANCE={int(self.distance)}",
+            f"-DWITH_ORDER={self.order}",
+            f"-DWITH_NODE_BYTES={self.strip.node_bytes}",
+            f"-DWITH_FLOW_BYTES={self.strip.flow_bytes}",
+            f"-DWITH_STAGE_BYTES={self.stage_bytes}",
+            f"-DWITH_RING_BYTES={self.ring_bytes}",
+        )
+
+    def shared_bytes(self, phases: int) -> int:
+        """Of a block."""
+        fixed = TICKET_BYTES + self.stage_bytes
+        if self.wide:
+            return fixed
+        tile = self.tile_steps * self.strip.step_bytes if phases & BACKWARD and self.order else 0
+        return fixed + self.ring_bytes + tile
+
+
+def variants() -> list[FeatureVariant]:
+    """Every form of features.cu that a call can ask for."""
+    return [
+        FeatureVariant(dtype, wide, distance, order)
+        for dtype in (torch.float32, torch.float64)
+        for wide in (False, True)
+        for distance in (False, True)
+        for order in (0, 1)
+    ]
+
+
+@dataclass(frozen=True)
+class FeaturePlan(Plan):
+    """A plan whose warps are blocks, and whose wide form has its rings in global memory too."""
+
+    ring_bytes: int = 0
+
+    @cached_property
+    def scratch_bytes(self) -> dict[str, int]:
+        rings = self.variant.wide * self.warps * self.ring_bytes
+        return {**super().scratch_bytes, "rings": rings}
+
+
+def plan_of(task: Batch, variant: FeatureVariant, multiprocessors: int) -> FeaturePlan:
+    """Of the families of `_cuda_plan`, long or (a block for a warp) warp."""
+    return plan_of_shape(task.shape, variant, multiprocessors)
+
+
+@lru_cache(maxsize=1024)
+def plan_of_shape(shape: Shape, variant: FeatureVariant, multiprocessors: int) -> FeaturePlan:
+    strips, span = ceil_divide(shape.m, variant.width), shape.span(variant.width)
+
+    def plan(family: str, blocks: int, slots: int) -> FeaturePlan:
+        sizes = variant.strip, family, blocks, 1, variant.tile_steps, strips, span, slots
+        return FeaturePlan(*sizes, ring_bytes=variant.ring_bytes)
+
+    at_once = multiprocessors * BLOCKS_ON_MULTIPROCESSOR
+    if variant.wide:
+        budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))
+        blocks = max(1, min(shape.pairs, at_once, budget // plan("warp", 1, 1).total_bytes))
+        return plan("warp", blocks, blocks)
+    if strips > 1 and shape.pairs < at_once and shape.pairs * strips < 2**31:
+        return plan("long", shape.pairs * strips, shape.pairs)
+    blocks = min(shape.pairs, at_once)
+    return plan("warp", blocks, blocks)
+
+
+def packed(x: Tensor) -> Tensor:
+    """x (*, n, D) in whole packs of 16 bytes, zeros behind the features: x itself or a copy."""
+    length = PACK_BYTES // x.element_size()
+    in_packs = x.shape[-1] % length == 0 and all(s % length == 0 for s in x.stride()[:-1])
+    if in_packs and x.stride(-1) == 1 and x.data_ptr() % PACK_BYTES == 0:
+        return x
+    copy = x.new_zeros(*x.shape[:-1], length * ceil_divide(x.shape[-1], length))
+    copy[..., : x.shape[-1]] = x
+    return copy
+
+
+def pack_strides(prefix: str, x: Tensor) -> dict[str, Argument]:
+    length = PACK_BYTES // x.element_size()
+    given = (0,) * (5 - x.dim()) + x.stride()[:-1]
+    return {
+        f"{prefix}_{name}": s // length for name, s in zip(host.STRIDES[:-1], given, strict=True)
+    }
+
+
+class Problem(NamedTuple):
+    """The arguments of a call; x (*, N, D) and y (*, M, D) have equal leading dimensions."""
+
+    x: Tensor
+    y: Tensor
+    gamma: Tensor
+    x_lengths: Tensor | None
+    y_lengths: Tensor | None
+    bandwidth: int | None
+    kind: str  # of ops.FUSED_COSTS
+
+
+def run(
+    launcher: host.Launcher,
+    problem: Problem,
+    order: int,
+    outputs: dict[str, Argument],
+    with_gamma: bool,
+) -> Tensor | None:
+    """All launches of one call. Returns the derivative in gamma, (pairs, parts)."""
+    x, y = packed(host.few_dimensions(problem.x)), packed(host.few_dimensions(problem.y))
+    # The shape of the costs, which have no memory but one number.
+    shape_of_cost = x.new_empty(()).expand(*x.shape[:-1], y.shape[-2])
+    task = host.batch(shape_of_cost, None, problem.gamma, None, *problem[3:6])
+    pairs, new_zeros = task.pairs, x.new_zeros
+    distance = problem.kind == "sqeuclidean"
+    forms = [FeatureVariant(x.dtype, wide, distance, order) for wide in (False, True)]
+    fast, wide = (plan_of(task, form, launcher.multiprocessors) for form in forms)
+    parts = max(fast.strips, wide.strips)
+    grad_gamma = new_zeros(pairs, parts, dtype=torch.float64) if with_gamma else None
+    # Two tickets, a status for each item and, for each strip, the progress of the two sweeps and of
+    # the gradient in x.
+    counters = new_zeros(2 + pairs * (1 + 3 * fast.strips * fast.by_ticket), dtype=torch.int32)
+    status, progress = counters[2 : 2 + pairs], counters[2 + pairs :].view(3, -1)
+    # The wide launch comes when the fast ones are done with the scratch memory.
+    scratch = x.new_empty(max(fast.total_bytes, wide.total_bytes), dtype=torch.uint8)
+    fields = {
+        **task.fields,
+        **outputs,
+        "grad_gamma": grad_gamma,
+        "parts": parts,
+        "status": status,
+        "x": x,
+        "y": y,
+        **pack_strides("x", x),
+        **pack_strides("y", y),
+        "packs": x.shape[-1] * x.element_size() // PACK_BYTES,
+    }
+    names = host.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS")
+    names += host.own_field_names("features.cuh", "SOFTDTW_FEATURE_FIELDS")
+    for form, plan in zip(forms, (fast, wide), strict=True):
+        launches: list[dict[str, Argument]] = [{"phases": FORWARD | BACKWARD}]
+        if plan.by_ticket:
+            launches = [
+                {"ticket": counters[k : k + 1], "progress": progress[k], "phases": phase}
+                for k, phase in enumerate((FORWARD, BACKWARD)[: order + 1])
+            ]
+            launches[-1]["grad_x_progress"] = progress[2]
+        sizes: dict[str, Argument] = {
+            "tile_steps": plan.tile_steps,
+            "strips": plan.strips,
+            "span": plan.span,
+            "kept_borders": plan.kept_borders,
+            "team": plan.team,
+            "chunk": plan.chunk,
+        }
+        for launch in launches:
+            phases = launch["phases"]
+            assert isinstance(phases, int)
+            launcher.launch(
+                "features",
+                form.options,
+                plan.warps,
+                WARPS * LANES,
+                form.shared_bytes(phases),
+                host.in_order(names, fields | plan.divide(scratch) | sizes | launch),
+            )
+    return grad_gamma
+
+
+def value(launcher: host.Launcher, problem: Problem) -> Tensor:
+    x = problem.x
+    out = x.new_empty(x.shape[:-2])
+    if out.numel():
+        run(launcher, problem, 0, {"value": out}, False)
+    return out
+
+
+def gradient(
+    launcher: host.Launcher,
+    problem: Problem,
+    grad_value: Tensor,
+    with_x: bool,
+    with_y: bool,
+    with_gamma: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In x, y (without any feature where it is not wanted) and gamma (zeros)."""
+    x, y = problem.x, problem.y
+    length = PACK_BYTES // x.element_size()
+    whole = length * ceil_divide(x.shape[-1], length)
+    # Zeros at first: strips add to them, and padding keeps them.
+    by_x = x.new_zeros(*x.shape[:-1], whole if with_x else 0)
+    by_y = y.new_zeros(*y.shape[:-1], whole if with_y else 0)
+    in_gamma = None
+    if x.shape[:-2].numel():
+        outputs = {
+            "grad_x": by_x if with_x else None,
+            "grad_y": by_y if with_y else None,
+            **host.per_item(grad_value, "grad_value", x.device),
+        }
+        in_gamma = run(launcher, problem, 1, outputs, with_gamma)
+    return (
+        by_x[..., : x.shape[-1]].contiguous(),
+        by_y[..., : y.shape[-1]].contiguous(),
+        host.sum_of_parts(in_gamma, torch.Size((*x.shape[:-1], y.shape[-2])), x),
+    )

@@ -1,0 +1,136 @@
+// What surrounds the sweeps of a strip, whichever warps do them: waiting for other strips, the status of an item, and
+// what is written once an item or a strip.
+#pragma once
+#include "strip.cuh"
+
+// The progress of a strip that another warp may wait for; of nobody (null) where one warp does all strips of an item.
+struct Flag {
+  int* rows;
+  bool in_block;  // in shared memory
+
+  __device__ __forceinline__ int read() const { return in_block ? load_acquire_in_block(rows) : load_acquire(rows); }
+  __device__ __forceinline__ void write(int done) const {
+    if (in_block) store_release_in_block(rows, done);
+    else store_release(rows, done);
+  }
+};
+
+struct AwaitRows {
+  Flag flag;
+  int seen = 0;  // of the last look, which often is enough for several chunks
+
+  __device__ __forceinline__ void operator()(int rows) {
+    if (!flag.rows) return;
+    while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();
+  }
+};
+
+struct PublishRows {
+  Flag flag;
+  __device__ __forceinline__ void operator()(int rows) const {
+    if (flag.rows) flag.write(rows);
+  }
+};
+
+__device__ __forceinline__ int any_lane(int status) {
+  int all = 0;
+  for (int bit = NOT_A_NUMBER; bit <= LAST_STATUS; bit *= 2)
+    if (__any_sync(FULL_WARP, status & bit)) all |= bit;
+  return all;
+}
+
+// After the last strip: Z of the end cell from the lane that has it. Adds NO_PATH to the status.
+template <class S>
+__device__ __forceinline__ void write_value(const Problem& problem, S& strip) {
+  using A = typename S::Arithmetic;
+  using Cost = typename S::Cost;
+  const int owner = (strip.item.m - 1) % S::WIDTH / S::COLUMNS;
+  const typename S::N end = from_lane(strip.end, owner);
+  const int cells = strip.item.n + strip.item.m;  // of a path, at most
+  if (A::is_zero(end.z)) strip.status |= NO_PATH;
+  if (A::masks_matter(end.z, strip.status)) strip.status |= OUT_OF_RANGE;
+  if (problem.value && A::is_imprecise(end.z, cells)) strip.status |= OUT_OF_RANGE;
+  // What is out of range is not known to have no path.
+  if (strip.status & OUT_OF_RANGE) strip.status &= ~NO_PATH;
+  if (strip.lane != 0 || strip.status & OUT_OF_RANGE) return;
+  int64 p = strip.item.pair;
+  bool bad = strip.status & NOT_A_NUMBER, none = strip.status & NO_PATH;
+  if (problem.value) {
+    double value = bad ? not_a_number() : none ? infinity<double>() : strip.arithmetic.value(end.z, strip.gamma, cells);
+    static_cast<Cost*>(problem.value)[p] = Cost(value);
+  }
+  if constexpr (S::HAS_TANGENT) {
+    double value = end.tangent;
+    if (strip.tangent_ratio != 0) value += strip.tangent_ratio * strip.arithmetic.value(end.z, strip.gamma, cells);
+    static_cast<Cost*>(problem.tangent_value)[p] = Cost(bad ? not_a_number() : none ? 0.0 : value);
+  }
+}
+
+// The sums of one strip over its lanes, times grad_value.
+template <class S>
+__device__ __forceinline__ void write_sums(const Problem& problem, const S& strip, const typename S::Sums& sums, double scale) {
+  double dummy = warp_sum(sums.dummy), in_gamma;
+  if (S::HAS_TANGENT) {
+    // The derivatives are homogeneous too: cost . H_cost + dummy H_dummy + gamma H_gamma = 0.
+    double weighted = warp_sum(sums.weighted) + (S::HAS_DUMMIES ? dummy * strip.dummy : 0.0);
+    in_gamma = strip.gamma > 0 ? -weighted / strip.gamma : 0.0;
+  } else {
+    in_gamma = -warp_sum(sums.entropy);
+  }
+  if (strip.lane != 0) return;
+  bool bad = strip.status & NOT_A_NUMBER;
+  int64 place = strip.item.pair * problem.parts + strip.index;
+  if (problem.grad_gamma) problem.grad_gamma[place] = bad ? not_a_number() : in_gamma == 0 ? 0.0 : scale * in_gamma;
+  if (problem.grad_dummy) problem.grad_dummy[place] = bad ? not_a_number() : dummy == 0 ? 0.0 : scale * dummy;
+}
+
+// The strips of an item that a warp does.
+struct Work {
+  int64 pair;
+  int begin, end, stride;  // strips begin, begin + stride, ... of those below end
+  bool alone;              // no other warp has strips of this item
+  Flag flags;              // of strip 0; null if alone
+
+  __device__ __forceinline__ Flag flag(int strip) const { return {alone ? nullptr : flags.rows + strip, flags.in_block}; }
+  __device__ __forceinline__ PublishRows publish(int strip) const { return {flag(strip)}; }
+  __device__ __forceinline__ AwaitRows await_left(int strip) const { return {strip > 0 ? flag(strip - 1) : Flag{nullptr, false}}; }
+  __device__ __forceinline__ AwaitRows await_right(int strip, int strips) const {
+    return {strip + 1 < strips ? flag(strip + 1) : Flag{nullptr, false}};
+  }
+  // The last of its strips of an item that has `strips`.
+  __device__ __forceinline__ int last(int strips) const { return begin + (min(end, strips) - 1 - begin) / stride * stride; }
+
+  // One strip, which waits for others by flags in global memory. False if there is no such ticket.
+  __device__ __forceinline__ bool take_strip(const Problem& problem, int ticket) {
+    pair = ticket % problem.pairs;
+    begin = int(ticket / problem.pairs);
+    if (problem.phases == BACKWARD) begin = int(problem.strips) - 1 - begin;
+    end = begin + 1;
+    flags.rows = problem.progress + pair * problem.strips;
+    return ticket < problem.pairs * problem.strips;
+  }
+};
+
+// After the forward sweep of a strip, by the warp that did it. `left` waits for the strip before.
+template <bool WIDE, class S>
+__device__ __forceinline__ void finish_forward(const Problem& problem, S& strip, const Work& work, AwaitRows& left) {
+  const int64 p = strip.item.pair;
+  const int s = strip.index;
+  if (!work.alone) {
+    strip.status = any_lane(strip.status);
+    if (strip.lane == 0 && strip.status) atomic_or(problem.status + p, strip.status);
+    // The last strip must know the status of all: each waits for its predecessor to have ended altogether.
+    if (s > 0) left(strip.last_row_of(s - 1) - strip.first_row_of(s - 1) + 1);
+  }
+  if (s + 1 == strip.strips) {
+    strip.status = any_lane(strip.status);
+    if (!work.alone) strip.status |= load_acquire(problem.status + p);
+    write_value(problem, strip);
+    if (strip.lane == 0) {
+      if (!work.alone) atomic_or(problem.status + p, strip.status);
+      else if (!WIDE) problem.status[p] = strip.status;
+    }
+  }
+  __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
+  if (strip.lane == LANES - 1) work.publish(s)(strip.last - strip.first + 1);
+}
