@@ -8,6 +8,7 @@ from softdtw_kernels.backends import cupy_cuda
 
 
 def main() -> None:
+    launcher = cupy_cuda.launcher_of(torch.cuda.current_device())
     for dtype in (torch.float32, torch.float64):
         for shape in ((3, 8, 8), (2, 40, 300)):
             for weak in (False, True):
@@ -18,11 +19,13 @@ def main() -> None:
                 dummy = gamma * 5 if weak else None
                 limits = (gamma, dummy, None, None, None)
                 ones = torch.ones(items, dtype=dtype, device="cuda")
-                cupy_cuda.value(cost, *limits)
-                cupy_cuda.gradient(cost, *limits, ones, True)
-                cupy_cuda.hessian_product(
-                    cost, *limits, ones, cost.clamp(max=1), gamma, gamma if weak else None
-                )
+                for launcher.family in ("warp", "block", "long"):
+                    cupy_cuda.value(cost, *limits)
+                    cupy_cuda.gradient(cost, *limits, ones, True)
+                    cupy_cuda.hessian_product(
+                        cost, *limits, ones, cost.clamp(max=1), gamma, gamma if weak else None
+                    )
+                launcher.family = None
                 smoothed = cupy_cuda.smooth(cost, gamma, None, None, 1.0)
                 cupy_cuda.smooth_vjp(cost, gamma, None, None, 1.0, smoothed)
         cost = -torch.rand(48, 8, 64, 8, dtype=dtype, device="cuda").transpose(1, 2)
@@ -35,8 +38,16 @@ def main() -> None:
                 cupy_cuda.gradient(c, gamma, dummy, None, None, None, ones, False)
                 cupy_cuda.smoothed_value(c, gamma, dummy, None, None, 1.0)
                 cupy_cuda.smoothed_gradient(c, gamma, dummy, None, None, 1.0, ones, False)
-        x = torch.rand(2, 70, 5, dtype=dtype, device="cuda")
-        cupy_cuda.squared_distances(x, x)
+        for items in (2, 600):  # strips that wait for each other, and whole items
+            x = torch.rand(items, 70, 5, dtype=dtype, device="cuda")
+            cupy_cuda.squared_distances(x[:2], x[:2])
+            ones = torch.ones(items, dtype=dtype, device="cuda")
+            for gamma in (0.1, 0.0):  # the latter by the slow arithmetic
+                gammas = torch.full((items,), gamma, dtype=torch.float64, device="cuda")
+                for kind in ("sqeuclidean", "negative_dot"):
+                    problem = (x, x, gammas, None, None, None, kind)
+                    cupy_cuda.fused_value(*problem)
+                    cupy_cuda.fused_gradient(*problem, ones, True, True, True)
     torch.cuda.synchronize()
 
 

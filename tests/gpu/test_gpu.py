@@ -182,6 +182,57 @@ def test_many_small_pairs_give_what_the_cpu_gives(
                     assert error <= (5e-5 if single else 1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cost", ["sqeuclidean", "negative_dot", "cosine", "shifted_cosine"])
+@pytest.mark.parametrize("shape", [(3, 40, 70, 3), (2, 300, 200, 64), (600, 40, 33, 5)])
+def test_soft_dtw_from_features_gives_what_the_cpu_gives(
+    shape: tuple[int, int, int, int], cost: str, dtype: torch.dtype
+) -> None:
+    """Few items, whose strips wait for each other, and many; with lengths, and with a band."""
+    items, n, m, d = shape
+    generator = torch.Generator().manual_seed(5)
+    x, y = (
+        (torch.randn(items, k, d, dtype=torch.float64, generator=generator) / d**0.5).to(dtype)
+        for k in (n, m)
+    )
+    lengths = [torch.randint(1, k + 1, (items,), generator=generator) for k in (n, m)]
+    limits = {"x_lengths": lengths[0], "y_lengths": lengths[1]}
+    bar = 5e-5 if dtype == torch.float32 else 1e-9
+    for arguments in (limits, {"bandwidth": 7}):
+        leaves = [t.cuda().requires_grad_() for t in (x, y)]
+        value = softdtw_kernels.soft_dtw(*leaves, gamma=0.5, cost=cost, **on_device(arguments))
+        grads = torch.autograd.grad(value.sum(), leaves)
+        exact = [t.double().requires_grad_() for t in (x, y)]
+        truth = softdtw_kernels.soft_dtw(*exact, gamma=0.5, cost=cost, **arguments)
+        error = (value.cpu().double() - truth).abs() / (1 + truth.abs())
+        assert error.max() <= (2e-6 if dtype == torch.float32 else 1e-12)
+        for a, b in zip(grads, torch.autograd.grad(truth.sum(), exact), strict=True):
+            assert (a.cpu().double() - b).abs().max() <= bar * (1 + b.abs().max())
+
+
+def test_from_features_no_matrix_is_in_memory() -> None:
+    x, y = (torch.randn(4, 4096, 8, device="cuda").requires_grad_() for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    softdtw_kernels.soft_dtw(x, y).sum().backward()
+    beyond = torch.cuda.max_memory_allocated() - before
+    assert beyond < 0.4 * 4 * 4 * 4096**2
+
+
+def test_families_agree_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = on_device(case((3, 90, 300), torch.float32, 0.1, False, True, None))
+    ones = torch.ones(3, device="cuda")
+    launcher = gpu_backend().launcher_of(torch.cuda.current_device())
+    results = []
+    for family in ("warp", "block", "long"):
+        monkeypatch.setattr(launcher, "family", family)
+        grad, _, _ = gpu_backend().gradient(**call, grad_value=ones, with_parameters=False)
+        results.append((gpu_backend().value(**call), grad))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def test_no_call_waits_for_the_device() -> None:
     x, y = torch.randn(4, 50, 3, device="cuda"), torch.randn(4, 60, 3, device="cuda")
     lengths = torch.tensor([50, 3, 20, 1], device="cuda")
@@ -309,7 +360,7 @@ def test_memory_of_a_gradient_of_16384_by_16384() -> None:
     grad, _, _ = gpu_backend().gradient(cost, gamma, None, None, None, None, one, False)
     bytes_of_cost = 4 * cost.numel()
     beyond = torch.cuda.max_memory_allocated() - before - bytes_of_cost
-    assert beyond < 0.12 * bytes_of_cost
+    assert beyond < 0.1 * bytes_of_cost
     assert grad.sum().item() >= 16384 - 1
 
 
@@ -326,9 +377,11 @@ TOOLS = ("memcheck", "racecheck", "synccheck")
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_compute_sanitizer_finds_nothing(tool: str) -> None:
-    program = shutil.which("compute-sanitizer")
+    program = shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path="/usr/local/cuda/bin"
+    )
     if program is None:
-        pytest.skip("compute-sanitizer is not on the path")
+        pytest.skip("compute-sanitizer, of the CUDA toolkit, is not on the path")
     script = Path(__file__).with_name("sanitized.py")
     done = subprocess.run(
         [program, "--tool", tool, "--error-exitcode", "99", sys.executable, str(script)],
