@@ -171,7 +171,7 @@ def peers_from_features(arguments: argparse.Namespace) -> dict[str, Loss]:
         for fused in (False, True):
             module = softdtw_cuda.SoftDTW(gamma=GAMMA, fused=fused)
             name = "sdtw-cuda-torch" + (", fused" if fused else "")
-            found[name] = lambda x, y, module=module: module(x, y).sum()  # type: ignore[misc]
+            found[name] = lambda x, y, module=module: module(x, y).sum()
     return found
 
 
