@@ -1,6 +1,6 @@
 """The CUDA kernels for many small pairs, executed on the CPU by the emulator, against the oracles.
 
-As test_cuda_kernels, whose strategies and comparisons these are. A thread does a whole pair here:
+A thread does a whole pair here:
 what matters is the shape against the columns compiled in, the strides (rows read in vectors or
 not), how far numbers lie apart, and which items are left to the slow kernel.
 """
@@ -14,10 +14,10 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from cuda_calls import abs_difference, calls, check_against_oracle, inside, items, launchers
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorLauncher
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_cuda_kernels import abs_difference, calls, check_against_oracle, inside, items, launchers
 
 from softdtw_kernels.backends import _cuda_tiny as tiny
 from softdtw_kernels.backends import numba_cpu

@@ -1,0 +1,164 @@
+"""How the work of the CUDA kernels is shared out: families chosen by shape, strips that wait for
+each other, the same bits whatever the family, memory beside the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cuda_calls import FAMILIES, MANY, MUCH, ONE, check_against_oracle, no_limits, wide_call
+from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, EmulatorLauncher
+
+from softdtw_kernels.backends import _cuda_host as host
+from softdtw_kernels.backends import _cuda_plan
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+
+
+@pytest.mark.parametrize("family", ["block", "long"])
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+@pytest.mark.parametrize(("weak", "bandwidth"), [(False, None), (False, 7), (True, None)])
+def test_strips_of_one_item_wait_for_each_other(
+    schedule: str, weak: bool, bandwidth: int | None, family: str
+) -> None:
+    call = wide_call(weak, bandwidth)
+    for resident in (1, 3):  # one block at a time must do as well: no co-residency is assumed
+        launcher = EmulatorLauncher(MANY, schedule, True, resident, family=family)
+        check_against_oracle(launcher, call)
+        plan = plan_of(call, family)
+        assert plan.strips > 1
+        assert plan.team < plan.strips  # a warp of a block has several
+
+
+MISTAKES = {
+    "flags that neither release nor acquire": (
+        "portability.cuh",
+        (
+            "{ return emulator_load_acquire(address); }\ninline void store_release_in_block",
+            "{ return *address; }\ninline void store_release_in_block",
+        ),
+    ),
+    "no barrier between the sweeps": (
+        "lattice.cu",
+        ("__syncthreads();  // now the status is known to all", ""),
+    ),
+    "flags not reset": ("lattice.cu", ("work.flags.rows[k] = 0", "work.flags.rows[k] += 0")),
+    "rows not awaited": (
+        "sweeps.cuh",
+        ("while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();", ""),
+    ),
+    "the border overwritten while others read it": (
+        "strip.cuh",
+        ("__syncwarp();  // lane 0 is about to overwrite the border that the others have read", ""),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) -> None:
+    """Planted in the kernel itself, one at a time."""
+    file, (right, wrong) = MISTAKES[mistake]
+    for source in host.SOURCES.glob("*.cu*"):
+        text = source.read_text()
+        if source.name == file:
+            assert text.count(right) == 1, f"{file} has changed: plant the mistake anew"
+            text = text.replace(right, wrong)
+        (tmp_path / source.name).write_text(text)
+    launcher = EmulatorLauncher(ONE, "random", True, directory=tmp_path, family="block")
+    call = wide_call(False, None)
+    call["cost"][0, 44, 139] = 1e9  # beyond the fast arithmetic, which only the last strip sees
+    with pytest.raises(EmulatorError, match="race|deadlock"):
+        host.gradient(launcher, **call, grad_value=torch.ones(2), with_parameters=True)
+
+
+def plan_of(
+    call: dict[str, object], family: str | None = None, multiprocessors: int = MANY, order: int = 1
+) -> _cuda_plan.Plan:
+    task = host.batch(call["cost"], None, *list(call.values())[1:])
+    return _cuda_plan.fast_plan(task, order, multiprocessors, MUCH, family)
+
+
+def as_bytes(tensors: Iterable[torch.Tensor]) -> bytes:
+    return b"".join(t.numpy().tobytes() for t in tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("weak", "bandwidth"), [(False, None), (False, 7), (True, None)])
+def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(
+    weak: bool, bandwidth: int | None, dtype: torch.dtype
+) -> None:
+    """Sums over cells (the derivatives in gamma and dummy) have an order for each width of strips:
+    they are the same among families where the width is.
+    """
+    call = wide_call(weak, bandwidth, dtype)
+    ones = torch.ones(2, dtype=dtype)
+    results, sums = set(), {}
+    for family in FAMILIES:
+        for multiprocessors in (ONE, MANY):
+            columns = plan_of(call, family, multiprocessors).variant.columns
+            for schedule in ("ascending", "random"):
+                launcher = EmulatorLauncher(multiprocessors, schedule, False, family=family)
+                value = host.value(launcher, **call)
+                visits, *parts = host.gradient(
+                    launcher, **call, grad_value=ones, with_parameters=True
+                )
+                results.add(as_bytes((value, visits)))
+                sums.setdefault(columns, set()).add(as_bytes(parts))
+    assert len(results) == 1
+    assert all(len(of_width) == 1 for of_width in sums.values())
+
+
+def test_families_are_chosen_by_shape() -> None:
+    """On the 132 multiprocessors of an H100 or H200."""
+
+    def family_of(*shape: int) -> str:
+        cost = torch.empty(1).expand(shape)
+        gamma = torch.ones(shape[:1], dtype=torch.float64)
+        return plan_of(no_limits(cost, gamma), None, 132).family
+
+    assert family_of(4096, 256, 256) == "warp"
+    assert family_of(1, 64, 32) == "warp"
+    assert family_of(512, 64, 64) == family_of(100, 1024, 1024) == family_of(1, 512, 512) == "block"
+    assert family_of(1, 16384, 16384) == family_of(8, 4096, 4096) == "long"
+    assert family_of(100, 2, 40_000) == "long"  # more flags than fit beside the tiles
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 16384, 16384), (8, 4096, 4096)])
+def test_what_a_gradient_saves_is_less_than_a_tenth_of_the_cost(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """On the 132 multiprocessors of an H100 or H200: all memory but cost and gradient."""
+    assert scratch_of(shape, dtype, 1) < 0.1
+
+
+def test_a_value_of_65536_by_65536_needs_little_beside_its_cost() -> None:
+    assert scratch_of((1, 65536, 65536), torch.float32, 0) < 0.04
+
+
+def scratch_of(shape: tuple[int, int, int], dtype: torch.dtype, order: int) -> float:
+    """As a share of the cost, of which nothing is allocated here: what the launches are given."""
+    cost = torch.empty(1, dtype=dtype).expand(shape)
+    launcher = RecordingLauncher()
+    task = host.batch(cost, None, torch.ones(shape[:1], dtype=torch.float64), *[None] * 4)
+    host.run_lattice(launcher, task, order, {}, False)
+    return sum(launcher.storages.values()) / (cost.numel() * cost.element_size())
+
+
+class RecordingLauncher:
+    """An H100 or H200 that notes the storages it is given, and computes nothing."""
+
+    multiprocessors, shared_limit, family = 132, MUCH, None
+
+    def __init__(self) -> None:
+        self.storages: dict[int, int] = {}
+
+    def launch(self, *call: Any) -> None:
+        for argument in call[-1]:
+            if isinstance(argument, torch.Tensor):
+                storage = argument.untyped_storage()
+                self.storages[storage.data_ptr()] = storage.nbytes()
