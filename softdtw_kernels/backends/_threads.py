@@ -52,19 +52,20 @@ def run_chunks(chunks: int, cells: int, work: Callable[[int, int], None]) -> Non
         return
     parts = min(chunks, threads * 4)  # several each: pairs of unequal lengths balance out
     edges = [chunks * k // parts for k in range(parts + 1)]
-    ranges = iter(list(zip(edges[:-1], edges[1:], strict=True)))
+    free = [True] * parts
     take = threading.Lock()
 
-    def worker() -> None:
-        while True:
+    def worker(index: int) -> None:
+        """Its own share first, in every call the same, as what it reads may be in its cache."""
+        start = index * parts // threads
+        for part in (*range(start, parts), *range(start)):
             with take:
-                part = next(ranges, None)
-            if part is None:
-                return
-            work(*part)
+                mine, free[part] = free[part], False
+            if mine:
+                work(edges[part], edges[part + 1])
 
-    futures = [_get_pool(threads - 1).submit(worker) for _ in range(threads - 1)]
-    worker()
+    futures = [_get_pool(threads - 1).submit(worker, k) for k in range(1, threads)]
+    worker(0)
     for future in futures:
         # A helper that has not started finds nothing left to do: no need to wait behind other
         # callers' work.
