@@ -88,7 +88,8 @@ def from_features(x: Tensor, y: Tensor, cost: Cost, pairwise: bool, backend: str
     if pairwise:
         x, y = x[:, None], y[None]
     if not isinstance(cost, str):
-        return _checked_result(cost(x, y), (*broadcast_batch(x, y), x.shape[-2], y.shape[-2]))
+        result = _without_autocast(cost, x, y)
+        return _checked_result(result, (*broadcast_batch(x, y), x.shape[-2], y.shape[-2]))
     if x.dim() != y.dim():  # the operators count dimensions from the front
         dims = max(x.dim(), y.dim())
         x, y = x[(None,) * (dims - x.dim())], y[(None,) * (dims - y.dim())]
@@ -203,8 +204,8 @@ class _ProductTwin(BatchedFunction):
         x, y = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (
-            _full_precision_product(g, y) if needs[0] else None,
-            _full_precision_product(g.mT, x) if needs[1] else None,
+            _product_in_derivative(g, y.mT) if needs[0] else None,
+            _product_in_derivative(g.mT, x.mT) if needs[1] else None,
         )
 
 
@@ -214,14 +215,25 @@ class _Product(EagerFunction, _ProductTwin):
     def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> Tensor:
         x, y = saved
         a, b = zeros_if_none(tangents[0], x), zeros_if_none(tangents[1], y)
-        return _full_precision_product(a, y.mT) + _full_precision_product(x, b.mT)
+        return _Product.apply(a, y) + _Product.apply(x, b)
+
+
+def _product_in_derivative(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T, whose own derivatives ignore autocast too; torch.compile has no double backward."""
+    if torch.compiler.is_compiling():
+        return _full_precision_product(x, y.mT)
+    return _Product.apply(x, y)
 
 
 def _full_precision_product(a: Tensor, b: Tensor) -> Tensor:
+    return _without_autocast(torch.matmul, a, b)
+
+
+def _without_autocast(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(a.device.type):
-        return a @ b
+        return function(a, b)
     with torch.autocast(a.device.type, enabled=False):
-        return a @ b
+        return function(a, b)
 
 
 class _SquaredDistancesVjp(EagerFunction):
