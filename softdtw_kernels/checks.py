@@ -19,6 +19,7 @@ from torch import Tensor
 COSTS = ("sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot")
 REDUCTIONS = ("none", "mean", "sum")
 BACKENDS = ("numba", "reference", "cuda")
+WIDEST_BAND = 2**30  # wider than any cost matrix; sums with lengths fit 32 bits
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 Lengths = Tensor | Sequence[int] | None
@@ -157,7 +158,7 @@ def check_bandwidth(bandwidth: Any) -> int | None:
         bandwidth = operator.index(bandwidth)
     if bandwidth < 0:
         raise ValueError(f"bandwidth must be at least 0 (None is no band), got {bandwidth}")
-    return bandwidth
+    return min(bandwidth, WIDEST_BAND)
 
 
 def check_reduction(reduction: Any) -> None:

@@ -79,7 +79,8 @@ def problem(
         one_or_all(dummy),
         checked_lengths(x_lengths, cost.shape[-2], "x_lengths"),
         checked_lengths(y_lengths, cost.shape[-1], "y_lengths"),
-        -1 if bandwidth is None else bandwidth,
+        # A band wider than the matrix is none, and sums with it must not overflow.
+        -1 if bandwidth is None else min(bandwidth, sum(cost.shape[-2:])),
     )
 
 
