@@ -89,7 +89,8 @@ def from_features(x: Tensor, y: Tensor, cost: Cost, pairwise: bool, backend: str
         x, y = x[:, None], y[None]
     if not isinstance(cost, str):
         result = _without_autocast(cost, x, y)
-        return _checked_result(result, (*broadcast_batch(x, y), x.shape[-2], y.shape[-2]))
+        shape = (*broadcast_batch(x, y), x.shape[-2], y.shape[-2])
+        return _checked_result(result, shape, x.device)
     if x.dim() != y.dim():  # the operators count dimensions from the front
         dims = max(x.dim(), y.dim())
         x, y = x[(None,) * (dims - x.dim())], y[(None,) * (dims - y.dim())]
@@ -113,7 +114,7 @@ def repeat_first_beyond(x: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.where(valid[..., None], x, x[..., :1, :])
 
 
-def _checked_result(result: Any, shape: tuple[int, ...]) -> Tensor:
+def _checked_result(result: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
     if not isinstance(result, Tensor):
         raise TypeError(
             f"the cost function must return a torch.Tensor, got {type(result).__name__}"
@@ -123,6 +124,11 @@ def _checked_result(result: Any, shape: tuple[int, ...]) -> Tensor:
     if result.dim() < 2 or result.shape[-2:] != shape[-2:] or result.shape != shape:
         raise ValueError(
             f"the cost function must return a tensor of shape {shape}, got {tuple(result.shape)}"
+        )
+    if result.device != device:
+        raise ValueError(
+            f"the cost function must return a tensor on {device}, the device of x and y, "
+            f"got one on {result.device}"
         )
     return result.float() if result.dtype in (torch.float16, torch.bfloat16) else result
 
