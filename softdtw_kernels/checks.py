@@ -60,7 +60,7 @@ def check_features(x: Any, y: Any, pairwise: bool) -> None:
     check_tensor(y, "y", "(B, M, D)" if pairwise else "(*, M, D)")
     if x.device != y.device:
         raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
-    if x.dtype != y.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != y.dtype and not is_autocast(x.device):
         raise TypeError(
             f"x and y must have one dtype, got {x.dtype} and {y.dtype}; convert one of them"
         )
@@ -77,6 +77,11 @@ def check_features(x: Any, y: Any, pairwise: bool) -> None:
             )
     elif x.shape[:-2] != y.shape[:-2]:
         broadcast_batch(x, y)
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for a device; torch refuses to tell for meta tensors."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def broadcast_batch(x: Tensor, y: Tensor) -> torch.Size:

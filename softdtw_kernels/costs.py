@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from . import backends, ops
 from ._function import BatchedFunction, EagerFunction, choose, forward_rule, zeros_if_none
 from .backends import reference
-from .checks import DTYPES, broadcast_batch, check_cost_name, check_features
+from .checks import DTYPES, broadcast_batch, check_cost_name, check_features, is_autocast
 
 Cost = str | Callable[[Tensor, Tensor], Tensor]
 
@@ -236,7 +236,7 @@ def _full_precision_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _without_autocast(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
-    if not torch.is_autocast_enabled(a.device.type):
+    if not is_autocast(a.device):
         return function(a, b)
     with torch.autocast(a.device.type, enabled=False):
         return function(a, b)
