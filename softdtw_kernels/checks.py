@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 COSTS = ("sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot")
 REDUCTIONS = ("none", "mean", "sum")
 BACKENDS = ("numba", "reference", "cuda")
+WIDEST_BAND = 2**30  # wider than any cost matrix; sums with lengths fit 32 bits
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 Lengths = Tensor | Sequence[int] | None
@@ -33,6 +36,11 @@ def check_tensor(x: Any, name: str, shape: str) -> None:
         raise TypeError(
             f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}; "
             f"convert it, for example with {name}.float()"
+        )
+    if x.layout != torch.strided:
+        raise TypeError(
+            f"{name} must be a dense tensor, got the layout {x.layout}; "
+            f"convert it, for example with {name}.to_dense()"
         )
     if x.dim() < 2:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
@@ -52,7 +60,7 @@ def check_features(x: Any, y: Any, pairwise: bool) -> None:
     check_tensor(y, "y", "(B, M, D)" if pairwise else "(*, M, D)")
     if x.device != y.device:
         raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
-    if x.dtype != y.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != y.dtype and not is_autocast(x.device):
         raise TypeError(
             f"x and y must have one dtype, got {x.dtype} and {y.dtype}; convert one of them"
         )
@@ -71,6 +79,11 @@ def check_features(x: Any, y: Any, pairwise: bool) -> None:
         broadcast_batch(x, y)
 
 
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for a device; torch refuses to tell for meta tensors."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def broadcast_batch(x: Tensor, y: Tensor) -> torch.Size:
     """The common leading shape of x and y."""
     try:
@@ -87,31 +100,47 @@ def batch_parameter(
     value: Number, name: str, batch: tuple[int, ...], device: torch.device
 ) -> Tensor:
     """A number or 0-d tensor as a float64 tensor of shape `batch`, differentiable if it was."""
+    value = check_parameter(value, name)
     if isinstance(value, Tensor):
-        if value.dim() != 0:
-            raise ValueError(
-                f"{name} must be a number or a 0-d tensor, "
-                f"got a tensor of shape {tuple(value.shape)}"
-            )
-        if value.is_complex() or value.dtype == torch.bool:
-            raise TypeError(f"{name} must be a real tensor, got {value.dtype}")
         return value.to(device=device, dtype=torch.float64).expand(batch)
-    return torch.full((), check_number(value, name), dtype=torch.float64, device=device).expand(
-        batch
-    )
+    return torch.full((), value, dtype=torch.float64, device=device).expand(batch)
+
+
+def check_parameter(value: Any, name: str) -> Number:
+    """A number or a real 0-d tensor, whose value the operator checks."""
+    if not isinstance(value, Tensor):
+        return check_number(value, name)
+    if value.dim() != 0:
+        raise ValueError(
+            f"{name} must be a number or a 0-d tensor, got a tensor of shape {tuple(value.shape)}"
+        )
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be a real tensor, got {value.dtype}")
+    return value
 
 
 def check_number(value: Any, name: str) -> float:
     """A finite real number, NumPy's included; gamma at least 0."""
-    if not isinstance(value, (float, int)) or isinstance(value, bool):
-        if isinstance(value, bool) or not hasattr(value, "__float__"):
-            raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
-        value = float(value)
+    value = _number(value, name, "a number or a 0-d tensor")
     # A comparison, not math.isfinite: torch.compile makes numbers symbolic.
-    if not -math.inf < value < math.inf or (name == "gamma" and value < 0):
+    finite = -sys.float_info.max <= value <= sys.float_info.max
+    if not finite or (name == "gamma" and value < 0):
         at_least = " and at least 0 (0 is the hard DTW)" if name == "gamma" else ""
         raise ValueError(f"{name} must be finite{at_least}, got {value}")
     return value
+
+
+def _number(value: Any, name: str, expected: str) -> float:
+    """A real number, also of NumPy (0-d arrays too) and of other kinds."""
+    if isinstance(value, (float, int)) and not isinstance(value, bool):
+        return value
+    plain = value.item() if getattr(value, "shape", None) == () else value
+    if isinstance(plain, bool) or not isinstance(plain, Real):
+        what = type(value).__name__
+        if getattr(value, "shape", ()) != ():
+            what = f"{what} of shape {tuple(value.shape)}"
+        raise TypeError(f"{name} must be {expected}, got {what}")
+    return float(plain)
 
 
 def check_lengths(
@@ -157,16 +186,16 @@ def check_bandwidth(bandwidth: Any) -> int | None:
         bandwidth = operator.index(bandwidth)
     if bandwidth < 0:
         raise ValueError(f"bandwidth must be at least 0 (None is no band), got {bandwidth}")
-    return bandwidth
+    return min(bandwidth, WIDEST_BAND)
 
 
 def check_reduction(reduction: Any) -> None:
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
 
 
 def check_backend(backend: Any) -> None:
-    if backend is not None and backend not in BACKENDS:
+    if backend is not None and not (isinstance(backend, str) and backend in BACKENDS):
         raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
 
 
@@ -185,8 +214,9 @@ def check_cost_name(cost: Any) -> None:
 
 
 def check_origin_count(origin_count: Any) -> float:
-    if isinstance(origin_count, (bool, Tensor)) or not isinstance(origin_count, (int, float)):
-        raise TypeError(f"origin_count must be a number, got {type(origin_count).__name__}")
+    if isinstance(origin_count, Tensor):
+        raise TypeError("origin_count must be a number, got Tensor; it gets no gradient")
+    origin_count = _number(origin_count, "origin_count", "a number")
     if not 0 < origin_count < math.inf:
         raise ValueError(f"origin_count must be finite and greater than 0, got {origin_count}")
     return float(origin_count)

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from . import backends, ops
 from ._function import BatchedFunction, EagerFunction, choose, forward_rule, zeros_if_none
 from .backends import reference
-from .checks import DTYPES, broadcast_batch, check_cost_name, check_features
+from .checks import DTYPES, broadcast_batch, check_cost_name, check_features, is_autocast
 
 Cost = str | Callable[[Tensor, Tensor], Tensor]
 
@@ -88,7 +88,9 @@ def from_features(x: Tensor, y: Tensor, cost: Cost, pairwise: bool, backend: str
     if pairwise:
         x, y = x[:, None], y[None]
     if not isinstance(cost, str):
-        return _checked_result(cost(x, y), (*broadcast_batch(x, y), x.shape[-2], y.shape[-2]))
+        result = _without_autocast(cost, x, y)
+        shape = (*broadcast_batch(x, y), x.shape[-2], y.shape[-2])
+        return _checked_result(result, shape, x.device)
     if x.dim() != y.dim():  # the operators count dimensions from the front
         dims = max(x.dim(), y.dim())
         x, y = x[(None,) * (dims - x.dim())], y[(None,) * (dims - y.dim())]
@@ -112,7 +114,7 @@ def repeat_first_beyond(x: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.where(valid[..., None], x, x[..., :1, :])
 
 
-def _checked_result(result: Any, shape: tuple[int, ...]) -> Tensor:
+def _checked_result(result: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
     if not isinstance(result, Tensor):
         raise TypeError(
             f"the cost function must return a torch.Tensor, got {type(result).__name__}"
@@ -122,6 +124,11 @@ def _checked_result(result: Any, shape: tuple[int, ...]) -> Tensor:
     if result.dim() < 2 or result.shape[-2:] != shape[-2:] or result.shape != shape:
         raise ValueError(
             f"the cost function must return a tensor of shape {shape}, got {tuple(result.shape)}"
+        )
+    if result.device != device:
+        raise ValueError(
+            f"the cost function must return a tensor on {device}, the device of x and y, "
+            f"got one on {result.device}"
         )
     return result.float() if result.dtype in (torch.float16, torch.bfloat16) else result
 
@@ -209,8 +216,8 @@ class _ProductTwin(BatchedFunction):
         x, y = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (
-            _full_precision_product(g, y) if needs[0] else None,
-            _full_precision_product(g.mT, x) if needs[1] else None,
+            _product_in_derivative(g, y.mT) if needs[0] else None,
+            _product_in_derivative(g.mT, x.mT) if needs[1] else None,
         )
 
 
@@ -220,7 +227,14 @@ class _Product(EagerFunction, _ProductTwin):
     def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> Tensor:
         x, y = saved
         a, b = zeros_if_none(tangents[0], x), zeros_if_none(tangents[1], y)
-        return _full_precision_product(a, y.mT) + _full_precision_product(x, b.mT)
+        return _Product.apply(a, y) + _Product.apply(x, b)
+
+
+def _product_in_derivative(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T, whose own derivatives ignore autocast too; torch.compile has no double backward."""
+    if torch.compiler.is_compiling():
+        return _full_precision_product(x, y.mT)
+    return _Product.apply(x, y)
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
@@ -229,10 +243,14 @@ def product(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _full_precision_product(a: Tensor, b: Tensor) -> Tensor:
-    if not torch.is_autocast_enabled(a.device.type):
-        return a @ b
+    return _without_autocast(torch.matmul, a, b)
+
+
+def _without_autocast(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    if not is_autocast(a.device):
+        return function(a, b)
     with torch.autocast(a.device.type, enabled=False):
-        return a @ b
+        return function(a, b)
 
 
 class _SquaredDistancesVjp(EagerFunction):

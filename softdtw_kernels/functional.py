@@ -425,7 +425,8 @@ def soft_dtw_divergence(
 
     def to_itself(z: Tensor, lengths: Lengths) -> Tensor:
         if lengths is not None:
-            lengths = torch.as_tensor(lengths, device=z.device)
+            # Checked above; an empty list has no dtype of its own.
+            lengths = torch.as_tensor(lengths, dtype=torch.int64, device=z.device)
             batch = torch.broadcast_shapes(z.shape[:-2], lengths.shape)
             z = z.expand(*batch, *z.shape[-2:])
         checked = sequences(z, z, cost, lengths, lengths, False, backend)

@@ -10,8 +10,8 @@ from .checks import (
     check_backend,
     check_bandwidth,
     check_cost_name,
-    check_number,
     check_origin_count,
+    check_parameter,
     check_reduction,
 )
 from .costs import Cost
@@ -21,8 +21,7 @@ from .functional import s2dtw, soft_dtw, soft_dtw_divergence
 class _AlignmentLoss(nn.Module):
     def __init__(self, gamma: Number, cost: Cost, reduction: str, backend: str | None) -> None:
         super().__init__()
-        if not isinstance(gamma, Tensor):
-            check_number(gamma, "gamma")
+        check_parameter(gamma, "gamma")
         check_cost_name(cost)
         check_reduction(reduction)
         check_backend(backend)
@@ -39,7 +38,12 @@ class _AlignmentLoss(nn.Module):
         settings |= {"reduction": self.reduction}
         if self.backend is not None:
             settings["backend"] = self.backend
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        return ", ".join(f"{name}={_short(value)}" for name, value in settings.items())
+
+
+def _short(value: object) -> str:
+    """A value on one line: the repr of a parameter has two."""
+    return repr(value.detach() if isinstance(value, Tensor) else value)
 
 
 class SoftDTWLoss(_AlignmentLoss):
@@ -153,8 +157,8 @@ class S2DTWLoss(_AlignmentLoss):
         backend: str | None = None,
     ) -> None:
         super().__init__(gamma, cost, reduction, backend)
-        if dummy_cost is not None and not isinstance(dummy_cost, Tensor):
-            check_number(dummy_cost, "dummy_cost")
+        if dummy_cost is not None:
+            check_parameter(dummy_cost, "dummy_cost")
         check_origin_count(origin_count)
         self.smoothing = smoothing
         self.dummy_cost = dummy_cost

@@ -148,3 +148,15 @@ def test_an_empty_batch_gives_an_empty_value(shape: tuple[int, ...], backend: st
     x = torch.zeros(0, 4, 2)
     assert soft_dtw(x, torch.zeros(0, 5, 2), backend=backend).shape == (0,)
     assert soft_dtw(x, torch.zeros(3, 5, 2), pairwise=True, backend=backend).shape == (0, 3)
+
+
+@pytest.mark.parametrize("batch", [(0,), (0, 2, 3), (2, 0, 3, 1), (0, 0, 0)])
+def test_empty_batches_of_features(batch: tuple[int, ...], backend: str) -> None:
+    x, y = torch.zeros(*batch, 4, 2), torch.zeros(*batch, 5, 2)
+    lengths = [] if batch == (0,) else torch.ones(batch, dtype=torch.long)
+    for function in (soft_dtw, s2dtw, soft_dtw_divergence):
+        for limits in ({}, {"x_lengths": lengths, "y_lengths": lengths}):
+            value, by_x, by_y = value_and_gradient(function, x, y, backend=backend, **limits)
+            assert value.shape == batch
+            assert by_x.shape == x.shape
+            assert by_y.shape == y.shape

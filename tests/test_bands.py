@@ -13,7 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Problem, gammas, problems
 
-from softdtw_kernels import soft_dtw, soft_dtw_divergence, soft_dtw_from_cost
+from softdtw_kernels import (
+    soft_dtw,
+    soft_dtw_alignment_from_cost,
+    soft_dtw_divergence,
+    soft_dtw_from_cost,
+)
 
 
 def _outside(problem: Problem) -> torch.Tensor:
@@ -100,3 +105,20 @@ def test_features_and_divergence_take_the_band(backend: str) -> None:
     divergence = soft_dtw_divergence(x, y, bandwidth=1, gamma=0.2, backend=backend)
     assert_close(divergence, terms[0] - (terms[1] + terms[2]) / 2, 1e-12, "divergence")
     assert not torch.allclose(terms[0], soft_dtw(x, y, gamma=0.2, backend=backend))
+
+
+@pytest.mark.parametrize("bandwidth", [2**31 - 1, 2**62, 2**63 - 1, 2**70])
+def test_a_band_of_any_width_is_no_band(bandwidth: int, backend: str) -> None:
+    """Sums with it fit no integer: run small and large, value and both derivatives."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 4, 5), (2, 50, 60)):
+        cost = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        results = []
+        for width in (bandwidth, None):
+            alignment = soft_dtw_alignment_from_cost(
+                cost, gamma=0.3, bandwidth=width, backend=backend
+            )
+            (product,) = torch.autograd.grad(alignment.expected[..., 1:, :].sum(), cost)
+            results.append((alignment.value, alignment.expected, product))
+        for got, truth, what in zip(*results, ("value", "expected", "Hessian"), strict=True):
+            assert_close(got.detach(), truth.detach(), 1e-12, what)

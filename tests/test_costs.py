@@ -129,11 +129,35 @@ def test_pairwise_is_every_pair_and_sums_its_gradients(
         assert_close(got, expected, 1e-11 * scale, what)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cost", [*NAMES, lambda x, y: 1.0 - x @ y.mT], ids=[*NAMES, "callable"])
 @pytest.mark.parametrize("call", [cost_matrix, soft_dtw])
-def test_autocast_is_ignored(name: str, call: Callable[..., Tensor]) -> None:
+def test_autocast_is_ignored(
+    cost: str | Callable[[Tensor, Tensor], Tensor], call: Callable[..., Tensor]
+) -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 2, 9, 16, generator=generator)
-    truth = call(x, y, cost=name)
+    truth = call(x, y, cost=cost)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(call(x, y, cost=name), truth)
+        assert torch.equal(call(x, y, cost=cost), truth)
+
+
+@pytest.mark.parametrize("pairwise", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_is_ignored_in_derivatives(name: str, pairwise: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, direction = torch.randn(3, 2, 9, 16, generator=generator)
+
+    def call(x: Tensor) -> Tensor:
+        return soft_dtw(x, y, cost=name, pairwise=pairwise)
+
+    def derivatives() -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(call(leaf).sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad((gradient * direction).sum(), leaf)
+        return [gradient, second, torch.func.jvp(call, (x,), (direction,))[1]]
+
+    truth = derivatives()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = derivatives()
+    for a, b, what in zip(got, truth, ("first", "second", "forward"), strict=True):
+        assert torch.equal(a, b), what

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,7 @@ def _raises(error: type[Exception], parts: list[str], call: Callable[[], Any]) -
         (X, torch.zeros(2, 0, 3), ValueError, ["y", "(2, 0, 3)", "empty"]),
         (X[..., :0], Y[..., :0], ValueError, ["x", "(2, 4, 0)", "empty"]),
         (X.long(), Y.long(), TypeError, ["x", "int64", "float32"]),
+        (X[0].to_sparse(), Y[0], TypeError, ["x", "sparse", "dense"]),
         (X, Y.bool(), TypeError, ["y", "bool", "float32"]),
         (X.cfloat(), Y.cfloat(), TypeError, ["x", "complex64", "float32"]),
         (X, Y.double(), TypeError, ["float32", "float64", "dtype"]),
@@ -81,6 +83,7 @@ def test_features(
         (torch.zeros(2, 0, 3), ValueError, ["cost", "(2, 0, 3)", "empty"]),
         (torch.zeros(2, 3, 0), ValueError, ["cost", "(2, 3, 0)", "empty"]),
         (COST.int(), TypeError, ["cost", "int32", "float32"]),
+        (COST[0].to_sparse(), TypeError, ["cost", "sparse", "dense"]),
         (COST.cdouble(), TypeError, ["cost", "complex128", "float32"]),
         ([[0.0]], TypeError, ["cost", "list", "Tensor"]),
     ],
@@ -117,10 +120,15 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"gamma": torch.tensor(1j)}, TypeError, ["gamma", "complex64", "real"]),
     ({"gamma": "small"}, TypeError, ["gamma", "str", "number"]),
     ({"gamma": None}, TypeError, ["gamma", "NoneType", "number"]),
+    ({"gamma": np.ones(2)}, TypeError, ["gamma", "ndarray", "(2,)", "0-d"]),
+    ({"gamma": np.complex128(1j)}, TypeError, ["gamma", "complex128", "number"]),
+    ({"gamma": np.bool_(True)}, TypeError, ["gamma", "bool", "number"]),
+    ({"gamma": 10**400}, ValueError, ["gamma", "finite"]),
     ({"dummy_cost": torch.ones(1)}, ValueError, ["dummy_cost", "(1,)", "0-d"]),
     ({"dummy_cost": math.nan}, ValueError, ["dummy_cost", "nan", "finite"]),
     ({"dummy_cost": "half"}, TypeError, ["dummy_cost", "str", "number"]),
     ({"origin_count": 0}, ValueError, ["origin_count", "0"]),
+    ({"origin_count": torch.tensor(1.0)}, TypeError, ["origin_count", "Tensor", "number"]),
     ({"origin_count": "one"}, TypeError, ["origin_count", "str", "number"]),
     ({"bandwidth": -1}, ValueError, ["bandwidth", "-1", "0"]),
     ({"bandwidth": 1.5}, TypeError, ["bandwidth", "float", "int"]),
@@ -136,6 +144,8 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"x_lengths": torch.tensor([[1, 2]])}, ValueError, ["x_lengths", "(1, 2)", "(2,)"]),
     ({"x_lengths": "ab"}, TypeError, ["x_lengths", "str", "integer"]),
     ({"reduction": "average"}, ValueError, ["reduction", "average", "mean", "sum", "none"]),
+    ({"reduction": np.ones(2)}, ValueError, ["reduction", "mean", "sum", "none"]),
+    ({"backend": np.ones(2)}, ValueError, ["backend", "numba", "reference"]),
     ({"backend": "tpu"}, ValueError, ["backend", "tpu", "numba", "reference"]),
     ({"backend": "cuda"}, ValueError, ["cuda", "cpu"]),
 ]
@@ -149,7 +159,7 @@ def test_other_arguments(
         _raises(error, parts, lambda f=function, t=tensors: f(*t, **arguments))
 
 
-@pytest.mark.parametrize("arguments, error, parts", BAD_ARGUMENTS[:27], ids=lambda a: str(a)[:40])
+@pytest.mark.parametrize("arguments, error, parts", BAD_ARGUMENTS[:32], ids=lambda a: str(a)[:40])
 def test_the_reference_checks_them_too(
     arguments: dict[str, Any], error: type[Exception], parts: list[str]
 ) -> None:
@@ -166,6 +176,7 @@ def test_the_reference_checks_them_too(
         (COST, TypeError, ["cost", "Tensor", "_from_cost"]),
         (lambda x, y: x @ y.mT[..., :-1], ValueError, ["(2, 4, 5)", "(2, 4, 4)"]),
         (lambda x, y: 1.0, TypeError, ["float", "Tensor"]),
+        (lambda x, y: (x @ y.mT).to("meta"), ValueError, ["cpu", "meta", "device"]),
         (lambda x, y: (x @ y.mT).long(), TypeError, ["int64", "float"]),
     ],
 )
@@ -194,6 +205,8 @@ def test_pairwise_takes_two_batches(function: Callable[..., Any]) -> None:
     "call, error, parts",
     [
         (lambda: SoftDTWLoss(gamma=-1.0), ValueError, ["gamma", "-1.0"]),
+        (lambda: SoftDTWLoss(torch.ones(1)), ValueError, ["gamma", "(1,)", "0-d"]),
+        (lambda: S2DTWLoss(dummy_cost=torch.ones(1)), ValueError, ["dummy_cost", "(1,)", "0-d"]),
         (lambda: SoftDTWLoss(cost="l3"), ValueError, ["cost", "l3", "sqeuclidean"]),
         (lambda: SoftDTWLoss(bandwidth=-2), ValueError, ["bandwidth", "-2"]),
         (lambda: SoftDTWLoss(reduction="max"), ValueError, ["reduction", "max", "mean"]),

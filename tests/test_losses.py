@@ -92,6 +92,9 @@ def test_the_representation_names_the_settings() -> None:
     text = repr(S2DTWLoss(dummy_cost=None, smoothing=False))
     for part in ("S2DTWLoss", "gamma=0.1", "dummy_cost=None", "smoothing=False", "mean"):
         assert part in text
+    text = repr(S2DTWLoss(nn.Parameter(torch.tensor(0.25)), dummy_cost=torch.tensor(0.5)))
+    assert "gamma=tensor(0.2500), " in text
+    assert "\n" not in text
 
 
 def test_learned_gamma_and_dummy_cost_are_parameters() -> None:

@@ -221,6 +221,21 @@ def test_fake_tensors_know_the_shapes() -> None:
         assert s2dtw(x[0], y[0]).shape == ()
 
 
+@pytest.mark.parametrize("pairwise", [False, True])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_meta_tensors_know_the_shapes(function: Callable[..., Tensor], pairwise: bool) -> None:
+    x = torch.empty(3, 5, 2, device="meta", requires_grad=True)
+    y = torch.empty(3, 6, 2, device="meta")
+    for cost in ("sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot"):
+        value = function(x, y, cost=cost, pairwise=pairwise, x_lengths=[5, 1, 2])
+        assert value.shape == ((3, 3) if pairwise else (3,))
+        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.sum(), x)
+        assert gradient.shape == second.shape == x.shape
+    with pytest.raises(TypeError, match="one dtype"):
+        function(x, y.double())
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_autocast_keeps_single_precision(function: Callable[..., Tensor]) -> None:
     """Costs ignore autocast; features that a layer made in bfloat16 meet a float32 target."""

@@ -46,9 +46,9 @@ def select(backend: str | None, x: Tensor) -> str:
             f"no kernels for tensors on {x.device}; pass backend='reference' (plain torch) "
             "or move them to the CPU or to a CUDA device"
         )
+    check_backend(backend)
     if backend == "reference":
         return backend
-    check_backend(backend)
     if device != _DEVICES[backend]:
         raise ValueError(
             f"backend {backend!r} takes tensors on {_DEVICES[backend]}, got one on {x.device}; "

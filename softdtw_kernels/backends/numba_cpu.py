@@ -25,10 +25,8 @@ def four_dimensional(x: Tensor) -> Tensor:
         return x
     if x.dim() < 4:
         return x[(None,) * (4 - x.dim())]
-    try:
-        return x.view(x.shape[0], -1, *x.shape[-2:])
-    except RuntimeError:
-        return x.reshape(x.shape[0], -1, *x.shape[-2:])
+    # Not -1, which an empty batch leaves undetermined. reshape copies only where it must.
+    return x.reshape(x.shape[0], x.shape[1:-2].numel(), *x.shape[-2:])
 
 
 def as_array(x: Tensor) -> np.ndarray:
@@ -81,7 +79,8 @@ def problem(
         one_or_all(dummy),
         checked_lengths(x_lengths, cost.shape[-2], "x_lengths"),
         checked_lengths(y_lengths, cost.shape[-1], "y_lengths"),
-        -1 if bandwidth is None else bandwidth,
+        # A band wider than the matrix is none, and sums with it must not overflow.
+        -1 if bandwidth is None else min(bandwidth, sum(cost.shape[-2:])),
     )
 
 
