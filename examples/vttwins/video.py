@@ -182,12 +182,13 @@ class VideoReader:
 def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = 20) -> None:
     """Encode uint8 (T, H, W, 3), H and W even, as mp4: H.264, or MPEG-4 where x264 is missing.
 
-    One thread: the file does not depend on the machine's number of cores.
+    The file does not depend on the machine: one thread whatever the number of cores, and no vector
+    code, as that of x264 for AVX-512 encodes small pictures differently from time to time.
     """
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    options = (
-        {"crf": str(crf), "preset": "veryfast", "g": str(2 * fps)} if codec == "libx264" else {}
-    )
+    codec, options = "mpeg4", {}
+    if "libx264" in av.codecs_available:
+        codec = "libx264"
+        options = {"crf": str(crf), "preset": "veryfast", "g": str(2 * fps), "x264-params": "asm=0"}
     with av.open(str(path), "w") as container:
         stream = cast(av.VideoStream, container.add_stream(codec, rate=fps, options=options))
         stream.width, stream.height = frames.shape[2], frames.shape[1]
