@@ -1,8 +1,9 @@
 """Threads of our own over kernels that release the GIL.
 
 Numba's parallel=True is not used: its workqueue layer aborts when two Python threads enter it at
-once, and a process forked after use of a threading layer hangs or dies. This pool starts at its
-first use in each process, and a forked child starts a new one.
+once, and a process forked after use of a threading layer hangs or dies. These helpers start at
+their first use in each process, and a forked child starts new ones. A ThreadPoolExecutor would do;
+its futures take longer to hand over than a small call takes to compute.
 """
 
 from __future__ import annotations
@@ -10,34 +11,75 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 
 SMALLEST_SHARE = 20_000  # cells that are worth a thread: about 0.1 ms of work
+PARTS_OF_THREAD = 4  # several: pairs of unequal lengths balance out
+
+
+class _Job:
+    """A partition of range(chunks) that threads share, each taking what is left part by part."""
+
+    def __init__(self, chunks: int, threads: int, work: Callable[[int, int], None]) -> None:
+        self.threads, self.work = threads, work
+        self.parts = min(chunks, threads * PARTS_OF_THREAD)
+        self.edges = [chunks * k // self.parts for k in range(self.parts + 1)]
+        self.free = [True] * self.parts
+        self.unfinished = self.parts
+        self.error: BaseException | None = None
+        self.lock, self.finished = threading.Lock(), threading.Lock()
+        self.finished.acquire()
+
+    def run(self, index: int) -> None:
+        """The own share first, in every call the same: what it reads may be in this core's cache."""
+        start = index * self.parts // self.threads
+        for part in (*range(start, self.parts), *range(start)):
+            with self.lock:
+                mine, self.free[part] = self.free[part], False
+            if not mine:
+                continue
+            try:
+                self.work(self.edges[part], self.edges[part + 1])
+            except BaseException as error:  # raised by the caller, who must not wait for ever
+                self.error = error
+            with self.lock:
+                self.unfinished -= 1
+                if self.unfinished == 0:
+                    self.finished.release()
+
 
 _lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
+_jobs: SimpleQueue[tuple[_Job, int]] = SimpleQueue()
+_helpers = 0
 
 
-def _forget_pool() -> None:
-    global _lock, _pool, _pool_size
-    _lock, _pool, _pool_size = threading.Lock(), None, 0
+def _forget_helpers() -> None:
+    global _lock, _jobs, _helpers
+    _lock, _jobs, _helpers = threading.Lock(), SimpleQueue(), 0
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_helpers)
 
 
-def _get_pool(size: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
+def _help(jobs: SimpleQueue[tuple[_Job, int]]) -> None:
+    while True:
+        job, index = jobs.get()
+        job.run(index)
+        del job  # and with it the arrays of the call, while waiting for the next
+
+
+def _ensure_helpers(count: int) -> None:
+    global _helpers
+    if _helpers >= count:
+        return
     with _lock:
-        if _pool is None or _pool_size < size:
-            # A smaller pool that is being replaced finishes what it was given and ends with its
-            # last reference.
-            _pool, _pool_size = ThreadPoolExecutor(size, thread_name_prefix="softdtw"), size
-        return _pool
+        while _helpers < count:
+            _helpers += 1
+            name = f"softdtw-{_helpers}"
+            threading.Thread(target=_help, args=(_jobs,), name=name, daemon=True).start()
 
 
 def run_chunks(chunks: int, cells: int, work: Callable[[int, int], None]) -> None:
@@ -50,24 +92,13 @@ def run_chunks(chunks: int, cells: int, work: Callable[[int, int], None]) -> Non
     if threads == 1:
         work(0, chunks)
         return
-    parts = min(chunks, threads * 4)  # several each: pairs of unequal lengths balance out
-    edges = [chunks * k // parts for k in range(parts + 1)]
-    free = [True] * parts
-    take = threading.Lock()
-
-    def worker(index: int) -> None:
-        """Its own share first, in every call the same, as what it reads may be in its cache."""
-        start = index * parts // threads
-        for part in (*range(start, parts), *range(start)):
-            with take:
-                mine, free[part] = free[part], False
-            if mine:
-                work(edges[part], edges[part + 1])
-
-    futures = [_get_pool(threads - 1).submit(worker, k) for k in range(1, threads)]
-    worker(0)
-    for future in futures:
-        # A helper that has not started finds nothing left to do: no need to wait behind other
-        # callers' work.
-        if not future.cancel():
-            future.result()
+    _ensure_helpers(threads - 1)
+    job = _Job(chunks, threads, work)
+    for index in range(1, threads):
+        _jobs.put((job, index))
+    job.run(0)
+    # For what others have begun. A helper that comes late, from another caller's work, finds
+    # nothing left to do and is not waited for.
+    job.finished.acquire()
+    if job.error is not None:
+        raise job.error
