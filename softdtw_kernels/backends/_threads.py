@@ -33,7 +33,7 @@ class _Job:
         self.finished.acquire()
 
     def run(self, index: int) -> None:
-        """The own share first, in every call the same: what it reads may be in this core's cache."""
+        """The own share first, in every call the same: what it reads may be in its cache."""
         start = index * self.parts // self.threads
         for part in (*range(start, self.parts), *range(start)):
             with self.lock:
