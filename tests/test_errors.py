@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from softdtw_kernels import (
+    S2DTWFunction,
     S2DTWLoss,
+    SoftDTWFunction,
     SoftDTWLoss,
     cost_matrix,
     s2dtw,
@@ -92,6 +94,42 @@ def test_costs(
     function: Callable[..., Any], cost: Any, error: type[Exception], parts: list[str]
 ) -> None:
     _raises(error, parts, lambda: function(cost))
+
+
+@pytest.mark.parametrize("function", [SoftDTWFunction, S2DTWFunction])
+@pytest.mark.parametrize(
+    "arguments, error, parts",
+    [
+        ((COST[:, :0], 1.0), ValueError, ["cost", "(2, 0, 5)", "empty"]),
+        ((COST[0, 0], 1.0), ValueError, ["cost", "(5,)", "N, M"]),
+        (([[0.0]], 1.0), TypeError, ["cost", "list", "Tensor"]),
+        ((COST.half(), 1.0), TypeError, ["float16", "float32"]),
+        ((COST, torch.ones(3)), ValueError, ["gamma", "(3,)"]),
+        ((COST, 1.0, None, torch.tensor([1.0, 2.0])), TypeError, ["x_lengths", "float32"]),
+        ((COST, 1.0, None, None, [1, 2, 3]), ValueError, ["y_lengths", "(3,)", "(2,)"]),
+        ((COST, 1.0, None, None, [1, 9]), ValueError, ["y_lengths", "9", "1..5"]),
+    ],
+    ids=lambda a: str(a)[:40],
+)
+def test_the_functions_themselves(
+    function: Any, arguments: tuple[Any, ...], error: type[Exception], parts: list[str]
+) -> None:
+    _raises(error, parts, lambda: function.apply(*arguments))
+
+
+@pytest.mark.parametrize(
+    "call, error, parts",
+    [
+        (lambda: SoftDTWFunction.apply(COST, 1.0, None, None, None, -1), ValueError, ["-1", "0"]),
+        (lambda: SoftDTWFunction.apply(COST, 1.0, None, None, None, 1.5), TypeError, ["float"]),
+        (lambda: SoftDTWFunction.apply(COST, 1.0, 0.5, None, None, 1), ValueError, ["bandwidth"]),
+        (lambda: S2DTWFunction.apply(COST, 1.0, 0.5, None, None, 0), ValueError, ["origin_count"]),
+    ],
+)
+def test_the_last_argument_of_the_functions(
+    call: Callable[[], Any], error: type[Exception], parts: list[str]
+) -> None:
+    _raises(error, parts, call)
 
 
 def _both(arguments: dict[str, Any]) -> list[tuple[Callable[..., Any], tuple[torch.Tensor, ...]]]:
