@@ -27,7 +27,15 @@ from ._function import (
     zeros_if_none,
 )
 from .backends import reference
-from .checks import Number, batch_parameter
+from .checks import (
+    Lengths,
+    Number,
+    batch_parameter,
+    check_bandwidth,
+    check_lengths,
+    check_origin_count,
+    check_tensor,
+)
 
 
 class _HessianProduct(EagerFunction):
@@ -150,10 +158,9 @@ class SoftDTWFunction(EagerFunction, _ValueTwin):
         cost: (*, N, M), float32 or float64, any strides.
         gamma: a number, a 0-d tensor, or a float64 tensor (*), one gamma an item.
         dummy: None for the plain lattice; a number or tensor as gamma for the (2N + 1) x (2M + 1)
-        lattice of weak
-            alignment, whose cells are the costs at odd-odd places and this dummy cost everywhere
-            else.
-        x_lengths, y_lengths: int64 tensors (*) or None.
+            lattice of weak alignment, whose cells are the costs at odd-odd places and this dummy
+            cost everywhere else.
+        x_lengths, y_lengths: None or integers of shape (*).
         bandwidth: an integer or None; None with a dummy cost.
 
     >>> import torch
@@ -171,12 +178,15 @@ class SoftDTWFunction(EagerFunction, _ValueTwin):
         cost: Tensor,
         gamma: Number,
         dummy: Number | None = None,
-        x_lengths: Tensor | None = None,
-        y_lengths: Tensor | None = None,
+        x_lengths: Lengths = None,
+        y_lengths: Lengths = None,
         bandwidth: int | None = None,
     ) -> Tensor:
-        gamma, dummy = _parameter(gamma, "gamma", cost), _parameter(dummy, "dummy", cost)
-        return super().apply(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
+        args = _checked(cost, gamma, dummy, x_lengths, y_lengths)
+        bandwidth = check_bandwidth(bandwidth)
+        if bandwidth is not None and dummy is not None:
+            raise ValueError(f"bandwidth must be None with a dummy cost, got {bandwidth}")
+        return super().apply(*args, bandwidth)
 
     @staticmethod
     @forward_rule
@@ -322,12 +332,12 @@ class S2DTWFunction(EagerFunction, _S2DTWTwin):
         cost: Tensor,
         gamma: Number,
         dummy: Number | None = None,
-        x_lengths: Tensor | None = None,
-        y_lengths: Tensor | None = None,
+        x_lengths: Lengths = None,
+        y_lengths: Lengths = None,
         origin_count: float = 1.0,
     ) -> Tensor:
-        gamma, dummy = _parameter(gamma, "gamma", cost), _parameter(dummy, "dummy", cost)
-        return super().apply(cost, gamma, dummy, x_lengths, y_lengths, float(origin_count))
+        args = _checked(cost, gamma, dummy, x_lengths, y_lengths)
+        return super().apply(*args, check_origin_count(origin_count))
 
     @staticmethod
     @forward_rule
@@ -340,6 +350,30 @@ class S2DTWFunction(EagerFunction, _S2DTWTwin):
         grads = _Gradient.apply(s, gamma, dummy, *lengths, None, ones, with_parameters)
         by_s = _smooth_jvp((cost, gamma, *lengths, ctx.origin_count), by_cost, by_gamma)
         return _along(grads, (by_s, by_gamma, by_dummy)).to(cost.dtype)
+
+
+def _checked(
+    cost: Tensor, gamma: Number, dummy: Number | None, x_lengths: Lengths, y_lengths: Lengths
+) -> tuple[Any, ...]:
+    """What is given to a public Function, in the forms that the operators take: they read raw
+    memory.
+    """
+    check_tensor(cost, "cost", "(*, N, M)")
+    return (
+        cost,
+        _parameter(gamma, "gamma", cost),
+        _parameter(dummy, "dummy", cost),
+        _lengths(x_lengths, "x_lengths", cost),
+        _lengths(y_lengths, "y_lengths", cost),
+    )
+
+
+def _lengths(value: Lengths, name: str, cost: Tensor) -> Tensor | None:
+    batch = cost.shape[:-2]
+    if isinstance(value, Tensor) and value.dtype == torch.int64 and value.shape == batch:
+        return value
+    lengths = check_lengths(value, name, batch, cost.device)
+    return None if lengths is None else lengths.expand(batch)
 
 
 def _parameter(value: Any, name: str, cost: Tensor) -> Any:

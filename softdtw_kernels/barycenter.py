@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from .checks import Lengths, Number, check_lengths, check_tensor
+from .checks import (
+    Lengths,
+    Number,
+    check_count,
+    check_lengths,
+    check_tensor,
+    check_tolerance,
+    lengths_in_range,
+)
 from .costs import Cost, computing_dtype
 from .functional import soft_dtw
 
@@ -69,6 +78,7 @@ def soft_dtw_barycenter(
 
     Source: Cuturi and Blondel 2017, Section 3.2; Blondel et al. 2021 for the divergence.
     """
+    max_iter, tol = check_count(max_iter, "max_iter"), check_tolerance(tol, "tol")
     if not isinstance(sequences, Tensor):
         sequences, lengths = _padded(sequences, lengths)
     check_tensor(sequences, "sequences", "(B, N, D)")
@@ -107,6 +117,11 @@ def soft_dtw_barycenter(
 
 def _padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tensor]:
     """Sequences (N_i, D) as one tensor (B, max N, D) and their lengths."""
+    if not hasattr(sequences, "__len__"):
+        raise TypeError(
+            "sequences must be a torch.Tensor (B, N, D) or a list of tensors (N_b, D), "
+            f"got {type(sequences).__name__}"
+        )
     if lengths is not None:
         raise ValueError("lengths belong to a padded tensor; a list of sequences has its own")
     if len(sequences) == 0:
@@ -134,7 +149,15 @@ def _shares(weights: Tensor | Sequence[float] | None, sequences: Tensor) -> Tens
     count = sequences.shape[0]
     if weights is None:
         weights = torch.ones(count)
-    weights = torch.as_tensor(weights).detach().to(sequences.device, torch.float64)
+    try:
+        weights = torch.as_tensor(weights).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"weights must be None or {count} numbers, one a sequence, got {type(weights).__name__}"
+        ) from None
+    if weights.is_complex():
+        raise TypeError(f"weights must be real, got {weights.dtype}")
+    weights = weights.to(sequences.device, torch.float64)
     if weights.shape != (count,):
         raise ValueError(
             f"weights must have shape ({count},), one a sequence, got {tuple(weights.shape)}"
@@ -158,19 +181,34 @@ def _start(
         own = torch.full(sequences.shape[:1], sequences.shape[1])
     else:
         own = lengths.expand(sequences.shape[:1]).cpu()
+        wrong = own[~lengths_in_range(own, sequences.shape[1])]
+        if len(wrong):
+            raise ValueError(
+                f"lengths must lie in 1..{sequences.shape[1]}, the size of that dimension, "
+                f"got {wrong[0].item()}"
+            )
     if init is None:
         size = max(1, round(float(own.double() @ shares.cpu())))
-    elif isinstance(init, bool) or not hasattr(init, "__index__") or operator.index(init) < 1:
-        raise ValueError(
-            f"init must be None, a positive length L or a tensor (L, {features}), got {init!r}"
-        )
     else:
-        size = operator.index(init)
+        size = _length(init, features)
     total = sequences.new_zeros(size, features, dtype=torch.float64)
     for sequence, n, share in zip(sequences, own.tolist(), shares, strict=True):
         curves = sequence[:n].double().T[None]  # (1, D, n)
         total += share * interpolate(curves, size=size, mode="linear", align_corners=True)[0].T
     return total.to(sequences.dtype)
+
+
+def _length(init: Any, features: int) -> int:
+    try:
+        size = 0 if isinstance(init, bool) else operator.index(init)
+    except TypeError:
+        size = 0
+    if size < 1:
+        got = repr(init) if isinstance(init, (int, float, str)) else type(init).__name__
+        raise ValueError(
+            f"init must be None, a positive length L or a tensor (L, {features}), got {got}"
+        )
+    return size
 
 
 def _minimize(

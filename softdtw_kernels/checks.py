@@ -180,13 +180,35 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 def check_bandwidth(bandwidth: Any) -> int | None:
     if bandwidth is None:
         return None
-    if not isinstance(bandwidth, int) or isinstance(bandwidth, bool):
-        if isinstance(bandwidth, bool) or not hasattr(bandwidth, "__index__"):
-            raise TypeError(f"bandwidth must be None or an integer, got {type(bandwidth).__name__}")
-        bandwidth = operator.index(bandwidth)
+    bandwidth = _integer(bandwidth, "bandwidth", "None or an integer")
     if bandwidth < 0:
         raise ValueError(f"bandwidth must be at least 0 (None is no band), got {bandwidth}")
     return min(bandwidth, WIDEST_BAND)
+
+
+def check_count(value: Any, name: str) -> int:
+    value = _integer(value, name, "an integer")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return value
+
+
+def check_tolerance(value: Any, name: str) -> float:
+    value = check_number(value, name)
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return value
+
+
+def _integer(value: Any, name: str, expected: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:  # no integer, or an array of several
+        pass
+    raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
 
 
 def check_reduction(reduction: Any) -> None:

@@ -74,7 +74,7 @@ def plot_alignment(
     n, m = matrix.shape
     ax = plt.gca() if ax is None else ax
     image = ax.imshow(
-        matrix.detach().cpu().numpy(),
+        shown(matrix).numpy(),
         origin="lower",
         aspect="auto",
         interpolation="nearest",
@@ -134,7 +134,7 @@ def plot_connections(
         The axes.
 
     Raises:
-        ValueError: a sequence is not as long as its side of the matrix.
+        ValueError: the matrix is not of two dimensions, or a sequence is not as long as its side.
 
     Example:
         >>> import torch
@@ -143,13 +143,15 @@ def plot_connections(
         >>> figure, ax = plt.subplots()
         >>> ax = plot_connections(torch.arange(3.0), torch.arange(3.0), torch.eye(3), ax=ax)
     """
+    if expected.dim() != 2:
+        raise ValueError(f"expected a matrix of shape (N, M), got shape {tuple(expected.shape)}")
     n, m = expected.shape
     upper, lower = series(x, n, "x"), series(y, m, "y")
     ax = plt.gca() if ax is None else ax
     if gap is None:
         gap = 0.6 * float(max(upper.max(), lower.max()) - min(upper.min(), lower.min()))
     upper = upper - upper.min() + lower.max() + gap
-    weight = expected.detach().cpu()
+    weight = shown(expected)
     # A connection leaves from the curve that faces the other sequence.
     start, end = upper.min(-1).values, lower.max(-1).values
     for i, j in torch.nonzero(weight > 0.02).tolist():
@@ -211,9 +213,9 @@ def plot_barycenter(
             raise ValueError(f"expected one coordinate of shape (N,), got {tuple(member.shape)}")
         time = torch.linspace(0.0, 1.0, len(member))
         if index < len(sequences):
-            ax.plot(time, member.detach().cpu(), color="0.45", alpha=0.35, linewidth=0.8)
+            ax.plot(time, shown(member), color="0.45", alpha=0.35, linewidth=0.8)
         else:
-            ax.plot(time, member.detach().cpu(), color=color, linewidth=2.4, label=label)
+            ax.plot(time, shown(member), color=color, linewidth=2.4, label=label)
     ax.spines[["top", "right"]].set_visible(False)
     if title:
         ax.set_title(title)
@@ -226,4 +228,10 @@ def series(values: Tensor, length: int, name: str) -> Tensor:
         raise ValueError(
             f"expected {name} of shape ({length},) or ({length}, D), got {tuple(values.shape)}"
         )
-    return values.detach().cpu().reshape(length, -1)
+    return shown(values).reshape(length, -1)
+
+
+def shown(values: Tensor) -> Tensor:
+    """The values on the CPU, without their graph and in a dtype that NumPy has."""
+    values = values.detach().cpu()
+    return values.float() if values.dtype == torch.bfloat16 else values

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from softdtw_kernels import (
+    S2DTWFunction,
     S2DTWLoss,
+    SoftDTWFunction,
     SoftDTWLoss,
     cost_matrix,
     s2dtw,
@@ -94,6 +96,42 @@ def test_costs(
     _raises(error, parts, lambda: function(cost))
 
 
+@pytest.mark.parametrize("function", [SoftDTWFunction, S2DTWFunction])
+@pytest.mark.parametrize(
+    "arguments, error, parts",
+    [
+        ((COST[:, :0], 1.0), ValueError, ["cost", "(2, 0, 5)", "empty"]),
+        ((COST[0, 0], 1.0), ValueError, ["cost", "(5,)", "N, M"]),
+        (([[0.0]], 1.0), TypeError, ["cost", "list", "Tensor"]),
+        ((COST.half(), 1.0), TypeError, ["float16", "float32"]),
+        ((COST, torch.ones(3)), ValueError, ["gamma", "(3,)"]),
+        ((COST, 1.0, None, torch.tensor([1.0, 2.0])), TypeError, ["x_lengths", "float32"]),
+        ((COST, 1.0, None, None, [1, 2, 3]), ValueError, ["y_lengths", "(3,)", "(2,)"]),
+        ((COST, 1.0, None, None, [1, 9]), ValueError, ["y_lengths", "9", "1..5"]),
+    ],
+    ids=lambda a: str(a)[:40],
+)
+def test_the_functions_themselves(
+    function: Any, arguments: tuple[Any, ...], error: type[Exception], parts: list[str]
+) -> None:
+    _raises(error, parts, lambda: function.apply(*arguments))
+
+
+@pytest.mark.parametrize(
+    "call, error, parts",
+    [
+        (lambda: SoftDTWFunction.apply(COST, 1.0, None, None, None, -1), ValueError, ["-1", "0"]),
+        (lambda: SoftDTWFunction.apply(COST, 1.0, None, None, None, 1.5), TypeError, ["float"]),
+        (lambda: SoftDTWFunction.apply(COST, 1.0, 0.5, None, None, 1), ValueError, ["bandwidth"]),
+        (lambda: S2DTWFunction.apply(COST, 1.0, 0.5, None, None, 0), ValueError, ["origin_count"]),
+    ],
+)
+def test_the_last_argument_of_the_functions(
+    call: Callable[[], Any], error: type[Exception], parts: list[str]
+) -> None:
+    _raises(error, parts, call)
+
+
 def _both(arguments: dict[str, Any]) -> list[tuple[Callable[..., Any], tuple[torch.Tensor, ...]]]:
     """Every function that takes all of these arguments, with its tensors."""
     if "bandwidth" in arguments:
@@ -132,6 +170,8 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"origin_count": "one"}, TypeError, ["origin_count", "str", "number"]),
     ({"bandwidth": -1}, ValueError, ["bandwidth", "-1", "0"]),
     ({"bandwidth": 1.5}, TypeError, ["bandwidth", "float", "int"]),
+    ({"bandwidth": True}, TypeError, ["bandwidth", "bool", "int"]),
+    ({"bandwidth": np.ones(2, int)}, TypeError, ["bandwidth", "ndarray", "int"]),
     ({"bandwidth": "wide"}, TypeError, ["bandwidth", "str", "int"]),
     ({"x_lengths": torch.tensor([0, 4])}, ValueError, ["x_lengths", "0", "1..4"]),
     ({"x_lengths": torch.tensor([5, 4])}, ValueError, ["x_lengths", "5", "1..4"]),
@@ -159,7 +199,7 @@ def test_other_arguments(
         _raises(error, parts, lambda f=function, t=tensors: f(*t, **arguments))
 
 
-@pytest.mark.parametrize("arguments, error, parts", BAD_ARGUMENTS[:32], ids=lambda a: str(a)[:40])
+@pytest.mark.parametrize("arguments, error, parts", BAD_ARGUMENTS[:34], ids=lambda a: str(a)[:40])
 def test_the_reference_checks_them_too(
     arguments: dict[str, Any], error: type[Exception], parts: list[str]
 ) -> None:
@@ -231,6 +271,16 @@ def test_losses_check_their_settings_at_once(
         (lambda: soft_dtw_barycenter(X, init=torch.zeros(3, 9)), ValueError, ["init", "(3, 9)"]),
         (lambda: soft_dtw_barycenter(X, init=0), ValueError, ["init", "0"]),
         (lambda: soft_dtw_barycenter(X, lengths=[1, 9]), ValueError, ["lengths", "9", "1..4"]),
+        (lambda: soft_dtw_barycenter(X, lengths=[0, 4]), ValueError, ["lengths", "0", "1..4"]),
+        (lambda: soft_dtw_barycenter(X, weights="ab"), TypeError, ["weights", "str", "2 numbers"]),
+        (lambda: soft_dtw_barycenter(X, weights=[1j, 1]), TypeError, ["weights", "complex64"]),
+        (lambda: soft_dtw_barycenter(X, init=X[0].numpy()), ValueError, ["init", "ndarray", "L"]),
+        (lambda: soft_dtw_barycenter(X, init=2.5), ValueError, ["init", "2.5", "length"]),
+        (lambda: soft_dtw_barycenter(X, max_iter=-1), ValueError, ["max_iter", "-1", "0"]),
+        (lambda: soft_dtw_barycenter(X, max_iter=1.5), TypeError, ["max_iter", "float", "integer"]),
+        (lambda: soft_dtw_barycenter(X, tol=-1.0), ValueError, ["tol", "-1.0", "0"]),
+        (lambda: soft_dtw_barycenter(X, tol="a"), TypeError, ["tol", "str", "number"]),
+        (lambda: soft_dtw_barycenter(None), TypeError, ["sequences", "NoneType", "(B, N, D)"]),
         (lambda: soft_dtw_barycenter(X, gamma=-1.0), ValueError, ["gamma", "-1.0"]),
         (lambda: soft_dtw_barycenter(X.long()), TypeError, ["sequences", "int64"]),
         (lambda: soft_dtw_barycenter([X[0], X[0, :, :2]]), ValueError, ["(4, 3)", "(4, 2)"]),

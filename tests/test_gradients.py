@@ -325,3 +325,14 @@ def test_gradients_are_the_same_for_any_strides_and_are_not_overwritten(
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
         assert_close(gradient, truth, 1e-12 * max(1.0, truth.abs().max().item()), "gradient")
         assert torch.equal(view, before)
+
+
+@pytest.mark.parametrize("function", [soft_dtw_from_cost, s2dtw_from_cost])
+def test_gamma_gets_a_gradient_where_nothing_is_to_be_chosen(
+    function: Callable[..., Tensor], backend: str
+) -> None:
+    gamma = torch.tensor(0.5, requires_grad=True)
+    arguments = {} if function is soft_dtw_from_cost else {"dummy_cost": None}
+    function(torch.randn(3, 1, 1), gamma=gamma, backend=backend, **arguments).sum().backward()
+    assert gamma.grad is not None
+    assert_close(gamma.grad, 0.0, 1e-7, "gradient by gamma")

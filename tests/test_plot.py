@@ -47,9 +47,18 @@ def test_barycenter_lies_over_its_members() -> None:
     assert [len(line.get_xdata()) for line in ax.lines] == [3, 5, 4]
 
 
+def test_bfloat16_is_drawn_too() -> None:
+    x, y, matrix = (torch.ones(*shape).bfloat16() for shape in ((3, 2), (4, 2), (3, 4)))
+    plot_alignment(matrix, x=x, y=y)
+    plot_connections(x, y, matrix)
+    plot_barycenter(x[:, 0], [y[:, 0]])
+
+
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(N, M\), got shape \(2, 3, 4\)"):
         plot_alignment(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match=r"\(N, M\), got shape \(2, 3, 4\)"):
+        plot_connections(torch.zeros(3), torch.zeros(4), torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match=r"expected x of shape \(3,\) .* got \(4,\)"):
         plot_alignment(torch.zeros(3, 4), x=torch.zeros(4))
     with pytest.raises(ValueError, match=r"expected y of shape \(4,\) .* got \(3, 2\)"):

@@ -114,7 +114,8 @@ def value(
 
     gamma = gamma.double()[..., None]
     before, last, is_last_row = None, None, (i == n - 1)[..., 0]
-    result = torch.full_like(gamma, math.nan)
+    # One cell alone does not depend on gamma, which gets its gradient of 0 from here.
+    result = math.nan + 0 * gamma
     for k, costs in enumerate(skewed.unbind(-1)):
         if last is None:
             current = torch.where(i[:, 0] == 0, costs, math.inf)
