@@ -83,18 +83,23 @@ _SCHEMAS = {
 FUSED_COSTS = ("sqeuclidean", "negative_dot")
 
 
-def _check_problem(cost: Tensor, *others: Any) -> None:
+# The arguments after the cost that are shaped like it; all other tensors have one entry an item.
+_MATRICES = {"hessian_product": 6, "smooth_vjp": 4}
+
+
+def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
     """The kernels index raw memory: a tensor of another shape must not reach them."""
     if cost.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
-    batch = cost.shape[:-2]
-    for other in others:
+    for k, other in enumerate(others):
         if not isinstance(other, Tensor):
             continue
-        if other.shape != batch and other.shape != cost.shape:
+        expected = cost.shape if k == _MATRICES.get(name) else cost.shape[:-2]
+        if other.shape != expected:
             raise ValueError(
-                f"the operators take tensors expanded to the leading dimensions {tuple(batch)} "
-                f"of the cost or to its shape {tuple(cost.shape)}, got {tuple(other.shape)}"
+                f"{name} takes costs (*, N, M), here {tuple(cost.shape)}, and tensors expanded to "
+                f"(*) or, of derivatives in the cost, (*, N, M); got {tuple(other.shape)} where "
+                f"{tuple(expected)} is due"
             )
         if other.device != cost.device:
             raise ValueError(
@@ -104,7 +109,7 @@ def _check_problem(cost: Tensor, *others: Any) -> None:
 
 def _dispatch(name: str, backend: str) -> Callable[..., Any]:
     def run(cost: Tensor, *others: Any) -> Any:
-        _check_problem(cost, *others)
+        _check_problem(name, cost, *others)
         kernel = getattr(backends.load(backend), name)
         if cost.dim() <= 4:
             return kernel(cost, *others)
@@ -124,7 +129,10 @@ def _replace_batch(arg: Any, count: int, batch: tuple[int, ...]) -> Any:
 
 
 def _dispatch_features(name: str, backend: str) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
+    def run(x: Tensor, y: Tensor, *others: Any) -> Any:
+        if name == "squared_distances":
+            _check_features(x, y)
+        args = (x, y, *others)
         return getattr(backends.load(backend), name)(*args)
 
     return run
@@ -138,7 +146,7 @@ def _check_features(x: Tensor, y: Tensor, *others: Any) -> None:
         )
     if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
         raise ValueError(
-            "the fused operators take x (*, N, D) and y (*, M, D) of equal leading dimensions, "
+            "the operators take x (*, N, D) and y (*, M, D) of equal leading dimensions, "
             f"got {tuple(x.shape)} and {tuple(y.shape)}"
         )
     for other in others:

@@ -298,3 +298,19 @@ def test_a_bad_length_inside_vmap_or_backward_never_reads_out_of_bounds() -> Non
         torch.func.vmap(lambda c, g: soft_dtw_from_cost(c, gamma=g))(
             COST, torch.tensor([1.0, -1.0])
         )
+
+
+def test_the_operators_refuse_tensors_of_another_shape() -> None:
+    """They index raw memory, and torch.ops is open to everybody."""
+    operators = torch.ops.softdtw_kernels
+    cost, item, number = torch.rand(2, 4, 5), torch.ones(2), torch.ones(2).double()
+    limits = (None, None, None, None)
+    with pytest.raises(ValueError, match="due"):  # a tangent of the cost
+        operators.hessian_product(cost, number, *limits, item, item, number, None)
+    with pytest.raises(ValueError, match="due"):
+        operators.value(cost, cost.double(), *limits)
+    with pytest.raises(ValueError, match="due"):
+        operators.smooth_vjp(cost, number, None, None, 1.0, item)
+    for other in (torch.rand(2, 3, 5), torch.rand(3, 3, 4)):
+        with pytest.raises(ValueError, match="equal leading dimensions"):
+            operators.squared_distances(torch.rand(2, 3, 4), other)
