@@ -40,13 +40,22 @@ def write_atomically(path: str | Path, save: Any) -> None:
             os.close(folder)
 
 
-def save_checkpoint(folder: str | Path, content: dict[str, Any]) -> Path:
-    """Write the folder's latest checkpoint; leftovers of killed writers are removed."""
-    folder = Path(folder)
-    for leftover in folder.glob(f"{LAST}.*.tmp"):
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files of writers that were killed."""
+    for leftover in Path(folder).glob("*.tmp"):
         leftover.unlink(missing_ok=True)
-    write_atomically(folder / LAST, lambda file: torch.save(content, file))
-    return folder / LAST
+
+
+def save_checkpoint(folder: str | Path, content: dict[str, Any]) -> Path:
+    """Write the folder's latest checkpoint."""
+    path = Path(folder) / LAST
+    write_atomically(path, lambda file: torch.save(content, file))
+    return path
 
 
 def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
@@ -71,7 +80,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """JSONL log of a run: one entry a step, flushed at once.
+    """JSONL log of a run: entries with their step, flushed at once.
 
     Args:
         path: file; entries of ``step`` or later in it are dropped first.
@@ -81,8 +90,7 @@ class Log:
     def __init__(self, path: str | Path, step: int = 0) -> None:
         path = Path(path)
         kept = [entry for entry in read_log(path) if entry.get("step", -1) < step]
-        text = "".join(json.dumps(entry) + "\n" for entry in kept)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, entry: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from examples.vttwins.video import VideoError, VideoReader
 from examples.vttwins.words import TRAIN_WORDS, Vocabulary
 
 ATTEMPTS = 50
+LONGEST = 1e6  # seconds; a caption later than 11 days into its video is a mistake
 
 
 @dataclass(frozen=True)
@@ -67,20 +67,21 @@ class Captions:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise VideoError("no_captions", f"{path}: no such file") from None
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise VideoError("bad_captions", f"{path}: {error}") from None
         try:
             start = [float(value) for value in content["start"]]
             end = [float(value) for value in content["end"]]
             text = [str(value) for value in content["text"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise VideoError("bad_captions", f"{path}: needs start, end, text: {error!r}") from None
         if not len(start) == len(end) == len(text):
             raise VideoError(
                 "bad_captions", f"{path}: {len(start)} starts, {len(end)} ends, {len(text)} texts"
             )
-        if not all(math.isfinite(value) for value in (*start, *end)):
-            raise VideoError("bad_captions", f"{path}: a time is not finite")
+        wrong = [value for value in (*start, *end) if not abs(value) <= LONGEST]  # NaN too
+        if wrong:
+            raise VideoError("bad_captions", f"{path}: {wrong[0]} s is no time in a video")
         if not text:
             raise VideoError("silent", f"{path}: no captions")
         return cls(start, end, text)

@@ -42,6 +42,8 @@ def start(device: str | None = None) -> Place:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     where = torch.device(f"cuda:{local}") if kind == "cuda" else torch.device(kind)
     if where.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise SystemExit(f"no {where}: there are {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(where)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Place(device=where)

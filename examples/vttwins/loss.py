@@ -104,12 +104,18 @@ class SequenceLoss(nn.Module):
             video: (B, n, D) clips, item l belonging to text l; need not be normalized.
             text: (B, m, D) captions.
             rows: the anchors this rank answers for; the other items are negatives only.
+
+        Autocast has no say here: bfloat16 similarities would blur what is compared.
         """
         if video.ndim != 3 or text.ndim != 3 or video.shape[0] != text.shape[0]:
             raise ValueError(
                 "expected video (B, n, D) and text (B, m, D), got "
                 f"{tuple(video.shape)} and {tuple(text.shape)}"
             )
+        with torch.autocast(video.device.type, enabled=False):
+            return self._loss(video, text, rows)
+
+    def _loss(self, video: Tensor, text: Tensor, rows: slice) -> Tensor:
         first = range(video.shape[0])[rows].start
         if self.operator == "mil_nce":
             return self._mil_nce(video, text, rows, first)

@@ -2,9 +2,9 @@
 
     python -m examples.vttwins.pictures build/vttwins/run
 
-Writes loss.png, and alignment.png: the cost of each clip of a video against each caption, for the
+Writes loss.png, and alignment.png: the similarity of each clip of a video to each caption, for the
 video's own captions and for those of another video, with the expected alignment (how often a path
-drawn from the soft-DTW distribution visits each pair) and the cheapest path on top. Where the
+drawn from the distribution of S2DTW visits each pair) and the cheapest path on top. Where the
 narration is off by a step, swapped or chatter, the path of the matching pair should follow what is
 seen and pass over what is not.
 
@@ -25,6 +25,7 @@ matplotlib.use("Agg")  # pictures go to files; no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from examples.vttwins.checkpoint import LOG, read_log
@@ -34,9 +35,11 @@ from examples.vttwins.model import VideoTextModel
 from examples.vttwins.video import VideoReader
 from softdtw_kernels import cost_matrix, s2dtw_alignment
 
+FULL_DISK = 450  # area in square points of a pair that every path visits
 
-def draw_loss(log: list[dict[str, Any]], batch: int, path: Path) -> None:
-    """Loss over the steps, with its running mean and the loss of guessing."""
+
+def draw_loss(log: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> None:
+    """Loss over the steps, with its running mean and, for a contrast, the loss of guessing."""
     steps = np.array([entry["step"] for entry in log])
     loss = np.array([entry["loss"] for entry in log])
     width = max(len(loss) // 20, 1)
@@ -44,8 +47,13 @@ def draw_loss(log: list[dict[str, Any]], batch: int, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(steps, loss, color="0.75", linewidth=1, label="each step")
     axes.plot(steps[width - 1 :], mean, color="C0", linewidth=2, label=f"mean of {width} steps")
-    axes.axhline(np.log(batch), color="0.4", linestyle=":", label=f"guessing, log {batch}")
-    axes.set(xlabel="step", ylabel="loss", title="S2DTW InfoNCE")
+    # MIL-NCE guesses among clips in bags: its loss of guessing is another one.
+    if settings["contrastive"] and settings["operator"] != "mil_nce":
+        batch = settings["batch"]
+        axes.axhline(np.log(batch), color="0.4", linestyle=":", label=f"guessing, log {batch}")
+    contrast = "contrastive" if settings["contrastive"] else "not contrastive"
+    title = f"Training loss: {settings['operator']}, {contrast}"
+    axes.set(xlabel="step", ylabel="loss", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
@@ -82,31 +90,45 @@ def draw_alignment(
     dummy_cost: float,
     path: Path,
 ) -> None:
-    """One panel a pair: cost as color, expected visits as disks, the cheapest path as a line."""
-    figure, grid = plt.subplots(1, len(pairs), figsize=(8.5 * len(pairs), 7), layout="constrained")
-    for axes, (title, video, text, pictures, texts) in zip(np.atleast_1d(grid), pairs, strict=True):
-        cost = cost_matrix(text, video, cost="shifted_cosine")
+    """One panel a pair: similarity as color, expected visits as disks, the cheapest path as a line.
+
+    The clips stand below their columns, with every panel, so that a panel can be read alone.
+    """
+    figure, grid = plt.subplots(1, len(pairs), figsize=(8 * len(pairs), 7), layout="constrained")
+    panels = np.atleast_1d(grid)
+    for axes, (title, video, text, pictures, texts) in zip(panels, pairs, strict=True):
+        similarity = -cost_matrix(text, video, cost="shifted_cosine").numpy()
         alignment = s2dtw_alignment(text, video, gamma=gamma, dummy_cost=dummy_cost)
         visits = alignment.expected.numpy()
-        image = axes.imshow(cost.numpy(), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", alpha=0.9)
+        image = axes.imshow(similarity, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
+        steps = alignment.path().numpy()
+        axes.plot(*steps.T[::-1], color="black", linewidth=2, zorder=2)
         rows, columns = np.nonzero(visits > 0.02)
         axes.scatter(
-            columns, rows, s=500 * np.minimum(visits[rows, columns], 1),
-            facecolor="none", edgecolor="black", linewidth=1.5,
+            columns, rows, s=FULL_DISK * np.minimum(visits[rows, columns], 1),
+            facecolor="white", edgecolor="black", linewidth=1.5, zorder=3,
         )  # fmt: skip
-        steps = alignment.path().numpy()
-        if len(steps):
-            axes.plot(steps[:, 1], steps[:, 0], color="black", linewidth=1, linestyle="--")
-        axes.set_yticks(range(len(texts)), [textwrap.fill(t, 24) for t in texts], fontsize=10)
+        axes.set_yticks(range(len(texts)), [textwrap.fill(t, 24) for t in texts], fontsize=11)
         axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.set_ylim(len(texts) + 0.45, -0.5)  # room for the clips
+        axes.spines[:].set_visible(False)
         for k, picture in enumerate(pictures):
-            inset = axes.inset_axes(
-                (k - 0.45, len(texts) - 0.4, 0.9, 0.9), transform=axes.transData
-            )
+            place = (k - 0.45, len(texts) - 0.45, 0.9, 0.9)
+            inset = axes.inset_axes(place, transform=axes.transData)
             inset.imshow(picture)
             inset.axis("off")
-        axes.set_title(f"{title}: S2DTW = {alignment.value.item():.2f}", fontsize=13)
-        figure.colorbar(image, ax=axes, label="cost, minus the cosine", shrink=0.7)
+        axes.set_xlabel("clips, in the order of time", fontsize=12)
+        axes.set_title(f"{title}\nS2DTW = {alignment.value.item():.2f}", fontsize=14)
+    panels[0].set_ylabel("captions, in the order of time", fontsize=12)
+    figure.colorbar(image, ax=panels, label="cosine of clip and caption", shrink=0.7, pad=0.01)
+    disk = Line2D(
+        [], [], linestyle="", marker="o", markersize=FULL_DISK**0.5, markerfacecolor="white",
+        markeredgecolor="black", label="expected visits of the pair (a full disk: 1)",
+    )  # fmt: skip
+    line = Line2D([], [], color="black", linewidth=2, label="cheapest path")
+    figure.legend(handles=[disk, line], loc="outside lower center", ncols=2, frameon=False,
+                  fontsize=12)  # fmt: skip
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -122,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     model, vocabulary, shape, settings = load_run(options.run)
     model.eval()
     log = read_log(options.run / LOG)
-    draw_loss(log, settings["batch"], options.run / "loss.png")
+    draw_loss(log, settings, options.run / "loss.png")
     root = Path(settings["data"])
     dataset = NarratedVideos(
         read_column(root / settings["train_csv"], "video_path"),

@@ -1,21 +1,29 @@
-"""Train VT-TWINS. From the root of the checkout:
+r"""Train VT-TWINS. From the root of the checkout:
 
 A newcomer's run, minutes on two CPU cores (the set is written by synthetic.py):
     python -m examples.vttwins.synthetic --out build/vttwins/data
     python -m examples.vttwins.train demo
 
-The same on two processes, with the gradient of one:
-    torchrun --nproc-per-node 2 -m examples.vttwins.train demo --workers 1 --threads 1
+The same on two processes, with the gradient of one (without --cross-rank-bn each process has the
+BatchNorm statistics of its own clips, as released):
+    torchrun --nproc-per-node 2 -m examples.vttwins.train demo --cross-rank-bn --workers 1 \
+        --threads 1 --out build/vttwins/run2
 
-The paper's hyperparameters on eight GPUs of one machine, then on four such machines:
+The paper's hyperparameters on eight GPUs of one machine:
     torchrun --nproc-per-node 8 -m examples.vttwins.train paper --data /data/howto100m \
         --word-vectors /data/word2vec.pth --bf16
-    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint head:29500 \
-        -m examples.vttwins.train paper --data /data/howto100m --word-vectors /data/word2vec.pth
 
-A row of the paper's ablation (plain cosine; --no-contrastive and --gamma make the others):
+On four such machines: this line on each of them, "head" being the name of one; --data and --out are
+folders that all of them see:
+    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint head:29500 \
+        -m examples.vttwins.train paper --data /data/howto100m --word-vectors /data/word2vec.pth \
+        --out /data/runs/vttwins --bf16
+
+A row of the paper's ablation (plain cosine; --no-contrastive and --gamma make the others). A tenth
+of HowTo100M for 100 epochs is barely as long as the paper's warm-up, so give a shorter one:
     torchrun --nproc-per-node 8 -m examples.vttwins.train ablation --cost cosine \
-        --data /data/howto100m --train-csv tenth.csv --word-vectors /data/word2vec.pth
+        --data /data/howto100m --train-csv tenth.csv --word-vectors /data/word2vec.pth \
+        --warmup 10000
 
 The same line again goes on where the last checkpoint was written, whatever ended the run; SIGTERM
 saves first. --restart begins anew. All options: --help. Logs: log.jsonl and TensorBoard in --out.
@@ -48,6 +56,8 @@ from examples.vttwins.distributed import Place
 from examples.vttwins.loss import SequenceLoss
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.words import Vocabulary, load_word_vectors
+
+BOARD = ("loss", "gradient_norm", "learning_rate", "clips_per_second", "skipped")
 
 
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
@@ -156,16 +166,21 @@ class Run:
     def __init__(self, settings: Settings, place: Place) -> None:
         self.settings, self.place = settings, place
         self.out, root = Path(settings.out), Path(settings.data)
+        config.check_files(settings)
         videos = data.read_column(root / settings.train_csv, "video_path")
+        saved = self._saved()  # refuses before anything in --out is overwritten
         vocabulary_file = self.out / "vocabulary.json"
         if place.first:
             self.out.mkdir(parents=True, exist_ok=True)
-            if not settings.word_vectors and not vocabulary_file.exists():
+            checkpoint.remove_leftovers(self.out)
+            if not settings.word_vectors and saved is None:
                 write_vocabulary(videos, root / "captions", vocabulary_file)
             settings_text = json.dumps(dataclasses.asdict(settings), indent=1)
-            (self.out / "settings.json").write_text(settings_text, encoding="utf-8")
+            checkpoint.write_text(self.out / "settings.json", settings_text)
         if place.world > 1:
             torch.distributed.barrier()
+        if not (self.out / "settings.json").exists():
+            raise SystemExit(f"--out {self.out} must be a folder that all nodes share")
         self.model, vocabulary = build_model(settings, vocabulary_file)
         if settings.word_vectors and place.first:
             vocabulary.save(vocabulary_file)
@@ -177,9 +192,11 @@ class Run:
         )
         per_epoch = len(videos) // (settings.batch * settings.accumulate)
         self.steps = settings.steps or settings.epochs * max(per_epoch, 1)
-        self.step = 0
-        self.skipped = 0
-        self._resume()
+        self.step = self.skipped = 0
+        if saved is not None:
+            self.model.load_state_dict(saved["state_dict"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.skipped = saved["step"], saved["skipped"]
         self.loss = build_loss(settings)
         dataset = build_dataset(settings, videos, vocabulary)
         batches = data.StepBatches(
@@ -199,19 +216,27 @@ class Run:
                 self.network, device_ids=devices, broadcast_buffers=False
             )
 
-    def _resume(self) -> None:
+    def _saved(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from, if there is one."""
         saved = checkpoint.load_checkpoint(self.out)
-        if saved is None:
-            return
-        changed = config.differences(saved["settings"], self.settings)
+        changed = config.differences(saved["settings"], self.settings) if saved else []
         if changed:
             raise SystemExit(
                 f"{self.out} holds a run with other settings ({'; '.join(changed)}). "
                 "Give another --out, or --restart to begin anew."
             )
-        self.model.load_state_dict(saved["state_dict"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.skipped = saved["step"], saved["skipped"]
+        return saved
+
+    def announce(self) -> None:
+        """Say where the run stands, and what its owner may not expect."""
+        if self.step:
+            done = " (finished; --restart begins anew)" if self.step == self.steps else ""
+            print(f"{self.out}: going on from step {self.step} of {self.steps}{done}")
+        if self.settings.warmup >= self.steps:
+            print(
+                f"The warm-up of {self.settings.warmup} steps is not over at the end, step "
+                f"{self.steps}: --learning-rate is never reached. See --warmup."
+            )
 
     def save(self) -> None:
         if not self.place.first:
@@ -275,6 +300,7 @@ class Run:
     def _train_until(self, stop: _StopRequest) -> bool:
         settings, first = self.settings, self.place.first
         log = checkpoint.Log(self.out / checkpoint.LOG, self.step) if first else None
+        skips = checkpoint.Log(self.out / f"skipped-{self.place.rank}.jsonl", self.step)
         board = _tensorboard(self.out, self.step) if first and settings.tensorboard else None
         bar = tqdm(
             total=self.steps, initial=self.step, disable=not first, mininterval=1, unit="step"
@@ -288,7 +314,8 @@ class Run:
             waited = time.perf_counter() - began
             entry = {"step": self.step, **self.optimize(batches)}
             seconds = time.perf_counter() - began
-            self._record_skipped(batches)
+            for video, reason in (pair for batch in batches for pair in batch["skipped"]):
+                skips.write({"step": entry["step"], "video": video, "reason": reason})
             entry |= {
                 "seconds": seconds,
                 "wait_seconds": waited,
@@ -299,13 +326,7 @@ class Run:
             if log is not None:
                 log.write(entry)
             if board is not None:
-                for name in (
-                    "loss",
-                    "gradient_norm",
-                    "learning_rate",
-                    "clips_per_second",
-                    "skipped",
-                ):
+                for name in BOARD:
                     board.add_scalar(name, entry[name], self.step - 1)
             bar.update()
             bar.set_postfix(loss=f"{entry['loss']:.3f}", skipped=self.skipped, refresh=False)
@@ -313,20 +334,10 @@ class Run:
             if stopped or self.step == self.steps or self.step % settings.save_every == 0:
                 self.save()
         bar.close()
-        for writer in (log, board):
+        for writer in (log, skips, board):
             if writer is not None:
                 writer.close()
         return stopped
-
-    def _record_skipped(self, batches: list[dict[str, Any]]) -> None:
-        entries = [entry for batch in batches for entry in batch["skipped"]]
-        if entries:
-            with (self.out / f"skipped-{self.place.rank}.jsonl").open(
-                "a", encoding="utf-8"
-            ) as file:
-                for video, reason in entries:
-                    line = {"step": self.step - 1, "video": video, "reason": reason}
-                    file.write(json.dumps(line) + "\n")
 
 
 class _StopRequest:
@@ -366,10 +377,12 @@ def main(arguments: list[str] | None = None) -> None:
             shutil.rmtree(settings.out, ignore_errors=True)
         if options.restart and place.world > 1:
             torch.distributed.barrier()
-        run = Run(settings, place)
-        if place.first and run.step:
-            done = " (finished; --restart begins anew)" if run.step == run.steps else ""
-            print(f"{settings.out}: going on from step {run.step} of {run.steps}{done}")
+        try:
+            run = Run(settings, place)
+        except (ValueError, OSError) as error:  # a file or a number that does not fit
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
+        if place.first:
+            run.announce()
         if not run.train() and place.first:
             print(f"SIGTERM: saved at step {run.step} of {run.steps} in {settings.out}")
     finally:

@@ -136,6 +136,8 @@ class VideoReader:
                 "short",
                 f"{self.path}: nothing at {start:.2f} s, the video ends at {float(end):.2f} s",
             )
+        if any(picture.shape != pictures[0].shape for picture in pictures):
+            raise VideoError("broken", f"{self.path}: the size of the picture changes in the clip")
         return np.stack(pictures)
 
     def _frames_from(self, first: Fraction) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
@@ -175,8 +177,13 @@ class VideoReader:
         if resize is not None:
             scale = resize / min(width, height)
             width, height = max(round(width * scale), resize), max(round(height * scale), resize)
-        scaled = self._scaler.reformat(frame, width=width, height=height, format="rgb24", threads=1)
-        return scaled.to_ndarray()
+        try:
+            scaled = self._scaler.reformat(
+                frame, width=width, height=height, format="rgb24", threads=1
+            )
+            return scaled.to_ndarray()
+        except (av.FFmpegError, ValueError, OSError) as error:  # a damaged or odd pixel format
+            raise VideoError("broken", f"{self.path}: cannot be scaled: {error}") from None
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = 20) -> None:

@@ -10,7 +10,6 @@ names with or without the prefixes that DistributedDataParallel ("module.") and 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from examples.vttwins.checkpoint import write_atomically
 from examples.vttwins.model import VideoTextModel
 
 PREFIXES = ("module.", "_orig_mod.")
@@ -151,11 +151,8 @@ def load_model(path: str | Path, train_words: bool = False) -> VideoTextModel:
 
 def export_safetensors(model: torch.nn.Module, path: str | Path) -> None:
     """Write the weights under their public names as safetensors, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path = Path(path)
     state = clean_state_dict(model.state_dict())
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    save_file(state, temporary)
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: file.write(save(state)))

