@@ -58,16 +58,16 @@ class VideoReader:
             self._container.close()
             raise VideoError("no_video", f"{self.path}: has no video stream")
         self._stream = self._container.streams.video[0]
-        # Workers are processes already; one thread each also keeps the memory of a worker small.
-        self._stream.codec_context.thread_count = 1
-        if self._stream.time_base is None:
+        codec, time_base = self._stream.codec_context, self._stream.time_base
+        if codec is None or time_base is None:  # a damaged header, or a codec FFmpeg lacks
             self._container.close()
-            raise VideoError("broken", f"{self.path}: the video stream has no clock")
-        self._time_base: Fraction = self._stream.time_base
+            raise VideoError("broken", f"{self.path}: the video's codec or clock is unknown")
+        # Workers are processes already; one thread each also keeps the memory of a worker small.
+        codec.thread_count = 1
+        self._time_base: Fraction = time_base
         self._first_tick = self._stream.start_time or 0
-        self._scaler = (
-            VideoReformatter()
-        )  # one for all frames: setting one up costs more than scaling
+        # One for all frames: setting one up costs more than scaling.
+        self._scaler = VideoReformatter()
 
     def __enter__(self) -> VideoReader:
         return self

@@ -112,6 +112,7 @@ def test_files_that_are_no_videos_say_why(tmp_path: Path) -> None:
     write_video(tmp_path / "whole.mp4", numbered(40), fps=10)
     content = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (tmp_path / "codec.mp4").write_bytes(content.replace(b"avc1", b"zzzz"))
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "text.mp4").write_text("not found", encoding="utf-8")
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
@@ -123,13 +124,14 @@ def test_files_that_are_no_videos_say_why(tmp_path: Path) -> None:
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     reasons = {}
-    for name in ("absent", "cut", "empty", "text", "sound"):
+    for name in ("absent", "cut", "codec", "empty", "text", "sound"):
         with pytest.raises(VideoError) as caught:
             VideoReader(tmp_path / f"{name}.mp4")
         reasons[name] = caught.value.reason
     assert reasons == {
         "absent": "missing",
         "cut": "broken",
+        "codec": "broken",
         "empty": "broken",
         "text": "broken",
         "sound": "no_video",
