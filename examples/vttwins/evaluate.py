@@ -7,7 +7,8 @@
 The annotation is a CSV file with the columns end, start, task, text, video_id (YouCook2's). A
 segment is seen through several windows, evenly spread over it; their embeddings are averaged, and
 texts and segments compared by their dot product (or --similarity cosine). Both ways: text to video
-and video to text. A segment whose video cannot be used is counted and ranked last.
+and video to text. A segment whose video cannot be used is counted: it is last for its text and, as
+a query of its own, which has no answer, at chance.
 
 CTR has two meanings, both reported: "assigned", CrossTask's, for untrimmed videos: one window each
 second, one window assigned to each step of the task, in order, a hit if it lies in the step's
@@ -188,7 +189,7 @@ def assigned_step_recall(
         # A window speaks for its middle.
         times = torch.arange(length, dtype=torch.float64) + shape.seconds / 2
         spans = [[(s.start, s.end) for s in own if s.text == step] for step in steps]
-        found, present = metrics.ordered_step_recall(score.nan_to_num(-1e9), times, spans)
+        found, present = metrics.ordered_step_recall(score, times, spans)
         total = counts.setdefault(own[0].task, [0, 0])
         total[0] += found
         total[1] += present
@@ -260,15 +261,35 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
+    if not (
+        options.run
+        or (options.weights and options.word_vectors and options.annotation and options.videos)
+    ):
+        parser.error("give a run, or --weights, --word-vectors, --annotation and --videos")
+    try:
+        result = _evaluate_files(options)
+    except (ValueError, OSError) as error:  # a file that is missing or not what it should be
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    show(result)
+    if options.run:
+        (options.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def _evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
+    """The numbers for a run, or for weights and videos, of a command line."""
     if options.run:
         model, vocabulary, shape, settings = load_run(options.run)
         root = Path(settings["data"])
-    elif options.weights and options.word_vectors and options.annotation and options.videos:
+    else:
         model, root = weights.load_model(options.weights), Path()
         vocabulary, _ = load_word_vectors(options.word_vectors)
+        rows = model.text_module.word_embd.num_embeddings
+        if len(vocabulary) != rows:
+            raise ValueError(
+                f"{options.word_vectors} has {len(vocabulary)} words with the pad, the model of "
+                f"{options.weights} {rows}"
+            )
         shape = ClipShape(options.frames, options.fps, options.size, options.size)
-    else:
-        parser.error("give a run, or --weights, --word-vectors, --annotation and --videos")
     model.to(options.device)
     segments = read_segments(options.annotation or root / "test.csv")
     folder, cosine = options.videos or root / "videos", options.similarity == "cosine"
@@ -279,9 +300,7 @@ def main(arguments: list[str] | None = None) -> None:
         result["assigned_ctr"] = assigned_step_recall(
             model, segments, folder, shape, vocabulary, cosine, options.workers
         )
-    show(result)
-    if options.run:
-        (options.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return result
 
 
 def show(result: dict[str, Any]) -> None:

@@ -95,15 +95,18 @@ def ordered_step_recall(
     divide, and average over tasks.
 
     Args:
-        score: (T, K) similarity of frames and steps.
+        score: (T, K) similarity of frames and steps; NaN where a frame cannot be used: such a frame
+            is taken only where no other is left, and never finds its step.
         times: (T,) time of each frame in seconds.
         intervals: for each step, its intervals [start, end) in seconds; empty if it does not occur.
     """
-    chosen = ordered_assignment(score)
+    # Large, not infinite: assignments are to differ by the usable frames in them.
+    chosen = ordered_assignment(score.double().nan_to_num(nan=-1e9))
     found = present = 0
     for k, spans in enumerate(intervals):
         if spans:
             present += 1
-            time = float(times[chosen[k]])
-            found += any(start <= time < end for start, end in spans)
+            frame = chosen[k]
+            hit = any(start <= float(times[frame]) < end for start, end in spans)
+            found += hit and not bool(score[frame, k].isnan())
     return found, present

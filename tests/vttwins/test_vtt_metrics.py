@@ -66,3 +66,12 @@ def test_assigned_recall_counts_present_steps_only() -> None:
     times = torch.tensor([0.5, 1.5, 2.5, 3.5])
     intervals = [[(0.0, 1.0)], [], [(3.0, 4.0)]]
     assert metrics.ordered_step_recall(score, times, intervals) == (1, 2)
+
+
+def test_assigned_recall_of_an_unusable_frame_is_no_hit() -> None:
+    score = torch.full((3, 2), torch.nan)
+    intervals = [[(0.0, 9.0)], [(0.0, 9.0)]]
+    times = torch.arange(3.0)
+    assert metrics.ordered_step_recall(score, times, intervals) == (0, 2)
+    score[2] = 0  # one frame can be used, and one step fits into it
+    assert metrics.ordered_step_recall(score, times, intervals) == (1, 2)
