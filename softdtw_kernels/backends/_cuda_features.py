@@ -231,7 +231,6 @@ def run(
             "span": plan.span,
             "kept_borders": plan.kept_borders,
             "team": plan.team,
-            "chunk": plan.chunk,
         }
         for launch in launches:
             phases = launch["phases"]

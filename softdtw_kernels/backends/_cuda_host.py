@@ -183,15 +183,17 @@ def run_lattice(
             "span": plan.span,
             "kept_borders": plan.kept_borders,
             "team": plan.team,
-            "chunk": plan.chunk,
         }
         for launch in launches:
+            phases = launch["phases"]
+            assert isinstance(phases, int)
+            sizes["ring_chunks"] = plan.ring_chunks(phases)
             launcher.launch(
                 "lattice",
                 plan.variant.options,
                 ceil_divide(plan.warps, plan.warps_in_block),
                 plan.warps_in_block * LANES,
-                0 if launch["phases"] == FORWARD else plan.shared_bytes,
+                plan.shared_bytes(phases),
                 arguments(
                     "problem.cuh",
                     "SOFTDTW_LATTICE_FIELDS",

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 LANES = 32
+# As in cuda/cells.cuh.
+CHUNK = 16
+REACH = 2
 FORWARD, BACKWARD = 1, 2  # as in cuda/problem.cuh
 
 Argument: TypeAlias = Tensor | int | float | None  # null where None
@@ -65,7 +68,17 @@ class Variant:
     @property
     def step_bytes(self) -> int:
         """Of the transition probabilities, and their derivatives, of one step of a warp."""
-        return LANES * self.columns * (6 if self.order == 2 else 3) * self.real_bytes
+        return LANES * self.columns * (4 if self.order == 2 else 2) * self.real_bytes
+
+    @property
+    def staged(self) -> bool:
+        """Whether costs and results pass through a ring of rows in shared memory."""
+        return not self.wide and self.order < 2
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of a chunk of rows in the ring; a weak lattice has a row and column of it for two."""
+        return CHUNK * LANES * self.columns * self.dtype.itemsize // (4 if self.weak else 1)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -75,6 +88,7 @@ class Variant:
             f"-DWITH_COLUMNS={self.columns}",
             f"-DWITH_WEAK={int(self.weak)}",
             f"-DWITH_ORDER={self.order}",
+            f"-DWITH_STAGED={int(self.staged)}",
             f"-DWITH_NODE_BYTES={self.node_bytes}",
             f"-DWITH_FLOW_BYTES={self.flow_bytes}",
         )
@@ -95,17 +109,11 @@ def variants() -> list[Variant]:
 
 
 def columns_offered(dtype: torch.dtype, order: int) -> tuple[int, ...]:
-    """Columns a lane, as many as fit in the registers without spills.
-
-    Eight would fit for a float32 gradient too, but halve the steps of a tile and so double what the
-    checkpoints move.
-    """
+    """Columns a lane: with more, the rings of rows leave shared memory for too few warps."""
     single = dtype == torch.float32
-    if order == 2:
+    if order:
         return (1, 2) if single else (1,)
-    if order == 1:
-        return (1, 2, 4) if single else (1, 2)
-    return (1, 2, 4, 8) if single else (1, 2)
+    return (1, 2, 4) if single else (1, 2)
 
 
 class Shape(NamedTuple):
@@ -157,21 +165,17 @@ FAMILIES = ("warp", "block", "long")
 
 # Dynamic shared memory of a block that every GPU gives without asking.
 SHARED_BYTES = 48 << 10
-# Of one warp, for transition probabilities: two warps within the above. A multiprocessor of an
-# H100 or H200 holds nine.
-TILE_BYTES = 24 << 10
 WARPS_IN_BLOCK = 2
 # At most, in the block family. More would need a smaller limit of registers for all families.
 LARGEST_TEAM = 8
 # Warps a multiprocessor that hide each other's latency: three for each of its four schedulers.
 BUSY_WARPS = 12
+MOST_WARPS = 16  # of a multiprocessor: what 128 registers a thread have room for
 # Above, strips of one item go to several multiprocessors.
 STRIPS_OF_BLOCK = 512
-# Rows between reports of progress: a strip starts 31 rows and a chunk behind the one before it, so
-# short chunks shorten the critical path. In shared memory a look costs some 60 cycles, a fraction
-# of a step; between multiprocessors 600 or more, for which the row-wise order of a longer chunk
-# pays [E, from latencies published for Hopper, not measured here].
-BLOCK_CHUNK, LONG_CHUNK = 8, 16
+# Chunks of steps between two checkpoints, at most: with twice as many, checkpoints take half the
+# memory and tiles twice as much.
+MOST_TILE_CHUNKS = 4
 WIDE_COLUMNS = 4
 WIDE_SCRATCH_BYTES = 32 << 20
 WIDE_SHARE_OF_COST = 0.05
@@ -198,10 +202,6 @@ class Plan:
     @property
     def team(self) -> int:
         return self.warps_in_block if self.family == "block" else 1
-
-    @property
-    def chunk(self) -> int:
-        return {"warp": LANES, "block": BLOCK_CHUNK, "long": LONG_CHUNK}[self.family]
 
     @property
     def kept_borders(self) -> int:
@@ -231,12 +231,22 @@ class Plan:
     def total_bytes(self) -> int:
         return sum(round_up(size) for size in self.scratch_bytes.values())
 
-    @cached_property
-    def shared_bytes(self) -> int:
-        """Of a block in a launch that goes backward; flags are needed in both directions."""
-        tiles = self.warps_in_block * self.tile_bytes
-        in_shared = self.variant.order > 0 and not self.variant.wide
-        return (tiles if in_shared else 0) + (flag_bytes(self.strips) if self.team > 1 else 0)
+    def ring_chunks(self, phases: int) -> int:
+        """Those that the lanes are in or will be in, and one that comes."""
+        if not self.variant.staged:
+            return 0
+        of_tile = self.tile_steps // CHUNK if self.goes_back(phases) else 1
+        return of_tile + REACH + 1
+
+    def goes_back(self, phases: int) -> bool:
+        return self.variant.order > 0 and phases & BACKWARD > 0
+
+    def shared_bytes(self, phases: int = FORWARD | BACKWARD) -> int:
+        """Of a block."""
+        of_warp = self.ring_chunks(phases) * self.variant.chunk_bytes
+        if self.goes_back(phases) and not self.variant.wide:
+            of_warp += self.tile_bytes
+        return self.warps_in_block * of_warp + (flag_bytes(self.strips) if self.team > 1 else 0)
 
     def divide(self, scratch: Tensor) -> dict[str, Argument]:
         """Scratch memory of at least `total_bytes` as the fields that point into it."""
@@ -256,14 +266,26 @@ def flag_bytes(strips: int) -> int:
     return 2 * 4 * strips
 
 
-def resident_warps(order: int, columns: int) -> int:
-    """Of the warp family on a multiprocessor: what registers and, backward, tiles leave room for.
+def warp_bytes(variant: Variant, tile_chunks: int) -> int:
+    """Shared memory of a warp."""
+    ring = variant.staged * (tile_chunks + REACH + 1) * variant.chunk_bytes
+    return ring + (variant.order > 0) * tile_chunks * CHUNK * variant.step_bytes
+
+
+def tile_chunks_within(variant: Variant, limit: int) -> int:
+    """As many as make the shared memory of a warp no larger than the limit; 0 if none do."""
+    chunks = MOST_TILE_CHUNKS if variant.order else 1
+    while chunks and warp_bytes(variant, chunks) > limit:
+        chunks //= 2
+    return chunks
+
+
+def resident_warps(variant: Variant, tile_chunks: int, shared_limit: int) -> int:
+    """Of a multiprocessor: what registers and shared memory leave room for.
 
     More would come in a second wave, mostly empty, as items are shared out beforehand.
     """
-    if order:
-        return 8
-    return 32 if columns <= 2 else 20
+    return max(1, min(MOST_WARPS, shared_limit // warp_bytes(variant, tile_chunks)))
 
 
 def strips_of(m: int, columns: int) -> int:
@@ -308,23 +330,20 @@ def plan_of_shape(
     # machine code]: wide lanes do the least work, and narrow ones split an item among more warps.
     # So: as narrow as it takes to give every scheduler warps whose latencies hide each other.
     family = family or choose_family(shape, multiprocessors)
-    if family == "long":
-        return long_plan(shape, order, multiprocessors, shared_limit)
-    if family == "block":
-        return block_plan(shape, order, multiprocessors, shared_limit)
-    return warp_plan(shape, order, multiprocessors)
+    plan = {"long": long_plan, "block": block_plan, "warp": warp_plan}[family]
+    return plan(shape, order, multiprocessors, shared_limit)
 
 
-def warp_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
+def warp_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int) -> Plan:
     """For many items: a warp an item, in one strip if that is wide enough."""
     offered = columns_offered(shape.dtype, order)
     columns = next((c for c in offered if LANES * c >= shape.m), offered[-1])
     variant = Variant(shape.dtype, False, columns, shape.weak, order)
-    tile_steps = max(1, TILE_BYTES // variant.step_bytes)
-    warps = min(shape.pairs, multiprocessors * resident_warps(order, columns))
-    warps = ceil_divide(warps, WARPS_IN_BLOCK) * WARPS_IN_BLOCK
+    in_block = WARPS_IN_BLOCK if WARPS_IN_BLOCK * warp_bytes(variant, 1) <= shared_limit else 1
+    warps = min(shape.pairs, multiprocessors * resident_warps(variant, 1, shared_limit))
+    warps = ceil_divide(warps, in_block) * in_block
     strips, span = strips_of(shape.m, columns), shape.span(variant.width)
-    return Plan(variant, "warp", warps, WARPS_IN_BLOCK, tile_steps, strips, span, warps)
+    return Plan(variant, "warp", warps, in_block, CHUNK, strips, span, warps)
 
 
 def block_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int) -> Plan:
@@ -334,32 +353,30 @@ def block_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int
     enough = (c for c in reversed(offered) if strips_of(shape.m, c) >= wanted)
     variant = Variant(shape.dtype, False, next(enough, 1), shape.weak, order)
     strips = strips_of(shape.m, variant.columns)
-    rounds = ceil_divide(strips, wanted)
+    fit = max(1, (shared_limit - flag_bytes(strips)) // warp_bytes(variant, 1))
+    rounds = ceil_divide(strips, min(wanted, fit))
     team = ceil_divide(strips, rounds)  # equally many strips for each warp, as far as possible
-    tile_bytes = min(TILE_BYTES, (shared_limit - flag_bytes(strips)) // team)
-    tile_steps = max(1, tile_bytes // variant.step_bytes)
-    at_once = multiprocessors * max(1, resident_warps(order, variant.columns) // team)
+    at_once = multiprocessors * max(1, resident_warps(variant, 1, shared_limit) // team)
     blocks = min(shape.pairs, at_once)
     span = shape.span(variant.width)
-    return Plan(variant, "block", blocks * team, team, tile_steps, strips, span, blocks)
+    return Plan(variant, "block", blocks * team, team, CHUNK, strips, span, blocks)
 
 
 def long_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int) -> Plan:
     """For few items of many strips: a warp a strip, on whatever multiprocessor.
 
     Two columns a lane, unless that leaves multiprocessors idle: with one, borders and checkpoints
-    of a gradient take more memory and the critical path is about as long.
+    of a gradient take more memory and the critical path is about as long. Tiles are as long as
+    leaves all strips running, as far as may be.
     """
     columns = 1
     if 2 in columns_offered(shape.dtype, order):
         columns = 2 if shape.pairs * strips_of(shape.m, 2) >= multiprocessors else 1
     variant = Variant(shape.dtype, False, columns, shape.weak, order)
-    # One warp in a block, so that there is room for a tile of twice the length, which halves what
-    # the checkpoints take.
-    tile_bytes = min(shared_limit, TILE_BYTES * WARPS_IN_BLOCK * shape.dtype.itemsize // 4)
-    tile_steps = max(1, tile_bytes // variant.step_bytes)
     strips, span = strips_of(shape.m, columns), shape.span(variant.width)
     warps = shape.pairs * strips
+    share = shared_limit // max(1, ceil_divide(warps, multiprocessors))
+    tile_steps = CHUNK * max(1, tile_chunks_within(variant, share))
     return Plan(variant, "long", warps, 1, tile_steps, strips, span, shape.pairs)
 
 
@@ -375,7 +392,7 @@ def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
 def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
     variant = Variant(shape.dtype, True, WIDE_COLUMNS, shape.weak, order)
     strips, span = strips_of(shape.m, WIDE_COLUMNS), shape.span(variant.width)
-    tile_steps = min(512, max(32, span // 8))
+    tile_steps = ceil_divide(min(512, max(32, span // 8)), CHUNK) * CHUNK
     one = Plan(variant, "warp", 1, 1, tile_steps, strips, span, 1)
     budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))
     warps = max(1, min(shape.pairs, 4 * multiprocessors, budget // max(1, one.total_bytes)))

@@ -72,6 +72,12 @@ static void context_switch(Context& from, Context& to) { swapcontext(&from.state
 static const size_t STACK = 256 << 10, GUARD = 4096;
 static const unsigned char GUARD_BYTE = 0xA5;
 
+struct PendingCopy {
+  void* to;
+  int size, group;
+  unsigned char bytes[16];
+};
+
 struct Fiber {
   EmulatorThread where;
   Context context;
@@ -80,6 +86,8 @@ struct Fiber {
   int operation, parameter, width;
   unsigned mask, value, result;
   std::vector<uint32_t> clock;
+  std::vector<PendingCopy> copies;  // asynchronous ones, in order
+  int group = 0;                    // the one that is open
 };
 
 struct Block {
@@ -232,6 +240,7 @@ static void start_block(int slot) {
     f.lane = t % 32;
     f.slot = slot;
     f.id = slot * per_block + t;
+    f.copies.clear();
     f.clock.resize(launch->checked ? fibers.size() : 0);
     if (launch->checked) f.clock[f.id]++;
     context_start(f.context, stacks + f.id * STACK, STACK, fiber_main);
@@ -403,6 +412,25 @@ unsigned emulator_warp(int operation, unsigned mask, unsigned value, int paramet
   }
   leave();
   return me->result;
+}
+
+// Asynchronous copies arrive as late as they may: when they are awaited.
+void emulator_push_copy(void* to, const void* bytes, int size) {
+  PendingCopy copy = {to, size, running->group, {}};
+  memcpy(copy.bytes, bytes, size);
+  running->copies.push_back(copy);
+}
+
+void emulator_commit_copies() { running->group++; }
+
+int emulator_pop_copy(int groups, void** to, void* bytes) {
+  std::vector<PendingCopy>& copies = running->copies;
+  if (copies.empty() || copies.front().group >= running->group - groups) return 0;
+  *to = copies.front().to;
+  int size = copies.front().size;
+  memcpy(bytes, copies.front().bytes, size);
+  copies.erase(copies.begin());
+  return size;
 }
 
 unsigned char* emulator_dynamic_shared() { return blocks[running->slot].shared.data() + GUARD; }

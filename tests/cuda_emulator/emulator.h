@@ -36,6 +36,9 @@ int emulator_load_acquire(const int* address);
 void emulator_store_release(int* address, int value);
 int emulator_atomic_add(int* address, int value);
 int emulator_atomic_or(int* address, int value);
+void emulator_push_copy(void* to, const void* bytes, int size);
+void emulator_commit_copies();
+int emulator_pop_copy(int groups, void** to, void* bytes);
 }
 
 enum EmulatorOperation { EMULATE_SYNC, EMULATE_INDEX, EMULATE_UP, EMULATE_DOWN, EMULATE_XOR, EMULATE_BALLOT };
@@ -79,6 +82,23 @@ inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32
 template <typename T>
 inline T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
   return emulator_shuffle(EMULATE_XOR, mask, value, lane_mask, width);
+}
+
+// An asynchronous copy may arrive at any time from its start to its wait. So its target is written twice: with NaN at the
+// start, which whoever still needs what was there does not survive, and with the data at the wait.
+template <typename V>
+inline void emulator_copy_later(V* to, const V* from) {
+  static_assert(sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16, "what cp.async copies");
+  V value = *from, poison;
+  emulator_push_copy(to, &value, sizeof(V));
+  __builtin_memset(&poison, 0xff, sizeof(V));
+  *to = poison;
+}
+inline void emulator_await_copies(int groups) {
+  void* to;
+  unsigned words[4];
+  while (int size = emulator_pop_copy(groups, &to, words))
+    for (int k = 0; k < size / 4; ++k) static_cast<unsigned*>(to)[k] = words[k];
 }
 
 template <typename To, typename From>

@@ -10,7 +10,6 @@ import math
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -382,9 +381,10 @@ def test_compute_sanitizer_finds_nothing(tool: str) -> None:
     )
     if program is None:
         pytest.skip("compute-sanitizer, of the CUDA toolkit, is not on the path")
-    script = Path(__file__).with_name("sanitized.py")
+    # As a module, so that the package is found where it is not installed.
+    python = [sys.executable, "-m", "tests.gpu.sanitized"]
     done = subprocess.run(
-        [program, "--tool", tool, "--error-exitcode", "99", sys.executable, str(script)],
+        [program, "--tool", tool, "--error-exitcode", "99", *python],
         capture_output=True,
         text=True,
         cwd=_cuda_host.SOURCES.parents[2],

@@ -87,7 +87,7 @@ __device__ __forceinline__ void backward(const FeatureProblem& problem, TheStrip
   const COST scale = static_cast<const COST*>(problem.grad_value)[work.pair * problem.grad_value_stride];
   for (int s = work.last(strip.strips); s >= work.begin; --s) {
     const PublishRows publish = work.publish(s);
-    const PublishRows publish_x = {{work.alone ? nullptr : problem.grad_x_progress + work.pair * problem.strips + s, false}};
+    const PublishRows publish_x = {{problem.grad_x_progress + work.pair * problem.strips + s, !work.alone, false}};
     AwaitRows right = work.await_right(s, strip.strips);
     strip.select(s);
     TheStrip::Visits visits;
@@ -141,7 +141,7 @@ __device__ __forceinline__ void consume(const FeatureProblem& problem, const The
   const int right = strip.index + 1;
   if (problem.ticket && right < strip.strips) {
     const int first = strip.first_row_of(right), last = strip.last_row_of(right);
-    AwaitRows await = {{problem.grad_x_progress + strip.item.pair * problem.strips + right, false}};
+    AwaitRows await = {{problem.grad_x_progress + strip.item.pair * problem.strips + right, true, false}};
     await(last - max(strip.first + chunk * TILE_STEPS, first));
   }
   worker.sum_into_x(chunk);
@@ -172,9 +172,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(
   DYNAMIC_SHARED(shared);
   unsigned char* in_shared = shared + TICKET_BYTES + STAGE_BYTES;
   unsigned char* ring = problem.rings ? static_cast<unsigned char*>(problem.rings) + int64(blockIdx.x) * RING_BYTES : in_shared;
-  TheStrip::Real* tile = problem.tiles ? static_cast<TheStrip::Real*>(problem.tiles) + int64(blockIdx.x) * TILE_REALS
-                                       : reinterpret_cast<TheStrip::Real*>(in_shared + RING_BYTES);
-  Work work = {int64(blockIdx.x) - gridDim.x, 0, int(problem.strips), 1, problem.ticket == nullptr, {nullptr, false}};
+  void* tile = problem.tiles ? static_cast<void*>(static_cast<TheStrip::Real*>(problem.tiles) + int64(blockIdx.x) * TILE_REALS)
+                             : in_shared + RING_BYTES;
+  Work work = {int64(blockIdx.x) - gridDim.x, 0, int(problem.strips), 1, problem.ticket == nullptr, nullptr, false};
   // The two roles part here for good, so that neither holds the registers of the other.
   if (threadIdx.x < LANES) {
     while (next_work(problem, work, reinterpret_cast<int*>(shared))) {

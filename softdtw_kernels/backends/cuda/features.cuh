@@ -43,20 +43,20 @@ struct alignas(16) Pack {
 // The ring as the sweep of a strip sees it; see Strip for the interface.
 template <typename Cost, int ROWS, int PITCH>
 struct RingCells {
+  static constexpr bool STAGED = false;
   static constexpr bool TAKE_ALL = true;  // E is 0 outside the band, where the ring would hold a cost otherwise
   Cost* ring;
-  int first_row, first_column;
+  int first_column;
 
-  __device__ __forceinline__ void select(int row, int column) {
-    first_row = row;
-    first_column = column;
-  }
+  __device__ __forceinline__ void select(int, int, int column) { first_column = column; }
   __device__ __forceinline__ void start_results(int64) {}
-  __device__ __forceinline__ Cost& at(int row, int column) const {
-    return ring[unsigned(row - first_row) % ROWS * PITCH + unsigned(column - first_column)];
+  __device__ __forceinline__ int place(int row) const { return (row % ROWS + (row < 0 ? ROWS : 0)) % ROWS * PITCH; }
+  __device__ __forceinline__ int next(int place) const { return place == (ROWS - 1) * PITCH ? 0 : place + PITCH; }
+  __device__ __forceinline__ int previous(int place) const { return place == 0 ? (ROWS - 1) * PITCH : place - PITCH; }
+  __device__ __forceinline__ Cost load(int place, int, int column) const { return ring[place + column - first_column]; }
+  __device__ __forceinline__ void store(int place, int, int column, Cost result) const {
+    ring[place + column - first_column] = result;
   }
-  __device__ __forceinline__ Cost load(int row, int column) const { return at(row, column); }
-  __device__ __forceinline__ void store(int row, int column, Cost result) const { at(row, column) = result; }
 };
 
 constexpr int WORKERS = 4;  // warps

@@ -6,6 +6,7 @@
 //   WITH_COLUMNS  columns a lane
 //   WITH_WEAK     1: the weak lattice with dummy cells, which is never stored
 //   WITH_ORDER    0: value; 1: gradient; 2: Hessian product
+//   WITH_STAGED   1: costs and results pass through shared memory
 //
 // Work is shared out in one of three ways, by the host's choice of arguments:
 //   warp    ticket null, team 1: a warp takes whole items, strip after strip, forward then backward, with scratch memory
@@ -26,7 +27,12 @@ typedef Wide<COST> Arithmetic;
 #else
 typedef Scaled<COST> Arithmetic;
 #endif
-typedef Strip<Arithmetic, COLUMNS, WEAK, TANGENT> TheStrip;
+#if WITH_STAGED
+typedef StagedCells<COST, WEAK, COLUMNS> Cells;
+#else
+typedef MatrixCells<COST, WEAK> Cells;
+#endif
+typedef Strip<Arithmetic, COLUMNS, WEAK, TANGENT, Cells> TheStrip;
 
 // The host makes room for these.
 static_assert(sizeof(TheStrip::N) == WITH_NODE_BYTES && sizeof(TheStrip::F) == WITH_FLOW_BYTES, "");
@@ -67,40 +73,50 @@ __device__ __forceinline__ void backward(const Problem& problem, TheStrip& strip
 }
 #endif
 
-// Flags of the block family: one for each strip and sweep, behind the tiles in shared memory.
-__device__ __forceinline__ int* shared_flags(const Problem& problem) {
-  DYNAMIC_SHARED(shared);
-  const int64 tile_bytes = problem.tile_steps * (COLUMNS * TheStrip::PARTS * LANES * int(sizeof(TheStrip::Real)));
-  return reinterpret_cast<int*>(shared + (WITH_ORDER > 0 ? problem.team * tile_bytes : 0));
+// Shared memory: for each warp its ring and, in a launch that goes backward, its tile, unless that lies in global memory;
+// then the flags of the block family, one for each strip and sweep.
+__device__ __forceinline__ int tile_bytes(const Problem& problem) {
+  return int(problem.tile_steps) * (COLUMNS * TheStrip::PARTS * LANES * int(sizeof(TheStrip::Real)));
+}
+
+__device__ __forceinline__ int ring_bytes(const Problem& problem) {
+  return int(problem.ring_chunks) * (Cells::ROWS * Cells::WIDTH * int(sizeof(COST)));
+}
+
+__device__ __forceinline__ int shared_bytes_of_warp(const Problem& problem) {
+  return ring_bytes(problem) + (WITH_ORDER > 0 && problem.phases & BACKWARD && !problem.tiles ? tile_bytes(problem) : 0);
 }
 
 extern "C" __global__ void __launch_bounds__(256) lattice(SOFTDTW_PARAMETERS(SOFTDTW_LATTICE_FIELDS)) {
   const Problem problem = {SOFTDTW_VALUES(SOFTDTW_LATTICE_FIELDS)};
   const int lane = threadIdx.x % LANES, warp_in_block = threadIdx.x / LANES, warps_in_block = blockDim.x / LANES;
   const int64 warp = int64(blockIdx.x) * warps_in_block + warp_in_block;
+  DYNAMIC_SHARED(shared);
+  unsigned char* of_warp = shared + warp_in_block * shared_bytes_of_warp(problem);
+  void* tile = problem.tiles ? static_cast<unsigned char*>(problem.tiles) + warp * tile_bytes(problem) : of_warp + ring_bytes(problem);
   const bool in_block = problem.team > 1, by_ticket = problem.ticket != nullptr;
   const int64 worker = in_block ? blockIdx.x : warp, step = int64(gridDim.x) * (in_block ? 1 : warps_in_block);
   Work work = {worker - step, in_block ? warp_in_block : 0, int(problem.strips), int(problem.team), !in_block && !by_ticket,
-               {in_block ? shared_flags(problem) : nullptr, in_block}};
+               reinterpret_cast<int*>(shared + problem.team * shared_bytes_of_warp(problem)), in_block};
   while (next_work(problem, work, step, lane)) {
     // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
     if (WIDE && (problem.status[work.pair] & (OUT_OF_RANGE | NOT_A_NUMBER)) != OUT_OF_RANGE) continue;
     const Item<WEAK> item(problem, work.pair);
-    TheStrip strip(problem, item, by_ticket ? work.pair : worker, warp_in_block, warp);
+    TheStrip strip(problem, item, by_ticket ? work.pair : worker, tile, Cells(problem, item, reinterpret_cast<COST*>(of_warp)));
     if (by_ticket && work.begin >= strip.strips) continue;  // the item is shorter than others
     if (in_block) {
       __syncthreads();  // nobody still waits for a flag of the item before
-      for (int k = threadIdx.x; k < 2 * int(problem.strips); k += blockDim.x) work.flags.rows[k] = 0;
+      for (int k = threadIdx.x; k < 2 * int(problem.strips); k += blockDim.x) work.flags[k] = 0;
       __syncthreads();
     }
     if (problem.phases & FORWARD) forward(problem, strip, work);
 #if WITH_ORDER > 0
     if (in_block) {
       __syncthreads();  // now the status is known to all
-      work.flags.rows += problem.strips;
+      work.flags += problem.strips;
     }
     if (problem.phases & BACKWARD) backward(problem, strip, work);
-    if (in_block) work.flags.rows -= problem.strips;
+    if (in_block) work.flags -= problem.strips;
 #endif
   }
 }

@@ -2,13 +2,11 @@
 //
 //     Z[i, j] = 2^(-D[i, j] log2(e) / gamma) * (Z[i-1, j-1] + Z[i-1, j] + Z[i, j-1])
 //
-// Z is held as mantissa * 2^(unit * exponent), a floating-point mantissa in [2^(-unit/2), 2^(unit/2)) and an integer
-// exponent that counts in large units, so that equal exponents, the usual case, need no scaling. No exponential and no
-// logarithm of a cumulated number is ever taken: rounding is relative to local costs, whatever the length of the path.
-// Zero (a forbidden cell) is mantissa 0 with the exponent ZERO_EXPONENT.
+// Z is held as mantissa * 2^exponent. No exponential and no logarithm of a cumulated number is ever taken: rounding is
+// relative to local costs, whatever the length of the path.
 //
-// Three arithmetics share one interface:
-//   Scaled<float>, Scaled<double>   for |D| / gamma up to the limits below; sets OUT_OF_RANGE beyond them
+// Two arithmetics share one interface:
+//   Scaled<float>, Scaled<double>   a floating-point mantissa in [1, 2) and an integer exponent; says where they do not do
 //   Wide<Cost>                      slow; any |D| / gamma, and gamma = 0, the hard minimum
 #pragma once
 #include "portability.cuh"
@@ -19,17 +17,20 @@ enum Status {
   NOT_A_NUMBER = 1,  // NaN or -inf among the costs, or gamma, dummy or a length out of range: the item is NaN
   OUT_OF_RANGE = 2,  // of the fast arithmetic: the item is left to Wide
   NO_PATH = 4,       // the value is +inf and the gradient 0
-  // A cost too large for the fast arithmetic is first taken for a forbidden cell: it is most often meant as a mask.
-  // That is exact if the result outweighs every path through such a cell. With c = COST_LIMIT, the logarithm of such a
-  // path's weight is below -c plus what the other costs of the path add, at most c / 4 unless LARGE_GAIN is set; a
-  // result above -c / 4 then is more than 2^(c / 2) times that.
+  // What is lost in the fast arithmetic: costs beyond WEIGHT_LIMIT, most often meant as masks, and numbers below
+  // 2^FAINT are taken for forbidden. That is exact if the result outweighs every path through such a cell. With
+  // c = WEIGHT_LIMIT, the logarithm of such a path's weight is below -c plus what the other costs of the path add, at
+  // most c / 4 unless LARGE_GAIN is set; a result above -c / 4 then is more than 2^(c / 2) times that.
   MASKED = 8,
   LARGE_GAIN = 16,
   LAST_STATUS = 16,
 };
 
-constexpr int ZERO_EXPONENT = -(1 << 30);
-constexpr int EXPONENT_LIMIT = 1 << 29;  // differences of two exponents then stay within 32 bits
+// Exponents of the fast arithmetic. Zero has NOTHING, or up to 2^28 more: it drifts where costs are negative. A weight
+// beyond FAST_WEIGHT is computed with more care; beyond WEIGHT_LIMIT it counts as zero. Between two looks at the numbers
+// of a lane, a chunk of steps apart, none gets from above FAINT to the exponents of zero unseen: at most 128 weights of
+// up to FAST_WEIGHT come in between.
+constexpr int NOTHING = -(1 << 30), FAINT = -(1 << 28), WEIGHT_LIMIT = 1 << 27, FAST_WEIGHT = 1 << 21;
 constexpr double LOG2_E = 1.4426950408889634074;
 constexpr double LN_2 = 0.69314718055994530942;
 
@@ -63,40 +64,44 @@ __device__ __forceinline__ double exp2_of_fraction(double x) {
 // log2 of a positive number, through the logarithm of its mantissa: used once per value.
 __device__ __forceinline__ double log2_of(double x) { return log2(x); }
 
+// The parts of a floating-point number.
 template <typename T>
-struct Layout;
+struct Bits;
 
 template <>
-struct Layout<float> {
-  static constexpr int UNIT = 64;
-  static constexpr float COST_LIMIT = 536870912.0f;  // 2^29, of |D| log2(e) / gamma
+struct Bits<float> {
+  static constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+  static __device__ __forceinline__ int integer_of(float rounded) { return __float_as_int(rounded) - 0x4b400000; }
+  static constexpr int BIAS = 127;
+  static __device__ __forceinline__ bool has_sign(float x) { return __float_as_int(x) < 0; }
+  // 2^n for -127 < n < 128; 0 for -127
+  static __device__ __forceinline__ float power(int n) { return __int_as_float((n + BIAS) << 23); }
+  static __device__ __forceinline__ int biased_exponent(float x) { return __float_as_int(x) >> 23; }  // of x > 0
+  static __device__ __forceinline__ float mantissa(float x) {
+    return __int_as_float((__float_as_int(x) & 0x007fffff) | 0x3f800000);
+  }
   static __device__ __forceinline__ float round(float x) { return rintf(x); }
   static __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-  // 2^n for -127 < n < 128
-  static __device__ __forceinline__ float power(int n) { return __int_as_float((n + 127) << 23); }
-  static __device__ __forceinline__ int floor_units(float m) { return (__float_as_int(m) - ((127 - 32) << 23)) >> 29; }
-  static __device__ __forceinline__ float drop_units(float m, int units) {
-    return __int_as_float(__float_as_int(m) - (units << 29));
-  }
 };
 
 template <>
-struct Layout<double> {
-  static constexpr int UNIT = 512;
-  static constexpr double COST_LIMIT = 68719476736.0;  // 2^36
+struct Bits<double> {
+  static constexpr double ROUNDER = 6755399441055744.0;  // 1.5 * 2^52
+  static __device__ __forceinline__ int integer_of(double rounded) { return int(__double_as_longlong(rounded)); }
+  static constexpr int BIAS = 1023;
+  static __device__ __forceinline__ bool has_sign(double x) { return __double_as_longlong(x) < 0; }
+  static __device__ __forceinline__ double power(int n) { return __longlong_as_double(int64(n + BIAS) << 52); }
+  static __device__ __forceinline__ int biased_exponent(double x) { return int(__double_as_longlong(x) >> 52); }
+  static __device__ __forceinline__ double mantissa(double x) {
+    return __longlong_as_double((__double_as_longlong(x) & 0x000fffffffffffffLL) | 0x3ff0000000000000LL);
+  }
   static __device__ __forceinline__ double round(double x) { return rint(x); }
   static __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
-  static __device__ __forceinline__ double power(int n) { return __longlong_as_double(int64(n + 1023) << 52); }
-  static __device__ __forceinline__ int floor_units(double m) {
-    return int((__double_as_longlong(m) - (int64(1023 - 256) << 52)) >> 61);
-  }
-  static __device__ __forceinline__ double drop_units(double m, int units) {
-    return __longlong_as_double(__double_as_longlong(m) - (int64(units) << 61));
-  }
 };
 
+// The probabilities of having come from each predecessor. Of no meaning where Z is 0: nothing visits such a cell.
 template <typename T>
-struct Transition {  // the probabilities of having come from each predecessor; all 0 where Z is 0
+struct Transition {
   T diagonal, up, left;
 };
 
@@ -104,106 +109,109 @@ template <typename T>
 struct Scaled {
   using Real = T;  // of the probabilities and of the expected visits
   using Cost = T;
-  using L = Layout<T>;
+  using B = Bits<T>;
 
   struct Number {
     T mantissa;
     int exponent;
   };
 
-  struct Weight {  // 2^(-D log2(e) / gamma) = factor * 2^(UNIT * exponent); factor 0 for a forbidden cell
+  struct Weight {  // 2^(-D log2(e) / gamma) = factor * 2^exponent
     T factor;
     int exponent;
   };
 
-  T scale, scale_rest;  // log2(e) / gamma as a sum of two
-  int largest_exponent = 0;
-  T largest_gain = 0;  // of -cost * scale
+  T scale, scale_rest;  // -log2(e) / gamma as a sum of two
+  T fast_limit;         // of |cost|
+  T lowest = 0;         // of the costs
 
   // Returns the status that gamma alone causes.
   __device__ __forceinline__ int start(double gamma) {
     if (!(gamma >= 0) || gamma == infinity<double>()) return NOT_A_NUMBER;
-    double c = LOG2_E / gamma;
+    double c = -LOG2_E / gamma;
     scale = T(c);
-    scale_rest = sizeof(T) == 4 ? T(c - double(scale)) : T(fma(-c, gamma, LOG2_E) / gamma);
+    scale_rest = sizeof(T) == 4 ? T(c - double(scale)) : T(fma(-c, gamma, -LOG2_E) / gamma);
+    fast_limit = T(min(FAST_WEIGHT / fabs(c), 1e38));
     // Gamma 0 or so small that the scale overflows needs the other arithmetic.
-    return c < 1e30 ? FINE : OUT_OF_RANGE;
+    return c > -1e30 ? FINE : OUT_OF_RANGE;
   }
 
-  static __device__ __forceinline__ Number zero() { return {T(0), ZERO_EXPONENT}; }
+  static __device__ __forceinline__ Number zero() { return {T(1), NOTHING}; }
   static __device__ __forceinline__ Number one() { return {T(1), 0}; }
-  static __device__ __forceinline__ bool is_zero(const Number& z) { return z.mantissa == T(0); }
+  static __device__ __forceinline__ bool is_zero(const Number& z) { return z.exponent < FAINT; }
 
   __device__ __forceinline__ Weight weight(T cost, int& status) {
-    // The product cost * (scale + scale_rest) in two terms: its integer part may be large, its fraction stays right.
-    T x = -cost;
-    T product = x * scale;
-    bool large = !(fabs(product) <= L::COST_LIMIT);  // NaN too
-    if (large) {
-      if (!(cost > -infinity<T>())) status |= NOT_A_NUMBER;
-      else if (cost != infinity<T>()) status |= cost > T(0) ? MASKED : OUT_OF_RANGE;
-      return {T(0), 0};
-    }
-    largest_gain = max(largest_gain, product);
-    T rest = L::multiply_add(x, scale_rest, L::multiply_add(x, scale, -product));
-    T units = L::round(product * (T(1) / L::UNIT));
-    T remainder = L::multiply_add(units, T(-L::UNIT), product);
-    T whole = L::round(remainder + rest);
-    T fraction = (remainder - whole) + rest;
-    return {exp2_of_fraction(fraction) * L::power(int(whole)), int(units)};
+    if (!(fabs(cost) <= fast_limit)) return weight_of_large(cost, status);  // NaN too
+    lowest = min(lowest, cost);
+    // The product cost * (scale + scale_rest): its integer part may be large, its fraction stays right.
+    const T rounded = B::multiply_add(cost, scale, B::ROUNDER);
+    const T fraction = B::multiply_add(cost, scale_rest, B::multiply_add(cost, scale, -(rounded - B::ROUNDER)));
+    return {exp2_of_fraction(fraction), B::integer_of(rounded)};
   }
 
-  // 2^(UNIT * difference) for a difference <= 0. Below -1 a term is less than 2^-64 of the largest: 0.
-  static __device__ __forceinline__ T align(int difference) {
-    return difference == 0 ? T(1) : (difference == -1 ? L::power(-L::UNIT) : T(0));
+  __device__ __forceinline__ Weight weight_of_large(T cost, int& status) const {
+    const T product = cost * scale;
+    if (!(cost > -infinity<T>())) status |= NOT_A_NUMBER;
+    else if (cost < T(0)) status |= OUT_OF_RANGE;
+    else if (cost != infinity<T>()) status |= MASKED;
+    if (!(product >= T(-WEIGHT_LIMIT) && product <= T(0))) return {T(1), NOTHING};
+    const T whole = B::round(product);
+    const T rest = B::multiply_add(cost, scale_rest, B::multiply_add(cost, scale, -whole)), more = B::round(rest);
+    return {exp2_of_fraction(rest - more), int(whole) + int(more)};
+  }
+
+  // A term that is below 2^-126 of the largest counts as 0.
+  static __device__ __forceinline__ T aligned(const Number& z, int exponent) {
+    return z.mantissa * B::power(max(z.exponent - exponent, -B::BIAS));
   }
 
   __device__ __forceinline__ Number combine(const Number& diagonal, const Number& up, const Number& left,
                                             const Weight& weight, Transition<T>& p, bool with_transition) {
-    int exponent = max(max(diagonal.exponent, up.exponent), left.exponent);
-    T d = diagonal.mantissa * align(diagonal.exponent - exponent);
-    T u = up.mantissa * align(up.exponent - exponent);
-    T l = left.mantissa * align(left.exponent - exponent);
-    T sum = (d + u) + l;
-    T mantissa = sum * weight.factor;
+    const int exponent = max(max(diagonal.exponent, up.exponent), left.exponent);
+    const T d = aligned(diagonal, exponent), u = aligned(up, exponent), l = aligned(left, exponent);
+    const T sum = (d + u) + l;
     if (with_transition) {
-      T inverse = mantissa > T(0) ? reciprocal(sum) : T(0);
-      // With the reciprocal's own rounding error put back, x / x is 1. Without, visits are lost along a path: the
+      const T inverse = reciprocal(sum);
+      // With the reciprocal's own error put back, x / x is 1. Without, visits would be lost along a straight path: the
       // rounding of x * (1 / x) is never upward.
-      T rest = inverse * L::multiply_add(-sum, inverse, T(1));
-      p.diagonal = L::multiply_add(d, inverse, d * rest);
-      p.up = L::multiply_add(u, inverse, u * rest);
-      p.left = L::multiply_add(l, inverse, l * rest);
+      const T rest = B::multiply_add(-sum, inverse, T(1));
+      p.up = u * inverse;
+      p.left = l * inverse;
+      p.up = B::multiply_add(p.up, rest, p.up);
+      p.left = B::multiply_add(p.left, rest, p.left);
+      p.diagonal = d * inverse;
     }
-    if (mantissa == T(0)) return zero();
-    int units = L::floor_units(mantissa);
-    exponent += weight.exponent + units;
-    largest_exponent = max(largest_exponent, abs(exponent));
-    return {L::drop_units(mantissa, units), exponent};
+    const T z = sum * weight.factor;
+    // Of finite terms alone: NOTHING twice is still an integer.
+    return {B::mantissa(z), max(exponent + weight.exponent + (B::biased_exponent(z) - B::BIAS), NOTHING)};
+  }
+
+  // After every chunk of steps, at the numbers that go on.
+  static __device__ __forceinline__ int look(const Number& z) {
+    return unsigned(z.exponent - (NOTHING - FAINT)) < unsigned(2 * FAINT - NOTHING) ? MASKED : FINE;
   }
 
   // After a sweep over paths of at most `cells` cells.
   __device__ __forceinline__ int final_status(int cells) const {
-    return (largest_exponent >= EXPONENT_LIMIT ? OUT_OF_RANGE : FINE) |
-           (double(largest_gain) * cells > L::COST_LIMIT / 4 ? LARGE_GAIN : FINE);
+    const double gain = double(lowest) * double(scale) * cells;
+    return (gain > -2.0 * FAINT ? OUT_OF_RANGE : FINE) | (gain > WEIGHT_LIMIT / 4 ? LARGE_GAIN : FINE);
   }
 
   // Whether Z of the end leaves it open what the masked cells add. `status` is that of the whole item.
   static __device__ __forceinline__ bool masks_matter(const Number& z, int status) {
-    if (!(status & MASKED)) return false;
-    return status & LARGE_GAIN || is_zero(z) || double(L::UNIT) * z.exponent < -double(L::COST_LIMIT) / 4;
+    return status & MASKED && (status & LARGE_GAIN || z.exponent < -WEIGHT_LIMIT / 4);
   }
 
   // Whether rounding, random and about 1e-7 or 1e-16 a cell, may be more than 1e-6 or 1e-12 of log Z: a value that is
   // small against gamma, as of a single path of small costs.
   static __device__ __forceinline__ bool is_imprecise(const Number& z, int cells) {
-    double log2_z = log2_of(double(z.mantissa)) + double(L::UNIT) * z.exponent;
+    double log2_z = log2_of(double(z.mantissa)) + double(z.exponent);
     return !is_zero(z) && log2_z * log2_z < (sizeof(T) == 4 ? 0.06 : 1e-7) * cells;
   }
 
   // R = -gamma log Z
   __device__ __forceinline__ double value(const Number& z, double gamma, int) const {
-    return -(log2_of(double(z.mantissa)) + double(L::UNIT) * z.exponent) * LN_2 * gamma;
+    return -(log2_of(double(z.mantissa)) + double(z.exponent)) * LN_2 * gamma;
   }
 
   static __device__ __forceinline__ bool hard() { return false; }
@@ -243,7 +251,9 @@ template <typename C>
 struct Wide {
   using Real = double;
   using Cost = C;
-  using L = Layout<double>;
+  using B = Bits<double>;
+  // Mantissas lie in [2^-256, 2^256), and exponents count in units of 512.
+  static constexpr int UNIT = 512;
 
   struct Number {
     double mantissa;
@@ -287,20 +297,27 @@ struct Wide {
     if (!(fabs(cost) < infinity<double>())) return {0.0, infinity<double>(), 0};
     if (is_hard) return {1.0, cost, 0};
     double x = -cost, product = x * scale;
-    if (!(fabs(product) < SATURATION * L::UNIT)) {
+    if (!(fabs(product) < SATURATION * UNIT)) {
       saturated = true;
       return {1.0, cost, product > 0 ? int128(1) << 112 : -(int128(1) << 112)};
     }
     double rest = fma(x, scale_rest, fma(x, scale, -product));
-    double units = rint(product * (1.0 / L::UNIT)), more_units = rint(rest * (1.0 / L::UNIT));
-    double remainder = fma(units, -L::UNIT, product), more = fma(more_units, -L::UNIT, rest);
+    double units = rint(product * (1.0 / UNIT)), more_units = rint(rest * (1.0 / UNIT));
+    double remainder = fma(units, -UNIT, product), more = fma(more_units, -UNIT, rest);
     double whole = rint(remainder + more);
     double fraction = (remainder - whole) + more;
-    return {exp2_of_fraction(fraction) * L::power(int(whole)), cost, int128(units) + int128(more_units)};
+    return {exp2_of_fraction(fraction) * B::power(int(whole)), cost, int128(units) + int128(more_units)};
+  }
+
+  static __device__ __forceinline__ int floor_units(double m) {
+    return int((__double_as_longlong(m) - (int64(1023 - 256) << 52)) >> 61);
+  }
+  static __device__ __forceinline__ double drop_units(double m, int units) {
+    return __longlong_as_double(__double_as_longlong(m) - (int64(units) << 61));
   }
 
   static __device__ __forceinline__ double align(int128 difference) {
-    return difference == 0 ? 1.0 : (difference == -1 ? L::power(-L::UNIT) : 0.0);
+    return difference == 0 ? 1.0 : (difference == -1 ? B::power(-UNIT) : 0.0);
   }
 
   // Of equal predecessors the diagonal one, then the one above. Not all three are zero.
@@ -339,12 +356,13 @@ struct Wide {
     double sum = (d + u) + l, inverse = 1.0 / sum;
     p = {d * inverse, u * inverse, l * inverse};
     double mantissa = sum * weight.factor;
-    int units = L::floor_units(mantissa);
-    z.mantissa = L::drop_units(mantissa, units);
+    int units = floor_units(mantissa);
+    z.mantissa = drop_units(mantissa, units);
     z.exponent = exponent + weight.exponent + units;
     return z;
   }
 
+  static __device__ __forceinline__ int look(const Number&) { return FINE; }
   __device__ __forceinline__ int final_status(int) const { return FINE; }
   static __device__ __forceinline__ bool masks_matter(const Number&, int) { return false; }
   static __device__ __forceinline__ bool is_imprecise(const Number&, int) { return false; }
@@ -354,7 +372,7 @@ struct Wide {
     // Beyond 2^100 units the soft and the hard minimum are equal to rounding, and saturation does not touch the latter.
     if (is_hard) return z.smallest + (z.mantissa + z.hard().low);
     if (fabs(units) > 1e30) return z.smallest;
-    double soft = -(log2_of(z.mantissa) + L::UNIT * units) * LN_2 * gamma;
+    double soft = -(log2_of(z.mantissa) + UNIT * units) * LN_2 * gamma;
     // Rounding hides how far the soft minimum is below the hard one: the latter is exact where there is one path.
     return fabs(soft - z.smallest) <= 4e-16 * cells * gamma ? z.smallest : soft;
   }

@@ -11,6 +11,12 @@ typedef __int128 int128;  // NVRTC: --device-int128
 #define FULL_WARP 0xffffffffu
 constexpr int LANES = 32;
 
+// What memory gives at once.
+template <typename T, int N>
+struct alignas(sizeof(T) * N <= 16 ? sizeof(T) * N : 16) Vector {
+  T v[N];
+};
+
 #ifdef SOFTDTW_EMULATOR
 
 #define DYNAMIC_SHARED(name) unsigned char* name = emulator_dynamic_shared()
@@ -24,6 +30,11 @@ inline float reciprocal(float x) { return 1.0f / x; }
 inline int atomic_add(int* address, int value) { return emulator_atomic_add(address, value); }
 inline void atomic_or(int* address, int value) { emulator_atomic_or(address, value); }
 inline void meet() { emulator_syncthreads(); }
+template <int N, typename T>
+inline void copy_later(T* to, const T* from) { emulator_copy_later(reinterpret_cast<Vector<T, N>*>(to), reinterpret_cast<const Vector<T, N>*>(from)); }
+inline void commit_copies() { emulator_commit_copies(); }
+template <int GROUPS>
+inline void await_copies() { emulator_await_copies(GROUPS); }
 
 #else
 
@@ -54,13 +65,48 @@ __device__ __forceinline__ void store_release_in_block(int* address, int value) 
 }
 
 __device__ __forceinline__ void pause_while_polling() { __nanosleep(32); }
-__device__ __forceinline__ float reciprocal(float x) { return __frcp_rn(x); }
+
+// To one unit in the last place.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ __forceinline__ int atomic_add(int* address, int value) { return atomicAdd(address, value); }
 __device__ __forceinline__ void atomic_or(int* address, int value) { atomicOr(address, value); }
 
 // A barrier of the whole block at which warps may arrive from different places of the program: __syncthreads promises
 // this only for one and the same place.
 __device__ __forceinline__ void meet() { asm volatile("barrier.sync 0;" ::: "memory"); }
+
+// Starts to copy N elements, 4, 8 or 16 bytes and aligned to as many, from global to shared memory. They are there, for
+// the thread itself, after an await_copies that leaves fewer groups open than have been committed since.
+template <int N, typename T>
+__device__ __forceinline__ void copy_later(T* to, const T* from) {
+  constexpr int bytes = N * int(sizeof(T));
+#if __CUDA_ARCH__ >= 800
+  unsigned place = unsigned(__cvta_generic_to_shared(to));
+  if (bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(bytes) : "memory");
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(bytes) : "memory");
+#else
+  *reinterpret_cast<Vector<T, N>*>(to) = *reinterpret_cast<const Vector<T, N>*>(from);
+#endif
+}
+
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Until all groups but the last few are there.
+template <int GROUPS>
+__device__ __forceinline__ void await_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+#endif
+}
 
 #endif
 

@@ -48,12 +48,12 @@
   X(int*, ticket)                   /* null: a warp or a block does whole items; else a strip a ticket */ \
   X(int*, progress)                 /* with tickets, (pairs, strips): rows done, 0 at first */        \
   X(int64, team)                    /* warps of a block that share an item; 1: none do */             \
-  X(int64, chunk)                   /* rows between two reports of progress; divides 32 */            \
   X(void*, borders)                 /* (slots, kept_borders, span + 1): last column of each strip */  \
   X(int64, kept_borders)            /* strip s has border s % kept_borders */                         \
   X(void*, checkpoints)             /* (slots, strips, tiles, C + 1, 32) */                           \
   X(void*, tiles)                   /* null: the tile lies in shared memory */                        \
-  X(int64, tile_steps)                                                                                \
+  X(int64, tile_steps)              /* a multiple of CHUNK */                                         \
+  X(int64, ring_chunks)             /* chunks of rows in the ring of a warp, in shared memory before the tile */ \
   X(int64, strips)                                                                                    \
   X(int64, span)                    /* the most rows any strip has */                                 \
   X(int64, phases)                  /* FORWARD, BACKWARD or both */
@@ -123,6 +123,7 @@ struct Item {
   __device__ __forceinline__ bool in_band(int row, int column) const {
     return lowest <= column - row && column - row <= highest;
   }
+  __device__ __forceinline__ bool has_band() const { return lowest > -n || highest < m; }
   // The rows [first, last) in which columns [begin, end) meet the band. Not empty: the band crosses every column.
   __device__ __forceinline__ int first_row(int begin) const { return max(0, begin - highest); }
   __device__ __forceinline__ int last_row(int end) const { return min(n, min(end, m) - lowest); }

@@ -12,7 +12,7 @@
 // Second order (Mensch and Blondel 2018): the tangent R' = Z + sum p_k R'_k rides along the forward sweep, with
 // p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep.
 #pragma once
-#include "problem.cuh"
+#include "cells.cuh"
 
 template <class Number, bool TANGENT>
 struct Node;  // a lattice cell as its successors see it
@@ -40,28 +40,6 @@ union Border {  // one row of it
   F flow;
 };
 
-// The cells of a cost matrix of any strides: where their costs come from and where their results, E or F, go.
-template <typename Cost, bool WEAK>
-struct MatrixCells {
-  static constexpr bool TAKE_ALL = false;  // of the lattice; else those inside the band
-  const Problem& problem;
-  const Cost* cost;
-  Cost* out;
-
-  __device__ __forceinline__ MatrixCells(const Problem& problem, int64 pair)
-      : problem(problem), cost(static_cast<const Cost*>(problem.cost) + problem.cost_offset(pair)) {}
-  __device__ __forceinline__ void select(int, int) {}
-  __device__ __forceinline__ void start_results(int64 pair) {
-    out = static_cast<Cost*>(problem.grad_cost) + problem.dense_offset(pair);
-  }
-  __device__ __forceinline__ Cost load(int row, int column) const {
-    return cost[int64(WEAK ? row / 2 : row) * problem.stride_row + int64(WEAK ? column / 2 : column) * problem.stride_column];
-  }
-  __device__ __forceinline__ void store(int row, int column, Cost result) const {
-    out[int64(WEAK ? row / 2 : row) * problem.dense_row + int64(WEAK ? column / 2 : column) * problem.dense_column] = result;
-  }
-};
-
 template <class A, int C, bool WEAK, bool TANGENT, class Cells = MatrixCells<typename A::Cost, WEAK>>
 struct Strip {
   using Arithmetic = A;
@@ -71,7 +49,7 @@ struct Strip {
   using F = Flow<Real, TANGENT>;
   static constexpr int COLUMNS = C, WIDTH = LANES * C;
   static constexpr bool HAS_DUMMIES = WEAK, HAS_TANGENT = TANGENT;
-  static constexpr int PARTS = TANGENT ? 6 : 3;  // p, and p'
+  static constexpr int PARTS = TANGENT ? 4 : 2;  // p and p' of two predecessors; those of the diagonal follow
   static constexpr int ORDERS = TANGENT ? 2 : 1;
 
   const Problem& problem;
@@ -80,14 +58,16 @@ struct Strip {
   Cells cells;
   int lane, index, strips;  // of the item, not of the batch
   int first, last, steps;   // rows [first, last)
+  int left_first, left_last, right_first, right_last;  // rows of the strips beside it; empty where there is none
   int begin;                // first column of the lane
   int top_lane;             // the last lane with a column inside the lattice
   double gamma, dummy, tangent_ratio, tangent_dummy;
   typename A::Weight dummy_weight;
   const Cost* tangent_cost;
-  Border<N, F>* border;  // of the item
+  Border<N, F>* borders;                        // of the item
+  Border<N, F>*left_border, *right_border;     // by row
   N* checkpoint;
-  Real* tile;
+  Vector<Real, PARTS>* tile;
   int status;
 
   N end;  // after a forward sweep: the node in the item's last column and row, on the lane that has it
@@ -99,11 +79,9 @@ struct Strip {
     N border_rows;         // 32 rows of the border on the left, one a lane
   };
 
-  __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, int warp_in_block, int64 tile_slot)
-      : Strip(problem, item, slot, tile_of(problem, warp_in_block, tile_slot), Cells(problem, item.pair)) {}
-
-  __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, Real* tile, const Cells& cells)
-      : problem(problem), item(item), cells(cells), lane(threadIdx.x % LANES), tile(tile), status(item.status), end(nothing()) {
+  __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, void* tile, const Cells& cells)
+      : problem(problem), item(item), cells(cells), lane(threadIdx.x % LANES), tile(static_cast<Vector<Real, PARTS>*>(tile)),
+        status(item.status), end(nothing()) {
     gamma = problem.gamma_of(item.pair);
     status |= arithmetic.start(gamma);
     tangent_cost = TANGENT ? static_cast<const Cost*>(problem.tangent_cost) + problem.dense_offset(item.pair) : nullptr;
@@ -117,15 +95,8 @@ struct Strip {
     }
     strips = (item.m + WIDTH - 1) / WIDTH;
     int64 tiles = (problem.span + LANES - 1 + problem.tile_steps - 1) / problem.tile_steps;
-    border = static_cast<Border<N, F>*>(problem.borders) + slot * problem.kept_borders * (problem.span + 1);
+    borders = static_cast<Border<N, F>*>(problem.borders) + slot * problem.kept_borders * (problem.span + 1);
     checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * tiles * ((C + 1) * LANES);
-  }
-
-  static __device__ __forceinline__ Real* tile_of(const Problem& problem, int warp_in_block, int64 tile_slot) {
-    int64 tile_size = problem.tile_steps * (C * PARTS * LANES);
-    DYNAMIC_SHARED(shared);
-    return problem.tiles ? static_cast<Real*>(problem.tiles) + tile_slot * tile_size
-                         : reinterpret_cast<Real*>(shared) + warp_in_block * tile_size;
   }
 
   __device__ __forceinline__ int first_row_of(int strip) const { return item.first_row(strip * WIDTH); }
@@ -139,7 +110,23 @@ struct Strip {
     begin = strip * WIDTH + lane * C;
     top_lane = (columns + C - 1) / C - 1;
     steps = last - first + top_lane;
-    cells.select(first, strip * WIDTH);
+    left_first = left_last = right_first = right_last = 0;
+    if (strip > 0) {
+      left_first = first_row_of(strip - 1);
+      left_last = last_row_of(strip - 1);
+      left_border = border_of(strip - 1) - left_first;
+    }
+    if (strip + 1 < strips) {
+      right_first = first_row_of(strip + 1);
+      right_last = last_row_of(strip + 1);
+      right_border = border_of(strip) - first;
+    }
+    cells.select(first, last, strip * WIDTH);
+  }
+
+  // The border on the right of a strip: of its rows, and of the row below its last, as visits flow left from there too.
+  __device__ __forceinline__ Border<N, F>* border_of(int strip) const {
+    return borders + strip % int(problem.kept_borders) * (problem.span + 1);
   }
 
   static __device__ __forceinline__ N nothing() {
@@ -150,26 +137,25 @@ struct Strip {
 
   // ---- forward ----
 
-  // The costs of the lane's cells of one row; +inf outside the lattice and the band, and where a weak lattice has a dummy.
-  __device__ __forceinline__ void load_costs(int row, Cost (&out)[C]) const {
-    bool inside = first <= row && row < last && (!WEAK || row % 2 == 1);
+  // The costs of the lane's cells of one row; +inf outside the lattice and the band, and, or whatever else, where a weak
+  // lattice has a dummy. Whatever they were for a row outside the strip.
+  __device__ __forceinline__ void load_costs(int row, int place, Cost (&out)[C]) const {
+    const bool inside = first <= row && row < last && (!WEAK || row % 2 == 1);
+    if constexpr (Cells::STAGED) {
+      if (inside) cells.read(place, out);
+    } else {
 #pragma unroll
-    for (int c = 0; c < C; ++c) {
-      int column = begin + c;
-      bool wanted = inside && column < item.m && item.in_band(row, column) && (!WEAK || column % 2 == 1);
-      out[c] = wanted ? cells.load(row, column) : infinity<Cost>();
+      for (int c = 0; c < C; ++c) {
+        int column = begin + c;
+        bool wanted = inside && column < item.m && item.in_band(row, column) && (!WEAK || column % 2 == 1);
+        out[c] = wanted ? cells.load(place, row, column) : infinity<Cost>();
+      }
     }
-  }
-
-  // The border on the right of a strip at one of its rows, or at the row below its last: visits flow left from there too.
-  __device__ __forceinline__ Border<N, F>& border_at(int strip, int row) const {
-    return border[strip % int(problem.kept_borders) * (problem.span + 1) + (row - first_row_of(strip))];
   }
 
   // Node of the border on the left at a row, nothing where that strip has no such row.
   __device__ __forceinline__ N load_border(int row) const {
-    if (index == 0 || row < first_row_of(index - 1) || row >= last_row_of(index - 1)) return nothing();
-    return border_at(index - 1, row).node;
+    return left_first <= row && row < left_last ? left_border[row].node : nothing();
   }
 
   __device__ __forceinline__ void start_forward(State& state) {
@@ -185,17 +171,36 @@ struct Strip {
     return WEAK && !(row % 2 == 1 && column % 2 == 1);
   }
 
-  // One step of the wavefront. `slot` is the step's place in the tile, or -1 to keep no probabilities.
-  __device__ __forceinline__ void forward_step(State& state, int step, const Cost (&costs)[C], int slot) {
-    N left = from_lane_below(state.above[C - 1]);
-    if (index > 0) {
-      N entering = from_lane(state.border_rows, step % LANES);
-      if (lane == 0) left = entering;
-    } else if (lane == 0) {
-      left = nothing();
+  // Steps [from, to) of one chunk. KEEP: the transition probabilities go to the tile, from `slot` on; else the border is
+  // written.
+  template <bool KEEP>
+  __device__ __forceinline__ void forward_chunk(State& state, int from, int to, int slot) {
+    int row = first + from - lane, place = cells.place(from - lane);
+    const bool has_left = index > 0, has_right = index + 1 < strips;
+    Cost costs[C] = {}, next[C] = {};
+    load_costs(row, place, costs);
+    for (int step = from; step < to; ++step, ++row, ++slot) {
+      N left = from_lane_below(state.above[C - 1]);
+      if (has_left) {
+        N entering = from_lane(state.border_rows, step - from);
+        if (lane == 0) left = entering;
+      } else if (lane == 0) {
+        left = nothing();
+      }
+      if (!WEAK || row % 2 != 0) place = cells.next(place);
+      if (step + 1 < to) load_costs(row + 1, place, next);  // in flight during the step
+      if (first <= row && row < last) {
+        cross<KEEP>(state, left, row, costs, slot);
+        if (!KEEP && has_right && lane == LANES - 1) right_border[row].node = state.above[C - 1];
+      }
+#pragma unroll
+      for (int c = 0; c < C; ++c) costs[c] = next[c];
     }
-    int row = first + step - lane;
-    if (row < first || row >= last) return;
+  }
+
+  // A row of the lane, whose neighbor on the left is given.
+  template <bool KEEP>
+  __device__ __forceinline__ void cross(State& state, const N& left, int row, const Cost (&costs)[C], int slot) {
     N before = state.diagonal, beside = left;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
@@ -203,29 +208,29 @@ struct Strip {
       bool dummy_cell = is_dummy(row, begin + c);
       auto weight = dummy_cell ? dummy_weight : arithmetic.weight(costs[c], status);
       Transition<Real> p;
-      out.z = arithmetic.combine(before.z, over.z, beside.z, weight, p, TANGENT || slot >= 0);
-      if (slot >= 0) {
-        tile_at(slot, c, 0) = p.diagonal;
-        tile_at(slot, c, 1) = p.up;
-        tile_at(slot, c, 2) = p.left;
+      out.z = arithmetic.combine(before.z, over.z, beside.z, weight, p, TANGENT || KEEP);
+      Vector<Real, PARTS> parts;
+      if (KEEP) {
+        parts.v[0] = p.diagonal == Real(0) ? -p.up : p.up;
+        parts.v[1] = p.left;
       }
       if constexpr (TANGENT) {
         // Differences of neighbors, so that what the probabilities lack to a sum of 1 does not multiply a tangent.
         double d = before.tangent, u = over.tangent, l = beside.tangent;
         double most = p.diagonal >= p.up && p.diagonal >= p.left ? d : (p.up >= p.left ? u : l);
         double mean = most + (p.diagonal * (d - most) + p.up * (u - most) + p.left * (l - most));
-        if (slot >= 0) {
+        if (KEEP) {
           double factor = gamma > 0 ? -1 / gamma : 0;
           double d_u = factor * p.diagonal * p.up * (d - u);
           double d_l = factor * p.diagonal * p.left * (d - l);
           double u_l = factor * p.up * p.left * (u - l);
-          tile_at(slot, c, 3) = Real(d_u + d_l);
-          tile_at(slot, c, 4) = Real(u_l - d_u);
-          tile_at(slot, c, 5) = Real(-d_l - u_l);
+          parts.v[2] = Real(u_l - d_u);
+          parts.v[3] = Real(-d_l - u_l);
         }
         out.tangent = 0;
         if (!A::is_zero(out.z)) out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(row, begin + c, costs[c]));
       }
+      if (KEEP) tile_at(slot, c) = parts;
       before = over;
       state.above[c] = beside = out;
     }
@@ -237,10 +242,9 @@ struct Strip {
     return double(tangent_cost[place]) - tangent_ratio * double(cost_here);
   }
 
-  // Probabilities lie lane by lane: each lane reads only what it wrote, without bank conflicts.
-  __device__ __forceinline__ Real& tile_at(int slot, int c, int part) const {
-    return tile[((slot * C + c) * PARTS + part) * LANES + lane];
-  }
+  // Probabilities lie lane by lane: each lane reads only what it wrote, without bank conflicts. Those of the diagonal are
+  // what the others leave to 1; the first one's sign is set where that is nothing, whatever rounding leaves.
+  __device__ __forceinline__ Vector<Real, PARTS>& tile_at(int slot, int c) const { return tile[(slot * C + c) * LANES + lane]; }
 
   __device__ __forceinline__ N* checkpoint_at(int tile_index) const {
     int64 tiles = (problem.span + LANES - 1 + problem.tile_steps - 1) / problem.tile_steps;
@@ -251,45 +255,45 @@ struct Strip {
   template <class Await, class Publish>
   __device__ __forceinline__ void forward(Await await, Publish publish) {
     State state;
+    if constexpr (Cells::STAGED) cells.fetch(0);
     enter_forward(state, await);
-    forward_steps(state, 0, steps, await, publish);
+    for (int from = 0; from < steps; from += CHUNK) {
+      if constexpr (Cells::STAGED) {
+        cells.fetch(from / CHUNK + 1);
+        await_copies<1>();
+        __syncwarp();
+      }
+      forward_steps(state, from, min(steps, from + CHUNK), await, publish);
+      if constexpr (Cells::STAGED) __syncwarp();  // before the next copies overwrite what was read
+    }
     leave_forward(state);
   }
 
   template <class Await>
   __device__ __forceinline__ void enter_forward(State& state, Await& await) {
-    if (index > 0 && first > 0) await(first - first_row_of(index - 1));
+    if (index > 0 && first > 0) await(first - left_first);
     start_forward(state);
   }
 
-  // Steps [from, to). No cost beyond them is loaded, as it may not be there yet.
+  // Steps [from, to), from a multiple of CHUNK on. No cost beyond them is loaded, as it may not be there yet.
   template <class Await, class Publish>
   __device__ __forceinline__ void forward_steps(State& state, int from, int to, Await& await, Publish publish) {
-    const int chunk = int(problem.chunk);
-    Cost costs[C], next[C];
-    load_costs(first + from - lane, costs);
-    for (int step = from; step < to; ++step) {
-      if (step % chunk == 0 && index > 0) {
-        await(min(first + step + chunk, last_row_of(index - 1)) - first_row_of(index - 1));
-        // Lane l has the row of step l of these 32; a chunk of the lanes comes anew.
-        int coming = lane - step % LANES;
-        if (coming >= 0 && coming < chunk) state.border_rows = load_border(first + step + coming);
+    for (; from < to; from += CHUNK) {
+      const int chunk_end = min(to, from + CHUNK);
+      if (index > 0) {
+        await(min(first + chunk_end, left_last) - left_first);
+        if (lane < CHUNK) state.border_rows = load_border(first + from + lane);
       }
-      if (problem.checkpoints && step % int(problem.tile_steps) == 0) {
-        N* place = checkpoint_at(step / int(problem.tile_steps));
+      if (problem.checkpoints && from % int(problem.tile_steps) == 0) {
+        N* place = checkpoint_at(from / int(problem.tile_steps));
 #pragma unroll
         for (int c = 0; c < C; ++c) place[c * LANES] = state.above[c];
         place[C * LANES] = state.diagonal;
       }
-      load_costs(step + 1 < to ? first + step + 1 - lane : -1, next);  // in flight during the step
-      forward_step(state, step, costs, -1);
-      int row = first + step - lane;
-      if (lane == LANES - 1 && row >= first && index + 1 < strips) {
-        border_at(index, row).node = state.above[C - 1];
-        if ((row - first + 1) % chunk == 0) publish(row - first + 1);
-      }
+      forward_chunk<false>(state, from, chunk_end, 0);
 #pragma unroll
-      for (int c = 0; c < C; ++c) costs[c] = next[c];
+      for (int c = 0; c < C; ++c) status |= A::look(state.above[c].z);
+      if (lane == LANES - 1 && index + 1 < strips && chunk_end >= LANES) publish(chunk_end - (LANES - 1));
     }
   }
 
@@ -303,8 +307,7 @@ struct Strip {
   // ---- backward ----
 
   __device__ __forceinline__ F load_flow(int row) const {
-    if (row < first_row_of(index + 1) || row >= last_row_of(index + 1)) return F{};
-    return border_at(index, row).flow;
+    return right_first <= row && row < right_last ? right_border[row].flow : F{};
   }
 
   struct Sums {  // over the lane's cells
@@ -320,32 +323,12 @@ struct Strip {
 #pragma unroll
     for (int c = 0; c < C; ++c) state.above[c] = place[c * LANES];
     state.diagonal = place[C * LANES];
-    Cost costs[C], next[C];
-    load_costs(first + tile_begin - lane, costs);
-    for (int step = tile_begin; step < tile_end; ++step) {
-      if (index > 0 && (step == tile_begin || step % LANES == 0)) {
-        int coming = step / LANES * LANES + lane;  // beyond this tile there are visits where the border was
-        state.border_rows = coming < tile_end ? load_border(first + coming) : nothing();
-      }
-      load_costs(step + 1 < tile_end ? first + step + 1 - lane : -1, next);
-      forward_step(state, step, costs, step - tile_begin);
-#pragma unroll
-      for (int c = 0; c < C; ++c) costs[c] = next[c];
+    for (int from = tile_begin; from < tile_end; from += CHUNK) {
+      // Beyond this tile there are visits where the border was.
+      if (index > 0 && lane < CHUNK) state.border_rows = from + lane < tile_end ? load_border(first + from + lane) : nothing();
+      forward_chunk<true>(state, from, min(tile_end, from + CHUNK), from - tile_begin);
     }
     __syncwarp();  // lane 0 is about to overwrite the border that the others have read
-  }
-
-  // What the first column of the strip on the right sends to lane 31's last column, a chunk of rows at a time.
-  template <class Await>
-  __device__ __forceinline__ void enter_from_right(int step, F& rows_of_flow, F& entering, Await& await) {
-    const int done = steps - 1 - step, row = first + step - (LANES - 1), chunk = int(problem.chunk);
-    if (done % chunk == 0) {
-      await(last_row_of(index + 1) - max(row - (chunk - 1), first_row_of(index + 1)));
-      int coming = lane - done % LANES;
-      if (coming >= 0 && coming < chunk) rows_of_flow = load_flow(row - coming);
-    }
-    F from_right = from_lane(rows_of_flow, done % LANES);
-    if (lane == LANES - 1) entering = from_right;
   }
 
   // What a lane carries from step to step of a backward sweep.
@@ -360,12 +343,34 @@ struct Strip {
   __device__ __forceinline__ Sums backward(Cost scale, bool with_entropy, Await await, Publish publish) {
     Sums sums;
     Visits visits;
+    const int tile_steps = int(problem.tile_steps), last_chunk = (steps - 1) / CHUNK;
+    int tile_begin = (steps - 1) / tile_steps * tile_steps;
+    const bool plain = fabs(scale) < infinity<Cost>();
+    if constexpr (Cells::STAGED)
+      for (int k = 0; k < int(problem.ring_chunks); ++k) cells.fetch(last_chunk - k);
     enter_backward(visits, await);
-    const int tile_steps = int(problem.tile_steps);
-    for (int tile_index = (steps - 1) / tile_steps; tile_index >= 0; --tile_index) {
-      const int tile_begin = tile_index * tile_steps, tile_end = min(steps, tile_begin + tile_steps);
-      recompute(tile_index, tile_begin, tile_end);
-      backward_steps(visits, sums, tile_begin, tile_end, scale, with_entropy, await, publish);
+    for (; tile_begin >= 0; tile_begin -= tile_steps) {
+      const int tile_end = min(steps, tile_begin + tile_steps);
+      if constexpr (Cells::STAGED) {
+        await_copies<1>();
+        __syncwarp();
+      }
+      recompute(tile_begin / tile_steps, tile_begin, tile_end);
+      for (int from = (tile_end - 1) / CHUNK * CHUNK; from >= tile_begin; from -= CHUNK) {
+        backward_chunk(visits, sums, from, min(tile_end, from + CHUNK), tile_begin, Cells::STAGED && !plain ? Cost(1) : scale,
+                       with_entropy, await, publish);
+        if constexpr (Cells::STAGED) {
+          __syncwarp();
+          cells.write_out(from / CHUNK, status & NOT_A_NUMBER ? Cells::NAN_INSTEAD : plain ? Cells::AS_THEY_ARE : Cells::TIMES,
+                          scale);
+          __syncwarp();
+          cells.fetch(from / CHUNK - int(problem.ring_chunks));
+        }
+      }
+    }
+    if constexpr (Cells::STAGED) {
+      await_copies<0>();
+      __syncwarp();
     }
     return sums;
   }
@@ -373,9 +378,16 @@ struct Strip {
   template <class Await>
   __device__ __forceinline__ void enter_backward(Visits& carried, Await& await) {
     cells.start_results(item.pair);
-    if (index + 1 == strips) return;
-    await(last_row_of(index + 1) - last);
+    if (index + 1 == strips) {
+      // The visit of the end.
+#pragma unroll
+      for (int c = 0; c < C; ++c)
+        if (begin + c == item.m - 1 && !(status & NO_PATH)) carried.below[0][c] = Real(1);
+      return;
+    }
+    await(right_last - last);
     F corner = load_flow(last);
+#pragma unroll
     for (int k = 0; k < ORDERS; ++k) carried.pending[k] = lane == LANES - 1 ? corner.diagonal[k] : Real(0);
   }
 
@@ -383,74 +395,102 @@ struct Strip {
   template <class Await, class Publish>
   __device__ __forceinline__ void backward_steps(Visits& carried, Sums& sums, int tile_begin, int tile_end, Cost scale,
                                                  bool with_entropy, Await& await, Publish publish) {
+    for (int from = (tile_end - 1) / CHUNK * CHUNK; from >= tile_begin; from -= CHUNK)
+      backward_chunk(carried, sums, from, min(tile_end, from + CHUNK), tile_begin, scale, with_entropy, await, publish);
+  }
+
+  // Steps [from, to) of one chunk, from the last to the first.
+  template <class Await, class Publish>
+  __device__ __forceinline__ void backward_chunk(Visits& carried, Sums& sums, int from, int to, int tile_begin, Cost scale,
+                                                 bool with_entropy, Await& await, Publish publish) {
+    const bool has_right = index + 1 < strips;
+    if (has_right) {
+      // What the first column of the strip on the right sends to lane 31's last column.
+      const int lowest_row = first + from - (LANES - 1);
+      await(right_last - max(lowest_row, right_first));
+      if (lane < CHUNK) carried.rows_of_flow = load_flow(lowest_row + lane);
+    }
+    int row = first + to - 1 - lane, place = cells.place(to - 1 - lane);
+    for (int step = to - 1; step >= from; --step, --row) {
+      F entering = from_lane_above(carried.leaving);
+      if (has_right) {
+        F from_right = from_lane(carried.rows_of_flow, step - from);
+        if (lane == LANES - 1) entering = from_right;
+      } else if (lane == LANES - 1) {
+        entering = F{};
+      }
+      carried.leaving = F{};
+      if (first <= row && row < last) {
+        recross(carried, sums, entering, row, place, step - tile_begin, scale, with_entropy);
+        if (lane == 0 && index > 0 && row <= left_last) left_border[row].flow = carried.leaving;
+      }
+      if (!WEAK || row % 2 == 0) place = cells.previous(place);
+    }
+    if (lane == 0 && index > 0 && first + from < last) publish(last - (first + from));
+  }
+
+  // A row of the lane, backward.
+  __device__ __forceinline__ void recross(Visits& carried, Sums& sums, const F& entering, int row, int place, int slot,
+                                          Cost scale, bool with_entropy) {
     auto& below = carried.below;
     auto& pending = carried.pending;
-    F& leaving = carried.leaving;
-    const bool has_right = index + 1 < strips;
-    for (int step = tile_end - 1; step >= tile_begin; --step) {
-      F entering = from_lane_above(leaving);
-      if (lane == LANES - 1) entering = F{};
-      if (has_right) enter_from_right(step, carried.rows_of_flow, entering, await);
-      leaving = F{};
-      int row = first + step - lane;
-      if (row < first || row >= last) continue;
-      Cost costs[C];
-      if (TANGENT) load_costs(row, costs);
-      Real from_right[ORDERS], diagonally[ORDERS];
+    Cost costs[C], results[C];
+    if (TANGENT) load_costs(row, place, costs);
+    Real from_right[ORDERS], diagonally[ORDERS];
+#pragma unroll
+    for (int k = 0; k < ORDERS; ++k) {
+      below[k][C - 1] += pending[k];
+      pending[k] = entering.diagonal[k];
+      from_right[k] = entering.left[k];
+      diagonally[k] = 0;
+    }
+#pragma unroll
+    for (int c = C - 1; c >= 0; --c) {
+      const int column = begin + c;
+      const Vector<Real, PARTS> p = tile_at(slot, c);
+      Real visits[ORDERS];
+#pragma unroll
+      for (int k = 0; k < ORDERS; ++k) visits[k] = below[k][c] + from_right[k];
+      // From here on `below` is what this row sends to the row above. What goes up and left is taken from the visits, so
+      // that none are lost or made by rounding.
 #pragma unroll
       for (int k = 0; k < ORDERS; ++k) {
-        below[k][C - 1] += pending[k];
-        pending[k] = entering.diagonal[k];
-        from_right[k] = entering.left[k];
-        diagonally[k] = 0;
-      }
-#pragma unroll
-      for (int c = C - 1; c >= 0; --c) {
-        const int column = begin + c;
-        Real p[PARTS], visits[ORDERS];
-#pragma unroll
-        for (int part = 0; part < PARTS; ++part) p[part] = tile_at(step - tile_begin, c, part);
-#pragma unroll
-        for (int k = 0; k < ORDERS; ++k) visits[k] = below[k][c] + from_right[k];
-        if (row == item.n - 1 && column == item.m - 1 && !(status & NO_PATH)) visits[0] += Real(1);
-        // From here on `below` is what this row sends to the row above.
-#pragma unroll
-        for (int k = 0; k < ORDERS; ++k) {
-          Real up = visits[k] * p[1];
-          from_right[k] = visits[k] * p[2];
-          Real over = visits[k] * p[0];
-          if (k == 1) {
-            up += visits[0] * p[PARTS - 2];
-            from_right[k] += visits[0] * p[PARTS - 1];
-            over += visits[0] * p[PARTS - 3];
-          }
-          below[k][c] = up + diagonally[k];
-          diagonally[k] = over;
+        Real up = visits[k] * fabs(p.v[0]), left = visits[k] * p.v[1];
+        if (k == 1) {
+          up += visits[0] * p.v[PARTS - 2];
+          left += visits[0] * p.v[PARTS - 1];
         }
-        if (column >= item.m) continue;
-        const Real result = visits[ORDERS - 1];
-        if (is_dummy(row, column)) {
-          sums.dummy += double(result);
-        } else if (Cells::TAKE_ALL || item.in_band(row, column)) {
-          Cost scaled = result == Real(0) ? Cost(0) : scale * Cost(result);
-          cells.store(row, column, status & NOT_A_NUMBER ? Cost(not_a_number()) : scaled);
+        Real over = (visits[k] - up) - left;
+        if (k == 0) over = max(over, Real(0));
+        if (Bits<Real>::has_sign(p.v[0])) over = 0;
+        from_right[k] = left;
+        below[k][c] = up + diagonally[k];
+        diagonally[k] = over;
+      }
+      const Real result = visits[ORDERS - 1];
+      results[c] = Cells::STAGED || result != Real(0) ? scale * Cost(result) : Cost(0);
+      if (is_dummy(row, column)) {
+        sums.dummy += double(result);
+      } else if constexpr (!Cells::STAGED) {
+        if (column < item.m && (Cells::TAKE_ALL || item.in_band(row, column))) {
+          if (status & NOT_A_NUMBER) results[c] = Cost(not_a_number());
+          cells.store(place, row, column, results[c]);
           if (TANGENT && result != Real(0)) sums.weighted += double(result) * double(costs[c]);
         }
-        if (!TANGENT && with_entropy) sums.entropy += double(visits[0] * entropy(p));
       }
+      if (!TANGENT && with_entropy) sums.entropy += double(visits[0] * entropy(fabs(p.v[0]), p.v[1]));
+    }
+    if constexpr (Cells::STAGED)
+      if (!WEAK || row % 2 == 1) cells.write(place, results);
 #pragma unroll
-      for (int k = 0; k < ORDERS; ++k) {
-        leaving.left[k] = from_right[k];
-        leaving.diagonal[k] = diagonally[k];
-      }
-      if (lane == 0 && index > 0) {
-        if (row <= last_row_of(index - 1)) border_at(index - 1, row).flow = leaving;
-        if ((last - row) % int(problem.chunk) == 0) publish(last - row);
-      }
+    for (int k = 0; k < ORDERS; ++k) {
+      carried.leaving.left[k] = from_right[k];
+      carried.leaving.diagonal[k] = diagonally[k];
     }
   }
 
-  static __device__ __forceinline__ Real entropy(const Real (&p)[PARTS]) {
+  static __device__ __forceinline__ Real entropy(Real up, Real left) {
+    const Real p[3] = {up, left, (Real(1) - up) - left};
     Real sum = 0;
 #pragma unroll
     for (int k = 0; k < 3; ++k)

@@ -3,10 +3,12 @@
 #pragma once
 #include "strip.cuh"
 
-// The progress of a strip that another warp may wait for; of nobody (null) where one warp does all strips of an item.
+// The progress of a strip that another warp may wait for. Whether anyone does is told by a bool and not by a null
+// pointer: ptxas 13.0 lets the test of a pointer that was set to null on a condition come before the null does (seen on an
+// H200).
 struct Flag {
   int* rows;
-  bool in_block;  // in shared memory
+  bool used, in_block;  // in shared memory
 
   __device__ __forceinline__ int read() const { return in_block ? load_acquire_in_block(rows) : load_acquire(rows); }
   __device__ __forceinline__ void write(int done) const {
@@ -20,7 +22,7 @@ struct AwaitRows {
   int seen = 0;  // of the last look, which often is enough for several chunks
 
   __device__ __forceinline__ void operator()(int rows) {
-    if (!flag.rows) return;
+    if (!flag.used) return;
     while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();
   }
 };
@@ -28,7 +30,7 @@ struct AwaitRows {
 struct PublishRows {
   Flag flag;
   __device__ __forceinline__ void operator()(int rows) const {
-    if (flag.rows) flag.write(rows);
+    if (flag.used) flag.write(rows);
   }
 };
 
@@ -89,14 +91,15 @@ struct Work {
   int64 pair;
   int begin, end, stride;  // strips begin, begin + stride, ... of those below end
   bool alone;              // no other warp has strips of this item
-  Flag flags;              // of strip 0; null if alone
+  int* flags;              // of strip 0; of no meaning if alone
+  bool in_block;           // where they lie
 
-  __device__ __forceinline__ Flag flag(int strip) const { return {alone ? nullptr : flags.rows + strip, flags.in_block}; }
-  __device__ __forceinline__ PublishRows publish(int strip) const { return {flag(strip)}; }
-  __device__ __forceinline__ AwaitRows await_left(int strip) const { return {strip > 0 ? flag(strip - 1) : Flag{nullptr, false}}; }
-  __device__ __forceinline__ AwaitRows await_right(int strip, int strips) const {
-    return {strip + 1 < strips ? flag(strip + 1) : Flag{nullptr, false}};
+  __device__ __forceinline__ Flag flag(int strip, bool exists = true) const {
+    return {flags + strip, exists && !alone, in_block};
   }
+  __device__ __forceinline__ PublishRows publish(int strip) const { return {flag(strip)}; }
+  __device__ __forceinline__ AwaitRows await_left(int strip) const { return {flag(strip - 1, strip > 0)}; }
+  __device__ __forceinline__ AwaitRows await_right(int strip, int strips) const { return {flag(strip + 1, strip + 1 < strips)}; }
   // The last of its strips of an item that has `strips`.
   __device__ __forceinline__ int last(int strips) const { return begin + (min(end, strips) - 1 - begin) / stride * stride; }
 
@@ -106,7 +109,7 @@ struct Work {
     begin = int(ticket / problem.pairs);
     if (problem.phases == BACKWARD) begin = int(problem.strips) - 1 - begin;
     end = begin + 1;
-    flags.rows = problem.progress + pair * problem.strips;
+    flags = problem.progress + pair * problem.strips;
     return ticket < problem.pairs * problem.strips;
   }
 };
