@@ -46,7 +46,7 @@ MISTAKES = {
         "lattice.cu",
         ("__syncthreads();  // now the status is known to all", ""),
     ),
-    "flags not reset": ("lattice.cu", ("work.flags.rows[k] = 0", "work.flags.rows[k] += 0")),
+    "flags not reset": ("lattice.cu", ("work.flags[k] = 0", "work.flags[k] += 0")),
     "rows not awaited": (
         "sweeps.cuh",
         ("while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();", ""),

@@ -49,7 +49,7 @@ class Variant:
         number = 32 if self.wide else 2 * self.real_bytes
         if self.order < 2:
             return number
-        return 48 if self.wide else number + 8
+        return 48 if self.wide else 2 * number
 
     @property
     def flow_bytes(self) -> int:
@@ -110,10 +110,7 @@ def variants() -> list[Variant]:
 
 def columns_offered(dtype: torch.dtype, order: int) -> tuple[int, ...]:
     """Columns a lane: with more, the rings of rows leave shared memory for too few warps."""
-    single = dtype == torch.float32
-    if order:
-        return (1, 2) if single else (1,)
-    return (1, 2, 4) if single else (1, 2)
+    return (1,) if order == 2 and dtype == torch.float64 else (1, 2)
 
 
 class Shape(NamedTuple):
@@ -176,6 +173,8 @@ STRIPS_OF_BLOCK = 512
 # Chunks of steps between two checkpoints, at most: with twice as many, checkpoints take half the
 # memory and tiles twice as much.
 MOST_TILE_CHUNKS = 4
+SHARE_OF_COST = 0.1  # for what a gradient keeps, of few long items
+BATCH_BYTES = 24 << 10  # of shared memory, at most, for a warp that is one of many
 WIDE_COLUMNS = 4
 WIDE_SCRATCH_BYTES = 32 << 20
 WIDE_SHARE_OF_COST = 0.05
@@ -288,6 +287,15 @@ def resident_warps(variant: Variant, tile_chunks: int, shared_limit: int) -> int
     return max(1, min(MOST_WARPS, shared_limit // warp_bytes(variant, tile_chunks)))
 
 
+def columns_for_batches(shape: Shape, order: int) -> list[int]:
+    """Those that leave room for many warps."""
+    return [
+        columns
+        for columns in columns_offered(shape.dtype, order)
+        if warp_bytes(Variant(shape.dtype, False, columns, shape.weak, order), 1) <= BATCH_BYTES
+    ]
+
+
 def strips_of(m: int, columns: int) -> int:
     return ceil_divide(m, LANES * columns)
 
@@ -336,7 +344,7 @@ def plan_of_shape(
 
 def warp_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int) -> Plan:
     """For many items: a warp an item, in one strip if that is wide enough."""
-    offered = columns_offered(shape.dtype, order)
+    offered = columns_for_batches(shape, order)
     columns = next((c for c in offered if LANES * c >= shape.m), offered[-1])
     variant = Variant(shape.dtype, False, columns, shape.weak, order)
     in_block = WARPS_IN_BLOCK if WARPS_IN_BLOCK * warp_bytes(variant, 1) <= shared_limit else 1
@@ -349,7 +357,7 @@ def warp_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int)
 def block_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int) -> Plan:
     """For a medium number of items: the warps of a block an item."""
     wanted = min(LARGEST_TEAM, max(2, warps_wanted(shape, multiprocessors)))
-    offered = columns_offered(shape.dtype, order)
+    offered = columns_for_batches(shape, order)
     enough = (c for c in reversed(offered) if strips_of(shape.m, c) >= wanted)
     variant = Variant(shape.dtype, False, next(enough, 1), shape.weak, order)
     strips = strips_of(shape.m, variant.columns)
@@ -366,8 +374,8 @@ def long_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int)
     """For few items of many strips: a warp a strip, on whatever multiprocessor.
 
     Two columns a lane, unless that leaves multiprocessors idle: with one, borders and checkpoints
-    of a gradient take more memory and the critical path is about as long. Tiles are as long as
-    leaves all strips running, as far as may be.
+    of a gradient take more memory and the critical path is about as long. Tiles are short enough
+    for all strips to run, as far as may be, unless the checkpoints then take too much memory.
     """
     columns = 1
     if 2 in columns_offered(shape.dtype, order):
@@ -376,8 +384,15 @@ def long_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int)
     strips, span = strips_of(shape.m, columns), shape.span(variant.width)
     warps = shape.pairs * strips
     share = shared_limit // max(1, ceil_divide(warps, multiprocessors))
-    tile_steps = CHUNK * max(1, tile_chunks_within(variant, share))
-    return Plan(variant, "long", warps, 1, tile_steps, strips, span, shape.pairs)
+    chunks, most = (max(1, tile_chunks_within(variant, limit)) for limit in (share, shared_limit))
+
+    def plan(tile_chunks: int) -> Plan:
+        steps = CHUNK * tile_chunks
+        return Plan(variant, "long", warps, 1, steps, strips, span, shape.pairs)
+
+    while chunks < most and plan(chunks).total_bytes > SHARE_OF_COST * shape.cost_bytes:
+        chunks *= 2
+    return plan(chunks)
 
 
 def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:

@@ -171,9 +171,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(
                                   SOFTDTW_FEATURE_FIELDS(SOFTDTW_VALUE) end_of_parameters};
   DYNAMIC_SHARED(shared);
   unsigned char* in_shared = shared + TICKET_BYTES + STAGE_BYTES;
-  unsigned char* ring = problem.rings ? static_cast<unsigned char*>(problem.rings) + int64(blockIdx.x) * RING_BYTES : in_shared;
-  void* tile = problem.tiles ? static_cast<void*>(static_cast<TheStrip::Real*>(problem.tiles) + int64(blockIdx.x) * TILE_REALS)
-                             : in_shared + RING_BYTES;
+  // In one kind of memory for all of a kernel's calls: pointers that may be either make slow accesses.
+  unsigned char* ring = WIDE ? static_cast<unsigned char*>(problem.rings) + int64(blockIdx.x) * RING_BYTES : in_shared;
+  void* tile = WIDE ? static_cast<void*>(static_cast<TheStrip::Real*>(problem.tiles) + int64(blockIdx.x) * TILE_REALS)
+                    : in_shared + RING_BYTES;
   Work work = {int64(blockIdx.x) - gridDim.x, 0, int(problem.strips), 1, problem.ticket == nullptr, nullptr, false};
   // The two roles part here for good, so that neither holds the registers of the other.
   if (threadIdx.x < LANES) {

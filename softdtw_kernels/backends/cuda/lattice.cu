@@ -84,16 +84,19 @@ __device__ __forceinline__ int ring_bytes(const Problem& problem) {
 }
 
 __device__ __forceinline__ int shared_bytes_of_warp(const Problem& problem) {
-  return ring_bytes(problem) + (WITH_ORDER > 0 && problem.phases & BACKWARD && !problem.tiles ? tile_bytes(problem) : 0);
+  return ring_bytes(problem) + (WITH_ORDER > 0 && problem.phases & BACKWARD && !WIDE ? tile_bytes(problem) : 0);
 }
 
 extern "C" __global__ void __launch_bounds__(256) lattice(SOFTDTW_PARAMETERS(SOFTDTW_LATTICE_FIELDS)) {
   const Problem problem = {SOFTDTW_VALUES(SOFTDTW_LATTICE_FIELDS)};
-  const int lane = threadIdx.x % LANES, warp_in_block = threadIdx.x / LANES, warps_in_block = blockDim.x / LANES;
+  // By way of a shuffle the compiler sees that all lanes of a warp have the same, and so all that follows from it.
+  const int lane = threadIdx.x % LANES, warp_in_block = from_lane(int(threadIdx.x) / LANES, 0);
+  const int warps_in_block = blockDim.x / LANES;
   const int64 warp = int64(blockIdx.x) * warps_in_block + warp_in_block;
   DYNAMIC_SHARED(shared);
   unsigned char* of_warp = shared + warp_in_block * shared_bytes_of_warp(problem);
-  void* tile = problem.tiles ? static_cast<unsigned char*>(problem.tiles) + warp * tile_bytes(problem) : of_warp + ring_bytes(problem);
+  // In one kind of memory for all of a kernel's calls: pointers that may be either make slow accesses.
+  void* tile = WIDE ? static_cast<unsigned char*>(problem.tiles) + warp * tile_bytes(problem) : of_warp + ring_bytes(problem);
   const bool in_block = problem.team > 1, by_ticket = problem.ticket != nullptr;
   const int64 worker = in_block ? blockIdx.x : warp, step = int64(gridDim.x) * (in_block ? 1 : warps_in_block);
   Work work = {worker - step, in_block ? warp_in_block : 0, int(problem.strips), int(problem.team), !in_block && !by_ticket,

@@ -2,12 +2,13 @@
 //
 //     Z[i, j] = 2^(-D[i, j] log2(e) / gamma) * (Z[i-1, j-1] + Z[i-1, j] + Z[i, j-1])
 //
-// Z is held as mantissa * 2^exponent. No exponential and no logarithm of a cumulated number is ever taken: rounding is
+// Z is held as mantissa * 2^(UNIT * exponent), a floating-point mantissa in [2^(-UNIT/2), 2^(UNIT/2)) and an integer
+// exponent that counts in large units. No exponential and no logarithm of a cumulated number is ever taken: rounding is
 // relative to local costs, whatever the length of the path.
 //
 // Two arithmetics share one interface:
-//   Scaled<float>, Scaled<double>   a floating-point mantissa in [1, 2) and an integer exponent; says where they do not do
-//   Wide<Cost>                      slow; any |D| / gamma, and gamma = 0, the hard minimum
+//   Scaled<float>, Scaled<double>   exponents of 32 bits; says where they do not do
+//   Wide<Cost>                      slow; exponents of 128 bits and, for gamma = 0, the hard minimum
 #pragma once
 #include "portability.cuh"
 
@@ -17,8 +18,8 @@ enum Status {
   NOT_A_NUMBER = 1,  // NaN or -inf among the costs, or gamma, dummy or a length out of range: the item is NaN
   OUT_OF_RANGE = 2,  // of the fast arithmetic: the item is left to Wide
   NO_PATH = 4,       // the value is +inf and the gradient 0
-  // What is lost in the fast arithmetic: costs beyond WEIGHT_LIMIT, most often meant as masks, and numbers below
-  // 2^FAINT are taken for forbidden. That is exact if the result outweighs every path through such a cell. With
+  // What is lost in the fast arithmetic: costs beyond WEIGHT_LIMIT, most often meant as masks, and numbers with exponents
+  // below FAINT are taken for forbidden. That is exact if the result outweighs every path through such a cell. With
   // c = WEIGHT_LIMIT, the logarithm of such a path's weight is below -c plus what the other costs of the path add, at
   // most c / 4 unless LARGE_GAIN is set; a result above -c / 4 then is more than 2^(c / 2) times that.
   MASKED = 8,
@@ -26,75 +27,85 @@ enum Status {
   LAST_STATUS = 16,
 };
 
-// Exponents of the fast arithmetic. Zero has NOTHING, or up to 2^28 more: it drifts where costs are negative. A weight
-// beyond FAST_WEIGHT is computed with more care; beyond WEIGHT_LIMIT it counts as zero. Between two looks at the numbers
-// of a lane, a chunk of steps apart, none gets from above FAINT to the exponents of zero unseen: at most 128 weights of
-// up to FAST_WEIGHT come in between.
-constexpr int NOTHING = -(1 << 30), FAINT = -(1 << 28), WEIGHT_LIMIT = 1 << 27, FAST_WEIGHT = 1 << 21;
+// Exponents of the fast arithmetic, in units. Zero has NOTHING, or up to 2^29 more: it drifts where costs are negative.
+// Between two looks at the numbers of a lane, a chunk of steps apart, none gets from above FAINT to the exponents of zero
+// unseen: at most 128 weights of up to CAREFUL_WEIGHT come in between.
+constexpr int NOTHING = -(1 << 30), FAINT = -(1 << 28);
+// Of |D| log2(e) / gamma. Up to FAST_WEIGHT its integer part and its fraction come cheaply; beyond CAREFUL_WEIGHT what is
+// lost is lost unseen; beyond WEIGHT_LIMIT it counts as infinite.
+constexpr int FAST_WEIGHT = 1 << 21, CAREFUL_WEIGHT = 1 << 27, WEIGHT_LIMIT = 1 << 30;
 constexpr double LOG2_E = 1.4426950408889634074;
 constexpr double LN_2 = 0.69314718055994530942;
 
 // 2^x for |x| <= 0.5: polynomials fitted at Chebyshev nodes, errors 2e-9 and 3e-18.
 // A polynomial rather than the GPU's ex2.approx, so that the emulator computes what the GPU computes.
+template <int TIMES_TWO = 2>  // halves of 2^x where 1
 __device__ __forceinline__ float exp2_of_fraction(float x) {
-  float y = 1.546144469856910e-4f;
-  y = fmaf(y, x, 1.340042817761584e-3f);
-  y = fmaf(y, x, 9.618056678524639e-3f);
-  y = fmaf(y, x, 5.550327226671303e-2f);
-  y = fmaf(y, x, 2.402265092228876e-1f);
-  y = fmaf(y, x, 6.931472067028326e-1f);
-  return fmaf(y, x, 1.0f);
+  constexpr float k = TIMES_TWO * 0.5f;
+  float y = k * 1.546144469856910e-4f;
+  y = fmaf(y, x, k * 1.340042817761584e-3f);
+  y = fmaf(y, x, k * 9.618056678524639e-3f);
+  y = fmaf(y, x, k * 5.550327226671303e-2f);
+  y = fmaf(y, x, k * 2.402265092228876e-1f);
+  y = fmaf(y, x, k * 6.931472067028326e-1f);
+  return fmaf(y, x, k);
 }
 
+template <int TIMES_TWO = 2>
 __device__ __forceinline__ double exp2_of_fraction(double x) {
-  double y = 4.45581790833606449298e-10;
-  y = fma(y, x, 7.074194297288521005559e-9);
-  y = fma(y, x, 1.017805708773394110462e-7);
-  y = fma(y, x, 1.321543253591237616649e-6);
-  y = fma(y, x, 1.525273384155677258925e-5);
-  y = fma(y, x, 1.54035304637243542086e-4);
-  y = fma(y, x, 1.333355814640647069706e-3);
-  y = fma(y, x, 9.618129107587256668065e-3);
-  y = fma(y, x, 5.550410866482162703949e-2);
-  y = fma(y, x, 2.402265069591015956717e-1);
-  y = fma(y, x, 6.931471805599453092537e-1);
-  return fma(y, x, 1.0);
+  constexpr double k = TIMES_TWO * 0.5;
+  double y = k * 4.45581790833606449298e-10;
+  y = fma(y, x, k * 7.074194297288521005559e-9);
+  y = fma(y, x, k * 1.017805708773394110462e-7);
+  y = fma(y, x, k * 1.321543253591237616649e-6);
+  y = fma(y, x, k * 1.525273384155677258925e-5);
+  y = fma(y, x, k * 1.54035304637243542086e-4);
+  y = fma(y, x, k * 1.333355814640647069706e-3);
+  y = fma(y, x, k * 9.618129107587256668065e-3);
+  y = fma(y, x, k * 5.550410866482162703949e-2);
+  y = fma(y, x, k * 2.402265069591015956717e-1);
+  y = fma(y, x, k * 6.931471805599453092537e-1);
+  return fma(y, x, k);
 }
 
 // log2 of a positive number, through the logarithm of its mantissa: used once per value.
 __device__ __forceinline__ double log2_of(double x) { return log2(x); }
 
-// The parts of a floating-point number.
+// The parts of a floating-point number. `aligning(d)` is 2 * 2^(UNIT * d) for d <= 0, and 0 where a term would be less
+// than 2^-64 of the largest.
 template <typename T>
 struct Bits;
 
 template <>
 struct Bits<float> {
+  static constexpr int UNIT = 64, LOG_UNIT = 6;
   static constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
   static __device__ __forceinline__ int integer_of(float rounded) { return __float_as_int(rounded) - 0x4b400000; }
-  static constexpr int BIAS = 127;
+  static __device__ __forceinline__ float aligning(int d) { return __int_as_float((max(d, -2) << 29) + (2 << 29)); }
+  static __device__ __forceinline__ float times_power(float x, int n) { return __int_as_float(__float_as_int(x) + (n << 23)); }
+  static __device__ __forceinline__ int units(float x) { return (__float_as_int(x) - ((127 - 32) << 23)) >> 29; }
+  static __device__ __forceinline__ float without(float x, int units) { return __int_as_float(__float_as_int(x) - (units << 29)); }
   static __device__ __forceinline__ bool has_sign(float x) { return __float_as_int(x) < 0; }
-  // 2^n for -127 < n < 128; 0 for -127
-  static __device__ __forceinline__ float power(int n) { return __int_as_float((n + BIAS) << 23); }
-  static __device__ __forceinline__ int biased_exponent(float x) { return __float_as_int(x) >> 23; }  // of x > 0
-  static __device__ __forceinline__ float mantissa(float x) {
-    return __int_as_float((__float_as_int(x) & 0x007fffff) | 0x3f800000);
-  }
   static __device__ __forceinline__ float round(float x) { return rintf(x); }
   static __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 };
 
 template <>
 struct Bits<double> {
+  static constexpr int UNIT = 512, LOG_UNIT = 9;
   static constexpr double ROUNDER = 6755399441055744.0;  // 1.5 * 2^52
   static __device__ __forceinline__ int integer_of(double rounded) { return int(__double_as_longlong(rounded)); }
-  static constexpr int BIAS = 1023;
-  static __device__ __forceinline__ bool has_sign(double x) { return __double_as_longlong(x) < 0; }
-  static __device__ __forceinline__ double power(int n) { return __longlong_as_double(int64(n + BIAS) << 52); }
-  static __device__ __forceinline__ int biased_exponent(double x) { return int(__double_as_longlong(x) >> 52); }
-  static __device__ __forceinline__ double mantissa(double x) {
-    return __longlong_as_double((__double_as_longlong(x) & 0x000fffffffffffffLL) | 0x3ff0000000000000LL);
+  static __device__ __forceinline__ double aligning(int d) { return __longlong_as_double(int64(max(d, -2) + 2) << 61); }
+  static __device__ __forceinline__ double times_power(double x, int n) {
+    return __longlong_as_double(__double_as_longlong(x) + (int64(n) << 52));
   }
+  static __device__ __forceinline__ int units(double x) {
+    return int((__double_as_longlong(x) - (int64(1023 - 256) << 52)) >> 61);
+  }
+  static __device__ __forceinline__ double without(double x, int units) {
+    return __longlong_as_double(__double_as_longlong(x) - (int64(units) << 61));
+  }
+  static __device__ __forceinline__ bool has_sign(double x) { return __double_as_longlong(x) < 0; }
   static __device__ __forceinline__ double round(double x) { return rint(x); }
   static __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 };
@@ -110,13 +121,15 @@ struct Scaled {
   using Real = T;  // of the probabilities and of the expected visits
   using Cost = T;
   using B = Bits<T>;
+  static constexpr int UNIT = B::UNIT;
+  static constexpr bool HAS_SHORTCUT = true;  // weight() does most costs, careful_weight() all
 
-  struct Number {
+  struct alignas(2 * sizeof(T)) Number {
     T mantissa;
     int exponent;
   };
 
-  struct Weight {  // 2^(-D log2(e) / gamma) = factor * 2^exponent
+  struct Weight {  // 2^(-D log2(e) / gamma) / 2 = factor * 2^(UNIT * exponent): sums of aligned terms are doubled
     T factor;
     int exponent;
   };
@@ -140,29 +153,38 @@ struct Scaled {
   static __device__ __forceinline__ Number one() { return {T(1), 0}; }
   static __device__ __forceinline__ bool is_zero(const Number& z) { return z.exponent < FAINT; }
 
-  __device__ __forceinline__ Weight weight(T cost, int& status) {
-    if (!(fabs(cost) <= fast_limit)) return weight_of_large(cost, status);  // NaN too
-    lowest = min(lowest, cost);
-    // The product cost * (scale + scale_rest): its integer part may be large, its fraction stays right.
-    const T rounded = B::multiply_add(cost, scale, B::ROUNDER);
-    const T fraction = B::multiply_add(cost, scale_rest, B::multiply_add(cost, scale, -(rounded - B::ROUNDER)));
-    return {exp2_of_fraction(fraction), B::integer_of(rounded)};
+  static __device__ __forceinline__ Weight weight_of(T fraction, int whole) {
+    return {B::times_power(exp2_of_fraction<1>(fraction), whole & (UNIT - 1)), whole >> B::LOG_UNIT};
   }
 
-  __device__ __forceinline__ Weight weight_of_large(T cost, int& status) const {
+  // Without branches. `beyond`: a finite cost is beyond FAST_WEIGHT, or NaN, and the weight of no meaning.
+  __device__ __forceinline__ Weight weight(T cost, bool& beyond) {
+    const bool large = !(fabs(cost) <= fast_limit);
+    beyond |= large && cost != infinity<T>();
+    const T c = min(cost, fast_limit);
+    lowest = min(lowest, c);
+    // The product c * (scale + scale_rest): its integer part may be large, its fraction stays right.
+    const T rounded = B::multiply_add(c, scale, B::ROUNDER);
+    const T fraction = B::multiply_add(c, scale_rest, B::multiply_add(c, scale, -(rounded - B::ROUNDER)));
+    Weight w = weight_of(fraction, B::integer_of(rounded));
+    if (large) w.exponent = NOTHING;
+    return w;
+  }
+
+  __device__ __forceinline__ Weight careful_weight(T cost, int& status) {
     const T product = cost * scale;
     if (!(cost > -infinity<T>())) status |= NOT_A_NUMBER;
-    else if (cost < T(0)) status |= OUT_OF_RANGE;
-    else if (cost != infinity<T>()) status |= MASKED;
-    if (!(product >= T(-WEIGHT_LIMIT) && product <= T(0))) return {T(1), NOTHING};
+    else if (product > T(CAREFUL_WEIGHT)) status |= OUT_OF_RANGE;
+    else if (product < T(-CAREFUL_WEIGHT) && cost != infinity<T>()) status |= MASKED;
+    if (!(product >= T(-WEIGHT_LIMIT) && product <= T(CAREFUL_WEIGHT))) return {T(0.5), NOTHING};
+    lowest = min(lowest, cost);
     const T whole = B::round(product);
     const T rest = B::multiply_add(cost, scale_rest, B::multiply_add(cost, scale, -whole)), more = B::round(rest);
-    return {exp2_of_fraction(rest - more), int(whole) + int(more)};
+    return weight_of(rest - more, int(whole) + int(more));
   }
 
-  // A term that is below 2^-126 of the largest counts as 0.
   static __device__ __forceinline__ T aligned(const Number& z, int exponent) {
-    return z.mantissa * B::power(max(z.exponent - exponent, -B::BIAS));
+    return z.mantissa * B::aligning(z.exponent - exponent);
   }
 
   __device__ __forceinline__ Number combine(const Number& diagonal, const Number& up, const Number& left,
@@ -174,16 +196,14 @@ struct Scaled {
       const T inverse = reciprocal(sum);
       // With the reciprocal's own error put back, x / x is 1. Without, visits would be lost along a straight path: the
       // rounding of x * (1 / x) is never upward.
-      const T rest = B::multiply_add(-sum, inverse, T(1));
-      p.up = u * inverse;
-      p.left = l * inverse;
-      p.up = B::multiply_add(p.up, rest, p.up);
-      p.left = B::multiply_add(p.left, rest, p.left);
-      p.diagonal = d * inverse;
+      const T rest = inverse * B::multiply_add(-sum, inverse, T(1));
+      p.up = B::multiply_add(u, inverse, u * rest);
+      p.left = B::multiply_add(l, inverse, l * rest);
+      p.diagonal = B::multiply_add(d, inverse, d * rest);
     }
     const T z = sum * weight.factor;
-    // Of finite terms alone: NOTHING twice is still an integer.
-    return {B::mantissa(z), max(exponent + weight.exponent + (B::biased_exponent(z) - B::BIAS), NOTHING)};
+    const int units = B::units(z);
+    return {B::without(z, units), max(exponent + weight.exponent + units, NOTHING)};
   }
 
   // After every chunk of steps, at the numbers that go on.
@@ -194,25 +214,27 @@ struct Scaled {
   // After a sweep over paths of at most `cells` cells.
   __device__ __forceinline__ int final_status(int cells) const {
     const double gain = double(lowest) * double(scale) * cells;
-    return (gain > -2.0 * FAINT ? OUT_OF_RANGE : FINE) | (gain > WEIGHT_LIMIT / 4 ? LARGE_GAIN : FINE);
+    return (gain > -2.0 * FAINT * UNIT ? OUT_OF_RANGE : FINE) | (gain > WEIGHT_LIMIT / 4 ? LARGE_GAIN : FINE);
+  }
+
+  static __device__ __forceinline__ double log2_of_number(const Number& z) {
+    return log2_of(double(z.mantissa)) + double(UNIT) * z.exponent;
   }
 
   // Whether Z of the end leaves it open what the masked cells add. `status` is that of the whole item.
   static __device__ __forceinline__ bool masks_matter(const Number& z, int status) {
-    return status & MASKED && (status & LARGE_GAIN || z.exponent < -WEIGHT_LIMIT / 4);
+    return status & MASKED && (status & LARGE_GAIN || log2_of_number(z) < -WEIGHT_LIMIT / 4);
   }
 
   // Whether rounding, random and about 1e-7 or 1e-16 a cell, may be more than 1e-6 or 1e-12 of log Z: a value that is
   // small against gamma, as of a single path of small costs.
   static __device__ __forceinline__ bool is_imprecise(const Number& z, int cells) {
-    double log2_z = log2_of(double(z.mantissa)) + double(z.exponent);
+    const double log2_z = log2_of_number(z);
     return !is_zero(z) && log2_z * log2_z < (sizeof(T) == 4 ? 0.06 : 1e-7) * cells;
   }
 
   // R = -gamma log Z
-  __device__ __forceinline__ double value(const Number& z, double gamma, int) const {
-    return -(log2_of(double(z.mantissa)) + double(z.exponent)) * LN_2 * gamma;
-  }
+  __device__ __forceinline__ double value(const Number& z, double gamma, int) const { return -log2_of_number(z) * LN_2 * gamma; }
 
   static __device__ __forceinline__ bool hard() { return false; }
 };
@@ -252,8 +274,8 @@ struct Wide {
   using Real = double;
   using Cost = C;
   using B = Bits<double>;
-  // Mantissas lie in [2^-256, 2^256), and exponents count in units of 512.
-  static constexpr int UNIT = 512;
+  static constexpr int UNIT = B::UNIT;
+  static constexpr bool HAS_SHORTCUT = false;
 
   struct Number {
     double mantissa;
@@ -292,6 +314,7 @@ struct Wide {
     return z.mantissa == 0 && z.smallest == infinity<double>();
   }
 
+  __device__ __forceinline__ Weight careful_weight(double cost, int& status) { return weight(cost, status); }
   __device__ __forceinline__ Weight weight(double cost, int& status) {
     if (!(cost > -infinity<double>())) status |= NOT_A_NUMBER;
     if (!(fabs(cost) < infinity<double>())) return {0.0, infinity<double>(), 0};
@@ -306,18 +329,11 @@ struct Wide {
     double remainder = fma(units, -UNIT, product), more = fma(more_units, -UNIT, rest);
     double whole = rint(remainder + more);
     double fraction = (remainder - whole) + more;
-    return {exp2_of_fraction(fraction) * B::power(int(whole)), cost, int128(units) + int128(more_units)};
-  }
-
-  static __device__ __forceinline__ int floor_units(double m) {
-    return int((__double_as_longlong(m) - (int64(1023 - 256) << 52)) >> 61);
-  }
-  static __device__ __forceinline__ double drop_units(double m, int units) {
-    return __longlong_as_double(__double_as_longlong(m) - (int64(units) << 61));
+    return {B::times_power(exp2_of_fraction(fraction), int(whole)), cost, int128(units) + int128(more_units)};
   }
 
   static __device__ __forceinline__ double align(int128 difference) {
-    return difference == 0 ? 1.0 : (difference == -1 ? B::power(-UNIT) : 0.0);
+    return difference == 0 ? 1.0 : (difference == -1 ? 0.5 * B::aligning(-1) : 0.0);
   }
 
   // Of equal predecessors the diagonal one, then the one above. Not all three are zero.
@@ -356,8 +372,8 @@ struct Wide {
     double sum = (d + u) + l, inverse = 1.0 / sum;
     p = {d * inverse, u * inverse, l * inverse};
     double mantissa = sum * weight.factor;
-    int units = floor_units(mantissa);
-    z.mantissa = drop_units(mantissa, units);
+    int units = B::units(mantissa);
+    z.mantissa = B::without(mantissa, units);
     z.exponent = exponent + weight.exponent + units;
     return z;
   }

@@ -51,6 +51,7 @@ struct Strip {
   static constexpr bool HAS_DUMMIES = WEAK, HAS_TANGENT = TANGENT;
   static constexpr int PARTS = TANGENT ? 4 : 2;  // p and p' of two predecessors; those of the diagonal follow
   static constexpr int ORDERS = TANGENT ? 2 : 1;
+  static constexpr int UNROLLED = A::HAS_SHORTCUT && !TANGENT ? 4 : 1;  // steps
 
   const Problem& problem;
   const Item<WEAK>& item;
@@ -89,7 +90,7 @@ struct Strip {
     tangent_ratio = TANGENT && problem.tangent_gamma && gamma > 0 ? problem.tangent_gamma[item.pair] / gamma : 0.0;
     if (WEAK) {
       dummy = problem.dummy_of(item.pair);
-      dummy_weight = arithmetic.weight(Cost(dummy), status);
+      dummy_weight = arithmetic.careful_weight(Cost(dummy), status);
       if (!(fabs(dummy) < infinity<double>())) status |= NOT_A_NUMBER;
       tangent_dummy = TANGENT ? problem.tangent_dummy[item.pair] - tangent_ratio * dummy : 0.0;
     }
@@ -137,17 +138,19 @@ struct Strip {
 
   // ---- forward ----
 
-  // The costs of the lane's cells of one row; +inf outside the lattice and the band, and, or whatever else, where a weak
-  // lattice has a dummy. Whatever they were for a row outside the strip.
+  // The costs of the lane's cells of one row; +inf outside the lattice, the band and the rows of the strip; whatever where a
+  // weak lattice has a dummy.
   __device__ __forceinline__ void load_costs(int row, int place, Cost (&out)[C]) const {
     const bool inside = first <= row && row < last && (!WEAK || row % 2 == 1);
     if constexpr (Cells::STAGED) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) out[c] = infinity<Cost>();
       if (inside) cells.read(place, out);
     } else {
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         int column = begin + c;
-        bool wanted = inside && column < item.m && item.in_band(row, column) && (!WEAK || column % 2 == 1);
+        bool wanted = inside && column < item.m && item.in_band(row, column) && !is_dummy(row, column);
         out[c] = wanted ? cells.load(place, row, column) : infinity<Cost>();
       }
     }
@@ -161,7 +164,7 @@ struct Strip {
   __device__ __forceinline__ void start_forward(State& state) {
 #pragma unroll
     for (int c = 0; c < C; ++c) state.above[c] = nothing();
-    state.diagonal = nothing();
+    state.diagonal = state.border_rows = nothing();
     if (lane == 0 && first > 0) state.diagonal = load_border(first - 1);
     // The cell before the origin: paths start by a diagonal step out of it.
     if (lane == 0 && index == 0) state.diagonal.z = arithmetic.one();
@@ -172,41 +175,54 @@ struct Strip {
   }
 
   // Steps [from, to) of one chunk. KEEP: the transition probabilities go to the tile, from `slot` on; else the border is
-  // written.
+  // written. Rows outside the strip are computed like others, for the sake of a loop without branches: they are zero
+  // before the first row, and of no consequence after the last.
   template <bool KEEP>
   __device__ __forceinline__ void forward_chunk(State& state, int from, int to, int slot) {
+    if constexpr (A::HAS_SHORTCUT && !TANGENT) {
+      const State before = state;
+      bool beyond = false;
+      forward_chunk_by<KEEP, false>(state, from, to, slot, beyond);
+      if (!__any_sync(FULL_WARP, beyond)) return;
+      state = before;  // some cost needs more care: once more, from the start
+    }
+    bool of_no_meaning = false;
+    forward_chunk_by<KEEP, true>(state, from, to, slot, of_no_meaning);
+  }
+
+  template <bool KEEP, bool CAREFUL>
+  __device__ __forceinline__ void forward_chunk_by(State& state, int from, int to, int slot, bool& beyond) {
     int row = first + from - lane, place = cells.place(from - lane);
-    const bool has_left = index > 0, has_right = index + 1 < strips;
-    Cost costs[C] = {}, next[C] = {};
+    const bool writes_border = !KEEP && index + 1 < strips && lane == LANES - 1;
+    Cost costs[C];
     load_costs(row, place, costs);
-    for (int step = from; step < to; ++step, ++row, ++slot) {
-      N left = from_lane_below(state.above[C - 1]);
-      if (has_left) {
-        N entering = from_lane(state.border_rows, step - from);
-        if (lane == 0) left = entering;
-      } else if (lane == 0) {
-        left = nothing();
-      }
+#pragma unroll UNROLLED
+    for (int step = from; step < to; ++step) {
+      N left = from_lane_below(state.above[C - 1]), entering = from_lane(state.border_rows, step - from);
+      if (lane == 0) left = entering;
       if (!WEAK || row % 2 != 0) place = cells.next(place);
-      if (step + 1 < to) load_costs(row + 1, place, next);  // in flight during the step
-      if (first <= row && row < last) {
-        cross<KEEP>(state, left, row, costs, slot);
-        if (!KEEP && has_right && lane == LANES - 1) right_border[row].node = state.above[C - 1];
-      }
+      Cost next[C];
+      load_costs(step + 1 < to ? row + 1 : -1, place, next);  // in flight during the step
+      cross<KEEP, CAREFUL>(state, left, row, costs, slot + step - from, beyond);
+      if (writes_border && first <= row && row < last) right_border[row].node = state.above[C - 1];
+      ++row;
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
     }
   }
 
   // A row of the lane, whose neighbor on the left is given.
-  template <bool KEEP>
-  __device__ __forceinline__ void cross(State& state, const N& left, int row, const Cost (&costs)[C], int slot) {
+  template <bool KEEP, bool CAREFUL>
+  __device__ __forceinline__ void cross(State& state, const N& left, int row, const Cost (&costs)[C], int slot, bool& beyond) {
     N before = state.diagonal, beside = left;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       N over = state.above[c], out = nothing();
-      bool dummy_cell = is_dummy(row, begin + c);
-      auto weight = dummy_cell ? dummy_weight : arithmetic.weight(costs[c], status);
+      typename A::Weight weight;
+      if constexpr (CAREFUL) weight = arithmetic.careful_weight(costs[c], status);
+      else weight = arithmetic.weight(costs[c], beyond);
+      const bool dummy_cell = is_dummy(row, begin + c);
+      if (WEAK && dummy_cell) weight = dummy_weight;
       Transition<Real> p;
       out.z = arithmetic.combine(before.z, over.z, beside.z, weight, p, TANGENT || KEEP);
       Vector<Real, PARTS> parts;
@@ -228,7 +244,8 @@ struct Strip {
           parts.v[3] = Real(-d_l - u_l);
         }
         out.tangent = 0;
-        if (!A::is_zero(out.z)) out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(row, begin + c, costs[c]));
+        if (!A::is_zero(out.z) && first <= row && row < last)
+          out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(row, begin + c, costs[c]));
       }
       if (KEEP) tile_at(slot, c) = parts;
       before = over;
@@ -325,7 +342,7 @@ struct Strip {
     state.diagonal = place[C * LANES];
     for (int from = tile_begin; from < tile_end; from += CHUNK) {
       // Beyond this tile there are visits where the border was.
-      if (index > 0 && lane < CHUNK) state.border_rows = from + lane < tile_end ? load_border(first + from + lane) : nothing();
+      state.border_rows = lane < CHUNK && from + lane < tile_end ? load_border(first + from + lane) : nothing();
       forward_chunk<true>(state, from, min(tile_end, from + CHUNK), from - tile_begin);
     }
     __syncwarp();  // lane 0 is about to overwrite the border that the others have read
@@ -410,28 +427,32 @@ struct Strip {
       await(right_last - max(lowest_row, right_first));
       if (lane < CHUNK) carried.rows_of_flow = load_flow(lowest_row + lane);
     }
-    int row = first + to - 1 - lane, place = cells.place(to - 1 - lane);
-    for (int step = to - 1; step >= from; --step, --row) {
-      F entering = from_lane_above(carried.leaving);
-      if (has_right) {
-        F from_right = from_lane(carried.rows_of_flow, step - from);
-        if (lane == LANES - 1) entering = from_right;
-      } else if (lane == LANES - 1) {
-        entering = F{};
-      }
-      carried.leaving = F{};
-      if (first <= row && row < last) {
-        recross(carried, sums, entering, row, place, step - tile_begin, scale, with_entropy);
-        if (lane == 0 && index > 0 && row <= left_last) left_border[row].flow = carried.leaving;
-      }
-      if (!WEAK || row % 2 == 0) place = cells.previous(place);
-    }
+    if (with_entropy) backward_chunk_with<true>(carried, sums, from, to, tile_begin, scale);
+    else backward_chunk_with<false>(carried, sums, from, to, tile_begin, scale);
     if (lane == 0 && index > 0 && first + from < last) publish(last - (first + from));
   }
 
+  template <bool ENTROPY>
+  __device__ __forceinline__ void backward_chunk_with(Visits& carried, Sums& sums, int from, int to, int tile_begin, Cost scale) {
+    const bool sends_left = lane == 0 && index > 0;
+    int row = first + to - 1 - lane, place = cells.place(to - 1 - lane);
+#pragma unroll UNROLLED
+    for (int step = to - 1; step >= from; --step) {
+      F entering = from_lane_above(carried.leaving), from_right = from_lane(carried.rows_of_flow, step - from);
+      if (lane == LANES - 1) entering = from_right;
+      // Nothing visits the cells of rows outside the strip.
+      const bool inside = first <= row && row < last;
+      recross<ENTROPY>(carried, sums, entering, row, inside, place, step - tile_begin, scale);
+      if (inside && sends_left && row <= left_last) left_border[row].flow = carried.leaving;
+      if (!WEAK || row % 2 == 0) place = cells.previous(place);
+      --row;
+    }
+  }
+
   // A row of the lane, backward.
-  __device__ __forceinline__ void recross(Visits& carried, Sums& sums, const F& entering, int row, int place, int slot,
-                                          Cost scale, bool with_entropy) {
+  template <bool ENTROPY>
+  __device__ __forceinline__ void recross(Visits& carried, Sums& sums, const F& entering, int row, bool inside, int place,
+                                          int slot, Cost scale) {
     auto& below = carried.below;
     auto& pending = carried.pending;
     Cost costs[C], results[C];
@@ -472,16 +493,16 @@ struct Strip {
       if (is_dummy(row, column)) {
         sums.dummy += double(result);
       } else if constexpr (!Cells::STAGED) {
-        if (column < item.m && (Cells::TAKE_ALL || item.in_band(row, column))) {
+        if (inside && column < item.m && (Cells::TAKE_ALL || item.in_band(row, column))) {
           if (status & NOT_A_NUMBER) results[c] = Cost(not_a_number());
           cells.store(place, row, column, results[c]);
           if (TANGENT && result != Real(0)) sums.weighted += double(result) * double(costs[c]);
         }
       }
-      if (!TANGENT && with_entropy) sums.entropy += double(visits[0] * entropy(fabs(p.v[0]), p.v[1]));
+      if (!TANGENT && ENTROPY) sums.entropy += double(visits[0] * entropy(fabs(p.v[0]), p.v[1]));
     }
     if constexpr (Cells::STAGED)
-      if (!WEAK || row % 2 == 1) cells.write(place, results);
+      if (inside && (!WEAK || row % 2 == 1)) cells.write(place, results);
 #pragma unroll
     for (int k = 0; k < ORDERS; ++k) {
       carried.leaving.left[k] = from_right[k];

@@ -100,8 +100,10 @@ struct Work {
   __device__ __forceinline__ PublishRows publish(int strip) const { return {flag(strip)}; }
   __device__ __forceinline__ AwaitRows await_left(int strip) const { return {flag(strip - 1, strip > 0)}; }
   __device__ __forceinline__ AwaitRows await_right(int strip, int strips) const { return {flag(strip + 1, strip + 1 < strips)}; }
-  // The last of its strips of an item that has `strips`.
-  __device__ __forceinline__ int last(int strips) const { return begin + (min(end, strips) - 1 - begin) / stride * stride; }
+  // The last of its strips of an item that has `strips`; before the first if it has none.
+  __device__ __forceinline__ int last(int strips) const {
+    return begin < strips ? begin + (min(end, strips) - 1 - begin) / stride * stride : begin - 1;
+  }
 
   // One strip, which waits for others by flags in global memory. False if there is no such ticket.
   __device__ __forceinline__ bool take_strip(const Problem& problem, int ticket) {
