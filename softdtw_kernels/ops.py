@@ -7,8 +7,8 @@ allowed):
     value(cost (*, N, M), gamma (*), dummy (*)?, x_lengths (*)?, y_lengths (*)?, bandwidth?)
         -> value (*)
     gradient(.., grad_value (*), with_parameters)
-        -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*); the last two may be zeros unless
-           with_parameters
+        -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*); the last two may hold
+           anything unless with_parameters, the last one if there is no dummy cost
     hessian_product(.., grad_value (*), tangent_cost (*, N, M), tangent_gamma (*),
                     tangent_dummy (*)?)
         -> derivative of the value along the tangents (*), and grad_value times the derivative of

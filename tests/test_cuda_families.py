@@ -4,9 +4,8 @@ each other, the same bits whatever the family, memory beside the cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, Emula
 
 from softdtw_kernels.backends import _cuda_host as host
 from softdtw_kernels.backends import _cuda_plan
+from softdtw_kernels.backends._cuda_launch import Buffer, Launch
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -144,8 +144,12 @@ def scratch_of(shape: tuple[int, int, int], dtype: torch.dtype, order: int) -> f
     """As a share of the cost, of which nothing is allocated here: what the launches are given."""
     cost = torch.empty(1, dtype=dtype).expand(shape)
     launcher = RecordingLauncher()
-    task = host.batch(cost, None, torch.ones(shape[:1], dtype=torch.float64), *[None] * 4)
-    host.run_lattice(launcher, task, order, {}, False)
+    items = [
+        torch.ones(shape[:1], dtype=torch.float64),
+        *[None] * 3,
+        *[torch.ones(1)] * (order > 0),
+    ]
+    host.run_lattice(launcher, order, cost, None, items, None, {}, False)
     return sum(launcher.storages.values()) / (cost.numel() * cost.element_size())
 
 
@@ -157,8 +161,8 @@ class RecordingLauncher:
     def __init__(self) -> None:
         self.storages: dict[int, int] = {}
 
-    def launch(self, *call: Any) -> None:
-        for argument in call[-1]:
-            if isinstance(argument, torch.Tensor):
-                storage = argument.untyped_storage()
+    def run(self, _: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
+        for buffer in buffers:
+            if isinstance(buffer, torch.Tensor):
+                storage = buffer.untyped_storage()
                 self.storages[storage.data_ptr()] = storage.nbytes()

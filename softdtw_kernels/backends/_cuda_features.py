@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda_host as host
+from ._cuda_launch import Recipe
 from ._cuda_plan import (
     BACKWARD,
     FORWARD,
@@ -159,9 +160,9 @@ def packed(x: Tensor) -> Tensor:
     return copy
 
 
-def pack_strides(prefix: str, x: Tensor) -> dict[str, Argument]:
-    length = PACK_BYTES // x.element_size()
-    given = (0,) * (5 - x.dim()) + x.stride()[:-1]
+def pack_strides(prefix: str, stride: tuple[int, ...], itemsize: int) -> dict[str, Argument]:
+    length = PACK_BYTES // itemsize
+    given = (0,) * (5 - len(stride)) + stride[:-1]
     return {
         f"{prefix}_{name}": s // length for name, s in zip(host.STRIDES[:-1], given, strict=True)
     }
@@ -183,41 +184,89 @@ def run(
     launcher: host.Launcher,
     problem: Problem,
     order: int,
-    outputs: dict[str, Argument],
+    grad_value: Tensor | None,
+    outputs: dict[str, Tensor],
     with_gamma: bool,
 ) -> Tensor | None:
     """All launches of one call. Returns the derivative in gamma, (pairs, parts)."""
     x, y = packed(host.few_dimensions(problem.x)), packed(host.few_dimensions(problem.y))
-    # The shape of the costs, which have no memory but one number.
-    shape_of_cost = x.new_empty(()).expand(*x.shape[:-1], y.shape[-2])
-    task = host.batch(shape_of_cost, None, problem.gamma, None, *problem[3:6])
-    pairs, new_zeros = task.pairs, x.new_zeros
-    distance = problem.kind == "sqeuclidean"
-    forms = [FeatureVariant(x.dtype, wide, distance, order) for wide in (False, True)]
-    fast, wide = (plan_of(task, form, launcher.multiprocessors) for form in forms)
+    items = [problem.gamma, None, problem.x_lengths, problem.y_lengths]
+    if grad_value is not None:
+        items.append(grad_value)
+    forms, buffers = host.item_buffers(items, x.device)
+    recipe = recipe_of(
+        order,
+        launcher.multiprocessors,
+        problem.kind == "sqeuclidean",
+        x.dtype,
+        x.shape,
+        x.stride(),
+        y.shape[-2],
+        y.stride(),
+        forms,
+        problem.bandwidth,
+        tuple(outputs),
+        with_gamma,
+    )
+    in_gamma: Tensor | None
+    (in_gamma,) = recipe.follow(launcher, x.device, (x, y, *buffers, *outputs.values()))
+    return in_gamma
+
+
+@lru_cache(maxsize=1024)
+def recipe_of(
+    order: int,
+    multiprocessors: int,
+    distance: bool,
+    dtype: torch.dtype,
+    x_shape: torch.Size,
+    x_stride: tuple[int, ...],
+    columns: int,
+    y_stride: tuple[int, ...],
+    forms: tuple[str, ...],
+    bandwidth: int | None,
+    outputs: tuple[str, ...],
+    with_gamma: bool,
+) -> Recipe:
+    """What `run` does with x and y in whole packs."""
+    items = (*host.ITEMS, "grad_value")[: len(forms)]
+    recipe = Recipe("x", "y", *items, *outputs)
+    buffers = recipe.inputs
+    shape_of_cost = (*x_shape[:-1], columns)  # which has no memory
+    cost = host.without_memory(dtype, shape_of_cost, (0,) * len(shape_of_cost))
+    task = host.batch_of(cost, None, forms[:4], bandwidth, {**buffers, "cost": None})
+    pairs = task.pairs
+    kernels = [FeatureVariant(dtype, wide, distance, order) for wide in (False, True)]
+    fast, wide = (plan_of(task, form, multiprocessors) for form in kernels)
     parts = max(fast.strips, wide.strips)
-    grad_gamma = new_zeros(pairs, parts, dtype=torch.float64) if with_gamma else None
+    grad_gamma = None
+    if with_gamma:
+        grad_gamma = recipe.new(torch.zeros, pairs, parts, dtype=torch.float64)
+    recipe.results = [grad_gamma]
     # Two tickets, a status for each item and, for each strip, the progress of the two sweeps and of
     # the gradient in x.
-    counters = new_zeros(2 + pairs * (1 + 3 * fast.strips * fast.by_ticket), dtype=torch.int32)
-    status, progress = counters[2 : 2 + pairs], counters[2 + pairs :].view(3, -1)
+    places_of_sweep = pairs * fast.strips * fast.by_ticket
+    counters = recipe.new(torch.zeros, 2 + pairs + 3 * places_of_sweep, dtype=torch.int32)
+    progress = [
+        counters[begin : begin + places_of_sweep]
+        for begin in (2 + pairs + k * places_of_sweep for k in range(3))
+    ]
     # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = x.new_empty(max(fast.total_bytes, wide.total_bytes), dtype=torch.uint8)
-    fields = {
+    scratch = recipe.new(torch.empty, max(fast.total_bytes, wide.total_bytes), dtype=torch.uint8)
+    fields: dict[str, Argument] = {
         **task.fields,
-        **outputs,
+        **{name: buffers[name] for name in ("x", "y", *outputs)},
+        **(host.item_fields("grad_value", forms[4], buffers["grad_value"]) if order else {}),
         "grad_gamma": grad_gamma,
         "parts": parts,
-        "status": status,
-        "x": x,
-        "y": y,
-        **pack_strides("x", x),
-        **pack_strides("y", y),
-        "packs": x.shape[-1] * x.element_size() // PACK_BYTES,
+        "status": counters[2 : 2 + pairs],
+        **pack_strides("x", x_stride, dtype.itemsize),
+        **pack_strides("y", y_stride, dtype.itemsize),
+        "packs": x_shape[-1] * dtype.itemsize // PACK_BYTES,
     }
     names = host.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS")
     names += host.own_field_names("features.cuh", "SOFTDTW_FEATURE_FIELDS")
-    for form, plan in zip(forms, (fast, wide), strict=True):
+    for form, plan in zip(kernels, (fast, wide), strict=True):
         launches: list[dict[str, Argument]] = [{"phases": FORWARD | BACKWARD}]
         if plan.by_ticket:
             launches = [
@@ -235,7 +284,7 @@ def run(
         for launch in launches:
             phases = launch["phases"]
             assert isinstance(phases, int)
-            launcher.launch(
+            recipe.launch(
                 "features",
                 form.options,
                 plan.warps,
@@ -243,14 +292,14 @@ def run(
                 form.shared_bytes(phases),
                 host.in_order(names, fields | plan.divide(scratch) | sizes | launch),
             )
-    return grad_gamma
+    return recipe
 
 
 def value(launcher: host.Launcher, problem: Problem) -> Tensor:
     x = problem.x
     out = x.new_empty(x.shape[:-2])
     if out.numel():
-        run(launcher, problem, 0, {"value": out}, False)
+        run(launcher, problem, 0, None, {"value": out}, False)
     return out
 
 
@@ -271,12 +320,10 @@ def gradient(
     by_y = y.new_zeros(*y.shape[:-1], whole if with_y else 0)
     in_gamma = None
     if x.shape[:-2].numel():
-        outputs = {
-            "grad_x": by_x if with_x else None,
-            "grad_y": by_y if with_y else None,
-            **host.per_item(grad_value, "grad_value", x.device),
-        }
-        in_gamma = run(launcher, problem, 1, outputs, with_gamma)
+        outputs = {"grad_x": by_x} if with_x else {}
+        if with_y:
+            outputs["grad_y"] = by_y
+        in_gamma = run(launcher, problem, 1, grad_value, outputs, with_gamma)
     return (
         by_x[..., : x.shape[-1]].contiguous(),
         by_y[..., : y.shape[-1]].contiguous(),

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._cuda_launch import Buffer, Launcher, Place, Recipe
 from ._cuda_plan import (
     BACKWARD,
     FORWARD,
@@ -34,30 +35,6 @@ from ._cuda_plan import (
 SOURCES = Path(__file__).parent / "cuda"
 
 
-class Launcher(Protocol):
-    """Runs one kernel.
-
-    `multiprocessors` says how much work keeps the device busy, `shared_limit` how many bytes of
-    shared memory a block can have, `family` which of the three to take (None: by shape).
-    """
-
-    multiprocessors: int
-    shared_limit: int
-    family: str | None
-
-    def launch(
-        self,
-        source: str,
-        options: tuple[str, ...],
-        grid: int,
-        block: int,
-        shared_bytes: int,
-        arguments: Sequence[Argument],
-    ) -> None:
-        """Launch the kernel that has the name of its source, compiled with the options."""
-        ...
-
-
 @cache
 def own_field_names(file: str, macro: str) -> tuple[str, ...]:
     """A kernel's own parameters in order, read from the one list of them in its source."""
@@ -71,29 +48,52 @@ def field_names(file: str, macro: str) -> tuple[str, ...]:
     return own_field_names("problem.cuh", "SOFTDTW_BATCH_FIELDS") + own_field_names(file, macro)
 
 
-def per_item(tensor: Tensor | None, name: str, device: torch.device) -> dict[str, Argument]:
-    """Pointer and stride of a tensor with one entry an item; an expanded scalar is not copied.
+# What a tensor with one entry an item can be: no tensor; one number for all items, on the device or
+# read from host memory; or an entry each.
+ABSENT, ONE, NUMBER, EACH = "absent", "one", "number", "each"
+
+
+def item_buffer(tensor: Tensor | None, device: torch.device) -> tuple[str, Buffer]:
+    """One of the four forms and what goes to the kernels; an expanded scalar is not copied.
 
     A scalar in host memory becomes a plain number: reading it waits for nothing.
     """
     if tensor is None:
-        return {name: None, f"{name}_stride": 0}
-    if tensor.numel() and all(
-        s == 0 or n == 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)
-    ):
-        scalar = tensor.as_strided((1,), (1,))
-        if tensor.device != device:
-            return {name: None, f"{name}_stride": 0, f"{name}_number": scalar.item()}
-        return {name: scalar, f"{name}_stride": 0}
-    return {name: tensor.to(device, non_blocking=True).reshape(-1), f"{name}_stride": 1}
+        return ABSENT, None
+    stride, at_home = tensor.stride(), tensor.device == device
+    if not any(stride) or all(s == 0 or n == 1 for s, n in zip(stride, tensor.shape, strict=True)):
+        return (ONE, tensor) if at_home else (NUMBER, tensor.as_strided((), ()).item())
+    if not at_home:
+        tensor = tensor.to(device, non_blocking=True)
+    return EACH, tensor if stride == (1,) else tensor.reshape(-1)
+
+
+def item_buffers(
+    tensors: Sequence[Tensor | None], device: torch.device
+) -> tuple[tuple[str, ...], tuple[Buffer, ...]]:
+    """The forms and the buffers."""
+    forms, buffers = zip(*[item_buffer(tensor, device) for tensor in tensors], strict=True)
+    return forms, buffers
+
+
+def item_fields(name: str, form: str, buffer: Any) -> dict[str, Argument]:
+    """As `item_buffer` returned them, or with a place for the buffer."""
+    if form == NUMBER:
+        return {name: None, f"{name}_stride": 0, f"{name}_number": buffer}
+    return {name: None if form == ABSENT else buffer, f"{name}_stride": int(form == EACH)}
+
+
+def per_item(tensor: Tensor | None, name: str, device: torch.device) -> dict[str, Argument]:
+    """Pointer and stride, or number, of a tensor with one entry an item."""
+    return item_fields(name, *item_buffer(tensor, device))
 
 
 STRIDES = ("b0", "b1", "b2", "row", "column")
 
 
-def strides(prefix: str, tensor: Tensor) -> dict[str, Argument]:
+def strides(prefix: str, given: tuple[int, ...]) -> dict[str, Argument]:
     """Of (*, N, M) with at most three leading dimensions, the missing ones 0."""
-    given = (0,) * (5 - tensor.dim()) + tensor.stride()
+    given = (0,) * (5 - len(given)) + given
     return {f"{prefix}_{name}": s for name, s in zip(STRIDES, given, strict=True)}
 
 
@@ -115,6 +115,9 @@ def with_strides_of(out: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(out).copy_(x)
 
 
+ITEMS = ("gamma", "dummy", "x_lengths", "y_lengths")
+
+
 def batch(
     cost: Tensor,
     dense: Tensor | None,
@@ -125,58 +128,130 @@ def batch(
     bandwidth: int | None,
 ) -> Batch:
     """`dense` is an output shaped like the cost."""
+    forms, buffers = item_buffers((gamma, dummy, x_lengths, y_lengths), cost.device)
+    places = dict(zip(ITEMS, buffers, strict=True))
+    return batch_of(
+        cost, None if dense is None else dense.stride(), forms, bandwidth, {"cost": cost, **places}
+    )
+
+
+def batch_of(
+    cost: Tensor,
+    dense: tuple[int, ...] | None,
+    forms: tuple[str, ...],
+    bandwidth: int | None,
+    buffers: dict[str, Any],
+) -> Batch:
+    """Of the cost only dtype, shape and strides count; all memory is that of the buffers."""
     leading = (1, 1, 1, *cost.shape[:-2])[-3:]
     fields: dict[str, Argument] = {
-        "cost": cost,
+        "cost": buffers["cost"],
         "pairs": cost.shape[:-2].numel(),
         "batch1": leading[1],
         "batch2": leading[2],
         "rows": cost.shape[-2],
         "columns": cost.shape[-1],
         "bandwidth": -1 if bandwidth is None else bandwidth,
-        **strides("stride", cost),
+        **strides("stride", cost.stride()),
         **({} if dense is None else strides("dense", dense)),
-        **per_item(gamma, "gamma", cost.device),
-        **per_item(dummy, "dummy", cost.device),
-        **per_item(x_lengths, "x_lengths", cost.device),
-        **per_item(y_lengths, "y_lengths", cost.device),
     }
-    ragged = x_lengths is not None or y_lengths is not None
-    return Batch(cost, fields, dummy is not None, bandwidth, ragged)
+    for name, form in zip(ITEMS, forms, strict=True):
+        fields |= item_fields(name, form, buffers.get(name))
+    form_of = dict(zip(ITEMS, forms, strict=True))
+    ragged = not form_of["x_lengths"] == form_of["y_lengths"] == ABSENT
+    return Batch(cost, fields, form_of["dummy"] != ABSENT, bandwidth, ragged)
+
+
+def without_memory(dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Stands for a tensor in a recipe."""
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def run_lattice(
-    launcher: Launcher, task: Batch, order: int, outputs: dict[str, Argument], with_gamma: bool
+    launcher: Launcher,
+    order: int,
+    cost: Tensor,
+    dense: tuple[int, ...] | None,
+    items: Sequence[Tensor | None],
+    bandwidth: int | None,
+    others: dict[str, Tensor | None],
+    with_gamma: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts)."""
-    fast = fast_plan(task, order, launcher.multiprocessors, launcher.shared_limit, launcher.family)
-    wide = wide_plan(task, order, launcher.multiprocessors)
-    pairs, new_zeros = task.pairs, task.cost.new_zeros
-    parts = max(fast.strips, wide.strips)
-    grad_gamma = new_zeros(pairs, parts, dtype=torch.float64) if with_gamma else None
-    grad_dummy = new_zeros(pairs, parts, dtype=torch.float64) if order and task.weak else None
+    """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts).
+
+    `items` are gamma, dummy and lengths and, for a derivative, the gradient in the value; `others`
+    the remaining tensors of the kernel, by name.
+    """
+    forms, buffers = item_buffers(items, cost.device)
+    recipe = lattice_recipe(
+        order,
+        (launcher.multiprocessors, launcher.shared_limit, launcher.family),
+        cost.dtype,
+        cost.shape,
+        cost.stride(),
+        dense,
+        forms,
+        bandwidth,
+        tuple(name for name, tensor in others.items() if tensor is not None),
+        with_gamma,
+    )
+    given = [tensor for tensor in others.values() if tensor is not None]
+    in_gamma, in_dummy = recipe.follow(launcher, cost.device, (cost, *buffers, *given))
+    return in_gamma, in_dummy
+
+
+@lru_cache(maxsize=1024)
+def lattice_recipe(
+    order: int,
+    device: tuple[int, int, str | None],
+    dtype: torch.dtype,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    dense: tuple[int, ...] | None,
+    forms: tuple[str, ...],
+    bandwidth: int | None,
+    others: tuple[str, ...],
+    with_gamma: bool,
+) -> Recipe:
+    """What `run_lattice` does; `device` is what a launcher says of its own."""
+    items = (*ITEMS, "grad_value")[: len(forms)]
+    recipe = Recipe("cost", *items, *others)
+    buffers = recipe.inputs
+    task = batch_of(without_memory(dtype, shape, stride), dense, forms[:4], bandwidth, buffers)
+    multiprocessors, shared_limit, family = device
+    fast = fast_plan(task, order, multiprocessors, shared_limit, family)
+    wide = wide_plan(task, order, multiprocessors)
+    pairs, parts = task.pairs, max(fast.strips, wide.strips)
+
+    sums = partial(recipe.new, torch.zeros, pairs, parts, dtype=torch.float64)
+    grad_gamma = sums() if with_gamma else None
+    grad_dummy = sums() if order and task.weak else None
+    recipe.results = [grad_gamma, grad_dummy]
     # Two tickets, a status for each item and, for each sweep and strip, its progress.
-    counters = new_zeros(2 + pairs * (1 + 2 * fast.strips * fast.by_ticket), dtype=torch.int32)
-    status, progress = counters[2 : 2 + pairs], counters[2 + pairs :].view(2, -1)
+    places_of_sweep = pairs * fast.strips * fast.by_ticket
+    counters = recipe.new(torch.zeros, 2 + pairs + 2 * places_of_sweep, dtype=torch.int32)
     # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch_bytes = max(fast.total_bytes, wide.total_bytes)
-    scratch = task.cost.new_empty(scratch_bytes, dtype=torch.uint8)
-    fields = {
+    scratch = recipe.new(torch.empty, max(fast.total_bytes, wide.total_bytes), dtype=torch.uint8)
+    fields: dict[str, Argument] = {
         **task.fields,
-        **outputs,
+        **{name: buffers[name] for name in others},
+        **(item_fields("grad_value", forms[4], buffers["grad_value"]) if order else {}),
         "grad_gamma": grad_gamma,
         "grad_dummy": grad_dummy,
         "parts": parts,
-        "status": status,
+        "status": counters[2 : 2 + pairs],
     }
     whole: dict[str, Argument] = {"ticket": None, "progress": None, "phases": FORWARD | BACKWARD}
     for plan in (fast, wide):
         launches = [whole]
         if plan.by_ticket:
-            launches = [
-                {"ticket": counters[k : k + 1], "progress": progress[k], "phases": phase}
-                for k, phase in enumerate((FORWARD, BACKWARD)[: 2 if order else 1])
-            ]
+            launches = []
+            for k, phase in enumerate((FORWARD, BACKWARD)[: 2 if order else 1]):
+                begin = 2 + pairs + k * places_of_sweep
+                progress = counters[begin : begin + places_of_sweep]
+                launches.append(
+                    {"ticket": counters[k : k + 1], "progress": progress, "phases": phase}
+                )
         sizes: dict[str, Argument] = {
             "tile_steps": plan.tile_steps,
             "strips": plan.strips,
@@ -188,7 +263,7 @@ def run_lattice(
             phases = launch["phases"]
             assert isinstance(phases, int)
             sizes["ring_chunks"] = plan.ring_chunks(phases)
-            launcher.launch(
+            recipe.launch(
                 "lattice",
                 plan.variant.options,
                 ceil_divide(plan.warps, plan.warps_in_block),
@@ -200,7 +275,7 @@ def run_lattice(
                     fields | plan.divide(scratch) | sizes | launch,
                 ),
             )
-    return grad_gamma, grad_dummy
+    return recipe
 
 
 DOUBLES = {"gamma_number", "dummy_number", "origin_count"}
@@ -217,7 +292,7 @@ def in_order(names: Sequence[str], fields: dict[str, Argument]) -> list[Argument
     values: list[Argument] = []
     for name in names:
         value = fields.get(name)
-        if name in DOUBLES:
+        if name in DOUBLES and not isinstance(value, Place):
             value = 0.0 if value is None else float(value)
         values.append(value)
     return [*values, 0]
@@ -232,10 +307,12 @@ def value(
     y_lengths: Tensor | None,
     bandwidth: int | None,
 ) -> Tensor:
-    task = batch(few_dimensions(cost), None, gamma, dummy, x_lengths, y_lengths, bandwidth)
     out = cost.new_empty(cost.shape[:-2])
-    if task.pairs:
-        run_lattice(launcher, task, 0, {"value": out}, False)
+    if out.numel():
+        items = gamma, dummy, x_lengths, y_lengths
+        run_lattice(
+            launcher, 0, few_dimensions(cost), None, items, bandwidth, {"value": out}, False
+        )
     return out
 
 
@@ -245,10 +322,15 @@ def leaves_cells(x_lengths: Tensor | None, y_lengths: Tensor | None, bandwidth: 
 
 
 def sum_of_parts(parts: Tensor | None, shape: torch.Size, like: Tensor) -> Tensor:
-    """(pairs, parts) to (*), where `shape` is that of the cost, (*, N, M); zeros if None."""
+    """(pairs, parts) to (*), where `shape` is that of the cost, (*, N, M)."""
     if parts is None:
-        return like.new_zeros(shape[:-2], dtype=torch.float64)
-    return parts.sum(-1).view(shape[:-2])
+        return unwanted(shape[:-2], like.device)
+    return (parts if parts.shape[-1] == 1 else parts.sum(-1)).view(shape[:-2])
+
+
+def unwanted(shape: torch.Size, device: torch.device) -> Tensor:
+    """In place of a derivative that nobody asked for: zeros would be one more launch."""
+    return torch.empty(shape, dtype=torch.float64, device=device)
 
 
 def gradient(
@@ -264,11 +346,12 @@ def gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape, cost = cost.shape, few_dimensions(cost)
     out = new_like(cost, leaves_cells(x_lengths, y_lengths, bandwidth))
-    task = batch(cost, out, gamma, dummy, x_lengths, y_lengths, bandwidth)
-    if not task.pairs:
-        return out.view(shape), sum_of_parts(None, shape, cost), sum_of_parts(None, shape, cost)
-    outputs = {"grad_cost": out, **per_item(grad_value, "grad_value", cost.device)}
-    in_gamma, in_dummy = run_lattice(launcher, task, 1, outputs, with_parameters)
+    in_gamma = in_dummy = None
+    if out.numel():
+        items = gamma, dummy, x_lengths, y_lengths, grad_value
+        in_gamma, in_dummy = run_lattice(
+            launcher, 1, cost, out.stride(), items, bandwidth, {"grad_cost": out}, with_parameters
+        )
     return (
         out.view(shape) if out.shape != shape else out,
         sum_of_parts(in_gamma, shape, cost),
@@ -292,20 +375,21 @@ def hessian_product(
     shape, cost = cost.shape, few_dimensions(cost)
     out = new_like(cost, leaves_cells(x_lengths, y_lengths, bandwidth))
     tangent_value = cost.new_empty(shape[:-2])
-    task = batch(cost, out, gamma, dummy, x_lengths, y_lengths, bandwidth)
     in_gamma = in_dummy = None
-    if task.pairs:
-        if task.weak and tangent_dummy is None:
-            tangent_dummy = cost.new_zeros(task.pairs, dtype=torch.float64)
-        outputs: dict[str, Argument] = {
+    if out.numel():
+        if dummy is not None and tangent_dummy is None:
+            tangent_dummy = cost.new_zeros(shape[:-2], dtype=torch.float64)
+        others = {
             "grad_cost": out,
             "tangent_value": tangent_value,
             "tangent_cost": with_strides_of(out, tangent_cost),
             "tangent_gamma": tangent_gamma.contiguous(),
             "tangent_dummy": None if tangent_dummy is None else tangent_dummy.contiguous(),
-            **per_item(grad_value, "grad_value", cost.device),
         }
-        in_gamma, in_dummy = run_lattice(launcher, task, 2, outputs, True)
+        items = gamma, dummy, x_lengths, y_lengths, grad_value
+        in_gamma, in_dummy = run_lattice(
+            launcher, 2, cost, out.stride(), items, bandwidth, others, True
+        )
     return (
         tangent_value,
         out.view(shape) if out.shape != shape else out,
@@ -319,27 +403,69 @@ SMOOTHING_CELLS_OF_THREAD = 8
 
 
 def run_smoothing(
-    launcher: Launcher, task: Batch, order: int, fields: dict[str, Argument]
+    launcher: Launcher,
+    order: int,
+    cost: Tensor,
+    items: Sequence[Tensor | None],
+    origin_count: float,
+    matrices: dict[str, Tensor],
 ) -> Tensor | None:
-    cells = task.cost.shape[-2] * task.cost.shape[-1]
+    """The launch of one call. Returns the derivative in gamma, (pairs, parts).
+
+    `items` are gamma and lengths; `matrices` are the kernel's, all of the same strides.
+    """
+    gamma, x_lengths, y_lengths = items
+    forms, buffers = item_buffers((gamma, None, x_lengths, y_lengths), cost.device)
+    dense = matrices["out"].stride()
+    recipe = smoothing_recipe(
+        order, cost.dtype, cost.shape, cost.stride(), dense, forms, origin_count, tuple(matrices)
+    )
+    inputs = cost, *buffers, *matrices.values()
+    in_gamma: Tensor | None
+    (in_gamma,) = recipe.follow(launcher, cost.device, inputs)
+    return in_gamma
+
+
+@lru_cache(maxsize=1024)
+def smoothing_recipe(
+    order: int,
+    dtype: torch.dtype,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    dense: tuple[int, ...],
+    forms: tuple[str, ...],
+    origin_count: float,
+    matrices: tuple[str, ...],
+) -> Recipe:
+    """What `run_smoothing` does."""
+    recipe = Recipe("cost", *ITEMS, *matrices)
+    buffers = recipe.inputs
+    task = batch_of(without_memory(dtype, shape, stride), dense, forms, None, buffers)
+    cells = shape[-2] * shape[-1]
     parts = ceil_divide(cells, SMOOTHING_THREADS * SMOOTHING_CELLS_OF_THREAD)
     # A grid holds fewer than 2^31 blocks.
     parts = max(1, min(parts, (2**31 - 1) // task.pairs))
     threads = 64 if cells <= 64 else SMOOTHING_THREADS
-    grad_gamma = task.cost.new_empty(task.pairs, parts, dtype=torch.float64) if order else None
-    launcher.launch(
+    grad_gamma = None
+    if order:
+        grad_gamma = recipe.new(torch.empty, task.pairs, parts, dtype=torch.float64)
+    recipe.results = [grad_gamma]
+    fields: dict[str, Argument] = {
+        **task.fields,
+        **{name: buffers[name] for name in matrices},
+        "origin_count": origin_count,
+        "grad_gamma": grad_gamma,
+        "parts": parts,
+    }
+    recipe.launch(
         "smoothing",
-        (f"-DWITH_COST={c_type(task.cost.dtype)}", f"-DWITH_ORDER={order}"),
+        (f"-DWITH_COST={c_type(dtype)}", f"-DWITH_ORDER={order}"),
         task.pairs * parts,
         threads,
         8 * threads // LANES if order else 0,
-        arguments(
-            "smoothing.cu",
-            "SOFTDTW_SMOOTHING_FIELDS",
-            task.fields | fields | {"grad_gamma": grad_gamma, "parts": parts},
-        ),
+        arguments("smoothing.cu", "SOFTDTW_SMOOTHING_FIELDS", fields),
     )
-    return grad_gamma
+    return recipe
 
 
 def smooth(
@@ -353,8 +479,8 @@ def smooth(
     shape, cost = cost.shape, few_dimensions(cost)
     out = new_like(cost)
     if out.numel():
-        task = batch(cost, out, gamma, None, x_lengths, y_lengths, None)
-        run_smoothing(launcher, task, 0, {"origin_count": origin_count, "out": out})
+        items = gamma, x_lengths, y_lengths
+        run_smoothing(launcher, 0, cost, items, origin_count, {"out": out})
     return out.view(shape) if out.shape != shape else out
 
 
@@ -371,10 +497,9 @@ def smooth_vjp(
     out = new_like(cost)
     in_gamma = None
     if out.numel():
-        task = batch(cost, out, gamma, None, x_lengths, y_lengths, None)
-        grad_s = with_strides_of(out, grad_s)
-        fields: dict[str, Argument] = {"origin_count": origin_count, "out": out, "grad_s": grad_s}
-        in_gamma = run_smoothing(launcher, task, 1, fields)
+        items = gamma, x_lengths, y_lengths
+        matrices = {"out": out, "grad_s": with_strides_of(out, grad_s)}
+        in_gamma = run_smoothing(launcher, 1, cost, items, origin_count, matrices)
     return out.view(shape) if out.shape != shape else out, sum_of_parts(in_gamma, shape, cost)
 
 
@@ -387,32 +512,44 @@ def squared_distances(launcher: Launcher, x: Tensor, y: Tensor) -> Tensor:
         return out
     if x.dim() > 5:
         x, y = x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:])
-    leading = (1, 1, 1, *x.shape[:-2])[-3:]
-    rows, columns, pairs = x.shape[-2], y.shape[-2], x.shape[:-2].numel()
-    fields: dict[str, Argument] = {
-        "x": x,
-        "y": y,
-        "out": out,
+    recipe = distance_recipe(x.dtype, x.shape, x.stride(), y.shape[-2], y.stride())
+    recipe.follow(launcher, x.device, (x, y, out))
+    return out
+
+
+@lru_cache(maxsize=1024)
+def distance_recipe(
+    dtype: torch.dtype,
+    x_shape: torch.Size,
+    x_stride: tuple[int, ...],
+    columns: int,
+    y_stride: tuple[int, ...],
+) -> Recipe:
+    """What `squared_distances` does."""
+    recipe = Recipe("x", "y", "out")
+    leading = (1, 1, 1, *x_shape[:-2])[-3:]
+    rows, pairs = x_shape[-2], x_shape[:-2].numel()
+    fields: dict[str, Any] = {
+        **recipe.inputs,
         "pairs": pairs,
         "batch1": leading[1],
         "batch2": leading[2],
         "rows": rows,
         "columns": columns,
-        "features": x.shape[-1],
-        **strides("x", x),
-        **strides("y", y),
+        "features": x_shape[-1],
+        **strides("x", x_stride),
+        **strides("y", y_stride),
     }
-    names = own_field_names("distances.cu", "SOFTDTW_DISTANCE_FIELDS")
     tiles = ceil_divide(rows, DISTANCE_TILE) * ceil_divide(columns, DISTANCE_TILE)
-    launcher.launch(
+    recipe.launch(
         "distances",
-        (f"-DWITH_COST={c_type(x.dtype)}",),
+        (f"-DWITH_COST={c_type(dtype)}",),
         pairs * tiles,
         DISTANCE_THREADS,
-        2 * DISTANCE_DEPTH * (DISTANCE_TILE + 1) * x.element_size(),
-        [*(fields[name] for name in names), 0],
+        2 * DISTANCE_DEPTH * (DISTANCE_TILE + 1) * dtype.itemsize,
+        in_order(own_field_names("distances.cu", "SOFTDTW_DISTANCE_FIELDS"), fields),
     )
-    return out
+    return recipe
 
 
 def path(

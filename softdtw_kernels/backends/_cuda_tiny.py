@@ -96,11 +96,11 @@ def variants() -> list[TinyVariant]:
     ]
 
 
-def applies(task: Batch, multiprocessors: int) -> bool:
+def applies(cost: Tensor, multiprocessors: int) -> bool:
     """Whether the kernels of `_cuda_host` would do worse."""
-    few = task.pairs < PAIRS_OF_MULTIPROCESSOR * multiprocessors
-    small = max(task.cost.shape[-2:]) <= COLUMNS[task.cost.dtype][-1]
-    return small and not few and task.pairs < 2**31
+    if max(cost.shape[-2:]) > COLUMNS[cost.dtype][-1]:
+        return False
+    return PAIRS_OF_MULTIPROCESSOR * multiprocessors <= cost.shape[:-2].numel() < 2**31
 
 
 def variant_of(task: Batch, order: int, smoothing: bool, out: Tensor | None) -> TinyVariant:
@@ -259,9 +259,9 @@ def tiny_value(
     launcher: Launcher, cost: Tensor, rest: Rest, origin_count: float | None
 ) -> Tensor | None:
     """None where the tiny kernels do not apply. An origin_count of None is no smoothing."""
-    task = host.batch(host.few_dimensions(cost), None, *rest)
-    if not applies(task, launcher.multiprocessors):
+    if not applies(cost, launcher.multiprocessors):
         return None
+    task = host.batch(host.few_dimensions(cost), None, *rest)
     out = cost.new_empty(cost.shape[:-2])
     variant = variant_of(task, 0, origin_count is not None, None)
     run(launcher, task, variant, {"value": out}, origin_count)
@@ -272,9 +272,9 @@ def tiny_gradient(
     launcher: Launcher, cost: Tensor, rest: Rest, origin_count: float | None, grad_value: Tensor
 ) -> Tensor | None:
     """The gradient in the cost, as `tiny_value`."""
-    shape, cost = cost.shape, host.few_dimensions(cost)
-    if not applies(host.batch(cost, None, *rest), launcher.multiprocessors):
+    if not applies(cost, launcher.multiprocessors):
         return None
+    shape, cost = cost.shape, host.few_dimensions(cost)
     out = host.new_like(cost, host.leaves_cells(*rest[2:]))
     task = host.batch(cost, out, *rest)
     outputs = {"grad_cost": out, **host.per_item(grad_value, "grad_value", cost.device)}
@@ -285,4 +285,4 @@ def tiny_gradient(
 
 def no_parameter(cost: Tensor) -> Tensor:
     """The gradient in gamma or the dummy cost where it is not wanted."""
-    return cost.new_zeros(cost.shape[:-2], dtype=torch.float64)
+    return host.unwanted(cost.shape[:-2], cost.device)

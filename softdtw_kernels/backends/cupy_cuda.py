@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import _cuda_features, _cuda_host, _cuda_tiny
 from ._cuda_host import SOURCES
+from ._cuda_launch import Buffer, Launch, address
 from ._cuda_plan import SHARED_BYTES, Argument
 
 COMPILER_OPTIONS = ("-std=c++17", "--device-int128", "--fmad=false", f"-I{SOURCES}")
@@ -65,6 +66,22 @@ class CupyLauncher:
         attributes = self.cupy.cuda.Device(device).attributes
         self.shared_limit = int(attributes["MaxSharedMemoryPerBlockOptin"])
         self.kernels: dict[tuple[str, tuple[str, ...]], Callable[..., None]] = {}
+        self.streams: dict[int, Any] = {}  # CuPy's, by torch's handle
+
+    def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
+        addresses = [address(buffer) for buffer in buffers]
+        with self.made_current():
+            handle = torch.cuda.current_stream(self.device).cuda_stream
+            stream = self.streams.get(handle) or self.stream_of(handle)
+            for launch in launches:
+                kernel = self.kernels.get(launch.kernel) or self.compile(*launch.kernel)
+                kernel(
+                    launch.grid,
+                    launch.block,
+                    tuple(launch.arguments(addresses)),
+                    shared_mem=launch.shared_bytes,
+                    stream=stream,
+                )
 
     def launch(
         self,
@@ -75,12 +92,15 @@ class CupyLauncher:
         shared_bytes: int,
         arguments: Sequence[Argument],
     ) -> None:
-        with self.made_current():
-            kernel = self.kernels.get((source, options)) or self.compile(source, options)
-            stream = torch.cuda.current_stream(self.device).cuda_stream
-            with self.cupy.cuda.Stream.from_external(StreamOfTorch(stream)):
-                values = tuple(map(as_kernel_argument, arguments))
-                kernel((grid,), (block,), values, shared_mem=shared_bytes)
+        values = tuple(map(address, arguments))
+        launch = Launch((source, options), (grid,), (block,), shared_bytes, values, ())
+        self.run((launch,), ())
+
+    def stream_of(self, handle: int) -> Any:
+        """Of CuPy, for a stream of torch: it holds the handle and nothing else."""
+        stream = self.cupy.cuda.Stream.from_external(StreamOfTorch(handle))
+        self.streams[handle] = stream
+        return stream
 
     def made_current(self) -> contextlib.AbstractContextManager[Any]:
         """The device, for torch and for CuPy; asking costs less than setting."""
@@ -112,13 +132,6 @@ class StreamOfTorch:
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self.stream
-
-
-def as_kernel_argument(argument: Argument) -> int | float:
-    """CuPy passes Python integers and floats as the 8-byte types that every parameter has."""
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    return 0 if argument is None else argument
 
 
 @cache

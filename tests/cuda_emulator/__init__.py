@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from softdtw_kernels.backends._cuda_host import SOURCES
+from softdtw_kernels.backends._cuda_launch import Buffer, Launch, address
 from softdtw_kernels.backends._cuda_plan import Argument
 
 HERE = Path(__file__).parent
@@ -172,6 +173,18 @@ class EmulatorLauncher:
         self.seed = seed
         self.directory = directory
         self.launches: list[tuple[str, tuple[str, ...], int]] = []
+
+    def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
+        addresses = [address(buffer) for buffer in buffers]
+        for launch in launches:
+            arguments: list[Argument] = [*launch.arguments(addresses)]
+            for (position, buffer, begin), end in zip(launch.places, launch.ends, strict=True):
+                whole = buffers[buffer]
+                if isinstance(whole, torch.Tensor):
+                    part = whole if end is None else whole.view(torch.uint8)[begin:end]
+                    assert part.data_ptr() == arguments[position]
+                    arguments[position] = part  # its bounds are checked
+            self.launch(*launch.kernel, *launch.grid, *launch.block, launch.shared_bytes, arguments)
 
     def launch(
         self,
