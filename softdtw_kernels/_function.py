@@ -41,13 +41,13 @@ class BatchedFunction(Function):
 def choose(
     function: type[EagerFunction], twin: type[BatchedFunction], args: tuple[Any, ...]
 ) -> Any:
-    """`function` applied, or under torch.compile its twin without jvp.
+    """`function` applied to checked arguments, or under torch.compile its twin without jvp.
 
     torch.compile also refuses one tensor as two arguments (a sequence compared with itself, the
     same lengths on both sides), hence the views.
     """
     if not torch.compiler.is_compiling():
-        return function.apply(*args)
+        return function.apply_checked(*args)
     return twin.apply(*(arg.view_as(arg) if isinstance(arg, Tensor) else arg for arg in args))
 
 
@@ -68,6 +68,11 @@ class EagerFunction(BatchedFunction):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
+        return cls.apply_checked(*args)
+
+    @classmethod
+    def apply_checked(cls, *args: Any) -> Any:
+        """`apply` for the package itself, which has checked the arguments."""
         if in_transform():
             return super().apply(*args)
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
@@ -80,6 +85,15 @@ def may_be_differentiated() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch.is_grad_enabled() or in_transform() or forward_ad._current_level >= 0
+
+
+def derivative(
+    function: type[EagerFunction], operator: Callable[..., Any], args: tuple[Any, ...]
+) -> Any:
+    """The operator inside backward: as its Function, which has derivatives, where they may be asked
+    for.
+    """
+    return function.apply(*args) if may_be_differentiated() else operator(*args)
 
 
 def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:

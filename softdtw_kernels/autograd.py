@@ -21,6 +21,7 @@ from ._function import (
     BatchedFunction,
     EagerFunction,
     choose,
+    derivative,
     forward_rule,
     may_be_differentiated,
     raise_no_third_derivative,
@@ -91,7 +92,7 @@ class _GradientTwin(BatchedFunction):
         by_cost, by_gamma, by_dummy = tangents
         by_dummy = None if problem[2] is None else by_dummy
         args = *problem, ctx.bandwidth, grad_value, by_cost, by_gamma, by_dummy
-        along, *products = _derivative(_HessianProduct, ops.hessian_product, args)
+        along, *products = derivative(_HessianProduct, ops.hessian_product, args)
         needs = ctx.needs_input_grad
         wanted = [p if need else None for p, need in zip(products, needs[:3], strict=True)]
         return *wanted, None, None, None, along if needs[6] else None, None
@@ -140,7 +141,7 @@ class _ValueTwin(BatchedFunction):
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
         args = *ctx.saved_tensors, ctx.bandwidth, grad_value, needs[1] or needs[2]
-        grads = _derivative(_Gradient, ops.gradient, args)
+        grads = derivative(_Gradient, ops.gradient, args)
         wanted = [g if need else None for g, need in zip(grads, needs[:3], strict=True)]
         return *wanted, None, None, None
 
@@ -251,7 +252,7 @@ class _SmoothTwin(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, grad_s: Tensor) -> tuple[Any, ...]:
         args = *ctx.saved_tensors, ctx.origin_count, grad_s
-        by_cost, by_gamma = _derivative(_SmoothVjp, ops.smooth_vjp, args)
+        by_cost, by_gamma = derivative(_SmoothVjp, ops.smooth_vjp, args)
         return by_cost, by_gamma, None, None, None
 
 
@@ -422,13 +423,6 @@ def _smooth_jvp(
     cost, gamma, *_ = problem
     tangents = zeros_if_none(by_cost, cost), zeros_if_none(by_gamma, gamma)
     return _smooth_second_order(problem, torch.zeros_like(cost), *tangents)[2]
-
-
-def _derivative(function: type[EagerFunction], operator: Any, args: tuple[Any, ...]) -> Any:
-    """A derivative inside backward: differentiable, except under torch.compile, which has no double
-    backward.
-    """
-    return operator(*args) if torch.compiler.is_compiling() else function.apply(*args)
 
 
 def value(*args: Any) -> Tensor:

@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import backends, ops
-from ._function import BatchedFunction, EagerFunction, choose, forward_rule, zeros_if_none
+from ._function import (
+    BatchedFunction,
+    EagerFunction,
+    choose,
+    derivative,
+    forward_rule,
+    zeros_if_none,
+)
 from .backends import reference
 from .checks import DTYPES, broadcast_batch, check_cost_name, check_features, is_autocast
 
@@ -204,7 +211,7 @@ class _ProductTwin(BatchedFunction):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> Tensor:
-        return _full_precision_product(x, y.mT)
+        return _product(x, y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -216,8 +223,8 @@ class _ProductTwin(BatchedFunction):
         x, y = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (
-            _product_in_derivative(g, y.mT) if needs[0] else None,
-            _product_in_derivative(g.mT, x.mT) if needs[1] else None,
+            derivative(_Product, _product, (g, y.mT)) if needs[0] else None,
+            derivative(_Product, _product, (g.mT, x.mT)) if needs[1] else None,
         )
 
 
@@ -230,20 +237,13 @@ class _Product(EagerFunction, _ProductTwin):
         return _Product.apply(a, y) + _Product.apply(x, b)
 
 
-def _product_in_derivative(x: Tensor, y: Tensor) -> Tensor:
-    """x y^T, whose own derivatives ignore autocast too; torch.compile has no double backward."""
-    if torch.compiler.is_compiling():
-        return _full_precision_product(x, y.mT)
-    return _Product.apply(x, y)
-
-
 def product(x: Tensor, y: Tensor) -> Tensor:
     """x y^T of equal leading dimensions, differentiable."""
     return choose(_Product, _ProductTwin, (x, y))
 
 
-def _full_precision_product(a: Tensor, b: Tensor) -> Tensor:
-    return _without_autocast(torch.matmul, a, b)
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    return _without_autocast(torch.matmul, x, y.mT)
 
 
 def _without_autocast(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
@@ -306,10 +306,7 @@ class _SquaredDistancesTwin(BatchedFunction):
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
         args = *ctx.saved_tensors, g, *needs
-        if torch.compiler.is_compiling():
-            grads = ops.squared_distances_vjp(*args)
-        else:
-            grads = _SquaredDistancesVjp.apply(*args)
+        grads = derivative(_SquaredDistancesVjp, ops.squared_distances_vjp, args)
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
     @classmethod
