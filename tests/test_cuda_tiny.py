@@ -175,6 +175,30 @@ def test_no_pair_of_a_video_and_a_text_is_left_to_the_slow_kernel(
     assert (grad.double() - true_grad).abs().max() <= (1e-5 if single else 1e-10)
 
 
+@pytest.mark.parametrize("dummy", [0.5, 0.0, -0.5])
+@pytest.mark.parametrize("dear", [0.05, 0.3, 1.2])
+def test_cheap_cells_beside_dear_ones_lose_no_path(dear: float, dummy: float) -> None:
+    """Where numbers are far apart: whole rows or columns are dear but for a few cells, some of them
+    around what is cheap, some of them beside dummy cells that the cheap ones dwarf.
+    """
+    random = torch.Generator().manual_seed(2)
+    index = torch.arange(144) % 8
+    rows = index[:, None, None] <= torch.arange(8)[None, :, None]
+    pattern = torch.cat((rows.expand(144, 8, 8), rows.mT.expand(144, 8, 8)))
+    cheap = pattern ^ (torch.rand(288, 8, 8, generator=random) < 0.1)
+    cost = torch.where(cheap, torch.tensor(-1.2), torch.tensor(dear))
+    arguments = cost, per_pair(cost, 0.1), per_pair(cost, dummy), None, None, 1.0
+    ones = torch.ones(288)
+    launcher = FastKernelAlone()
+    value = tiny.smoothed_value(launcher, *arguments)
+    grad = tiny.smoothed_gradient(launcher, *arguments, ones, False)[0]
+    exact = cost.double(), *arguments[1:]
+    true_grad = numba_cpu.smoothed_gradient(*exact, ones.double(), False)[0]
+    assert (grad.double() - true_grad).abs().max() <= 1e-5
+    # Costs of either sign may cancel.
+    assert (value.double() - numba_cpu.smoothed_value(*exact)).abs().max() <= 1e-6 * 8
+
+
 @pytest.mark.parametrize("frames", [8, 16])
 def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(frames: int) -> None:
     cost = all_pairs(14, frames=frames)

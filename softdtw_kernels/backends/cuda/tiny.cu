@@ -157,6 +157,7 @@ __device__ __forceinline__ Tiny<COST> sweep_forward(const Pair& pair, A& arithme
         raw_above[c] = raw_left = weight;
         weight = A::smoothed(weight, before);
       }
+      if (pair.inside(row, c)) arithmetic.note(weight);
       Node node = arithmetic.combine(diagonal, above[c], left, weight, sum);
       diagonal = above[c];
       above[c] = left = node;
@@ -322,7 +323,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiny(SOFTDTW_PARAMETERS(SO
                 !(problem.origin_count > 1e-30 && problem.origin_count < 1e30);
     if (!mark) {
       bool done = false;
-      if constexpr (WEAK) done = solve<Compact<COST>>(pair, rate, p, mark);
+      if constexpr (WEAK) done = solve<Compact<COST, COLUMNS>>(pair, rate, p, mark);
       if (!done) solve<General<COST, WEAK>>(pair, rate, p, mark);
     }
     if (mark) problem.marked[atomic_add(problem.marked_count, 1)] = p;

@@ -37,6 +37,8 @@ struct Bits<float> {
   static constexpr float COMPACT_LIMIT = 36.0f;  // of |cost| log2(e) / gamma: the weight of a smoothed cost is a float
   static constexpr int COMPACT_DUMMY_LIMIT = 20;
   static constexpr int COMPACT_SPAN = 90;        // of the numbers of a macro-cell, as a power of 2
+  static constexpr int COMPACT_SLACK = 32;       // see Compact::has_failed
+  static constexpr int COMPACT_LIGHTEST = 16;
   static constexpr int LARGEST_POWER = 126;
   static __device__ __forceinline__ int integer(float rounded) { return __float_as_int(rounded) - 0x4b400000; }
   // 2^n for n <= LARGEST_POWER; 0 where that is below the smallest normal number
@@ -62,6 +64,8 @@ struct Bits<double> {
   static constexpr double COMPACT_LIMIT = 300.0;
   static constexpr int COMPACT_DUMMY_LIMIT = 100;
   static constexpr int COMPACT_SPAN = 800;
+  static constexpr int COMPACT_SLACK = 320;
+  static constexpr int COMPACT_LIGHTEST = 100;
   static constexpr int LARGEST_POWER = 1022;
   static __device__ __forceinline__ int integer(double rounded) { return int(__double_as_longlong(rounded)); }
   static __device__ __forceinline__ double power(int n) {
@@ -208,6 +212,7 @@ struct General {
            B::power(forward.exponent + backward.exponent - end.exponent);
   }
 
+  __device__ __forceinline__ void note(const Weight& weight) {}  // of every real cell
   __device__ __forceinline__ bool has_failed() const { return false; }
 
   // What a smoothed cell sends to the raw costs of its predecessors, for each unit of their weight.
@@ -225,7 +230,7 @@ struct General {
   }
 };
 
-template <typename T>
+template <typename T, int COLUMNS>
 struct Compact {
   using B = Bits<T>;
   using Number = Tiny<T>;
@@ -240,6 +245,7 @@ struct Compact {
   R rate;
   T dummy;
   T least = T(1);       // of the dummy cells, each against the largest number of its macro-cell
+  T lightest = T(1);    // of the weights of real cells
   bool failed = false;  // the result is worth nothing
   static constexpr bool beyond = false;
 
@@ -292,8 +298,20 @@ struct Compact {
     return forward.mantissa * backward.mantissa * inverse * B::power(exponent);
   }
 
-  // Below the span numbers may have been lost that count; above it those that were lost are less than 2^-30 of these.
-  __device__ __forceinline__ bool has_failed() const { return failed || !(least >= B::power(-B::COMPACT_SPAN)); }
+  __device__ __forceinline__ void note(Weight weight) { lightest = min(lightest, weight); }
+
+  // Numbers below 2^-LARGEST_POWER of their neighbors are lost. None of them counts in one of two cases:
+  //   - every dummy cell is above 2^-COMPACT_SPAN of its macro-cell. What it lost is less than 2^-30 of it.
+  //   - real cells weigh at least `dummy`, or not much less. Dummy cells far below the others of their macro-cell, like
+  //     the border above a row of cheap costs, then are on no path that counts. For take a path from such a cell X, and
+  //     Y the largest of the macro-cell or of a neighbor. Y can go along its own row, or its own column, until it meets
+  //     that path, within a few cells, dummies and real ones in turn, while the path has at best dummies alone: what
+  //     follows X is at most (dummy / lightest)^COLUMNS times what follows Y, but for a few weights.
+  __device__ __forceinline__ bool has_failed() const {
+    const bool real_cells_lead = lightest >= dummy * B::power(-B::COMPACT_SLACK / COLUMNS) &&
+                                 min(lightest, dummy) >= B::power(-B::COMPACT_LIGHTEST);
+    return failed || !(least >= B::power(-B::COMPACT_SPAN) || real_cells_lead);
+  }
 
   using Flow = T;
   static __device__ __forceinline__ Flow no_flow() { return T(0); }
