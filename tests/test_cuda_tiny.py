@@ -199,6 +199,32 @@ def test_cheap_cells_beside_dear_ones_lose_no_path(dear: float, dummy: float) ->
     assert (value.double() - numba_cpu.smoothed_value(*exact)).abs().max() <= 1e-6 * 8
 
 
+@pytest.mark.parametrize("weak", [False, True])
+@pytest.mark.parametrize("smoothing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_are_right_on_both_sides_of_every_change_of_arithmetic(
+    dtype: torch.dtype, smoothing: bool, weak: bool
+) -> None:
+    """From gamma 1, where plain floats hold the whole lattice, to 0.02, where no arithmetic but the
+    general one will do: of some pairs the numbers are just near enough to each other.
+    """
+    random = torch.Generator().manual_seed(3)
+    count = 600
+    gamma = 0.02 * 50 ** torch.rand(count, generator=random, dtype=torch.float64)
+    dummy = 2 * torch.rand(count, generator=random, dtype=torch.float64) - 0.3 if weak else None
+    shift, spread, share = torch.rand(3, count, 1, 1, generator=random, dtype=torch.float64)
+    noise = torch.rand(count, 8, 8, generator=random, dtype=torch.float64)
+    noise[::2] = (noise < share)[::2].double()
+    cost = (3 * shift - 2 + 3 * spread**2 * noise).to(dtype)
+    ones = torch.ones(count, dtype=dtype)
+    last = 1.0 if smoothing else None
+    gradient = "smoothed_gradient" if smoothing else "gradient"
+    arguments = gamma, dummy, None, None, last
+    found = getattr(tiny, gradient)(EmulatorLauncher(), cost, *arguments, ones, False)[0]
+    true = getattr(numba_cpu, gradient)(cost.double(), *arguments, ones.double(), False)[0]
+    assert (found.double() - true).abs().max() <= (1e-5 if dtype == torch.float32 else 1e-11)
+
+
 @pytest.mark.parametrize("frames", [8, 16])
 def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(frames: int) -> None:
     cost = all_pairs(14, frames=frames)

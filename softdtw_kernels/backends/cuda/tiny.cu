@@ -6,6 +6,9 @@
 // three weights here, exp(-s / gamma) = exp(-cost / gamma) * sum over predecessors of exp(-cost / gamma), so that raw
 // costs are all that is read. Gradients in gamma and the dummy cost are left to lattice.cu.
 //
+// Each item is done in the fastest arithmetic of tiny.cuh that it allows: a look at its costs says which may be worth a
+// try, and the numbers in the end whether it was right. That is for the item alone to decide, never for its neighbors.
+//
 // Items that need more than this arithmetic are listed in `marked` for tiny_exact.cu.
 //
 // Compiled once for each combination of
@@ -253,7 +256,7 @@ __device__ __forceinline__ void sweep_backward(const Pair& pair, A& arithmetic, 
   }
 }
 
-using Flat = Level<COST, WEAK, SMOOTHING, COLUMNS>;
+using Flat = Level<COST, WEAK, SMOOTHING, ORDER, COLUMNS>;
 // Elsewhere registers do not suffice.
 constexpr bool WITH_LEVEL = !(RESTRICTED && ORDER > 0 && SMOOTHING && WEAK && (COLUMNS > 8 || sizeof(COST) > 4));
 
@@ -414,8 +417,9 @@ __device__ __forceinline__ bool is_imprecise(const Pair& pair, double log2_z) {
 }
 
 // False where the numbers do not allow this arithmetic. `mark` where none of this kernel does.
-__device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& rate, int64 p, bool& mark) {
-  Flat level(rate, pair.gamma, pair.dummy, pair.problem.origin_count, survey_of(pair));
+__device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& rate, const Survey<COST>& survey, int64 p,
+                                            bool& mark) {
+  Flat level(rate, pair.gamma, pair.dummy, pair.problem.origin_count, survey);
   if (!level.possible) return false;
   const COST end = level_forward(pair, level);
   if (!level.is_right(end)) return false;
@@ -475,10 +479,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiny(SOFTDTW_PARAMETERS(SO
                 !(fabs(pair.dummy) * double(rate.scale) < TINY_EXPONENT_LIMIT - 1) ||
                 !(problem.origin_count > 1e-30 && problem.origin_count < 1e30);
     if (!mark) {
-      bool done = false;
-      if constexpr (WITH_LEVEL) done = solve_level(pair, rate, p, mark);
+      bool done = false, compact = WEAK;
+      if constexpr (WITH_LEVEL) {
+        const Survey<COST> survey = survey_of(pair);
+        done = solve_level(pair, rate, survey, p, mark);
+        compact = WEAK && survey.within(rate.scale, Bits<COST>::COMPACT_LIMIT);
+      }
       if constexpr (WEAK)
-        if (!done) done = solve<Compact<COST, COLUMNS>>(pair, rate, p, mark);
+        if (!done && compact) done = solve<Compact<COST, COLUMNS>>(pair, rate, p, mark);
       if (!done) solve<General<COST, WEAK>>(pair, rate, p, mark);
     }
     if (mark) problem.marked[atomic_add(problem.marked_count, 1)] = p;

@@ -346,7 +346,7 @@ struct Compact {
   static __device__ __forceinline__ T shares(Weight raw, Flow x, Flow y, Flow z) { return raw * (x + y + z); }
 };
 
-// What Level wants to know of the costs beforehand.
+// What is known of the costs beforehand; of NaN nothing but the total.
 template <typename T>
 struct Survey {
   T total = T(0), least = infinity<T>(), most = -infinity<T>();
@@ -357,6 +357,10 @@ struct Survey {
     least = min(least, cost);
     most = max(most, cost);
     ++cells;
+  }
+  // Whether |cost| * scale may be so small, but for rounding.
+  __device__ __forceinline__ bool within(T scale, T limit) const {
+    return max(fabs(least), fabs(most)) * scale <= limit + T(1);
   }
 };
 
@@ -378,7 +382,7 @@ struct Survey {
 //     among the columns. By the argument of Compact::has_failed, what follows a lost dummy cell is then at most
 //     16 (1 + h) 2^SLACK times what follows the real cell of its macro-cell.
 // What is too large becomes infinite, and so does the end.
-template <typename T, bool WEAK, bool SMOOTHING, int COLUMNS>
+template <typename T, bool WEAK, bool SMOOTHING, int ORDER, int COLUMNS>
 struct Level {
   using B = Bits<T>;
   using R = Rate<T>;
@@ -411,7 +415,7 @@ struct Level {
     const double exact_log_h = WEAK ? dummy * (LOG2_E / gamma) : 0.0;
     const T log_h = T(exact_log_h);
     const T largest = -survey.least * rate.scale, smallest = -survey.most * rate.scale;
-    const T mean = -survey.total * rate.scale / T(survey.cells);
+    const T mean = -survey.total * rate.scale * fast_reciprocal(T(survey.cells));
     const T log_w = log_h + (SMOOTHING ? T(1.25) * mean + T(0.75) * largest : T(0.6) * mean + T(0.4) * largest);
     // Of the ways to go from a cell to the next one on the diagonal, over real cells, dummy cells or both, the best.
     T growth = max(log_w, T(0.5) * log_w);
@@ -470,8 +474,8 @@ struct Level {
   }
 
   __device__ __forceinline__ T weight(T cost) const {
-    if constexpr (WEAK && sizeof(T) == 4) {
-      // In the plain lattice values may be small against gamma, which wants the better exponential.
+    if constexpr (ORDER > 0 && sizeof(T) == 4) {
+      // Good enough for gradients. Values may be small against gamma, or against the costs in them.
       const T power = -cost * rate.scale;
       const T rest = R::multiply_add(-cost, rate.rest, R::multiply_add(-cost, rate.scale, -power));
       return fast_exp2(power) * R::multiply_add(rest, factor_ln_2, factor);
