@@ -417,8 +417,8 @@ __device__ __forceinline__ bool is_imprecise(const Pair& pair, double log2_z) {
 }
 
 // False where the numbers do not allow this arithmetic. `mark` where none of this kernel does.
-__device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& rate, const Survey<COST>& survey, int64 p,
-                                            bool& mark) {
+__device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& rate, const Survey<COST>& survey,
+                                            int64 p, bool& mark) {
   Flat level(rate, pair.gamma, pair.dummy, pair.problem.origin_count, survey);
   if (!level.possible) return false;
   const COST end = level_forward(pair, level);

@@ -1,6 +1,6 @@
-// Three arithmetics for lattices small enough that one thread does a whole one (tiny.cu), all of them Z = exp(-R / gamma)
-// as in numbers.cuh, but with exponents that count single powers of 2, or with none: here exponents are small, and
-// shifting a mantissa by any amount costs no more than by a large unit.
+// Three arithmetics for lattices small enough that one thread does a whole one (tiny.cu), all of Z = exp(-R / gamma) as
+// in numbers.cuh, but with exponents that count single powers of 2, or with none: exponents are small, and to shift
+// a mantissa by any amount costs no more here than by a large unit.
 //
 // The weak lattice is taken four cells at a time. Macro-cell (i, j) holds, of lattice rows 2i and 2i + 1 and columns
 // 2j and 2j + 1, the dummy cells A, B (right of A) and C (below A), and the real cell M (below B):
@@ -14,7 +14,7 @@
 //   General<T>   an exponent for every number. |cost| / gamma up to EXPONENT_LIMIT.
 //   Compact<T>   of the weak lattice only: one exponent for the macro-cell, none for the weights of costs. Half the
 //                instructions; `failed` says that numbers were too far apart for that.
-//   Level<T>     no exponents, but a fixed power of 2 for every step. A fifth; for costs that vary less against gamma.
+//   Level<T>     no exponents, but a fixed power of 2 for every step. A fifth; for costs that vary less.
 #pragma once
 #include "problem.cuh"
 
