@@ -101,7 +101,7 @@ def budget_of_tiny(variant: TinyVariant) -> Budget:
     if variant.columns > 8 or variant.dtype == torch.float64:
         return Budget(255, 64)
     if variant.restricted:
-        return Budget(192 if variant.order else 128, 16)
+        return Budget(216 if variant.order else 128, 16)
     return Budget(144 if variant.order else 96, 8)
 
 
