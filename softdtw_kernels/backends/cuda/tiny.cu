@@ -43,9 +43,7 @@ struct TinyProblem : Batch {
   int64 end_of_parameters;
 };
 
-struct alignas(16) Vector {
-  COST at[IN_VECTOR];
-};
+typedef Vector<COST, IN_VECTOR> SomeCosts;
 
 // What a thread knows of its item.
 struct Pair {
@@ -82,9 +80,9 @@ struct Pair {
 #if WITH_VECTORS
 #pragma unroll
     for (int k = 0; k < COLUMNS / IN_VECTOR; ++k) {
-      const Vector some = reinterpret_cast<const Vector*>(here)[k];
+      const SomeCosts some = reinterpret_cast<const SomeCosts*>(here)[k];
 #pragma unroll
-      for (int l = 0; l < IN_VECTOR; ++l) out[k * IN_VECTOR + l] = some.at[l];
+      for (int l = 0; l < IN_VECTOR; ++l) out[k * IN_VECTOR + l] = some.v[l];
     }
 #else
 #pragma unroll
@@ -102,10 +100,10 @@ struct Pair {
 #if WITH_VECTORS && !WITH_RESTRICTED
 #pragma unroll
     for (int k = 0; k < COLUMNS / IN_VECTOR; ++k) {
-      Vector some;
+      SomeCosts some;
 #pragma unroll
-      for (int l = 0; l < IN_VECTOR; ++l) some.at[l] = values[k * IN_VECTOR + l];
-      reinterpret_cast<Vector*>(here)[k] = some;
+      for (int l = 0; l < IN_VECTOR; ++l) some.v[l] = values[k * IN_VECTOR + l];
+      reinterpret_cast<SomeCosts*>(here)[k] = some;
     }
 #else
 #pragma unroll
@@ -286,7 +284,7 @@ __device__ __forceinline__ COST level_forward(const Pair& pair, Flat& level) {
     COST costs[COLUMNS];
     pair.load_row(row, costs);
     Flat::Node left = Flat::nothing(), diagonal = Flat::nothing();
-    if (row == 0) diagonal = level.start(Bits<COST>::LEVEL_START);
+    if (row == 0) diagonal = level.start(TinyBits<COST>::LEVEL_START);
     COST raw_left = COST(0), raw_diagonal = COST(0);
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) {
@@ -483,7 +481,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiny(SOFTDTW_PARAMETERS(SO
       if constexpr (WITH_LEVEL) {
         const Survey<COST> survey = survey_of(pair);
         done = solve_level(pair, rate, survey, p, mark);
-        compact = WEAK && survey.within(rate.scale, Bits<COST>::COMPACT_LIMIT);
+        compact = WEAK && survey.within(rate.scale, TinyBits<COST>::COMPACT_LIMIT);
       }
       if constexpr (WEAK)
         if (!done && compact) done = solve<Compact<COST, COLUMNS>>(pair, rate, p, mark);

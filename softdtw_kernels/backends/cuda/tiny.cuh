@@ -18,28 +18,11 @@
 #pragma once
 #include "problem.cuh"
 
-#ifdef SOFTDTW_EMULATOR
-inline float fast_reciprocal(float x) { return 1.0f / x; }
-inline float fast_exp2(float x) { return std::exp2(x); }
-#else
-__device__ __forceinline__ float fast_exp2(float x) {  // to two units in the last place
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float fast_reciprocal(float x) {  // to one unit in the last place
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-#endif
-__device__ __forceinline__ double fast_reciprocal(double x) { return 1.0 / x; }
-
 template <typename T>
-struct Bits;
+struct TinyBits;
 
 template <>
-struct Bits<float> {
+struct TinyBits<float> {
   static constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: a sum with it is an integer, in the low bits
   static constexpr float COMPACT_LIMIT = 36.0f;  // of |cost| log2(e) / gamma: the weight of a smoothed cost is a float
   static constexpr int COMPACT_DUMMY_LIMIT = 20;
@@ -77,7 +60,7 @@ struct Bits<float> {
 };
 
 template <>
-struct Bits<double> {
+struct TinyBits<double> {
   static constexpr double ROUNDER = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double COMPACT_LIMIT = 300.0;
   static constexpr int COMPACT_DUMMY_LIMIT = 100;
@@ -136,8 +119,8 @@ struct Rate {
 
   // 2^(-cost * (scale + rest)) = result * 2^whole; `rounded` holds whole as an integer in its low bits.
   __device__ __forceinline__ T weight(T cost, T& whole, T& rounded) const {
-    rounded = multiply_add(-cost, scale, Bits<T>::ROUNDER);
-    whole = rounded - Bits<T>::ROUNDER;
+    rounded = multiply_add(-cost, scale, TinyBits<T>::ROUNDER);
+    whole = rounded - TinyBits<T>::ROUNDER;
     T fraction = multiply_add(-cost, scale, -whole);
     return exp2_of_fraction(multiply_add(-cost, rest, fraction));
   }
@@ -157,7 +140,7 @@ struct Cells<Number, true> {
 
 template <typename T, bool WEAK>
 struct General {
-  using B = Bits<T>;
+  using B = TinyBits<T>;
   using Number = Tiny<T>;
   using R = Rate<T>;
   using Weight = Number;  // of a cost or a smoothed cost
@@ -247,7 +230,7 @@ struct General {
   static __device__ __forceinline__ Flow no_flow() { return {T(0), -TINY_ZERO}; }
   static __device__ __forceinline__ Flow flow(T visits, const Weight& before) {
     // The largest term of a sum that is not 0 is above 0.7.
-    return {visits * fast_reciprocal(max(before.mantissa, T(0.5))), before.exponent};
+    return {visits * reciprocal(max(before.mantissa, T(0.5))), before.exponent};
   }
   static __device__ __forceinline__ T shares(const Weight& raw, const Flow& x, const Flow& y, const Flow& z) {
     T sum = x.mantissa * B::power(raw.exponent - x.exponent);
@@ -259,7 +242,7 @@ struct General {
 
 template <typename T, int COLUMNS>
 struct Compact {
-  using B = Bits<T>;
+  using B = TinyBits<T>;
   using Number = Tiny<T>;
   using R = Rate<T>;
   using Weight = T;
@@ -342,7 +325,7 @@ struct Compact {
 
   using Flow = T;
   static __device__ __forceinline__ Flow no_flow() { return T(0); }
-  static __device__ __forceinline__ Flow flow(T visits, Weight before) { return visits * fast_reciprocal(before); }
+  static __device__ __forceinline__ Flow flow(T visits, Weight before) { return visits * reciprocal(before); }
   static __device__ __forceinline__ T shares(Weight raw, Flow x, Flow y, Flow z) { return raw * (x + y + z); }
 };
 
@@ -384,7 +367,7 @@ struct Survey {
 // What is too large becomes infinite, and so does the end.
 template <typename T, bool WEAK, bool SMOOTHING, int ORDER, int COLUMNS>
 struct Level {
-  using B = Bits<T>;
+  using B = TinyBits<T>;
   using R = Rate<T>;
 
   template <bool, class = void>
@@ -415,7 +398,7 @@ struct Level {
     const double exact_log_h = WEAK ? dummy * (LOG2_E / gamma) : 0.0;
     const T log_h = T(exact_log_h);
     const T largest = -survey.least * rate.scale, smallest = -survey.most * rate.scale;
-    const T mean = -survey.total * rate.scale * fast_reciprocal(T(survey.cells));
+    const T mean = -survey.total * rate.scale * reciprocal(T(survey.cells));
     const T log_w = log_h + (SMOOTHING ? T(1.25) * mean + T(0.75) * largest : T(0.6) * mean + T(0.4) * largest);
     // Of the ways to go from a cell to the next one on the diagonal, over real cells, dummy cells or both, the best.
     T growth = max(log_w, T(0.5) * log_w);
@@ -432,8 +415,8 @@ struct Level {
     possible = possible && most <= T(B::LEVEL_WEIGHT) && fewest >= T(-B::LEVEL_WEIGHT);
     double exact_h = 1.0;
     if (WEAK) {
-      const double used = possible ? exact_log_h : 0.0, rounded = used + Bits<double>::ROUNDER;
-      exact_h = Bits<double>::shift(exp2_of_fraction(used - (rounded - Bits<double>::ROUNDER)), rounded);
+      const double used = possible ? exact_log_h : 0.0, rounded = used + TinyBits<double>::ROUNDER;
+      exact_h = TinyBits<double>::shift(exp2_of_fraction(used - (rounded - TinyBits<double>::ROUNDER)), rounded);
     }
     h = T(exact_h);
     r = B::power(-step);
@@ -445,8 +428,8 @@ struct Level {
       // What the rounding of h and of `factor` is on a path of each kind.
       const T share = min(max(T(0.5) + T(0.25) * (log_h - T(0.5) * log_w), T(0)), T(1));
       const T diagonals = log_w < -log_h ? T(1) : 2 * share, reals = log_w < -log_h ? T(0) : 2 - share;
-      const T of_h = T(exact_h - double(h)) * fast_reciprocal(h);
-      const T of_factor = SMOOTHING ? R::multiply_add(-factor, factor, hr) * fast_reciprocal(hr) : T(0);
+      const T of_h = T(exact_h - double(h)) * reciprocal(h);
+      const T of_factor = SMOOTHING ? R::multiply_add(-factor, factor, hr) * reciprocal(hr) : T(0);
       correction = (diagonals * of_h + reals * (of_h + of_factor)) * T(0.5 * LOG2_E);
     }
     factor_ln_2 = factor * T(LN_2);
@@ -469,7 +452,7 @@ struct Level {
   // Before the first cell. The first sum, or the first dummy cell, is 2^exponent.
   __device__ __forceinline__ Node start(int exponent) const {
     Node node = nothing();
-    node.n = WEAK ? B::power(exponent) * fast_reciprocal(h) : B::power(exponent + step);
+    node.n = WEAK ? B::power(exponent) * reciprocal(h) : B::power(exponent + step);
     return node;
   }
 
@@ -523,7 +506,7 @@ struct Level {
     // Its products with sums stay finite, and what is lost of them is less than 2^-MARGIN of a visit.
     const int begin = min(B::LEVEL_START, B::LEVEL_WEIGHT - exponent);
     possible = exponent + begin >= B::LEVEL_MARGIN;
-    inverse = B::power(possible ? -exponent - begin : 0) * fast_reciprocal(B::mantissa(end));
+    inverse = B::power(possible ? -exponent - begin : 0) * reciprocal(B::mantissa(end));
     return start(begin);
   }
 
