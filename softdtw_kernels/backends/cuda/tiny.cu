@@ -363,7 +363,7 @@ __device__ __forceinline__ COST level_backward(const Pair& pair, Flat& level, co
       if (SMOOTHING) {
         result = Rate<COST>::multiply_add(raw[c], flow_right + flow_below[c] + flow_diagonal, visits);
         flow_diagonal = flow_below[c];
-        flow_below[c] = flow_right = inside ? visits * fast_reciprocal(before) : COST(0);
+        flow_below[c] = flow_right = inside ? visits * reciprocal(before) : COST(0);
       }
       results[c] = scale * result;
     }
