@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_calls import FAMILIES, MANY, MUCH, ONE, check_against_oracle, no_limits, wide_call
+from cuda_calls import FAMILIES, LITTLE, MANY, MUCH, ONE, check_against_oracle, no_limits, wide_call
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, EmulatorLauncher
 
 from softdtw_kernels.backends import _cuda_host as host
@@ -68,7 +68,10 @@ def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) 
             assert text.count(right) == 1, f"{file} has changed: plant the mistake anew"
             text = text.replace(right, wrong)
         (tmp_path / source.name).write_text(text)
-    launcher = EmulatorLauncher(ONE, "random", True, directory=tmp_path, family="block")
+    # One block, of three warps, does both items.
+    launcher = EmulatorLauncher(
+        ONE, "random", True, directory=tmp_path, family="block", shared_limit=LITTLE
+    )
     call = wide_call(False, None)
     call["cost"][0, 44, 139] = 1e9  # beyond the fast arithmetic, which only the last strip sees
     with pytest.raises(EmulatorError, match="race|deadlock"):
@@ -121,8 +124,9 @@ def test_families_are_chosen_by_shape() -> None:
         return plan_of(no_limits(cost, gamma), None, 132).family
 
     assert family_of(4096, 256, 256) == "warp"
-    assert family_of(1, 64, 32) == "warp"
-    assert family_of(512, 64, 64) == family_of(100, 1024, 1024) == family_of(1, 512, 512) == "block"
+    assert family_of(1, 64, 32) == family_of(512, 64, 64) == "warp"
+    assert family_of(512, 256, 256) == family_of(100, 1024, 1024) == "block"
+    assert family_of(1, 512, 512) == "block"
     assert family_of(1, 16384, 16384) == family_of(8, 4096, 4096) == "long"
     assert family_of(100, 2, 40_000) == "long"  # more flags than fit beside the tiles
 

@@ -239,12 +239,12 @@ def test_no_path_has_value_infinity_and_gradient_zero(dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("weak", [False, True])
 @settings(max_examples=20)
 @given(data=st.data())
-def test_path_matches_the_reference(data: st.DataObject, weak: bool) -> None:
+def test_path_matches_that_of_the_cpu(data: st.DataObject, weak: bool) -> None:
     call = data.draw(calls(12, weak))
     call.pop("gamma")
     call["cost"] = call["cost"].double().round(decimals=2)
     got = host.path(data.draw(launchers(checked=False)), **call)
-    truth = reference.path(**call)
+    truth = numba_cpu.path(**call)  # exact too where every path crosses masks of 1e30
     assert all(torch.equal(a, b) for a, b in zip(got, truth, strict=True))
 
 

@@ -175,6 +175,56 @@ def test_no_pair_of_a_video_and_a_text_is_left_to_the_slow_kernel(
     assert (grad.double() - true_grad).abs().max() <= (1e-5 if single else 1e-10)
 
 
+@pytest.mark.parametrize("dummy", [0.5, 0.0, -0.5])
+@pytest.mark.parametrize("dear", [0.05, 0.3, 1.2])
+def test_cheap_cells_beside_dear_ones_lose_no_path(dear: float, dummy: float) -> None:
+    """Where numbers are far apart: whole rows or columns are dear but for a few cells, some of them
+    around what is cheap, some of them beside dummy cells that the cheap ones dwarf.
+    """
+    random = torch.Generator().manual_seed(2)
+    index = torch.arange(144) % 8
+    rows = index[:, None, None] <= torch.arange(8)[None, :, None]
+    pattern = torch.cat((rows.expand(144, 8, 8), rows.mT.expand(144, 8, 8)))
+    cheap = pattern ^ (torch.rand(288, 8, 8, generator=random) < 0.1)
+    cost = torch.where(cheap, torch.tensor(-1.2), torch.tensor(dear))
+    arguments = cost, per_pair(cost, 0.1), per_pair(cost, dummy), None, None, 1.0
+    ones = torch.ones(288)
+    launcher = FastKernelAlone()
+    value = tiny.smoothed_value(launcher, *arguments)
+    grad = tiny.smoothed_gradient(launcher, *arguments, ones, False)[0]
+    exact = cost.double(), *arguments[1:]
+    true_grad = numba_cpu.smoothed_gradient(*exact, ones.double(), False)[0]
+    assert (grad.double() - true_grad).abs().max() <= 1e-5
+    # Costs of either sign may cancel.
+    assert (value.double() - numba_cpu.smoothed_value(*exact)).abs().max() <= 1e-6 * 8
+
+
+@pytest.mark.parametrize("weak", [False, True])
+@pytest.mark.parametrize("smoothing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_are_right_on_both_sides_of_every_change_of_arithmetic(
+    dtype: torch.dtype, smoothing: bool, weak: bool
+) -> None:
+    """From gamma 1, where plain floats hold the whole lattice, to 0.02, where no arithmetic but the
+    general one will do: of some pairs the numbers are just near enough to each other.
+    """
+    random = torch.Generator().manual_seed(3)
+    count = 600
+    gamma = 0.02 * 50 ** torch.rand(count, generator=random, dtype=torch.float64)
+    dummy = 2 * torch.rand(count, generator=random, dtype=torch.float64) - 0.3 if weak else None
+    shift, spread, share = torch.rand(3, count, 1, 1, generator=random, dtype=torch.float64)
+    noise = torch.rand(count, 8, 8, generator=random, dtype=torch.float64)
+    noise[::2] = (noise < share)[::2].double()
+    cost = (3 * shift - 2 + 3 * spread**2 * noise).to(dtype)
+    ones = torch.ones(count, dtype=dtype)
+    last = 1.0 if smoothing else None
+    gradient = "smoothed_gradient" if smoothing else "gradient"
+    arguments = gamma, dummy, None, None, last
+    found = getattr(tiny, gradient)(EmulatorLauncher(), cost, *arguments, ones, False)[0]
+    true = getattr(numba_cpu, gradient)(cost.double(), *arguments, ones.double(), False)[0]
+    assert (found.double() - true).abs().max() <= (1e-5 if dtype == torch.float32 else 1e-11)
+
+
 @pytest.mark.parametrize("frames", [8, 16])
 def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(frames: int) -> None:
     cost = all_pairs(14, frames=frames)

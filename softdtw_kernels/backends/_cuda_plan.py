@@ -165,9 +165,10 @@ SHARED_BYTES = 48 << 10
 WARPS_IN_BLOCK = 2
 # At most, in the block family. More would need a smaller limit of registers for all families.
 LARGEST_TEAM = 8
-# Warps a multiprocessor that hide each other's latency: three for each of its four schedulers.
-BUSY_WARPS = 12
-MOST_WARPS = 16  # of a multiprocessor: what 128 registers a thread have room for
+# Warps a multiprocessor that keep its four schedulers busy: a warp alone issues an instruction in
+# every other cycle [measured on an H200].
+BUSY_WARPS = 8
+MOST_WARPS = 12  # of a multiprocessor: what 168 registers a thread have room for
 # Above, strips of one item go to several multiprocessors.
 STRIPS_OF_BLOCK = 512
 # Chunks of steps between two checkpoints, at most: with twice as many, checkpoints take half the
@@ -231,11 +232,10 @@ class Plan:
         return sum(round_up(size) for size in self.scratch_bytes.values())
 
     def ring_chunks(self, phases: int) -> int:
-        """Those that the lanes are in or will be in, and one that comes."""
+        """0 if there is no ring."""
         if not self.variant.staged:
             return 0
-        of_tile = self.tile_steps // CHUNK if self.goes_back(phases) else 1
-        return of_tile + REACH + 1
+        return ring_chunks(self.tile_steps // CHUNK if self.goes_back(phases) else 1)
 
     def goes_back(self, phases: int) -> bool:
         return self.variant.order > 0 and phases & BACKWARD > 0
@@ -265,9 +265,14 @@ def flag_bytes(strips: int) -> int:
     return 2 * 4 * strips
 
 
+def ring_chunks(tile_chunks: int) -> int:
+    """Those of the tile, that lanes reach back to, and one that comes; up to a power of two."""
+    return 1 << (tile_chunks + REACH).bit_length()
+
+
 def warp_bytes(variant: Variant, tile_chunks: int) -> int:
     """Shared memory of a warp."""
-    ring = variant.staged * (tile_chunks + REACH + 1) * variant.chunk_bytes
+    ring = variant.staged * ring_chunks(tile_chunks) * variant.chunk_bytes
     return ring + (variant.order > 0) * tile_chunks * CHUNK * variant.step_bytes
 
 
@@ -316,8 +321,7 @@ def fast_plan(
 
 
 def choose_family(shape: Shape, multiprocessors: int) -> str:
-    wanted = warps_wanted(shape, multiprocessors)
-    if wanted == 1 or shape.m <= LANES:
+    if warps_wanted(shape, multiprocessors) == 1 or strips_of(shape.m, 2) == 1:
         return "warp"
     # One block runs on one multiprocessor: with fewer items than half of those most would be idle.
     narrowest = strips_of(shape.m, 1)
@@ -334,9 +338,9 @@ def warps_wanted(shape: Shape, multiprocessors: int) -> int:
 def plan_of_shape(
     shape: Shape, order: int, multiprocessors: int, shared_limit: int, family: str | None
 ) -> Plan:
-    # A cell costs some 70 instructions and a step of a warp another 40 [E, from the size of the
-    # machine code]: wide lanes do the least work, and narrow ones split an item among more warps.
-    # So: as narrow as it takes to give every scheduler warps whose latencies hide each other.
+    # With two columns a lane a step takes two thirds of the instructions a cell that it takes with
+    # one [measured on an H200]; narrow strips split an item among more warps. So: as narrow as it
+    # takes to keep the schedulers busy.
     family = family or choose_family(shape, multiprocessors)
     plan = {"long": long_plan, "block": block_plan, "warp": warp_plan}[family]
     return plan(shape, order, multiprocessors, shared_limit)
@@ -357,12 +361,18 @@ def warp_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int)
 def block_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int) -> Plan:
     """For a medium number of items: the warps of a block an item."""
     wanted = min(LARGEST_TEAM, max(2, warps_wanted(shape, multiprocessors)))
+
+    def fit(columns: int) -> int:
+        """Warps within the shared memory of a block."""
+        variant = Variant(shape.dtype, False, columns, shape.weak, order)
+        flags = flag_bytes(strips_of(shape.m, columns))
+        return max(1, (shared_limit - flags) // warp_bytes(variant, 1))
+
     offered = columns_for_batches(shape, order)
-    enough = (c for c in reversed(offered) if strips_of(shape.m, c) >= wanted)
+    enough = (c for c in reversed(offered) if min(strips_of(shape.m, c), fit(c)) >= wanted)
     variant = Variant(shape.dtype, False, next(enough, 1), shape.weak, order)
     strips = strips_of(shape.m, variant.columns)
-    fit = max(1, (shared_limit - flag_bytes(strips)) // warp_bytes(variant, 1))
-    rounds = ceil_divide(strips, min(wanted, fit))
+    rounds = ceil_divide(strips, min(wanted, fit(variant.columns)))
     team = ceil_divide(strips, rounds)  # equally many strips for each warp, as far as possible
     at_once = multiprocessors * max(1, resident_warps(variant, 1, shared_limit) // team)
     blocks = min(shape.pairs, at_once)
@@ -407,7 +417,7 @@ def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
 def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
     variant = Variant(shape.dtype, True, WIDE_COLUMNS, shape.weak, order)
     strips, span = strips_of(shape.m, WIDE_COLUMNS), shape.span(variant.width)
-    tile_steps = ceil_divide(min(512, max(32, span // 8)), CHUNK) * CHUNK
+    tile_steps = max(32, 1 << (min(512, span // 8) | 1).bit_length() - 1)
     one = Plan(variant, "warp", 1, 1, tile_steps, strips, span, 1)
     budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))
     warps = max(1, min(shape.pairs, 4 * multiprocessors, budget // max(1, one.total_bytes)))

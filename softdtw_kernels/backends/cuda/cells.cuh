@@ -52,7 +52,7 @@ struct StagedCells {
   Cost* ring;
   const Cost* cost;
   Cost* out;
-  int chunks;  // that the ring holds
+  int chunks;  // that the ring holds, a power of two
   int lane;
   int first_row, rows, first_column, columns;  // of the strip, in the matrix
   bool wide_in, wide_out;
@@ -82,14 +82,11 @@ struct StagedCells {
            reinterpret_cast<uint64>(matrix) % bytes == 0;
   }
 
-  __device__ __forceinline__ int size() const { return chunks * (ROWS * WIDTH); }
+  __device__ __forceinline__ int wrapped(int place) const { return place & (chunks * (ROWS * WIDTH) - 1); }
   // Of a row of the lattice, counted from the first of the strip; may lie before it.
-  __device__ __forceinline__ int place(int row) const {
-    int r = (WEAK ? row >> 1 : row) % (chunks * ROWS);
-    return (r < 0 ? r + chunks * ROWS : r) * WIDTH;
-  }
-  __device__ __forceinline__ int next(int place) const { return place + WIDTH == size() ? 0 : place + WIDTH; }
-  __device__ __forceinline__ int previous(int place) const { return place == 0 ? size() - WIDTH : place - WIDTH; }
+  __device__ __forceinline__ int place(int row) const { return wrapped((WEAK ? row >> 1 : row) * WIDTH); }
+  __device__ __forceinline__ int next(int place) const { return wrapped(place + WIDTH); }
+  __device__ __forceinline__ int previous(int place) const { return wrapped(place - WIDTH); }
 
   // The elements of the lane's columns; of a weak lattice those of the real ones among them, the others stay as they are.
   __device__ __forceinline__ void read(int place, Cost (&out)[C]) const {
@@ -117,7 +114,7 @@ struct StagedCells {
     }
   }
 
-  __device__ __forceinline__ Cost* chunk_at(int chunk) const { return ring + chunk % chunks * (ROWS * WIDTH); }
+  __device__ __forceinline__ Cost* chunk_at(int chunk) const { return ring + wrapped(chunk * (ROWS * WIDTH)); }
   __device__ __forceinline__ bool has(int row, int column) const {
     return column < columns && (WEAK || item.in_band(first_row + row, first_column + column));
   }
@@ -125,70 +122,72 @@ struct StagedCells {
   // Starts to copy a chunk of rows, if the strip has it. +inf where the lattice or the band has no cell. All lanes; to be
   // awaited by await_copies.
   __device__ __forceinline__ void fetch(int chunk) const {
-    const int begin = chunk * ROWS, end = min(rows, begin + ROWS);
-    if (chunk >= 0 && begin < end) {
+    const int begin = chunk * ROWS, count = min(rows - begin, ROWS);
+    if (chunk >= 0 && count > 0) {
       Cost* to = chunk_at(chunk);
       const Cost* from = cost + begin * problem.stride_row;
       if (wide_in && (lane + 1) * C <= columns) {
         to += lane * C;
         from += lane * C;
-#pragma unroll 4
-        for (int row = begin; row < end; ++row) {
+        if (count == ROWS) {
 #pragma unroll
-          for (int c = 0; c < C; c += AT_ONCE) copy_later<AT_ONCE>(to + c, from + c);
-          to += WIDTH;
-          from += problem.stride_row;
+          for (int row = 0; row < ROWS; ++row, from += problem.stride_row) copy_row(to + row * WIDTH, from);
+        } else {
+          for (int row = 0; row < count; ++row, from += problem.stride_row) copy_row(to + row * WIDTH, from);
         }
       } else {
         // Lanes beside each other take columns beside each other, except where others take theirs at once.
         const int step = wide_in ? 1 : LANES, column_begin = wide_in ? lane * C : lane;
         const int column_end = wide_in ? lane * C + C : WIDTH;
-        for (int row = begin; row < end; ++row) {
+        for (int row = 0; row < count; ++row, from += problem.stride_row)
           for (int column = column_begin; column < column_end; column += step) {
-            if (has(row, column)) copy_later<1>(to + column, from + column * problem.stride_column);
-            else to[column] = infinity<Cost>();
+            if (has(begin + row, column)) copy_later<1>(to + row * WIDTH + column, from + column * problem.stride_column);
+            else to[row * WIDTH + column] = infinity<Cost>();
           }
-          to += WIDTH;
-          from += problem.stride_row;
-        }
       }
     }
     commit_copies();
+  }
+
+  __device__ __forceinline__ void copy_row(Cost* to, const Cost* from) const {
+#pragma unroll
+    for (int c = 0; c < C; c += AT_ONCE) copy_later<AT_ONCE>(to + c, from + c);
   }
 
   // The results of a chunk of rows into the matrix: as they are, or times `factor`, where zeros stay zeros whatever it is,
   // or NaN. All lanes.
   enum Finish { AS_THEY_ARE, TIMES, NAN_INSTEAD };
   __device__ __forceinline__ void write_out(int chunk, Finish finish, Cost factor) const {
-    const int begin = chunk * ROWS, end = min(rows, begin + ROWS);
+    const int begin = chunk * ROWS, count = min(rows - begin, ROWS);
     const Cost* from = chunk_at(chunk);
     Cost* to = out + begin * problem.dense_row;
     const bool in_turn = wide_out && finish == AS_THEY_ARE;
     if (in_turn && (lane + 1) * C <= columns) {
       from += lane * C;
       to += lane * C;
-#pragma unroll 4
-      for (int row = begin; row < end; ++row) {
+      if (count == ROWS) {
 #pragma unroll
-        for (int c = 0; c < C; c += AT_ONCE)
-          *reinterpret_cast<Vector<Cost, AT_ONCE>*>(to + c) = *reinterpret_cast<const Vector<Cost, AT_ONCE>*>(from + c);
-        from += WIDTH;
-        to += problem.dense_row;
+        for (int row = 0; row < ROWS; ++row, to += problem.dense_row) put_row(to, from + row * WIDTH);
+      } else {
+        for (int row = 0; row < count; ++row, to += problem.dense_row) put_row(to, from + row * WIDTH);
       }
       return;
     }
     const int step = in_turn ? 1 : LANES, column_begin = in_turn ? lane * C : lane;
     const int column_end = in_turn ? lane * C + C : WIDTH;
-    for (int row = begin; row < end; ++row) {
+    for (int row = 0; row < count; ++row, to += problem.dense_row)
       for (int column = column_begin; column < column_end; column += step) {
-        if (!has(row, column)) continue;
-        Cost result = from[column];
+        if (!has(begin + row, column)) continue;
+        Cost result = from[row * WIDTH + column];
         if (finish == TIMES && result != Cost(0)) result *= factor;
         if (finish == NAN_INSTEAD) result = Cost(not_a_number());
         to[column * problem.dense_column] = result;
       }
-      from += WIDTH;
-      to += problem.dense_row;
-    }
+  }
+
+  __device__ __forceinline__ void put_row(Cost* to, const Cost* from) const {
+    typedef Vector<Cost, AT_ONCE> V;
+#pragma unroll
+    for (int c = 0; c < C; c += AT_ONCE) *reinterpret_cast<V*>(to + c) = *reinterpret_cast<const V*>(from + c);
   }
 };

@@ -96,11 +96,11 @@ struct Worker {
   }
 
   __device__ __forceinline__ void select(int64 pair, int first_row, int last_row, int first_column, int last_column) {
-    int64 b2 = pair % problem.batch2, b1 = pair / problem.batch2 % problem.batch1, b0 = pair / problem.batch2 / problem.batch1;
+    const Batch::Place at = problem.place_of(pair);
     rows = last_row - first_row;
     columns = last_column - first_column;
-    x = static_cast<const P*>(problem.x) + (b0 * problem.x_b0 + b1 * problem.x_b1 + b2 * problem.x_b2 + first_row * problem.x_row);
-    y = static_cast<const P*>(problem.y) + (b0 * problem.y_b0 + b1 * problem.y_b1 + b2 * problem.y_b2 + first_column * problem.y_row);
+    x = static_cast<const P*>(problem.x) + (at.b0 * problem.x_b0 + at.b1 * problem.x_b1 + at.b2 * problem.x_b2 + first_row * problem.x_row);
+    y = static_cast<const P*>(problem.y) + (at.b0 * problem.y_b0 + at.b1 * problem.y_b1 + at.b2 * problem.y_b2 + first_column * problem.y_row);
     grad_x = static_cast<P*>(problem.grad_x) + (pair * problem.rows + first_row) * problem.packs;
     grad_y = static_cast<P*>(problem.grad_y) + (pair * problem.columns + first_column) * problem.packs;
   }

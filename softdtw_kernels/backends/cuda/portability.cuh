@@ -27,6 +27,7 @@ inline int load_acquire_in_block(const int* address) { return emulator_load_acqu
 inline void store_release_in_block(int* address, int value) { emulator_store_release(address, value); }
 inline void pause_while_polling() { emulator_yield(); }
 inline float reciprocal(float x) { return 1.0f / x; }
+inline float fast_exp2(float x) { return std::exp2(x); }
 inline int atomic_add(int* address, int value) { return emulator_atomic_add(address, value); }
 inline void atomic_or(int* address, int value) { emulator_atomic_or(address, value); }
 inline void meet() { emulator_syncthreads(); }
@@ -65,6 +66,13 @@ __device__ __forceinline__ void store_release_in_block(int* address, int value) 
 }
 
 __device__ __forceinline__ void pause_while_polling() { __nanosleep(32); }
+
+// To two units in the last place.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // To one unit in the last place.
 __device__ __forceinline__ float reciprocal(float x) {

@@ -52,8 +52,8 @@
   X(int64, kept_borders)            /* strip s has border s % kept_borders */                         \
   X(void*, checkpoints)             /* (slots, strips, tiles, C + 1, 32) */                           \
   X(void*, tiles)                   /* null: the tile lies in shared memory */                        \
-  X(int64, tile_steps)              /* a multiple of CHUNK */                                         \
-  X(int64, ring_chunks)             /* chunks of rows in the ring of a warp, in shared memory before the tile */ \
+  X(int64, tile_steps)              /* CHUNK times a power of two */                                  \
+  X(int64, ring_chunks)             /* chunks of rows in the ring of a warp, in shared memory before the tile: a power of two */ \
   X(int64, strips)                                                                                    \
   X(int64, span)                    /* the most rows any strip has */                                 \
   X(int64, phases)                  /* FORWARD, BACKWARD or both */
@@ -71,14 +71,25 @@ enum Phase { FORWARD = 1, BACKWARD = 2 };
 struct Batch {
   SOFTDTW_BATCH_FIELDS(SOFTDTW_FIELD)
 
-  // Offsets of item p.
+  // Of item p. Divisions of 64 bits take hundreds of instructions.
+  struct Place {
+    int64 b0, b1, b2;
+  };
+  __device__ __forceinline__ Place place_of(int64 p) const {
+    if (batch1 == 1 && batch2 == 1) return {p, 0, 0};
+    if (pairs < (int64(1) << 31)) {
+      const unsigned q = unsigned(p), b2 = q % unsigned(batch2), rest = q / unsigned(batch2);
+      return {rest / unsigned(batch1), rest % unsigned(batch1), b2};
+    }
+    return {p / batch2 / batch1, p / batch2 % batch1, p % batch2};
+  }
   __device__ __forceinline__ int64 cost_offset(int64 p) const {
-    int64 b2 = p % batch2, b1 = p / batch2 % batch1, b0 = p / batch2 / batch1;
-    return b0 * stride_b0 + b1 * stride_b1 + b2 * stride_b2;
+    const Place place = place_of(p);
+    return place.b0 * stride_b0 + place.b1 * stride_b1 + place.b2 * stride_b2;
   }
   __device__ __forceinline__ int64 dense_offset(int64 p) const {
-    int64 b2 = p % batch2, b1 = p / batch2 % batch1, b0 = p / batch2 / batch1;
-    return b0 * dense_b0 + b1 * dense_b1 + b2 * dense_b2;
+    const Place place = place_of(p);
+    return place.b0 * dense_b0 + place.b1 * dense_b1 + place.b2 * dense_b2;
   }
   __device__ __forceinline__ double gamma_of(int64 p) const {
     return gamma ? gamma[p * gamma_stride] : gamma_number;

@@ -58,6 +58,7 @@ struct Strip {
   A arithmetic;
   Cells cells;
   int lane, index, strips;  // of the item, not of the batch
+  int tiles;                // of a strip, at most
   int first, last, steps;   // rows [first, last)
   int left_first, left_last, right_first, right_last;  // rows of the strips beside it; empty where there is none
   int begin;                // first column of the lane
@@ -95,9 +96,9 @@ struct Strip {
       tangent_dummy = TANGENT ? problem.tangent_dummy[item.pair] - tangent_ratio * dummy : 0.0;
     }
     strips = (item.m + WIDTH - 1) / WIDTH;
-    int64 tiles = (problem.span + LANES - 1 + problem.tile_steps - 1) / problem.tile_steps;
+    tiles = (unsigned(problem.span) + LANES - 1 + unsigned(problem.tile_steps) - 1) / unsigned(problem.tile_steps);
     borders = static_cast<Border<N, F>*>(problem.borders) + slot * problem.kept_borders * (problem.span + 1);
-    checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * tiles * ((C + 1) * LANES);
+    checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * int64(tiles) * ((C + 1) * LANES);
   }
 
   __device__ __forceinline__ int first_row_of(int strip) const { return item.first_row(strip * WIDTH); }
@@ -140,8 +141,9 @@ struct Strip {
 
   // The costs of the lane's cells of one row; +inf outside the lattice, the band and the rows of the strip; whatever where a
   // weak lattice has a dummy.
-  __device__ __forceinline__ void load_costs(int row, int place, Cost (&out)[C]) const {
-    const bool inside = first <= row && row < last && (!WEAK || row % 2 == 1);
+  // `rows` of them, or fewer where those behind may not be there yet; `row` is counted from the first, as in `place`.
+  __device__ __forceinline__ void load_costs(int row, int rows, int place, Cost (&out)[C]) const {
+    const bool inside = unsigned(row) < unsigned(rows) && (!WEAK || row % 2 == 1);
     if constexpr (Cells::STAGED) {
 #pragma unroll
       for (int c = 0; c < C; ++c) out[c] = infinity<Cost>();
@@ -150,8 +152,8 @@ struct Strip {
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         int column = begin + c;
-        bool wanted = inside && column < item.m && item.in_band(row, column) && !is_dummy(row, column);
-        out[c] = wanted ? cells.load(place, row, column) : infinity<Cost>();
+        bool wanted = inside && column < item.m && item.in_band(first + row, column) && !is_dummy(row, column);
+        out[c] = wanted ? cells.load(place, first + row, column) : infinity<Cost>();
       }
     }
   }
@@ -192,26 +194,28 @@ struct Strip {
 
   template <bool KEEP, bool CAREFUL>
   __device__ __forceinline__ void forward_chunk_by(State& state, int from, int to, int slot, bool& beyond) {
-    int row = first + from - lane, place = cells.place(from - lane);
+    int row = from - lane, place = cells.place(row);
+    const int rows = last - first, rows_here = min(rows, to);  // no row from the next chunk on
     const bool writes_border = !KEEP && index + 1 < strips && lane == LANES - 1;
+    Border<N, F>* border = right_border + first;
     Cost costs[C];
-    load_costs(row, place, costs);
+    load_costs(row, rows_here, place, costs);
 #pragma unroll UNROLLED
     for (int step = from; step < to; ++step) {
       N left = from_lane_below(state.above[C - 1]), entering = from_lane(state.border_rows, step - from);
       if (lane == 0) left = entering;
       if (!WEAK || row % 2 != 0) place = cells.next(place);
       Cost next[C];
-      load_costs(step + 1 < to ? row + 1 : -1, place, next);  // in flight during the step
+      load_costs(row + 1, rows_here, place, next);  // in flight during the step
       cross<KEEP, CAREFUL>(state, left, row, costs, slot + step - from, beyond);
-      if (writes_border && first <= row && row < last) right_border[row].node = state.above[C - 1];
+      if (writes_border && unsigned(row) < unsigned(rows)) border[row].node = state.above[C - 1];
       ++row;
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
     }
   }
 
-  // A row of the lane, whose neighbor on the left is given.
+  // A row of the lane, counted from the first of the strip, whose neighbor on the left is given.
   template <bool KEEP, bool CAREFUL>
   __device__ __forceinline__ void cross(State& state, const N& left, int row, const Cost (&costs)[C], int slot, bool& beyond) {
     N before = state.diagonal, beside = left;
@@ -244,8 +248,8 @@ struct Strip {
           parts.v[3] = Real(-d_l - u_l);
         }
         out.tangent = 0;
-        if (!A::is_zero(out.z) && first <= row && row < last)
-          out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(row, begin + c, costs[c]));
+        if (!A::is_zero(out.z) && unsigned(row) < unsigned(last - first))
+          out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(first + row, begin + c, costs[c]));
       }
       if (KEEP) tile_at(slot, c) = parts;
       before = over;
@@ -264,8 +268,7 @@ struct Strip {
   __device__ __forceinline__ Vector<Real, PARTS>& tile_at(int slot, int c) const { return tile[(slot * C + c) * LANES + lane]; }
 
   __device__ __forceinline__ N* checkpoint_at(int tile_index) const {
-    int64 tiles = (problem.span + LANES - 1 + problem.tile_steps - 1) / problem.tile_steps;
-    return checkpoint + (index * tiles + tile_index) * ((C + 1) * LANES) + lane;
+    return checkpoint + (int64(index) * tiles + tile_index) * ((C + 1) * LANES) + lane;
   }
 
   // `await(rows)` returns once the strip on the left has done so many of its rows.
@@ -301,8 +304,8 @@ struct Strip {
         await(min(first + chunk_end, left_last) - left_first);
         if (lane < CHUNK) state.border_rows = load_border(first + from + lane);
       }
-      if (problem.checkpoints && from % int(problem.tile_steps) == 0) {
-        N* place = checkpoint_at(from / int(problem.tile_steps));
+      if (problem.checkpoints && (from & (int(problem.tile_steps) - 1)) == 0) {
+        N* place = checkpoint_at(from / unsigned(problem.tile_steps));
 #pragma unroll
         for (int c = 0; c < C; ++c) place[c * LANES] = state.above[c];
         place[C * LANES] = state.diagonal;
@@ -435,28 +438,30 @@ struct Strip {
   template <bool ENTROPY>
   __device__ __forceinline__ void backward_chunk_with(Visits& carried, Sums& sums, int from, int to, int tile_begin, Cost scale) {
     const bool sends_left = lane == 0 && index > 0;
-    int row = first + to - 1 - lane, place = cells.place(to - 1 - lane);
+    int row = to - 1 - lane, place = cells.place(row);
+    Border<N, F>* border = left_border + first;
+    const int rows = last - first, rows_on_left = left_last - first + 1;  // flows go to the row above too
 #pragma unroll UNROLLED
     for (int step = to - 1; step >= from; --step) {
       F entering = from_lane_above(carried.leaving), from_right = from_lane(carried.rows_of_flow, step - from);
       if (lane == LANES - 1) entering = from_right;
       // Nothing visits the cells of rows outside the strip.
-      const bool inside = first <= row && row < last;
+      const bool inside = unsigned(row) < unsigned(rows);
       recross<ENTROPY>(carried, sums, entering, row, inside, place, step - tile_begin, scale);
-      if (inside && sends_left && row <= left_last) left_border[row].flow = carried.leaving;
+      if (inside && sends_left && row < rows_on_left) border[row].flow = carried.leaving;
       if (!WEAK || row % 2 == 0) place = cells.previous(place);
       --row;
     }
   }
 
-  // A row of the lane, backward.
+  // A row of the lane, counted from the first of the strip, backward.
   template <bool ENTROPY>
   __device__ __forceinline__ void recross(Visits& carried, Sums& sums, const F& entering, int row, bool inside, int place,
                                           int slot, Cost scale) {
     auto& below = carried.below;
     auto& pending = carried.pending;
     Cost costs[C], results[C];
-    if (TANGENT) load_costs(row, place, costs);
+    if (TANGENT) load_costs(row, last - first, place, costs);
     Real from_right[ORDERS], diagonally[ORDERS];
 #pragma unroll
     for (int k = 0; k < ORDERS; ++k) {
@@ -493,9 +498,9 @@ struct Strip {
       if (is_dummy(row, column)) {
         sums.dummy += double(result);
       } else if constexpr (!Cells::STAGED) {
-        if (inside && column < item.m && (Cells::TAKE_ALL || item.in_band(row, column))) {
+        if (inside && column < item.m && (Cells::TAKE_ALL || item.in_band(first + row, column))) {
           if (status & NOT_A_NUMBER) results[c] = Cost(not_a_number());
-          cells.store(place, row, column, results[c]);
+          cells.store(place, first + row, column, results[c]);
           if (TANGENT && result != Real(0)) sums.weighted += double(result) * double(costs[c]);
         }
       }

@@ -6,6 +6,9 @@
 // three weights here, exp(-s / gamma) = exp(-cost / gamma) * sum over predecessors of exp(-cost / gamma), so that raw
 // costs are all that is read. Gradients in gamma and the dummy cost are left to lattice.cu.
 //
+// Each item is done in the fastest arithmetic of tiny.cuh that it allows: a look at its costs says which may be worth a
+// try, and the numbers in the end whether it was right. That is for the item alone to decide, never for its neighbors.
+//
 // Items that need more than this arithmetic are listed in `marked` for tiny_exact.cu.
 //
 // Compiled once for each combination of
@@ -40,9 +43,7 @@ struct TinyProblem : Batch {
   int64 end_of_parameters;
 };
 
-struct alignas(16) Vector {
-  COST at[IN_VECTOR];
-};
+typedef Vector<COST, IN_VECTOR> SomeCosts;
 
 // What a thread knows of its item.
 struct Pair {
@@ -79,9 +80,9 @@ struct Pair {
 #if WITH_VECTORS
 #pragma unroll
     for (int k = 0; k < COLUMNS / IN_VECTOR; ++k) {
-      const Vector some = reinterpret_cast<const Vector*>(here)[k];
+      const SomeCosts some = reinterpret_cast<const SomeCosts*>(here)[k];
 #pragma unroll
-      for (int l = 0; l < IN_VECTOR; ++l) out[k * IN_VECTOR + l] = some.at[l];
+      for (int l = 0; l < IN_VECTOR; ++l) out[k * IN_VECTOR + l] = some.v[l];
     }
 #else
 #pragma unroll
@@ -99,10 +100,10 @@ struct Pair {
 #if WITH_VECTORS && !WITH_RESTRICTED
 #pragma unroll
     for (int k = 0; k < COLUMNS / IN_VECTOR; ++k) {
-      Vector some;
+      SomeCosts some;
 #pragma unroll
-      for (int l = 0; l < IN_VECTOR; ++l) some.at[l] = values[k * IN_VECTOR + l];
-      reinterpret_cast<Vector*>(here)[k] = some;
+      for (int l = 0; l < IN_VECTOR; ++l) some.v[l] = values[k * IN_VECTOR + l];
+      reinterpret_cast<SomeCosts*>(here)[k] = some;
     }
 #else
 #pragma unroll
@@ -117,6 +118,14 @@ struct Pair {
 #else
     return kept[int64(row * COLUMNS + column) * (int64(gridDim.x) * THREADS)];
 #endif
+  }
+
+  struct alignas(2 * sizeof(COST)) KeptSum {
+    COST sum, raw;
+  };
+  __device__ __forceinline__ KeptSum& kept_sum_at(int row, int column) const {
+    static_assert(sizeof(KeptSum) == sizeof(Tiny<COST>), "in the same place");
+    return reinterpret_cast<KeptSum&>(kept_at(row, column));
   }
 
   // Of a path, at most.
@@ -157,6 +166,7 @@ __device__ __forceinline__ Tiny<COST> sweep_forward(const Pair& pair, A& arithme
         raw_above[c] = raw_left = weight;
         weight = A::smoothed(weight, before);
       }
+      if (pair.inside(row, c)) arithmetic.note(weight);
       Node node = arithmetic.combine(diagonal, above[c], left, weight, sum);
       diagonal = above[c];
       above[c] = left = node;
@@ -244,6 +254,126 @@ __device__ __forceinline__ void sweep_backward(const Pair& pair, A& arithmetic, 
   }
 }
 
+using Flat = Level<COST, WEAK, SMOOTHING, ORDER, COLUMNS>;
+// Elsewhere registers do not suffice.
+constexpr bool WITH_LEVEL = !(RESTRICTED && ORDER > 0 && SMOOTHING && WEAK && (COLUMNS > 8 || sizeof(COST) > 4));
+
+__device__ __forceinline__ Survey<COST> survey_of(const Pair& pair) {
+  Survey<COST> survey;
+  constexpr int AT_ONCE = RESTRICTED ? 1 : 4;  // there, addresses take registers
+#pragma unroll AT_ONCE
+  for (int row = 0; row < pair.item.n; ++row) {
+    COST costs[COLUMNS];
+    pair.load_row(row, costs);
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c)
+      if (pair.inside(row, c)) survey.add(costs[c]);
+  }
+  return survey;
+}
+
+// As the two sweeps above. Keeps sums and raw weights of the real cells for the gradient.
+__device__ __forceinline__ COST level_forward(const Pair& pair, Flat& level) {
+  Flat::Node above[COLUMNS + 1];
+  COST raw_above[COLUMNS], sum, dummy, end = COST(0);
+#pragma unroll
+  for (int c = 0; c <= COLUMNS; ++c) above[c] = Flat::nothing();
+#pragma unroll
+  for (int c = 0; c < COLUMNS; ++c) raw_above[c] = COST(0);
+  for (int row = 0; row < pair.item.n; ++row) {
+    COST costs[COLUMNS];
+    pair.load_row(row, costs);
+    Flat::Node left = Flat::nothing(), diagonal = Flat::nothing();
+    if (row == 0) diagonal = level.start(TinyBits<COST>::LEVEL_START);
+    COST raw_left = COST(0), raw_diagonal = COST(0);
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) {
+      const bool inside = pair.inside(row, c);
+      const COST raw = inside ? level.weight(costs[c]) : COST(0);
+      COST weight = raw;
+      if (SMOOTHING) {
+        COST before = raw_diagonal + raw_above[c] + raw_left;
+        if (c == 0 && row == 0) before = level.origin;
+        raw_diagonal = raw_above[c];
+        raw_above[c] = raw_left = raw;
+        weight = raw * before;
+      }
+      const Flat::Node node = level.combine(diagonal, above[c], left, weight, sum, dummy);
+      if (inside) level.note(sum, dummy);
+      else if (WEAK && c == pair.item.m) level.note_dummy(dummy);
+      diagonal = above[c];
+      above[c] = left = node;
+      if (ORDER > 0) pair.kept_sum_at(row, c) = {sum, raw};
+      if (!WEAK && (RESTRICTED ? c == pair.item.m - 1 : c == COLUMNS - 1)) end = node.n;
+    }
+    if (WEAK) {
+      above[COLUMNS] = level.combine(diagonal, above[COLUMNS], left, COST(0), sum, dummy);
+      if (!RESTRICTED || pair.item.m == COLUMNS) level.note_dummy(dummy);
+    }
+  }
+  if (WEAK) {  // the last row of dummy cells
+    Flat::Node left = Flat::nothing(), diagonal = Flat::nothing();
+#pragma unroll
+    for (int c = 0; c <= COLUMNS; ++c) {
+      left = level.combine(diagonal, above[c], left, COST(0), sum, dummy);
+      diagonal = above[c];
+      if (!RESTRICTED || c <= pair.item.m) level.note_dummy(dummy);
+      if (RESTRICTED ? c == pair.item.m : c == COLUMNS) end = dummy;
+    }
+  }
+  return end;
+}
+
+// Returns the last sum.
+__device__ __forceinline__ COST level_backward(const Pair& pair, Flat& level, const Flat::Node& start, COST scale) {
+  Flat::Node below[COLUMNS];
+  COST raw[COLUMNS], raw_above[COLUMNS], flow_below[COLUMNS], sum = COST(0), dummy;
+#pragma unroll
+  for (int c = 0; c < COLUMNS; ++c) {
+    below[c] = RESTRICTED && c == pair.item.m ? start : Flat::nothing();
+    flow_below[c] = COST(0);
+    raw[c] = pair.kept_sum_at(pair.item.n - 1, c).raw;
+  }
+  for (int row = pair.item.n - 1; row >= 0; --row) {
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) raw_above[c] = row > 0 ? pair.kept_sum_at(row - 1, c).raw : COST(0);
+    Flat::Node right = Flat::nothing(), diagonal = Flat::nothing();
+    if (row == pair.item.n - 1 && (!RESTRICTED || pair.item.m == COLUMNS)) diagonal = start;
+    COST flow_right = COST(0), flow_diagonal = COST(0), results[COLUMNS];
+#pragma unroll
+    for (int c = COLUMNS - 1; c >= 0; --c) {
+      const bool inside = pair.inside(row, c);
+      COST before, weight = raw[c];
+      if (SMOOTHING) {
+        before = raw_above[c];
+        if (c > 0) before += raw_above[c - 1] + raw[c - 1];
+        if (c == 0 && row == 0) before = level.origin;
+        weight *= before;
+      }
+      Flat::Node node = level.combine(diagonal, below[c], right, weight, sum, dummy);
+      if (inside) level.note(sum, dummy);
+      COST visits = pair.kept_sum_at(row, c).sum * node.n * level.inverse;
+      if (!inside) {
+        node = Flat::nothing();
+        visits = COST(0);
+      }
+      diagonal = below[c];
+      below[c] = right = node;
+      COST result = visits;
+      if (SMOOTHING) {
+        result = Rate<COST>::multiply_add(raw[c], flow_right + flow_below[c] + flow_diagonal, visits);
+        flow_diagonal = flow_below[c];
+        flow_below[c] = flow_right = inside ? visits * reciprocal(before) : COST(0);
+      }
+      results[c] = scale * result;
+    }
+    pair.store_row(row, results);
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) raw[c] = raw_above[c];
+  }
+  return sum;
+}
+
 __device__ __forceinline__ void fill(const Pair& pair, COST value) {
   for (int row = 0; row < pair.item.n; ++row) {
     COST values[COLUMNS];
@@ -278,7 +408,35 @@ __device__ __forceinline__ int status_of_costs(const Pair& pair, const Rate<COST
 
 __device__ __forceinline__ double log2_of(const Tiny<COST>& z) { return log2(double(z.mantissa)) + double(z.exponent); }
 
+// Small against gamma, as of a single path of small costs: rounding counts there. In a weak lattice many paths are near
+// the cheapest one, or its dummy cells are dear.
+__device__ __forceinline__ bool is_imprecise(const Pair& pair, double log2_z) {
+  return !WEAK && log2_z * log2_z < (sizeof(COST) == 4 ? 0.06 : 1e-7) * pair.cells();
+}
+
 // False where the numbers do not allow this arithmetic. `mark` where none of this kernel does.
+__device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& rate, const Survey<COST>& survey,
+                                            int64 p, bool& mark) {
+  Flat level(rate, pair.gamma, pair.dummy, pair.problem.origin_count, survey);
+  if (!level.possible) return false;
+  const COST end = level_forward(pair, level);
+  if (!level.is_right(end)) return false;
+#if WITH_ORDER == 0
+  const double log2_z = level.log2_of(end, pair.item.n, pair.item.m);
+  mark = is_imprecise(pair, log2_z);
+  double value = -log2_z * LN_2 * pair.gamma;
+  if (WEAK) value += pair.dummy * double(2 * (pair.item.n + pair.item.m) + 1);
+  if (!mark) static_cast<COST*>(pair.problem.value)[p] = COST(value);
+#else
+  const COST scale = static_cast<const COST*>(pair.problem.grad_value)[p * pair.problem.grad_value_stride];
+  if (!(fabs(scale) < infinity<COST>())) return false;  // times a gradient of 0 it is not 0
+  const Flat::Node start = level.reverse(end);
+  if (!level.possible || !level.is_right(level_backward(pair, level, start, scale))) return false;
+#endif
+  return true;
+}
+
+// The same for the other arithmetics.
 template <class A>
 __device__ __forceinline__ bool solve(const Pair& pair, const Rate<COST>& rate, int64 p, bool& mark) {
   A arithmetic(rate, COST(pair.dummy), pair.problem.origin_count);
@@ -292,9 +450,7 @@ __device__ __forceinline__ bool solve(const Pair& pair, const Rate<COST>& rate, 
   double value = bad ? not_a_number() : infinity<double>();
   if (!bad && !none) {
     const double log2_z = log2_of(end);
-    // Small against gamma, as of a single path of small costs: rounding counts there. In a weak lattice many paths are
-    // near the cheapest one, or its dummy cells are dear.
-    if (!WEAK && log2_z * log2_z < (sizeof(COST) == 4 ? 0.06 : 1e-7) * pair.cells()) mark = true;
+    mark = mark || is_imprecise(pair, log2_z);
     value = -log2_z * LN_2 * pair.gamma;
   }
   if (!mark) static_cast<COST*>(pair.problem.value)[p] = COST(value);
@@ -321,8 +477,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiny(SOFTDTW_PARAMETERS(SO
                 !(fabs(pair.dummy) * double(rate.scale) < TINY_EXPONENT_LIMIT - 1) ||
                 !(problem.origin_count > 1e-30 && problem.origin_count < 1e30);
     if (!mark) {
-      bool done = false;
-      if constexpr (WEAK) done = solve<Compact<COST>>(pair, rate, p, mark);
+      bool done = false, compact = WEAK;
+      if constexpr (WITH_LEVEL) {
+        const Survey<COST> survey = survey_of(pair);
+        done = solve_level(pair, rate, survey, p, mark);
+        compact = WEAK && survey.within(rate.scale, TinyBits<COST>::COMPACT_LIMIT);
+      }
+      if constexpr (WEAK)
+        if (!done && compact) done = solve<Compact<COST, COLUMNS>>(pair, rate, p, mark);
       if (!done) solve<General<COST, WEAK>>(pair, rate, p, mark);
     }
     if (mark) problem.marked[atomic_add(problem.marked_count, 1)] = p;
