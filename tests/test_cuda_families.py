@@ -132,12 +132,15 @@ def test_families_are_chosen_by_shape() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(1, 16384, 16384), (8, 4096, 4096)])
-def test_what_a_gradient_saves_is_less_than_a_tenth_of_the_cost(
-    shape: tuple[int, int, int], dtype: torch.dtype
-) -> None:
-    """On the 132 multiprocessors of an H100 or H200: all memory but cost and gradient."""
-    assert scratch_of(shape, dtype, 1) < 0.1
+def test_what_a_gradient_keeps_beside_the_cost(dtype: torch.dtype) -> None:
+    """On the 132 multiprocessors of an H100 or H200: all memory but cost and gradient.
+
+    For many items, checkpoints lie close together: shorter tiles let more warps run.
+    """
+    assert scratch_of((1, 16384, 16384), dtype, 1) < 0.1
+    for shape in ((8, 4096, 4096), (64, 1024, 1024), (100, 1024, 1024)):
+        assert scratch_of(shape, dtype, 1) < 0.25
+    assert scratch_of((4096, 256, 256), dtype, 1) < 0.1
 
 
 def test_a_value_of_65536_by_65536_needs_little_beside_its_cost() -> None:

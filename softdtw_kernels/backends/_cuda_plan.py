@@ -174,7 +174,7 @@ STRIPS_OF_BLOCK = 512
 # Chunks of steps between two checkpoints, at most: with twice as many, checkpoints take half the
 # memory and tiles twice as much.
 MOST_TILE_CHUNKS = 4
-SHARE_OF_COST = 0.1  # for what a gradient keeps, of few long items
+SHARE_OF_COST = 0.1  # for what a gradient keeps, of one very long item
 BATCH_BYTES = 24 << 10  # of shared memory, at most, for a warp that is one of many
 WIDE_COLUMNS = 4
 WIDE_SCRATCH_BYTES = 32 << 20
@@ -385,7 +385,8 @@ def long_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int)
 
     Two columns a lane, unless that leaves multiprocessors idle: with one, borders and checkpoints
     of a gradient take more memory and the critical path is about as long. Tiles are short enough
-    for all strips to run, as far as may be, unless the checkpoints then take too much memory.
+    for all strips to run, as far as may be; longer for one very long item, whose checkpoints would
+    take too much memory.
     """
     columns = 1
     if 2 in columns_offered(shape.dtype, order):
@@ -400,8 +401,9 @@ def long_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int)
         steps = CHUNK * tile_chunks
         return Plan(variant, "long", warps, 1, steps, strips, span, shape.pairs)
 
-    while chunks < most and plan(chunks).total_bytes > SHARE_OF_COST * shape.cost_bytes:
-        chunks *= 2
+    if warps <= 2 * multiprocessors:
+        while chunks < most and plan(chunks).total_bytes > SHARE_OF_COST * shape.cost_bytes:
+            chunks *= 2
     return plan(chunks)
 
 
