@@ -305,7 +305,8 @@ def test_without_cupy_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 def test_a_scalar_gamma_in_host_memory_is_passed_by_value() -> None:
     """What a 0-d gamma on the CPU becomes beside a cost on a GPU; here the device is pretended."""
     gamma = torch.tensor(0.25, dtype=torch.float64).expand(3, 2)
-    fields = host.per_item(gamma, "gamma", torch.device("meta"))
+    form, number = host.item_buffer(gamma, torch.device("meta"))
+    fields = host.item_fields("gamma", form, number)
     assert fields == {"gamma": None, "gamma_stride": 0, "gamma_number": 0.25}
 
 
