@@ -102,7 +102,7 @@ def batch_parameter(
     """A number or 0-d tensor as a float64 tensor of shape `batch`, differentiable if it was."""
     value = check_parameter(value, name)
     if isinstance(value, Tensor):
-        return value.to(device=device, dtype=torch.float64).expand(batch)
+        return to_device(value, device, torch.float64).expand(batch)
     return torch.full((), value, dtype=torch.float64, device=device).expand(batch)
 
 
@@ -168,7 +168,18 @@ def check_lengths(
             f"{name} must be integers of shape {tuple(expected)}, one length a sequence, "
             f"got shape {tuple(lengths.shape)}"
         )
-    return lengths.to(device=device, dtype=torch.int64)
+    return to_device(lengths, device, torch.int64)
+
+
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Differentiable; from host memory to another device without waiting for that device.
+
+    What is copied then is a copy itself, which nobody can write to before it has been read. The
+    gradient takes the way back, on which torch waits.
+    """
+    if tensor.device.type == "cpu" != device.type:
+        return tensor.to(dtype=dtype, copy=True).to(device, non_blocking=True)
+    return tensor.to(device=device, dtype=dtype)
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

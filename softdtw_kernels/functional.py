@@ -144,7 +144,9 @@ def soft_dtw(
         x: (*, N, D), float32 or float64; float16 and bfloat16 are computed in float32.
         y: (*, M, D); the leading dimensions broadcast with those of x.
         gamma: smoothing, a number or a 0-d tensor (which gets a gradient), at least 0; in the
-            units of the cost. At 0 the gradient is that of one optimal path, and 0 in gamma.
+            units of the cost. At 0 the gradient is that of one optimal path, and 0 in gamma. No
+            call waits for the device, but the gradient of a tensor in host memory comes there with
+            a wait.
         cost: "sqeuclidean" |x_i - y_j|^2 (no factor 1/2), "euclidean" (with subgradient 0 at
             distance 0), "cosine" 1 - cos, "shifted_cosine" -cos, "negative_dot" -<x_i, y_j>, or a
             function of broadcastable (..., N, D) and (..., M, D) that returns (..., N, M).
@@ -423,16 +425,14 @@ def soft_dtw_divergence(
     between = _value_of_sequences(checked, gamma, cost, bandwidth, pairwise)
     x, y = computing_dtype(x, y)
 
-    def to_itself(z: Tensor, lengths: Lengths) -> Tensor:
+    def to_itself(z: Tensor, lengths: Tensor | None) -> Tensor:
         if lengths is not None:
-            # Checked above; an empty list has no dtype of its own.
-            lengths = torch.as_tensor(lengths, dtype=torch.int64, device=z.device)
             batch = torch.broadcast_shapes(z.shape[:-2], lengths.shape)
             z = z.expand(*batch, *z.shape[-2:])
-        checked = sequences(z, z, cost, lengths, lengths, False, backend)
-        return _value_of_sequences(checked, gamma, cost, bandwidth, False)
+        itself = sequences(z, z, cost, lengths, lengths, False, backend)
+        return _value_of_sequences(itself, gamma, cost, bandwidth, False)
 
-    of_x, of_y = to_itself(x, x_lengths), to_itself(y, y_lengths)
+    of_x, of_y = to_itself(x, checked.x_lengths), to_itself(y, checked.y_lengths)
     if pairwise:
         of_x = of_x[:, None]
     # Half of the sum, not two halves: exactly 0 at x = y.

@@ -7,8 +7,8 @@ allowed):
     value(cost (*, N, M), gamma (*), dummy (*)?, x_lengths (*)?, y_lengths (*)?, bandwidth?)
         -> value (*)
     gradient(.., grad_value (*), with_parameters)
-        -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*); the last two may hold
-           anything unless with_parameters, the last one if there is no dummy cost
+        -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*); the last two may hold anything
+           unless with_parameters; without a dummy cost the last one is then 0
     hessian_product(.., grad_value (*), tangent_cost (*, N, M), tangent_gamma (*),
                     tangent_dummy (*)?)
         -> derivative of the value along the tangents (*), and grad_value times the derivative of
@@ -27,7 +27,8 @@ allowed):
     fused_gradient(.., grad_value (*), with_x, with_y, with_gamma)
         -> grad_x (*, N, D), grad_y (*, M, D), grad_gamma (*)
         of the costs "sqeuclidean" or "negative_dot" of x and y, which CUDA never stores; elsewhere
-        they are compositions of the operators above; again no feature where no gradient is wanted
+        they are compositions of the operators above; again no feature where no gradient is wanted,
+        and grad_gamma may then hold anything
 
 The cost is float32 or float64 of any strides and is never copied here, unless it has more than two
 leading dimensions (those of vmap, say) that cannot be viewed as two: backends see at most two.

@@ -81,7 +81,9 @@ def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) 
 def plan_of(
     call: dict[str, object], family: str | None = None, multiprocessors: int = MANY, order: int = 1
 ) -> _cuda_plan.Plan:
-    task = host.batch(call["cost"], None, *list(call.values())[1:])
+    *items, bandwidth = list(call.values())[1:]
+    forms, _ = host.item_buffers(items, torch.device("cpu"))
+    task = host.batch(call["cost"], None, forms, bandwidth, {"cost": None})
     return _cuda_plan.fast_plan(task, order, multiprocessors, MUCH, family)
 
 

@@ -305,8 +305,30 @@ def test_without_cupy_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 def test_a_scalar_gamma_in_host_memory_is_passed_by_value() -> None:
     """What a 0-d gamma on the CPU becomes beside a cost on a GPU; here the device is pretended."""
     gamma = torch.tensor(0.25, dtype=torch.float64).expand(3, 2)
-    fields = host.per_item(gamma, "gamma", torch.device("meta"))
+    form, number = host.item_buffer(gamma, torch.device("meta"))
+    fields = host.item_fields("gamma", form, number)
     assert fields == {"gamma": None, "gamma_stride": 0, "gamma_number": 0.25}
+
+
+def test_a_number_in_place_of_gamma_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One recipe serves all numbers."""
+    cost = torch.rand(3, 20, 40, generator=torch.Generator().manual_seed(1))
+
+    def results() -> list[torch.Tensor]:
+        gammas = [torch.tensor(g, dtype=torch.float64).expand(3) for g in (0.5, 0.25)]
+        calls = [no_limits(cost, gamma) for gamma in gammas]
+        return [host.value(EmulatorLauncher(MANY), **call) for call in calls]
+
+    truth = results()
+    asked = []
+
+    def read(tensor: torch.Tensor | None, device: torch.device) -> tuple[str, float | None]:
+        asked.append(tensor)
+        return (host.ABSENT, None) if tensor is None else (host.NUMBER, tensor[0].item())
+
+    monkeypatch.setattr(host, "item_buffer", read)
+    assert all(torch.equal(a, b) for a, b in zip(truth, results(), strict=True))
+    assert len(asked) == 8 and not torch.equal(*truth)
 
 
 def test_every_argument_of_a_launch_is_8_bytes_wide() -> None:

@@ -229,12 +229,11 @@ def recipe_of(
     with_gamma: bool,
 ) -> Recipe:
     """What `run` does with x and y in whole packs."""
-    items = (*host.ITEMS, "grad_value")[: len(forms)]
-    recipe = Recipe("x", "y", *items, *outputs)
+    recipe = Recipe("x", "y", *host.ITEMS[: len(forms)], *outputs)
     buffers = recipe.inputs
     shape_of_cost = (*x_shape[:-1], columns)  # which has no memory
     cost = host.without_memory(dtype, shape_of_cost, (0,) * len(shape_of_cost))
-    task = host.batch_of(cost, None, forms[:4], bandwidth, {**buffers, "cost": None})
+    task = host.batch(cost, None, forms, bandwidth, {**buffers, "cost": None})
     pairs = task.pairs
     kernels = [FeatureVariant(dtype, wide, distance, order) for wide in (False, True)]
     fast, wide = (plan_of(task, form, multiprocessors) for form in kernels)
@@ -256,7 +255,6 @@ def recipe_of(
     fields: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in ("x", "y", *outputs)},
-        **(host.item_fields("grad_value", forms[4], buffers["grad_value"]) if order else {}),
         "grad_gamma": grad_gamma,
         "parts": parts,
         "status": counters[2 : 2 + pairs],
@@ -311,7 +309,9 @@ def gradient(
     with_y: bool,
     with_gamma: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """In x, y (without any feature where it is not wanted) and gamma (zeros)."""
+    """In x and y, without any feature where it is not wanted, and gamma, which may then hold
+    anything.
+    """
     x, y = problem.x, problem.y
     length = PACK_BYTES // x.element_size()
     whole = length * ceil_divide(x.shape[-1], length)
@@ -327,5 +327,5 @@ def gradient(
     return (
         by_x[..., : x.shape[-1]].contiguous(),
         by_y[..., : y.shape[-1]].contiguous(),
-        host.sum_of_parts(in_gamma, torch.Size((*x.shape[:-1], y.shape[-2])), x),
+        host.sum_of_parts(in_gamma, x.shape[:-2], x, with_gamma),
     )

@@ -83,11 +83,6 @@ def item_fields(name: str, form: str, buffer: Any) -> dict[str, Argument]:
     return {name: None if form == ABSENT else buffer, f"{name}_stride": int(form == EACH)}
 
 
-def per_item(tensor: Tensor | None, name: str, device: torch.device) -> dict[str, Argument]:
-    """Pointer and stride, or number, of a tensor with one entry an item."""
-    return item_fields(name, *item_buffer(tensor, device))
-
-
 STRIDES = ("b0", "b1", "b2", "row", "column")
 
 
@@ -115,34 +110,20 @@ def with_strides_of(out: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(out).copy_(x)
 
 
-ITEMS = ("gamma", "dummy", "x_lengths", "y_lengths")
+# The tensors with one entry an item, the last for derivatives of the value only.
+ITEMS = ("gamma", "dummy", "x_lengths", "y_lengths", "grad_value")
 
 
 def batch(
-    cost: Tensor,
-    dense: Tensor | None,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-) -> Batch:
-    """`dense` is an output shaped like the cost."""
-    forms, buffers = item_buffers((gamma, dummy, x_lengths, y_lengths), cost.device)
-    places = dict(zip(ITEMS, buffers, strict=True))
-    return batch_of(
-        cost, None if dense is None else dense.stride(), forms, bandwidth, {"cost": cost, **places}
-    )
-
-
-def batch_of(
     cost: Tensor,
     dense: tuple[int, ...] | None,
     forms: tuple[str, ...],
     bandwidth: int | None,
     buffers: dict[str, Any],
 ) -> Batch:
-    """Of the cost only dtype, shape and strides count; all memory is that of the buffers."""
+    """`forms` are those of ITEMS, all memory that of the buffers: of the cost only dtype, shape and
+    strides count.
+    """
     leading = (1, 1, 1, *cost.shape[:-2])[-3:]
     fields: dict[str, Argument] = {
         "cost": buffers["cost"],
@@ -155,9 +136,9 @@ def batch_of(
         **strides("stride", cost.stride()),
         **({} if dense is None else strides("dense", dense)),
     }
-    for name, form in zip(ITEMS, forms, strict=True):
+    form_of = dict(zip(ITEMS, forms, strict=False))
+    for name, form in form_of.items():
         fields |= item_fields(name, form, buffers.get(name))
-    form_of = dict(zip(ITEMS, forms, strict=True))
     ragged = not form_of["x_lengths"] == form_of["y_lengths"] == ABSENT
     return Batch(cost, fields, form_of["dummy"] != ABSENT, bandwidth, ragged)
 
@@ -179,8 +160,7 @@ def run_lattice(
 ) -> tuple[Tensor | None, Tensor | None]:
     """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts).
 
-    `items` are gamma, dummy and lengths and, for a derivative, the gradient in the value; `others`
-    the remaining tensors of the kernel, by name.
+    `items` are ITEMS; `others` the remaining tensors of the kernel, by name.
     """
     forms, buffers = item_buffers(items, cost.device)
     recipe = lattice_recipe(
@@ -214,10 +194,9 @@ def lattice_recipe(
     with_gamma: bool,
 ) -> Recipe:
     """What `run_lattice` does; `device` is what a launcher says of its own."""
-    items = (*ITEMS, "grad_value")[: len(forms)]
-    recipe = Recipe("cost", *items, *others)
+    recipe = Recipe("cost", *ITEMS[: len(forms)], *others)
     buffers = recipe.inputs
-    task = batch_of(without_memory(dtype, shape, stride), dense, forms[:4], bandwidth, buffers)
+    task = batch(without_memory(dtype, shape, stride), dense, forms, bandwidth, buffers)
     multiprocessors, shared_limit, family = device
     fast = fast_plan(task, order, multiprocessors, shared_limit, family)
     wide = wide_plan(task, order, multiprocessors)
@@ -235,7 +214,6 @@ def lattice_recipe(
     fields: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in others},
-        **(item_fields("grad_value", forms[4], buffers["grad_value"]) if order else {}),
         "grad_gamma": grad_gamma,
         "grad_dummy": grad_dummy,
         "parts": parts,
@@ -321,16 +299,13 @@ def leaves_cells(x_lengths: Tensor | None, y_lengths: Tensor | None, bandwidth: 
     return x_lengths is not None or y_lengths is not None or bandwidth is not None
 
 
-def sum_of_parts(parts: Tensor | None, shape: torch.Size, like: Tensor) -> Tensor:
-    """(pairs, parts) to (*), where `shape` is that of the cost, (*, N, M)."""
-    if parts is None:
-        return unwanted(shape[:-2], like.device)
-    return (parts if parts.shape[-1] == 1 else parts.sum(-1)).view(shape[:-2])
-
-
-def unwanted(shape: torch.Size, device: torch.device) -> Tensor:
-    """In place of a derivative that nobody asked for: zeros would be one more launch."""
-    return torch.empty(shape, dtype=torch.float64, device=device)
+def sum_of_parts(parts: Tensor | None, batch: torch.Size, like: Tensor, wanted: bool) -> Tensor:
+    """(pairs, parts) to the shape `batch`; zeros if None, or anything where it is not wanted."""
+    if parts is not None:
+        return (parts if parts.shape[-1] == 1 else parts.sum(-1)).view(batch)
+    # Zeros would be one more launch.
+    new = like.new_zeros if wanted else like.new_empty
+    return new(batch, dtype=torch.float64)
 
 
 def gradient(
@@ -354,8 +329,8 @@ def gradient(
         )
     return (
         out.view(shape) if out.shape != shape else out,
-        sum_of_parts(in_gamma, shape, cost),
-        sum_of_parts(in_dummy, shape, cost),
+        sum_of_parts(in_gamma, shape[:-2], cost, with_parameters),
+        sum_of_parts(in_dummy, shape[:-2], cost, with_parameters),
     )
 
 
@@ -393,8 +368,8 @@ def hessian_product(
     return (
         tangent_value,
         out.view(shape) if out.shape != shape else out,
-        sum_of_parts(in_gamma, shape, cost),
-        sum_of_parts(in_dummy, shape, cost),
+        sum_of_parts(in_gamma, shape[:-2], cost, True),
+        sum_of_parts(in_dummy, shape[:-2], cost, True),
     )
 
 
@@ -438,9 +413,9 @@ def smoothing_recipe(
     matrices: tuple[str, ...],
 ) -> Recipe:
     """What `run_smoothing` does."""
-    recipe = Recipe("cost", *ITEMS, *matrices)
+    recipe = Recipe("cost", *ITEMS[: len(forms)], *matrices)
     buffers = recipe.inputs
-    task = batch_of(without_memory(dtype, shape, stride), dense, forms, None, buffers)
+    task = batch(without_memory(dtype, shape, stride), dense, forms, None, buffers)
     cells = shape[-2] * shape[-1]
     parts = ceil_divide(cells, SMOOTHING_THREADS * SMOOTHING_CELLS_OF_THREAD)
     # A grid holds fewer than 2^31 blocks.
@@ -500,7 +475,9 @@ def smooth_vjp(
         items = gamma, x_lengths, y_lengths
         matrices = {"out": out, "grad_s": with_strides_of(out, grad_s)}
         in_gamma = run_smoothing(launcher, 1, cost, items, origin_count, matrices)
-    return out.view(shape) if out.shape != shape else out, sum_of_parts(in_gamma, shape, cost)
+    return out.view(shape) if out.shape != shape else out, sum_of_parts(
+        in_gamma, shape[:-2], cost, True
+    )
 
 
 DISTANCE_TILE, DISTANCE_DEPTH, DISTANCE_THREADS = 64, 16, 256  # as in cuda/distances.cu

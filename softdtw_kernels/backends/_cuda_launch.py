@@ -15,8 +15,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from ._cuda_plan import Argument
-
 Buffer: TypeAlias = Tensor | float | None  # a number that goes in place of an address, or null
 
 
@@ -67,18 +65,6 @@ class Launcher(Protocol):
 
     def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
         """Launch one after the other, with the addresses of the buffers."""
-        ...
-
-    def launch(
-        self,
-        source: str,
-        options: tuple[str, ...],
-        grid: int,
-        block: int,
-        shared_bytes: int,
-        arguments: Sequence[Argument],
-    ) -> None:
-        """Launch one kernel without a recipe."""
         ...
 
 

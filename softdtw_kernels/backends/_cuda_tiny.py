@@ -8,14 +8,16 @@ nothing here waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import _cuda_host as host
-from ._cuda_host import Launcher
+from ._cuda_launch import Launcher, Recipe
 from ._cuda_plan import Argument, Batch, c_type, ceil_divide
 
 # Rows go up to the columns offered: what a pair takes of shared memory grows with both.
@@ -103,13 +105,13 @@ def applies(cost: Tensor, multiprocessors: int) -> bool:
     return PAIRS_OF_MULTIPROCESSOR * multiprocessors <= cost.shape[:-2].numel() < 2**31
 
 
-def variant_of(task: Batch, order: int, smoothing: bool, out: Tensor | None) -> TinyVariant:
-    """`out` is shaped like the cost."""
-    cost, (rows, columns) = task.cost, task.cost.shape[-2:]
-    width = next(c for c in COLUMNS[cost.dtype] if c >= max(rows, columns))
+def variant_of(task: Batch, order: int, smoothing: bool, aligned: bool) -> TinyVariant:
+    """`aligned` is whether all matrices are `in_vectors`."""
+    dtype, (rows, columns) = task.cost.dtype, task.cost.shape[-2:]
+    width = next(c for c in COLUMNS[dtype] if c >= max(rows, columns))
     restricted = task.ragged or task.bandwidth is not None or columns < width
-    vectors = columns == width and all(in_vectors(t) for t in (cost, out) if t is not None)
-    return TinyVariant(cost.dtype, width, task.weak, smoothing, order, restricted, vectors)
+    vectors = columns == width and aligned
+    return TinyVariant(dtype, width, task.weak, smoothing, order, restricted, vectors)
 
 
 def in_vectors(matrices: Tensor) -> bool:
@@ -124,28 +126,66 @@ def in_vectors(matrices: Tensor) -> bool:
 
 def run(
     launcher: Launcher,
-    task: Batch,
-    variant: TinyVariant,
-    outputs: dict[str, Argument],
+    order: int,
+    cost: Tensor,
+    items: Sequence[Tensor | None],
+    bandwidth: int | None,
     origin_count: float | None,
+    out: Tensor,
 ) -> None:
-    """Both launches: all items, and those that the first one leaves."""
-    cost = task.cost
+    """Both launches: all items, and those that the first one leaves.
+
+    `items` as in `_cuda_host.run_lattice`; `out` is the value or the gradient in the cost.
+    """
+    forms, buffers = host.item_buffers(items, cost.device)
+    recipe = tiny_recipe(
+        order,
+        launcher.multiprocessors,
+        cost.dtype,
+        cost.shape,
+        cost.stride(),
+        out.stride() if order else None,
+        in_vectors(cost) and (not order or in_vectors(out)),
+        forms,
+        bandwidth,
+        origin_count,
+    )
+    recipe.follow(launcher, cost.device, (cost, *buffers, out))
+
+
+@lru_cache(maxsize=1024)
+def tiny_recipe(
+    order: int,
+    multiprocessors: int,
+    dtype: torch.dtype,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    dense: tuple[int, ...] | None,
+    aligned: bool,
+    forms: tuple[str, ...],
+    bandwidth: int | None,
+    origin_count: float | None,
+) -> Recipe:
+    """What `run` does."""
+    output = "grad_cost" if order else "value"
+    recipe = Recipe("cost", *host.ITEMS[: len(forms)], output)
+    buffers = recipe.inputs
+    task = host.batch(host.without_memory(dtype, shape, stride), dense, forms, bandwidth, buffers)
+    variant = variant_of(task, order, origin_count is not None, aligned)
     blocks = ceil_divide(task.pairs, variant.threads)
     kept = None
     if not variant.shared:
-        blocks = min(blocks, BLOCKS_OF_MULTIPROCESSOR * launcher.multiprocessors)
-        kept = cost.new_empty(blocks * variant.threads * variant.kept_bytes, dtype=torch.uint8)
-    marked = cost.new_empty(task.pairs, dtype=torch.int64)
-    marked_count = cost.new_zeros(1, dtype=torch.int32)
+        blocks = min(blocks, BLOCKS_OF_MULTIPROCESSOR * multiprocessors)
+        kept_bytes = blocks * variant.threads * variant.kept_bytes
+        kept = recipe.new(torch.empty, kept_bytes, dtype=torch.uint8)
     shared: dict[str, Argument] = {
         **task.fields,
-        **outputs,
+        output: buffers[output],
         "origin_count": 1.0 if origin_count is None else origin_count,
-        "marked": marked,
-        "marked_count": marked_count,
+        "marked": recipe.new(torch.empty, task.pairs, dtype=torch.int64),
+        "marked_count": recipe.new(torch.zeros, 1, dtype=torch.int32),
     }
-    launcher.launch(
+    recipe.launch(
         "tiny",
         variant.options,
         blocks,
@@ -156,11 +196,12 @@ def run(
     doubles = exact_doubles(task)
     exact_blocks = min(
         ceil_divide(task.pairs, EXACT_THREADS),
-        8 * launcher.multiprocessors,
+        8 * multiprocessors,
         max(1, EXACT_SCRATCH_BYTES // (8 * doubles * EXACT_THREADS)),
     )
-    scratch = cost.new_empty(exact_blocks * EXACT_THREADS * doubles, dtype=torch.float64)
-    launcher.launch(
+    size = exact_blocks * EXACT_THREADS * doubles
+    scratch = recipe.new(torch.empty, size, dtype=torch.float64)
+    recipe.launch(
         "tiny_exact",
         variant.exact_options,
         exact_blocks,
@@ -168,6 +209,7 @@ def run(
         0,
         host.arguments("tiny_exact.cu", "SOFTDTW_TINY_EXACT_FIELDS", shared | {"scratch": scratch}),
     )
+    return recipe
 
 
 def exact_doubles(task: Batch) -> int:
@@ -261,10 +303,9 @@ def tiny_value(
     """None where the tiny kernels do not apply. An origin_count of None is no smoothing."""
     if not applies(cost, launcher.multiprocessors):
         return None
-    task = host.batch(host.few_dimensions(cost), None, *rest)
     out = cost.new_empty(cost.shape[:-2])
-    variant = variant_of(task, 0, origin_count is not None, None)
-    run(launcher, task, variant, {"value": out}, origin_count)
+    *items, bandwidth = rest
+    run(launcher, 0, host.few_dimensions(cost), items, bandwidth, origin_count, out)
     return out
 
 
@@ -276,13 +317,11 @@ def tiny_gradient(
         return None
     shape, cost = cost.shape, host.few_dimensions(cost)
     out = host.new_like(cost, host.leaves_cells(*rest[2:]))
-    task = host.batch(cost, out, *rest)
-    outputs = {"grad_cost": out, **host.per_item(grad_value, "grad_value", cost.device)}
-    variant = variant_of(task, 1, origin_count is not None, out)
-    run(launcher, task, variant, outputs, origin_count)
+    *items, bandwidth = rest
+    run(launcher, 1, cost, [*items, grad_value], bandwidth, origin_count, out)
     return out.view(shape) if out.shape != shape else out
 
 
 def no_parameter(cost: Tensor) -> Tensor:
     """The gradient in gamma or the dummy cost where it is not wanted."""
-    return host.unwanted(cost.shape[:-2], cost.device)
+    return host.sum_of_parts(None, cost.shape[:-2], cost, False)

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import _cuda_features, _cuda_host, _cuda_tiny
 from ._cuda_host import SOURCES
 from ._cuda_launch import Buffer, Launch, address
-from ._cuda_plan import SHARED_BYTES, Argument
+from ._cuda_plan import SHARED_BYTES
 
 COMPILER_OPTIONS = ("-std=c++17", "--device-int128", "--fmad=false", f"-I{SOURCES}")
 
@@ -82,19 +82,6 @@ class CupyLauncher:
                     shared_mem=launch.shared_bytes,
                     stream=stream,
                 )
-
-    def launch(
-        self,
-        source: str,
-        options: tuple[str, ...],
-        grid: int,
-        block: int,
-        shared_bytes: int,
-        arguments: Sequence[Argument],
-    ) -> None:
-        values = tuple(map(address, arguments))
-        launch = Launch((source, options), (grid,), (block,), shared_bytes, values, ())
-        self.run((launch,), ())
 
     def stream_of(self, handle: int) -> Any:
         """Of CuPy, for a stream of torch: it holds the handle and nothing else."""

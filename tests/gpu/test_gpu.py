@@ -233,13 +233,19 @@ def test_families_agree_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_call_waits_for_the_device() -> None:
+    """Gamma and lengths may be in host memory; only to bring a gradient there takes a wait."""
     x, y = torch.randn(4, 50, 3, device="cuda"), torch.randn(4, 60, 3, device="cuda")
     lengths = torch.tensor([50, 3, 20, 1], device="cuda")
+    gamma = torch.tensor(0.5, requires_grad=True)
+
+    def value() -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = x.clone().requires_grad_()
+        limits = {"x_lengths": lengths, "y_lengths": [60, 2, 7, 1]}
+        return leaf, softdtw_kernels.soft_dtw(leaf, y, gamma=gamma, **limits).sum()
 
     def run() -> None:
-        gamma = torch.tensor(0.5, requires_grad=True)  # in host memory: allowed
-        leaf = x.clone().requires_grad_()
-        softdtw_kernels.soft_dtw(leaf, y, gamma=gamma, x_lengths=lengths).sum().backward()
+        leaf, total = value()
+        total.backward(inputs=[leaf])
 
     run()  # compiles
     torch.cuda.synchronize()
@@ -248,6 +254,9 @@ def test_no_call_waits_for_the_device() -> None:
         run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert gamma.grad is None
+    value()[1].backward()
+    assert gamma.grad.device.type == "cpu" and gamma.grad != 0
 
 
 def test_a_cuda_graph_replays_forward_and_backward() -> None:
