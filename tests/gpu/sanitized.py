@@ -2,8 +2,8 @@
 
     python -m tests.gpu.sanitized [FAMILY ...]
 
-Racecheck gets no `block`: the flags by which the warps of a block wait for each other are ordered by
-acquire and release, which it does not know; the race detector of the emulator does.
+Racecheck gets no `block`: the flags by which the warps of a block wait for each other are ordered
+by acquire and release, which it does not know; the race detector of the emulator does.
 """
 
 from __future__ import annotations
