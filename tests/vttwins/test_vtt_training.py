@@ -186,6 +186,7 @@ def test_what_is_missing_is_said_in_one_sentence(
         (["--operator", "dtw"], "invalid choice: 'dtw'"),
         (["--batch", "0"], "batch must be at least 1, got 0"),
         (["--frames", "many"], "invalid int value: 'many'"),
+        (["--clips", "16"], "tda takes at most 12 clips or captions"),
         (["--gama", "1"], "unrecognized arguments: --gama"),
     ],
 )
