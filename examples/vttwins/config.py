@@ -16,6 +16,8 @@ from typing import Any
 from examples.vttwins.loss import COSTS, DIRECTIONS, OPERATORS
 from examples.vttwins.model import FRONT_ENDS
 
+LONGEST_TDA = 12  # 11,854 orders of 12 x 12 similarities, 14 MB a sequence; 0.7 GB at 16
+
 
 def _f(default: Any, text: str, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
     return field(default=default, metadata={"help": text, "choices": choices, "least": least})
@@ -59,7 +61,7 @@ class Settings:
     origin_count: int = _f(1, "smoothing at the origin: 1 clean, 3 as released")
     direction: str = _f("t2v", "anchors of the contrast", choices=DIRECTIONS)
     temperature: float = _f(1.0, "temperature of the contrast", least=1e-6)
-    tda: bool = _f(True, "temporal data augmentation")
+    tda: bool = _f(True, f"temporal data augmentation, for at most {LONGEST_TDA} clips or captions")
     tda_tau: float = _f(0.02, "temperature of the augmentation", least=1e-6)
     # Optimization
     batch: int = _f(128, "sequences in a batch, over all processes", least=1)
@@ -89,6 +91,11 @@ class Settings:
                 raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
             if least is not None and not value >= least:
                 raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
+        if self.tda and max(self.clips, self.captions) > LONGEST_TDA:
+            raise ValueError(
+                f"tda takes at most {LONGEST_TDA} clips or captions, as it weighs all near-by "
+                "orders of each sequence; give --no-tda"
+            )
 
 
 MACHINE_FIELDS = ("data", "out", "device", "workers", "threads", "save_every", "tensorboard")

@@ -39,6 +39,7 @@ import math
 import shutil
 import signal
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -212,9 +213,11 @@ class Run:
         if place.world > 1:
             devices = [place.device.index] if place.device.type == "cuda" else None
             # Buffers are per-rank statistics, as released; rank 0's are the ones saved.
-            self.network = DistributedDataParallel(
-                self.network, device_ids=devices, broadcast_buffers=False
-            )
+            with warnings.catch_warnings():  # torch 2.13 wants another name, which 2.6 lacks
+                warnings.simplefilter("ignore", FutureWarning)
+                self.network = DistributedDataParallel(
+                    self.network, device_ids=devices, broadcast_buffers=False
+                )
 
     def _saved(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, if there is one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -184,6 +186,7 @@ def test_what_is_missing_is_said_in_one_sentence(
         (["--operator", "dtw"], "invalid choice: 'dtw'"),
         (["--batch", "0"], "batch must be at least 1, got 0"),
         (["--frames", "many"], "invalid int value: 'many'"),
+        (["--clips", "16"], "tda takes at most 12 clips or captions"),
         (["--gama", "1"], "unrecognized arguments: --gama"),
     ],
 )
@@ -208,6 +211,21 @@ def test_a_finished_run_is_evaluated_and_drawn(
     pictures.main([str(whole), "--other", "1"])
     for name in ("loss.png", "alignment.png"):
         assert (whole / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_presets_hold_the_papers_hyperparameters() -> None:
+    paper = dataclasses.asdict(config.preset("paper"))
+    stated = {
+        "front_end": "plain", "embedding_dim": 512, "clips": 8, "captions": 8, "frames": 16,
+        "fps": 5.0, "size": 224, "operator": "s2dtw", "cost": "shifted_cosine", "gamma": 0.1,
+        "dummy_cost": 0.5, "contrastive": True, "direction": "t2v", "temperature": 1.0,
+        "tda": True, "tda_tau": 0.02, "epochs": 300, "steps": 0, "learning_rate": 1e-3,
+        "warmup_from": 1e-5, "warmup": 100_000, "cross_rank_bn": False,
+    }  # fmt: skip
+    assert {name: paper[name] for name in stated} == stated
+    ablation = dataclasses.asdict(config.preset("ablation"))
+    assert {name for name in paper if paper[name] != ablation[name]} == {"epochs", "out"}
+    assert ablation["epochs"] == 100
 
 
 def test_learning_rate_warms_up_then_anneals() -> None:
@@ -260,12 +278,19 @@ def word_vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["--operator", "mil_nce", "--no-tda", "--direction", "t2v", "--word-vectors", "WORDS"],
         ["--no-contrastive", "--cost", "cosine", "--operator", "weak", "--origin-count", "3"],
         ["--accumulate", "2", "--operator", "soft_dtw", "--tensorboard"],
+        ["--compile", "--bf16", "--cross-rank-bn", "--operator", "smoothed"],
     ],
     ids=lambda options: " ".join(options),
 )
 def test_every_option_trains_and_survives_unusable_videos(
-    options: list[str], narrated: Path, word_vectors: Path, tmp_path: Path
+    options: list[str],
+    narrated: Path,
+    word_vectors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # torch's own backend would take minutes and a C++ compiler for the whole S3D.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     root, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(narrated, root)
     (root / "videos" / "train_00000.mp4").unlink()
