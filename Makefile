@@ -74,7 +74,7 @@ bench-peers: $(PEERS_STAMP)
 	.venv-peers/bin/python -m benchmarks.compare $(PEERS)
 
 # CUDA_EXTRA is that of the CUDA version torch is built for. `make gpu GPU_PYTHON=python3` installs
-# nothing and uses what that Python has.
+# nothing and uses what that Python has. GPU_PYTEST may say `-n 8`, to compile in eight processes.
 CUDA_EXTRA ?= cuda13
 ifdef GPU_PYTHON
 gpu:
@@ -82,7 +82,7 @@ else
 GPU_PYTHON := $(BIN)/python
 gpu: $(VENV)/.installed-$(CUDA_EXTRA)
 endif
-	$(GPU_PYTHON) -m pytest tests/gpu
+	$(GPU_PYTHON) -m pytest $(GPU_PYTEST) tests/gpu
 	$(GPU_PYTHON) -m benchmarks.gpu --output build/benchmarks/gpu.json $(PEERS)
 
 $(VENV)/.installed-$(CUDA_EXTRA): $(STAMP)

@@ -29,7 +29,7 @@ typedef Strip<Arithmetic, COLUMNS, false, false, Cells> TheStrip;
 constexpr int THREADS = (1 + WORKERS) * LANES;
 // Blocks beside each other on a multiprocessor: registers must leave room for as many as shared memory does.
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
-constexpr int FAST_BLOCKS = sizeof(COST) == 4 ? 4 : 3;
+constexpr int FAST_BLOCKS = sizeof(COST) == 4 ? 4 : 2;
 #else
 constexpr int FAST_BLOCKS = sizeof(COST) == 4 ? 3 : 2;
 #endif

@@ -92,8 +92,8 @@ __device__ __forceinline__ void meet() { asm volatile("barrier.sync 0;" ::: "mem
 // the thread itself, after an await_copies that leaves fewer groups open than have been committed since.
 template <int N, typename T>
 __device__ __forceinline__ void copy_later(T* to, const T* from) {
-  constexpr int bytes = N * int(sizeof(T));
 #if __CUDA_ARCH__ >= 800
+  constexpr int bytes = N * int(sizeof(T));
   unsigned place = unsigned(__cvta_generic_to_shared(to));
   if (bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(bytes) : "memory");
   else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(bytes) : "memory");
