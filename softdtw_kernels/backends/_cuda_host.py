@@ -2,7 +2,8 @@
 
 Requirements: torch only. `cupy_cuda` runs these functions with a launcher for GPUs, the tests with
 that of their emulator. Nothing here reads a value of a tensor on the device, so nothing waits for
-it. All memory is torch's; what must start at zero is zeroed on the stream.
+it. All memory is torch's; what must start at zero is zeroed on the stream. Each family of launches
+is a recipe (`_cuda_launch`), made once for the shapes, strides and dtype of a call.
 
 The kernels and their two ways of sharing out the work are described in cuda/lattice.cu and
 cuda/strip.cuh.
