@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import softdtw_kernels
+from benchmarks import accuracy
 from softdtw_kernels.backends import _cuda_host, numba_cpu
 
 pytestmark = pytest.mark.skipif(
@@ -207,6 +208,28 @@ def test_soft_dtw_from_features_gives_what_the_cpu_gives(
         assert error.max() <= (2e-6 if dtype == torch.float32 else 1e-12)
         for a, b in zip(grads, torch.autograd.grad(truth.sum(), exact), strict=True):
             assert (a.cpu().double() - b).abs().max() <= bar * (1 + b.abs().max())
+
+
+@pytest.mark.parametrize("gamma", accuracy.GAMMAS)
+@pytest.mark.parametrize("case", accuracy.CASES, ids=lambda case: case.name)
+def test_float32_keeps_its_bar_at_4096(case: accuracy.Case, gamma: float) -> None:
+    truth = accuracy.ours(case, 4096, gamma, torch.float64)
+    got = accuracy.ours(case, 4096, gamma, torch.float32, "cuda")
+    in_gradient, in_value = accuracy.errors(got, truth)
+    assert in_gradient <= 5e-5
+    assert in_value <= 1e-6
+
+
+@pytest.mark.parametrize("gamma", accuracy.GAMMAS)
+@pytest.mark.parametrize("case", [c for c in accuracy.CASES if c.from_features], ids=str)
+def test_gradients_in_features_that_lie_close_are_exact(case: accuracy.Case, gamma: float) -> None:
+    x, y = case.sequences(2048)
+    single = [t.cuda().requires_grad_() for t in (x, y)]
+    double = [t.double().requires_grad_() for t in (x, y)]
+    got = torch.autograd.grad(softdtw_kernels.soft_dtw(*single, gamma=gamma), single)
+    truth = torch.autograd.grad(softdtw_kernels.soft_dtw(*double, gamma=gamma), double)
+    for a, b in zip(got, truth, strict=True):
+        assert (a.cpu().double() - b).abs().max() <= 5e-5 * b.abs().max()
 
 
 def test_from_features_no_matrix_is_in_memory() -> None:
