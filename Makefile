@@ -10,7 +10,7 @@ STAMP := $(VENV)/.softdtw-kernels-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: help install example example-japanese-vowels example-vttwins test lint bench bench-peers \
-	gpu clean
+	gpu gpu-ready gpu-tests gpu-benchmark clean
 
 help:
 	@echo 'make example      both examples: real recordings, and VT-TWINS; pictures in build/'
@@ -77,12 +77,18 @@ bench-peers: $(PEERS_STAMP)
 # nothing and uses what that Python has. GPU_PYTEST may say `-n 8`, to compile in eight processes.
 CUDA_EXTRA ?= cuda13
 ifdef GPU_PYTHON
-gpu:
+gpu-ready:
 else
 GPU_PYTHON := $(BIN)/python
-gpu: $(VENV)/.installed-$(CUDA_EXTRA)
+gpu-ready: $(VENV)/.installed-$(CUDA_EXTRA)
 endif
+
+gpu: gpu-tests gpu-benchmark
+
+gpu-tests: gpu-ready
 	$(GPU_PYTHON) -m pytest $(GPU_PYTEST) tests/gpu
+
+gpu-benchmark: gpu-ready
 	$(GPU_PYTHON) -m benchmarks.gpu --output build/benchmarks/gpu.json $(PEERS)
 
 $(VENV)/.installed-$(CUDA_EXTRA): $(STAMP)
