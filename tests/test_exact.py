@@ -124,6 +124,12 @@ def test_matches_high_precision_recursion_over_shapes(
         _check_large(kind, "", shape, gamma, backend)
 
 
+def test_a_value_near_zero_that_other_paths_hardly_change(backend: str) -> None:
+    """Their share of Z is far below its rounding, and yet a tenth of the value."""
+    cost = torch.tensor([[2.5092e-06, 1.3202], [1.3185, 1.8729e-06]], dtype=torch.float64)
+    _check_all(Problem(cost, 0.1, None, None, None), backend, oracles.recursion)
+
+
 @pytest.mark.parametrize("walls", ["forbidden", "mask-1e9", "mask-1e30"])
 @pytest.mark.parametrize("gamma", [1e-3, 1.0])
 def test_forbidden_and_masked_cells(walls: str, gamma: float, backend: str) -> None:

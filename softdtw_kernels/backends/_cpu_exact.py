@@ -101,8 +101,10 @@ def softmin(diagonal, up, left, gamma):
             return best, 0.0, 1.0, 0.0
         return best, 0.0, 0.0, 1.0
     wd, wu, wl = math.exp(-d / gamma), math.exp(-u / gamma), math.exp(-v / gamma)
-    total = wd + wu + wl
-    return add(best, -gamma * math.log(total)), wd / total, wu / total, wl / total
+    # One of the weights is 1, the others may be far below its rounding.
+    others = wu + wl if d == 0.0 else (wd + wl if u == 0.0 else wd + wu)
+    total = 1.0 + others
+    return add(best, -gamma * math.log1p(others)), wd / total, wu / total, wl / total
 
 
 @inline

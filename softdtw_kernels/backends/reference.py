@@ -33,16 +33,21 @@ def softmin(a: Tensor, b: Tensor, c: Tensor, gamma: Tensor) -> Tensor:
     shift = smallest.masked_fill(smallest == math.inf, 0)
     hard = gamma == 0
     safe_gamma = torch.where(hard, 1, gamma)
-    total = torch.zeros_like(shift)
-    for argument in (a, b, c):
+    is_a = a <= torch.minimum(b, c)
+    is_b = ~is_a & (b <= c)
+    # The sum of the exponentials but for the 1 of the minimum, which would round small ones away.
+    others = torch.zeros_like(shift)
+    for argument, is_minimum in ((a, is_a), (b, is_b), (c, ~is_a & ~is_b)):
         allowed = argument != math.inf
         # The mask comes before the exponential: the derivative of a masked infinity is 0 * inf
         # otherwise.
         finite = torch.where(allowed, argument, shift)
-        total = total + torch.where(allowed, torch.exp((shift - finite) / safe_gamma), 0)
+        power = (shift - finite) / safe_gamma
+        term = torch.where(is_minimum, torch.expm1(power), torch.exp(power))
+        others = others + torch.where(allowed, term, 0)
     nothing = smallest == math.inf
-    soft = shift - safe_gamma * torch.log(torch.where(nothing, 1, total))
-    minimum = torch.where(a <= torch.minimum(b, c), a, torch.where(b <= c, b, c))
+    soft = shift - safe_gamma * torch.log1p(torch.where(nothing, 0, others))
+    minimum = torch.where(is_a, a, torch.where(is_b, b, c))
     minimum = torch.where(smallest.isnan(), math.nan, minimum)
     return torch.where(nothing, math.inf, torch.where(hard, minimum, soft))
 
