@@ -133,6 +133,12 @@ def test_families_are_chosen_by_shape() -> None:
     assert family_of(100, 2, 40_000) == "long"  # more flags than fit beside the tiles
 
 
+def test_the_host_counts_in_the_chunks_of_the_kernels() -> None:
+    text = (host.SOURCES / "cells.cuh").read_text()
+    assert f"constexpr int CHUNK = {_cuda_plan.CHUNK};" in text
+    assert _cuda_plan.REACH == -(-(_cuda_plan.LANES - 1) // _cuda_plan.CHUNK)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_a_gradient_keeps_beside_the_cost(dtype: torch.dtype) -> None:
     """On the 132 multiprocessors of an H100 or H200: all memory but cost and gradient.
