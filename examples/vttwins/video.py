@@ -5,7 +5,8 @@ Requirements: av (PyAV), NumPy.
 Which frames a clip holds is defined by time alone: frame k of a clip is the picture on screen at
 start + k / fps seconds after the stream's first picture, that is, the last one whose presentation
 time is not later. Seeking is only a way to get there sooner; the result is that of decoding from
-the beginning (asserted in tests/vttwins/test_vtt_video.py for files with B-frames and odd time bases).
+the beginning (asserted in tests/vttwins/test_vtt_video.py for files with B-frames and odd time
+bases).
 """
 
 from __future__ import annotations
