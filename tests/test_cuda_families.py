@@ -78,6 +78,40 @@ def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) 
         host.gradient(launcher, **call, grad_value=torch.ones(2), with_parameters=True)
 
 
+MISTAKES_IN_COPIES = {
+    "costs not awaited": (
+        "        await_copies<1>();\n        __syncwarp();\n      }\n      forward_steps",
+        "        __syncwarp();\n      }\n      forward_steps",
+    ),
+    "copies into rows that are still read": (
+        "__syncwarp();  // before the next copies overwrite what was read",
+        ";",
+    ),
+    "costs not awaited on the way back": (
+        "        await_copies<1>();\n        __syncwarp();\n      }\n      recompute",
+        "        __syncwarp();\n      }\n      recompute",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_COPIES)
+def test_mistakes_in_asynchronous_copies_are_seen(mistake: str, tmp_path: Path) -> None:
+    """By the race detector, or by the NaN that stands where a copy has yet to arrive."""
+    right, wrong = MISTAKES_IN_COPIES[mistake]
+    for source in host.SOURCES.glob("*.cu*"):
+        text = source.read_text()
+        if source.name == "strip.cuh":
+            assert text.count(right) == 1, "strip.cuh has changed: plant the mistake anew"
+            text = text.replace(right, wrong)
+        (tmp_path / source.name).write_text(text)
+    # Every other column: elements come one by one, for lanes beside those that use them.
+    cost = torch.rand(2, 70, 140, generator=torch.Generator().manual_seed(1))[..., ::2]
+    call = no_limits(cost, torch.ones(2, dtype=torch.float64))
+    launcher = EmulatorLauncher(ONE, "random", True, directory=tmp_path, family="warp")
+    with pytest.raises((EmulatorError, AssertionError)):
+        check_against_oracle(launcher, call)
+
+
 def plan_of(
     call: dict[str, object], family: str | None = None, multiprocessors: int = MANY, order: int = 1
 ) -> _cuda_plan.Plan:
