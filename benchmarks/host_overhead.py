@@ -22,7 +22,7 @@ import torch
 
 import softdtw_kernels as sk
 from softdtw_kernels import backends
-from softdtw_kernels.backends import _cuda_host, _cuda_tiny
+from softdtw_kernels.backends import _cuda_costs, _cuda_tiny
 from softdtw_kernels.backends._cuda_launch import Buffer, Launch, address
 
 
@@ -47,7 +47,7 @@ def pretended_backend(launcher: IdleLauncher) -> Any:
     return SimpleNamespace(
         value=lambda *args: _cuda_tiny.value(launcher, *args),
         gradient=lambda *args: _cuda_tiny.gradient(launcher, *args),
-        squared_distances=lambda *args: _cuda_host.squared_distances(launcher, *args),
+        squared_distances=lambda *args: _cuda_costs.squared_distances(launcher, *args),
         smoothed_value=lambda *args: _cuda_tiny.smoothed_value(launcher, *args),
         smoothed_gradient=lambda *args: _cuda_tiny.smoothed_gradient(launcher, *args),
     )

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softdtw_kernels import ops
+from softdtw_kernels.backends import _cuda_costs, reference
 from softdtw_kernels.backends import _cuda_features as features
 from softdtw_kernels.backends import _cuda_host as host
-from softdtw_kernels.backends import reference
 from softdtw_kernels.backends._cuda_features import Problem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -200,7 +200,7 @@ def test_squared_distances_give_the_value_of_the_cost_matrix_to_the_bit(
     launcher = data.draw(launchers(checked=False))
     problem = data.draw(problems(70))._replace(kind="sqeuclidean")
     x, y, gamma, *limits, _ = problem
-    cost = host.squared_distances(launcher, x, y)
+    cost = _cuda_costs.squared_distances(launcher, x, y)
     assert bits(features.value(launcher, problem)) == bits(
         host.value(launcher, cost, gamma, None, *limits)
     )

@@ -29,8 +29,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import make_cost
 
+from softdtw_kernels.backends import _cuda_costs, cupy_cuda, numba_cpu, reference
 from softdtw_kernels.backends import _cuda_host as host
-from softdtw_kernels.backends import cupy_cuda, numba_cpu, reference
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -125,7 +125,7 @@ def test_smoothing_and_its_gradient_match_the_reference(data: st.DataObject) -> 
         call["y_lengths"],
         data.draw(st.sampled_from((1.0, 3.0))),
     )
-    got = host.smooth(launcher, cost, *arguments)
+    got = _cuda_costs.smooth(launcher, cost, *arguments)
     truth = reference.smooth(cost.double(), *arguments)
     single = cost.dtype == torch.float32
     finite = truth.isfinite()
@@ -134,7 +134,7 @@ def test_smoothing_and_its_gradient_match_the_reference(data: st.DataObject) -> 
     assert (error <= (1e-6 if single else 1e-12)).all()
     grad = torch.from_numpy(np.random.default_rng(1).normal(size=tuple(cost.shape))).to(cost.dtype)
     grad = torch.where(inside(call) & truth.isfinite(), grad, 0)
-    got_cost, got_gamma = host.smooth_vjp(launcher, cost, *arguments, grad)
+    got_cost, got_gamma = _cuda_costs.smooth_vjp(launcher, cost, *arguments, grad)
     true_cost, true_gamma = reference.smooth_vjp(cost.double(), *arguments, grad.double())
     assert (got_cost.double() - true_cost).abs().max() <= (5e-5 if single else 1e-9)
     assert (
@@ -154,7 +154,7 @@ def test_squared_distances_come_from_differences(
     y = torch.randn(3, m, d, dtype=torch.float64, generator=random).to(dtype).expand(2, 3, m, d)
     y = y.mT.contiguous().mT + 100
     for checked in (False, True):
-        got = host.squared_distances(EmulatorLauncher(checked=checked), x + 100, y)
+        got = _cuda_costs.squared_distances(EmulatorLauncher(checked=checked), x + 100, y)
         truth = reference.squared_distances((x + 100).double(), y.double())
         assert (
             (got.double() - truth).abs() <= (1e-5 if dtype == torch.float32 else 1e-13) * truth

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from . import _cuda_costs
 from . import _cuda_host as host
 from ._cuda_launch import Launcher, Recipe
 from ._cuda_plan import Argument, Batch, c_type, ceil_divide
@@ -247,7 +248,7 @@ def smoothed_value(
     out = tiny_value(launcher, cost, (gamma, dummy, *lengths, None), origin_count)
     if out is not None:
         return out
-    s = host.smooth(launcher, cost, gamma, *lengths, origin_count)
+    s = _cuda_costs.smooth(launcher, cost, gamma, *lengths, origin_count)
     return host.value(launcher, s, gamma, dummy, *lengths, None)
 
 
@@ -287,9 +288,11 @@ def smoothed_gradient(
         grad_cost = tiny_gradient(launcher, cost, problem, origin_count, grad_value)
         if grad_cost is not None:
             return grad_cost, no_parameter(cost), no_parameter(cost)
-    s = host.smooth(launcher, cost, gamma, *lengths, origin_count)
+    s = _cuda_costs.smooth(launcher, cost, gamma, *lengths, origin_count)
     by_s, by_gamma, by_dummy = host.gradient(launcher, s, *problem, grad_value, with_parameters)
-    by_cost, by_smoothing = host.smooth_vjp(launcher, cost, gamma, *lengths, origin_count, by_s)
+    by_cost, by_smoothing = _cuda_costs.smooth_vjp(
+        launcher, cost, gamma, *lengths, origin_count, by_s
+    )
     return by_cost, by_gamma + by_smoothing if with_parameters else by_gamma, by_dummy
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cuda_features, _cuda_host, _cuda_tiny
+from . import _cuda_costs, _cuda_features, _cuda_host, _cuda_tiny
 from ._cuda_host import SOURCES
 from ._cuda_launch import Buffer, Launch, address
 from ._cuda_plan import SHARED_BYTES
@@ -193,7 +193,7 @@ def smooth(
     origin_count: float,
 ) -> Tensor:
     launcher = launcher_for(cost)
-    return _cuda_host.smooth(launcher, cost, gamma, x_lengths, y_lengths, origin_count)
+    return _cuda_costs.smooth(launcher, cost, gamma, x_lengths, y_lengths, origin_count)
 
 
 def smooth_vjp(
@@ -205,7 +205,7 @@ def smooth_vjp(
     grad_s: Tensor,
 ) -> tuple[Tensor, Tensor]:
     launcher = launcher_for(cost)
-    return _cuda_host.smooth_vjp(launcher, cost, gamma, x_lengths, y_lengths, origin_count, grad_s)
+    return _cuda_costs.smooth_vjp(launcher, cost, gamma, x_lengths, y_lengths, origin_count, grad_s)
 
 
 def smoothed_value(
@@ -245,7 +245,7 @@ def smoothed_gradient(
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return _cuda_host.squared_distances(launcher_for(x), x, y)
+    return _cuda_costs.squared_distances(launcher_for(x), x, y)
 
 
 def fused_value(
