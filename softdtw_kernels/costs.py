@@ -172,7 +172,10 @@ class _UnitTwin(BatchedFunction):
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
         inverse.reciprocal_()
         inverse.masked_fill_(inverse == math.inf, 0)
-        return (x * inverse).to(x.dtype), inverse
+        unit = x * inverse
+        # torch 2.11 compiles a gradient of 0 where the last thing in forward is a `to` that changes
+        # nothing.
+        return unit if unit.dtype == x.dtype else unit.to(x.dtype), inverse
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
