@@ -192,6 +192,26 @@ def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+@pytest.mark.parametrize("multiprocessors", [1, MANY])
+def test_what_is_no_number_makes_its_item_nan_whatever_else_is_wrong_with_it(
+    multiprocessors: int, gamma: float
+) -> None:
+    """At gamma = 0, which the fast arithmetic leaves to the other, and where a cost is -inf."""
+    for kind, bad in (("sqeuclidean", math.nan), ("negative_dot", 3e38)):
+        x, y = walks(4, (2, 50, 6), (2, 70, 6))
+        x, y = x.float(), y.float()
+        x[0, 7], y[0, 9] = bad, 3e38
+        gammas = torch.full((2,), gamma, dtype=torch.float64)
+        problem = Problem(x, y, gammas, None, None, None, kind)
+        launcher = EmulatorLauncher(multiprocessors)
+        value = features.value(launcher, problem)
+        grads = features.gradient(launcher, problem, torch.ones(2), True, True, True)
+        assert value.isnan().tolist() == [True, False]
+        assert [g[1].isnan().any().item() for g in grads] == [False] * 3
+        assert grads[0][0, 7].isnan().all() and grads[2][0].isnan()
+
+
 @settings(max_examples=10)
 @given(data=st.data())
 def test_squared_distances_give_the_value_of_the_cost_matrix_to_the_bit(

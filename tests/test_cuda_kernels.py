@@ -17,6 +17,7 @@ import torch
 from cuda_calls import (
     FAMILIES,
     MANY,
+    ONE,
     calls,
     check_against_oracle,
     inside,
@@ -246,6 +247,68 @@ def test_path_matches_that_of_the_cpu(data: st.DataObject, weak: bool) -> None:
     got = host.path(data.draw(launchers(checked=False)), **call)
     truth = numba_cpu.path(**call)  # exact too where every path crosses masks of 1e30
     assert all(torch.equal(a, b) for a, b in zip(got, truth, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("gamma", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_what_is_no_number_makes_its_item_nan_whatever_else_is_wrong_with_it(
+    bad: float, gamma: float, family: str
+) -> None:
+    """At gamma = 0, and beside costs that the fast arithmetic leaves to the other, too."""
+    cost = torch.rand(3, 40, 100, generator=torch.Generator().manual_seed(1))
+    cost[0, 3, 4] = bad
+    cost[2, 3, 4], cost[2, 30, 50] = bad, -1e12
+    call = no_limits(cost, torch.full((3,), gamma, dtype=torch.float64))
+    launcher = EmulatorLauncher(ONE, family=family)
+    value = host.value(launcher, **call)
+    visits, by_gamma, _ = host.gradient(
+        launcher, **call, grad_value=torch.ones(3), with_parameters=True
+    )
+    assert value.isnan().tolist() == [True, False, True]
+    assert visits[[0, 2]].isnan().all() and not visits[1].isnan().any()
+    assert by_gamma.isnan().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_path_too_faint_for_the_fast_arithmetic_is_seen_on_a_bare_diagonal(
+    family: str, dtype: torch.dtype
+) -> None:
+    cost = torch.full((1, 500, 500), math.inf, dtype=dtype)
+    cost[0].diagonal().fill_(9e7 if dtype == torch.float32 else 1e9)
+    call = no_limits(cost, torch.ones(1, dtype=torch.float64))
+    value = host.value(EmulatorLauncher(MANY, family=family), **call)
+    truth = cost[0].diagonal().double().sum().item()
+    assert value.item() == pytest.approx(truth, rel=1e-6 if dtype == torch.float32 else 1e-12)
+
+
+def test_long_paths_of_huge_costs_keep_their_visits() -> None:
+    cost = torch.full((1, 1, 20_000), 1e30, dtype=torch.float64)
+    call = no_limits(cost, torch.full((1,), 1e-7, dtype=torch.float64))
+    ones = torch.ones(1, dtype=torch.float64)
+    visits, *_ = host.gradient(EmulatorLauncher(ONE), **call, grad_value=ones, with_parameters=True)
+    assert (visits == 1).all()
+
+
+def test_gamma_of_minus_zero_is_zero() -> None:
+    cost = torch.rand(2, 5, 6, generator=torch.Generator().manual_seed(1))
+    for gamma in (0.0, -0.0):
+        check_against_oracle(
+            EmulatorLauncher(ONE), no_limits(cost, torch.full((2,), gamma, dtype=torch.float64))
+        )
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_a_hessian_product_reads_no_tangent_beside_the_matrix(layout: str) -> None:
+    """Even where negative costs outweigh the cells outside."""
+    cost = torch.full((1, 560, 33), -9e7)
+    if layout == "transposed":
+        cost = cost.mT.contiguous().mT
+    call = no_limits(cost, torch.ones(1, dtype=torch.float64))
+    one = torch.ones(1, dtype=torch.float64)
+    launcher = EmulatorLauncher(ONE, checked=True, family="warp")
+    host.hessian_product(launcher, **call, **named(one.float(), torch.ones_like(cost), one, None))
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1e-3])

@@ -58,7 +58,7 @@ __device__ __forceinline__ bool next_work(const Problem& problem, Work& work, in
 
 // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
 __device__ __forceinline__ bool is_for_another(const Problem& problem, int64 pair) {
-  return WIDE && (problem.status[pair] & (OUT_OF_RANGE | NOT_A_NUMBER)) != OUT_OF_RANGE;
+  return WIDE && !is_left_to_wide(problem.status[pair]);
 }
 
 __device__ __forceinline__ int tiles_of(const TheStrip& strip) { return (strip.steps + TILE_STEPS - 1) / TILE_STEPS; }
@@ -187,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(
 #if WITH_ORDER > 0
       if (!(problem.phases & BACKWARD)) continue;
       if (problem.ticket) strip.status = load_acquire(problem.status + work.pair);
-      if (!(strip.status & OUT_OF_RANGE)) backward(problem, strip, work);
+      if (!is_left_to_wide(strip.status)) backward(problem, strip, work);
 #endif
     }
     return;
@@ -200,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(
     if (work.begin >= strip.strips) continue;
     if (problem.phases & FORWARD) forward(strip, worker, work);
 #if WITH_ORDER > 0
-    if (problem.phases & BACKWARD && (WIDE || !(problem.status[work.pair] & OUT_OF_RANGE)))
+    if (problem.phases & BACKWARD && (WIDE || !is_left_to_wide(problem.status[work.pair])))
       backward(problem, strip, worker, work);
 #endif
   }

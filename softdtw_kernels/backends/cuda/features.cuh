@@ -33,7 +33,7 @@ struct FeatureProblem : Problem {
   int64 end_of_all_parameters;
 };
 
-// What memory gives at once.
+// 16 bytes of features.
 template <typename T>
 struct alignas(16) Pack {
   static constexpr int LENGTH = 16 / sizeof(T);

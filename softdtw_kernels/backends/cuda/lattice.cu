@@ -60,7 +60,7 @@ __device__ __forceinline__ void forward(const Problem& problem, TheStrip& strip,
 __device__ __forceinline__ void backward(const Problem& problem, TheStrip& strip, const Work& work) {
   const int64 p = work.pair;
   if (!work.alone) strip.status = load_acquire(problem.status + p);
-  if (strip.status & OUT_OF_RANGE) return;
+  if (is_left_to_wide(strip.status)) return;
   const COST scale = static_cast<const COST*>(problem.grad_value)[p * problem.grad_value_stride];
   for (int s = work.last(strip.strips); s >= work.begin; s -= work.stride) {
     const PublishRows publish = work.publish(s);
@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) lattice(SOFTDTW_PARAMETERS(
                reinterpret_cast<int*>(shared + problem.team * shared_bytes_of_warp(problem)), in_block};
   while (next_work(problem, work, step, lane)) {
     // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
-    if (WIDE && (problem.status[work.pair] & (OUT_OF_RANGE | NOT_A_NUMBER)) != OUT_OF_RANGE) continue;
+    if (WIDE && !is_left_to_wide(problem.status[work.pair])) continue;
     const Item<WEAK> item(problem, work.pair);
     TheStrip strip(problem, item, by_ticket ? work.pair : worker, tile, Cells(problem, item, reinterpret_cast<COST*>(of_warp)));
     if (by_ticket && work.begin >= strip.strips) continue;  // the item is shorter than others

@@ -15,7 +15,7 @@
 // What can be wrong with an item; the bits are collected over all of its cells.
 enum Status {
   FINE = 0,
-  NOT_A_NUMBER = 1,  // NaN or -inf among the costs, or gamma, dummy or a length out of range: the item is NaN
+  NOT_A_NUMBER = 1,  // NaN or -inf among the costs, or gamma, dummy or a length out of range: the item is NaN, whatever else
   OUT_OF_RANGE = 2,  // of the fast arithmetic: the item is left to Wide
   NO_PATH = 4,       // the value is +inf and the gradient 0
   // What is lost in the fast arithmetic: costs beyond WEIGHT_LIMIT, most often meant as masks, and numbers with exponents
@@ -27,9 +27,13 @@ enum Status {
   LAST_STATUS = 16,
 };
 
+__device__ __forceinline__ bool is_left_to_wide(int status) {
+  return (status & (OUT_OF_RANGE | NOT_A_NUMBER)) == OUT_OF_RANGE;
+}
+
 // Exponents of the fast arithmetic, in units. Zero has NOTHING, or up to 2^29 more: it drifts where costs are negative.
-// Between two looks at the numbers of a lane, a chunk of steps apart, none gets from above FAINT to the exponents of zero
-// unseen: at most 128 weights of up to CAREFUL_WEIGHT come in between.
+// Between two looks at the numbers that a lane goes on with, a chunk of steps apart, none gets from above FAINT to the
+// exponents of zero unseen: at most 128 weights of up to CAREFUL_WEIGHT come in between.
 constexpr int NOTHING = -(1 << 30), FAINT = -(1 << 28);
 // Of |D| log2(e) / gamma. Up to FAST_WEIGHT its integer part and its fraction come cheaply; beyond CAREFUL_WEIGHT what is
 // lost is lost unseen; beyond WEIGHT_LIMIT it counts as infinite.
@@ -141,7 +145,7 @@ struct Scaled {
   // Returns the status that gamma alone causes.
   __device__ __forceinline__ int start(double gamma) {
     if (!(gamma >= 0) || gamma == infinity<double>()) return NOT_A_NUMBER;
-    double c = -LOG2_E / gamma;
+    double c = -LOG2_E / fabs(gamma);  // -0.0 is 0 too
     scale = T(c);
     scale_rest = sizeof(T) == 4 ? T(c - double(scale)) : T(fma(-c, gamma, -LOG2_E) / gamma);
     fast_limit = T(min(FAST_WEIGHT / fabs(c), 1e38));
@@ -157,7 +161,7 @@ struct Scaled {
     return {B::times_power(exp2_of_fraction<1>(fraction), whole & (UNIT - 1)), whole >> B::LOG_UNIT};
   }
 
-  // Without branches. `beyond`: a finite cost is beyond FAST_WEIGHT, or NaN, and the weight of no meaning.
+  // Without branches. `beyond`: a cost other than +inf is beyond FAST_WEIGHT, or NaN, and the weight of no meaning.
   __device__ __forceinline__ Weight weight(T cost, bool& beyond) {
     const bool large = !(fabs(cost) <= fast_limit);
     beyond |= large && cost != infinity<T>();
@@ -296,7 +300,7 @@ struct Wide {
     int128 exponent;
   };
 
-  static constexpr double SATURATION = 5.192296858534828e33;  // 2^112 units: sums over 2^14 cells stay within 127 bits
+  static constexpr double SATURATION = 1.2676506002282294e30;  // 2^100 units: a path of 2^25 cells stays above zero's
   double scale, scale_rest;
   bool is_hard, saturated = false;
 
@@ -322,7 +326,7 @@ struct Wide {
     double x = -cost, product = x * scale;
     if (!(fabs(product) < SATURATION * UNIT)) {
       saturated = true;
-      return {1.0, cost, product > 0 ? int128(1) << 112 : -(int128(1) << 112)};
+      return {1.0, cost, product > 0 ? int128(1) << 100 : -(int128(1) << 100)};
     }
     double rest = fma(x, scale_rest, fma(x, scale, -product));
     double units = rint(product * (1.0 / UNIT)), more_units = rint(rest * (1.0 / UNIT));

@@ -248,7 +248,7 @@ struct Strip {
           parts.v[3] = Real(-d_l - u_l);
         }
         out.tangent = 0;
-        if (!A::is_zero(out.z) && unsigned(row) < unsigned(last - first))
+        if (!A::is_zero(out.z) && unsigned(row) < unsigned(last - first) && begin + c < item.m)
           out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(first + row, begin + c, costs[c]));
       }
       if (KEEP) tile_at(slot, c) = parts;
@@ -313,6 +313,7 @@ struct Strip {
       forward_chunk<false>(state, from, chunk_end, 0);
 #pragma unroll
       for (int c = 0; c < C; ++c) status |= A::look(state.above[c].z);
+      status |= A::look(state.diagonal.z);
       if (lane == LANES - 1 && index + 1 < strips && chunk_end >= LANES) publish(chunk_end - (LANES - 1));
     }
   }
@@ -327,7 +328,7 @@ struct Strip {
   // ---- backward ----
 
   __device__ __forceinline__ F load_flow(int row) const {
-    return right_first <= row && row < right_last ? right_border[row].flow : F{};
+    return right_first <= row && row < min(right_last, last + 1) ? right_border[row].flow : F{};
   }
 
   struct Sums {  // over the lane's cells

@@ -54,7 +54,7 @@ __device__ __forceinline__ void write_value(const Problem& problem, S& strip) {
   if (problem.value && A::is_imprecise(end.z, cells)) strip.status |= OUT_OF_RANGE;
   // What is out of range is not known to have no path.
   if (strip.status & OUT_OF_RANGE) strip.status &= ~NO_PATH;
-  if (strip.lane != 0 || strip.status & OUT_OF_RANGE) return;
+  if (strip.lane != 0 || is_left_to_wide(strip.status)) return;
   int64 p = strip.item.pair;
   bool bad = strip.status & NOT_A_NUMBER, none = strip.status & NO_PATH;
   if (problem.value) {
