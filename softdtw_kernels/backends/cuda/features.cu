@@ -41,6 +41,7 @@ constexpr int TILE_REALS = TILE_STEPS * LANES * COLUMNS * TheStrip::PARTS;
 
 // The host makes room for these.
 static_assert(sizeof(TheStrip::N) == WITH_NODE_BYTES && sizeof(TheStrip::F) == WITH_FLOW_BYTES, "");
+static_assert(TILE_STEPS % CHUNK == 0, "sweeps go by chunks");
 static_assert(STAGE_BYTES == WITH_STAGE_BYTES && RING_BYTES == WITH_RING_BYTES, "");
 
 // Whole items in turn, or a strip a ticket.

@@ -78,7 +78,7 @@ struct Strip {
   // nothing takes the address of what holds them before their loops are unrolled.
   struct State {
     N above[C], diagonal;  // the row above, and what is left of it
-    N border_rows;         // 32 rows of the border on the left, one a lane
+    N border_rows;         // the rows of a chunk of the border on the left, one a lane
   };
 
   __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, void* tile, const Cells& cells)
