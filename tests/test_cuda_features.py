@@ -304,7 +304,7 @@ def allocations() -> Iterator[list[int]]:
     sizes: list[int] = []
 
     class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             given = {
                 t.untyped_storage()._cdata
                 for t in torch.utils._pytree.tree_leaves((args, kwargs))

@@ -18,7 +18,6 @@ from . import _cuda_host as host
 from ._cuda_launch import Recipe
 from ._cuda_plan import (
     BACKWARD,
-    FORWARD,
     LANES,
     WIDE_SCRATCH_BYTES,
     WIDE_SHARE_OF_COST,
@@ -242,14 +241,7 @@ def recipe_of(
     if with_gamma:
         grad_gamma = recipe.new(torch.zeros, pairs, parts, dtype=torch.float64)
     recipe.results = [grad_gamma]
-    # Two tickets, a status for each item and, for each strip, the progress of the two sweeps and of
-    # the gradient in x.
-    places_of_sweep = pairs * fast.strips * fast.by_ticket
-    counters = recipe.new(torch.zeros, 2 + pairs + 3 * places_of_sweep, dtype=torch.int32)
-    progress = [
-        counters[begin : begin + places_of_sweep]
-        for begin in (2 + pairs + k * places_of_sweep for k in range(3))
-    ]
+    counters = host.Counters(recipe, fast, pairs, 3)
     # The wide launch comes when the fast ones are done with the scratch memory.
     scratch = recipe.new(torch.empty, max(fast.total_bytes, wide.total_bytes), dtype=torch.uint8)
     fields: dict[str, Argument] = {
@@ -257,7 +249,7 @@ def recipe_of(
         **{name: buffers[name] for name in ("x", "y", *outputs)},
         "grad_gamma": grad_gamma,
         "parts": parts,
-        "status": counters[2 : 2 + pairs],
+        "status": counters.status,
         **pack_strides("x", x_stride, dtype.itemsize),
         **pack_strides("y", y_stride, dtype.itemsize),
         "packs": x_shape[-1] * dtype.itemsize // PACK_BYTES,
@@ -265,30 +257,17 @@ def recipe_of(
     names = host.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS")
     names += host.own_field_names("features.cuh", "SOFTDTW_FEATURE_FIELDS")
     for form, plan in zip(kernels, (fast, wide), strict=True):
-        launches: list[dict[str, Argument]] = [{"phases": FORWARD | BACKWARD}]
-        if plan.by_ticket:
-            launches = [
-                {"ticket": counters[k : k + 1], "progress": progress[k], "phases": phase}
-                for k, phase in enumerate((FORWARD, BACKWARD)[: order + 1])
-            ]
-            launches[-1]["grad_x_progress"] = progress[2]
-        sizes: dict[str, Argument] = {
-            "tile_steps": plan.tile_steps,
-            "strips": plan.strips,
-            "span": plan.span,
-            "kept_borders": plan.kept_borders,
-            "team": plan.team,
-        }
-        for launch in launches:
+        for launch in counters.launches(plan, order):
             phases = launch["phases"]
-            assert isinstance(phases, int)
+            if plan.by_ticket:
+                launch["grad_x_progress"] = counters.progress(2)
             recipe.launch(
                 "features",
                 form.options,
                 plan.warps,
                 WARPS * LANES,
                 form.shared_bytes(phases),
-                host.in_order(names, fields | plan.divide(scratch) | sizes | launch),
+                host.in_order(names, fields | plan.divide(scratch) | plan.sizes | launch),
             )
     return recipe
 

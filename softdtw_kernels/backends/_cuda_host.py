@@ -27,6 +27,7 @@ from ._cuda_plan import (
     LANES,
     Argument,
     Batch,
+    Plan,
     ceil_divide,
     fast_plan,
     wide_plan,
@@ -180,6 +181,37 @@ def run_lattice(
     return in_gamma, in_dummy
 
 
+class Counters:
+    """Zeros that the warps of a call share: two tickets, a status for each item and, where strips
+    wait for each other, for each strip the progress of its forward sweep, its backward sweep and,
+    if asked for, of one thing more.
+    """
+
+    def __init__(self, recipe: Recipe, plan: Plan, pairs: int, progresses: int = 2) -> None:
+        self.pairs, self.strips = pairs, pairs * plan.strips * plan.by_ticket
+        size = 2 + pairs + progresses * self.strips
+        self.place = recipe.new(torch.zeros, size, dtype=torch.int32)
+
+    @property
+    def status(self) -> Any:
+        return self.place[2 : 2 + self.pairs]
+
+    def progress(self, k: int) -> Any:
+        begin = 2 + self.pairs + k * self.strips
+        return self.place[begin : begin + self.strips]
+
+    def launches(self, plan: Plan, order: int) -> list[dict[str, Any]]:
+        """What differs between the launches of a plan: the sweeps that each does, and its places
+        here.
+        """
+        if not plan.by_ticket:
+            return [{"phases": FORWARD | BACKWARD}]
+        return [
+            {"phases": phase, "ticket": self.place[k : k + 1], "progress": self.progress(k)}
+            for k, phase in enumerate((FORWARD, BACKWARD)[: 2 if order else 1])
+        ]
+
+
 @lru_cache(maxsize=1024)
 def lattice_recipe(
     order: int,
@@ -206,9 +238,7 @@ def lattice_recipe(
     grad_gamma = sums() if with_gamma else None
     grad_dummy = sums() if order and task.weak else None
     recipe.results = [grad_gamma, grad_dummy]
-    # Two tickets, a status for each item and, for each sweep and strip, its progress.
-    places_of_sweep = pairs * fast.strips * fast.by_ticket
-    counters = recipe.new(torch.zeros, 2 + pairs + 2 * places_of_sweep, dtype=torch.int32)
+    counters = Counters(recipe, fast, pairs)
     # The wide launch comes when the fast ones are done with the scratch memory.
     scratch = recipe.new(torch.empty, max(fast.total_bytes, wide.total_bytes), dtype=torch.uint8)
     fields: dict[str, Argument] = {
@@ -217,30 +247,12 @@ def lattice_recipe(
         "grad_gamma": grad_gamma,
         "grad_dummy": grad_dummy,
         "parts": parts,
-        "status": counters[2 : 2 + pairs],
+        "status": counters.status,
     }
-    whole: dict[str, Argument] = {"ticket": None, "progress": None, "phases": FORWARD | BACKWARD}
     for plan in (fast, wide):
-        launches = [whole]
-        if plan.by_ticket:
-            launches = []
-            for k, phase in enumerate((FORWARD, BACKWARD)[: 2 if order else 1]):
-                begin = 2 + pairs + k * places_of_sweep
-                progress = counters[begin : begin + places_of_sweep]
-                launches.append(
-                    {"ticket": counters[k : k + 1], "progress": progress, "phases": phase}
-                )
-        sizes: dict[str, Argument] = {
-            "tile_steps": plan.tile_steps,
-            "strips": plan.strips,
-            "span": plan.span,
-            "kept_borders": plan.kept_borders,
-            "team": plan.team,
-        }
-        for launch in launches:
+        for launch in counters.launches(plan, order):
             phases = launch["phases"]
-            assert isinstance(phases, int)
-            sizes["ring_chunks"] = plan.ring_chunks(phases)
+            launch["ring_chunks"] = plan.ring_chunks(phases)
             recipe.launch(
                 "lattice",
                 plan.variant.options,
@@ -250,7 +262,7 @@ def lattice_recipe(
                 arguments(
                     "problem.cuh",
                     "SOFTDTW_LATTICE_FIELDS",
-                    fields | plan.divide(scratch) | sizes | launch,
+                    fields | plan.divide(scratch) | plan.sizes | launch,
                 ),
             )
     return recipe

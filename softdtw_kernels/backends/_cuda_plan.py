@@ -210,8 +210,15 @@ class Plan:
         return self.strips if every else min(2, self.strips)
 
     @property
-    def tile_bytes(self) -> int:
-        return self.tile_steps * self.variant.step_bytes
+    def sizes(self) -> dict[str, Argument]:
+        """The fields of these names in cuda/problem.cuh."""
+        return {
+            "tile_steps": self.tile_steps,
+            "strips": self.strips,
+            "span": self.span,
+            "kept_borders": self.kept_borders,
+            "team": self.team,
+        }
 
     @cached_property
     def scratch_bytes(self) -> dict[str, int]:
@@ -224,7 +231,7 @@ class Plan:
         return {
             "borders": several * self.slots * self.kept_borders * border,
             "checkpoints": backward * tiles * nodes_of_tile * variant.node_bytes,
-            "tiles": backward * variant.wide * self.warps * self.tile_bytes,
+            "tiles": backward * variant.wide * self.warps * self.tile_steps * variant.step_bytes,
         }
 
     @cached_property
@@ -233,18 +240,16 @@ class Plan:
 
     def ring_chunks(self, phases: int) -> int:
         """0 if there is no ring."""
-        if not self.variant.staged:
-            return 0
-        return ring_chunks(self.tile_steps // CHUNK if self.goes_back(phases) else 1)
+        return self.variant.staged * ring_chunks(self.tile_chunks(phases))
 
-    def goes_back(self, phases: int) -> bool:
-        return self.variant.order > 0 and phases & BACKWARD > 0
+    def tile_chunks(self, phases: int) -> int:
+        """0 in a launch that does not go backward."""
+        backward = self.variant.order > 0 and phases & BACKWARD
+        return self.tile_steps // CHUNK if backward else 0
 
     def shared_bytes(self, phases: int = FORWARD | BACKWARD) -> int:
         """Of a block."""
-        of_warp = self.ring_chunks(phases) * self.variant.chunk_bytes
-        if self.goes_back(phases) and not self.variant.wide:
-            of_warp += self.tile_bytes
+        of_warp = warp_bytes(self.variant, self.tile_chunks(phases))
         return self.warps_in_block * of_warp + (flag_bytes(self.strips) if self.team > 1 else 0)
 
     def divide(self, scratch: Tensor) -> dict[str, Argument]:
@@ -266,14 +271,17 @@ def flag_bytes(strips: int) -> int:
 
 
 def ring_chunks(tile_chunks: int) -> int:
-    """Those of the tile, that lanes reach back to, and one that comes; up to a power of two."""
-    return 1 << (tile_chunks + REACH).bit_length()
+    """Those of the tile, or the one that is swept where there is none; those that lanes reach back
+    to; and one that comes: up to a power of two.
+    """
+    return 1 << (max(1, tile_chunks) + REACH).bit_length()
 
 
 def warp_bytes(variant: Variant, tile_chunks: int) -> int:
-    """Shared memory of a warp."""
+    """Shared memory of a warp: its ring and its tile."""
     ring = variant.staged * ring_chunks(tile_chunks) * variant.chunk_bytes
-    return ring + (variant.order > 0) * tile_chunks * CHUNK * variant.step_bytes
+    in_shared = variant.order > 0 and not variant.wide
+    return ring + in_shared * tile_chunks * CHUNK * variant.step_bytes
 
 
 def tile_chunks_within(variant: Variant, limit: int) -> int:
@@ -419,6 +427,7 @@ def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
 def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
     variant = Variant(shape.dtype, True, WIDE_COLUMNS, shape.weak, order)
     strips, span = strips_of(shape.m, WIDE_COLUMNS), shape.span(variant.width)
+    # The power of two at or below an eighth of the rows.
     tile_steps = max(32, 1 << (min(512, span // 8) | 1).bit_length() - 1)
     one = Plan(variant, "warp", 1, 1, tile_steps, strips, span, 1)
     budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))

@@ -139,9 +139,8 @@ struct Strip {
 
   // ---- forward ----
 
-  // The costs of the lane's cells of one row; +inf outside the lattice, the band and the rows of the strip; whatever where a
-  // weak lattice has a dummy.
-  // `rows` of them, or fewer where those behind may not be there yet; `row` is counted from the first, as in `place`.
+  // The costs of the lane's cells of one row, counted from the first of the strip; +inf outside the lattice, the band and
+  // the first `rows` rows, behind which they may not be there yet; whatever where a weak lattice has a dummy.
   __device__ __forceinline__ void load_costs(int row, int rows, int place, Cost (&out)[C]) const {
     const bool inside = unsigned(row) < unsigned(rows) && (!WEAK || row % 2 == 1);
     if constexpr (Cells::STAGED) {
