@@ -125,30 +125,53 @@ def as_bytes(tensors: Iterable[torch.Tensor]) -> bytes:
     return b"".join(t.numpy().tobytes() for t in tensors)
 
 
+@pytest.mark.parametrize("planted", [False, True])
+def test_numbers_beyond_the_range_of_one_exponent_are_seen(planted: bool, tmp_path: Path) -> None:
+    """Costs of many times gamma beside small ones; without the check results would be wrong."""
+    right = "return beyond || !(least >= SMALLEST) || !(fabs(all) < infinity<float>());"
+    for source in host.SOURCES.glob("*.cu*"):
+        text = source.read_text()
+        if source.name == "narrow.cuh":
+            assert text.count(right) == 1, "narrow.cuh has changed: plant the mistake anew"
+            text = text.replace(right, "return false;") if planted else text
+        (tmp_path / source.name).write_text(text)
+    call = wide_call(False, None)
+    call["cost"][:, 20:60, 50:150] *= 400
+    launcher = EmulatorLauncher(MANY, directory=tmp_path)
+    if not planted:
+        check_against_oracle(launcher, call)
+        return
+    with pytest.raises(AssertionError):
+        check_against_oracle(launcher, call)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("weak", "bandwidth"), [(False, None), (False, 7), (True, None)])
 def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(
     weak: bool, bandwidth: int | None, dtype: torch.dtype
 ) -> None:
-    """Sums over cells (the derivatives in gamma and dummy) have an order for each width of strips:
-    they are the same among families where the width is.
+    """Among families with strips of the same width and tiles of the same length, which decide what
+    sums have an order of their own and which cells share an exponent.
     """
     call = wide_call(weak, bandwidth, dtype)
     ones = torch.ones(2, dtype=dtype)
-    results, sums = set(), {}
+    results: dict[tuple[int, int], set[bytes]] = {}
+    without_sums: set[bytes] = set()
     for family in FAMILIES:
         for multiprocessors in (ONE, MANY):
-            columns = plan_of(call, family, multiprocessors).variant.columns
+            plan = plan_of(call, family, multiprocessors)
+            cut = plan.variant.columns, plan.tile_steps
             for schedule in ("ascending", "random"):
                 launcher = EmulatorLauncher(multiprocessors, schedule, False, family=family)
                 value = host.value(launcher, **call)
                 visits, *parts = host.gradient(
                     launcher, **call, grad_value=ones, with_parameters=True
                 )
-                results.add(as_bytes((value, visits)))
-                sums.setdefault(columns, set()).add(as_bytes(parts))
-    assert len(results) == 1
-    assert all(len(of_width) == 1 for of_width in sums.values())
+                results.setdefault(cut, set()).add(as_bytes((value, visits, *parts)))
+                without_sums.add(as_bytes((value, visits)))
+    assert all(len(of_cut) == 1 for of_cut in results.values())
+    if dtype == torch.float64:  # every number has an exponent of its own
+        assert len(without_sums) == 1
 
 
 def test_families_are_chosen_by_shape() -> None:

@@ -115,12 +115,13 @@ struct StagedCells {
   }
 
   __device__ __forceinline__ Cost* chunk_at(int chunk) const { return ring + wrapped(chunk * (ROWS * WIDTH)); }
-  __device__ __forceinline__ bool has(int row, int column) const {
-    return column < columns && (WEAK || item.in_band(first_row + row, first_column + column));
+  __device__ __forceinline__ bool in_band(int row, int column) const {
+    return WEAK || item.in_band(first_row + row, first_column + column);
   }
 
-  // Starts to copy a chunk of rows, if the strip has it. +inf where the lattice or the band has no cell. All lanes; to be
-  // awaited by await_copies.
+  // Starts to copy a chunk of rows, if the strip has it. All lanes; to be awaited by await_copies. +inf outside the band.
+  // Beyond the last column nothing matters but that numbers stay close to those on their left, as a lane may have both:
+  // there its costs go on, and are 0 further out.
   __device__ __forceinline__ void fetch(int chunk) const {
     const int begin = chunk * ROWS, count = min(rows - begin, ROWS);
     if (chunk >= 0 && count > 0) {
@@ -141,8 +142,10 @@ struct StagedCells {
         const int column_end = wide_in ? lane * C + C : WIDTH;
         for (int row = 0; row < count; ++row, from += problem.stride_row)
           for (int column = column_begin; column < column_end; column += step) {
-            if (has(begin + row, column)) copy_later<1>(to + row * WIDTH + column, from + column * problem.stride_column);
-            else to[row * WIDTH + column] = infinity<Cost>();
+            const int source = min(column, columns - 1);
+            if (column < columns + C && in_band(begin + row, column))
+              copy_later<1>(to + row * WIDTH + column, from + source * problem.stride_column);
+            else to[row * WIDTH + column] = column < columns ? infinity<Cost>() : Cost(0);
           }
       }
     }
@@ -177,7 +180,7 @@ struct StagedCells {
     const int column_end = in_turn ? lane * C + C : WIDTH;
     for (int row = 0; row < count; ++row, to += problem.dense_row)
       for (int column = column_begin; column < column_end; column += step) {
-        if (!has(begin + row, column)) continue;
+        if (column >= columns || !in_band(begin + row, column)) continue;
         Cost result = from[row * WIDTH + column];
         if (finish == TIMES && result != Cost(0)) result *= factor;
         if (finish == NAN_INSTEAD) result = Cost(not_a_number());

@@ -9,6 +9,7 @@
 // Two arithmetics share one interface:
 //   Scaled<float>, Scaled<double>   exponents of 32 bits; says where they do not do
 //   Wide<Cost>                      slow; exponents of 128 bits and, for gamma = 0, the hard minimum
+// Where Scaled<float> would do, a chunk of steps is tried in Narrow (narrow.cuh) first.
 #pragma once
 #include "portability.cuh"
 
@@ -24,7 +25,8 @@ enum Status {
   // most c / 4 unless LARGE_GAIN is set; a result above -c / 4 then is more than 2^(c / 2) times that.
   MASKED = 8,
   LARGE_GAIN = 16,
-  LAST_STATUS = 16,
+  TOO_WIDE = 32,  // for Narrow, in most chunks of some strip: the backward sweep does not try it
+  LAST_STATUS = 32,
 };
 
 __device__ __forceinline__ bool is_left_to_wide(int status) {
@@ -37,7 +39,7 @@ __device__ __forceinline__ bool is_left_to_wide(int status) {
 constexpr int NOTHING = -(1 << 30), FAINT = -(1 << 28);
 // Of |D| log2(e) / gamma. Up to FAST_WEIGHT its integer part and its fraction come cheaply; beyond CAREFUL_WEIGHT what is
 // lost is lost unseen; beyond WEIGHT_LIMIT it counts as infinite.
-constexpr int FAST_WEIGHT = 1 << 21, CAREFUL_WEIGHT = 1 << 27, WEIGHT_LIMIT = 1 << 30;
+constexpr int NARROW_WEIGHT = 128, FAST_WEIGHT = 1 << 21, CAREFUL_WEIGHT = 1 << 27, WEIGHT_LIMIT = 1 << 30;
 constexpr double LOG2_E = 1.4426950408889634074;
 constexpr double LN_2 = 0.69314718055994530942;
 
@@ -140,7 +142,7 @@ struct Scaled {
 
   T scale, scale_rest;  // -log2(e) / gamma as a sum of two
   T fast_limit;         // of |cost|
-  T lowest = 0;         // of the costs
+  T lowest;             // of the costs; those that Narrow takes unseen are above -NARROW_WEIGHT * gamma / log2(e)
 
   // Returns the status that gamma alone causes.
   __device__ __forceinline__ int start(double gamma) {
@@ -149,6 +151,7 @@ struct Scaled {
     scale = T(c);
     scale_rest = sizeof(T) == 4 ? T(c - double(scale)) : T(fma(-c, gamma, -LOG2_E) / gamma);
     fast_limit = T(min(FAST_WEIGHT / fabs(c), 1e38));
+    lowest = T(-min(NARROW_WEIGHT / fabs(c), 1e38));
     // Gamma 0 or so small that the scale overflows needs the other arithmetic.
     return c > -1e30 ? FINE : OUT_OF_RANGE;
   }

@@ -13,6 +13,7 @@
 // p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep.
 #pragma once
 #include "cells.cuh"
+#include "narrow.cuh"
 
 template <class Number, bool TANGENT>
 struct Node;  // a lattice cell as its successors see it
@@ -51,7 +52,11 @@ struct Strip {
   static constexpr bool HAS_DUMMIES = WEAK, HAS_TANGENT = TANGENT;
   static constexpr int PARTS = TANGENT ? 4 : 2;  // p and p' of two predecessors; those of the diagonal follow
   static constexpr int ORDERS = TANGENT ? 2 : 1;
-  static constexpr int UNROLLED = A::HAS_SHORTCUT && !TANGENT ? 4 : 1;  // steps
+  static constexpr bool HAS_SHORTCUT = A::HAS_SHORTCUT && !TANGENT;
+  // The sweep from features has no registers left for it.
+  static constexpr bool HAS_NARROW = HAS_SHORTCUT && sizeof(Real) == 4 && Cells::STAGED;
+  static constexpr int NARROW_PAUSE = 7;  // chunks, after one in which Narrow has failed
+  static constexpr int UNROLLED = HAS_SHORTCUT ? 4 : 1;  // steps
 
   const Problem& problem;
   const Item<WEAK>& item;
@@ -71,6 +76,7 @@ struct Strip {
   N* checkpoint;
   Vector<Real, PARTS>* tile;
   int status;
+  int narrow_pause, narrow_score;  // chunks to go before Narrow is tried again; how often it did, less how often not
 
   N end;  // after a forward sweep: the node in the item's last column and row, on the lane that has it
 
@@ -123,6 +129,7 @@ struct Strip {
       right_last = last_row_of(strip + 1);
       right_border = border_of(strip) - first;
     }
+    narrow_pause = narrow_score = 0;
     cells.select(first, last, strip * WIDTH);
   }
 
@@ -139,27 +146,32 @@ struct Strip {
 
   // ---- forward ----
 
-  // The costs of the lane's cells of one row, counted from the first of the strip; +inf outside the lattice, the band and
-  // the first `rows` rows, behind which they may not be there yet; whatever where a weak lattice has a dummy.
-  __device__ __forceinline__ void load_costs(int row, int rows, int place, Cost (&out)[C]) const {
+  // The costs of the lane's cells of one row, counted from the first of the strip; +inf outside the band; `outside` beyond
+  // the lattice and the first `rows` rows, behind which they may not be there yet (staged cells have costs of their own
+  // beyond the last column); whatever where a weak lattice has a dummy.
+  __device__ __forceinline__ void load_costs(int row, int rows, int place, Cost outside, Cost (&out)[C]) const {
     const bool inside = unsigned(row) < unsigned(rows) && (!WEAK || row % 2 == 1);
     if constexpr (Cells::STAGED) {
 #pragma unroll
-      for (int c = 0; c < C; ++c) out[c] = infinity<Cost>();
+      for (int c = 0; c < C; ++c) out[c] = outside;
       if (inside) cells.read(place, out);
     } else {
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         int column = begin + c;
-        bool wanted = inside && column < item.m && item.in_band(first + row, column) && !is_dummy(row, column);
-        out[c] = wanted ? cells.load(place, first + row, column) : infinity<Cost>();
+        bool wanted = inside && column < item.m && !is_dummy(row, column), banned = !item.in_band(first + row, column);
+        out[c] = !wanted ? outside : banned ? infinity<Cost>() : cells.load(place, first + row, column);
       }
     }
   }
 
-  // Node of the border on the left at a row, nothing where that strip has no such row.
+  // Node of the border on the left at a row, nothing where that strip has no such row. Borders hold numbers as Narrow
+  // leaves them: it writes one in every step, while they are read once.
   __device__ __forceinline__ N load_border(int row) const {
-    return left_first <= row && row < left_last ? left_border[row].node : nothing();
+    if (!(left_first <= row && row < left_last)) return nothing();
+    N node = left_border[row].node;
+    if constexpr (HAS_NARROW) node.z = Narrow<C>::number_of({node.z.mantissa, node.z.exponent});
+    return node;
   }
 
   __device__ __forceinline__ void start_forward(State& state) {
@@ -177,42 +189,124 @@ struct Strip {
 
   // Steps [from, to) of one chunk. KEEP: the transition probabilities go to the tile, from `slot` on; else the border is
   // written. Rows outside the strip are computed like others, for the sake of a loop without branches: they are zero
-  // before the first row, and of no consequence after the last.
+  // before the first row, and of no consequence after the last. The quickest way is tried first; one that fails leaves the
+  // state as it was, and what else it has written is written again.
   template <bool KEEP>
   __device__ __forceinline__ void forward_chunk(State& state, int from, int to, int slot) {
-    if constexpr (A::HAS_SHORTCUT && !TANGENT) {
-      const State before = state;
-      bool beyond = false;
-      forward_chunk_by<KEEP, false>(state, from, to, slot, beyond);
-      if (!__any_sync(FULL_WARP, beyond)) return;
-      state = before;  // some cost needs more care: once more, from the start
+    if constexpr (HAS_NARROW) {
+      // What is tried depends on the strip and its tiles alone, not on who sweeps what in which order.
+      if (KEEP ? !(status & TOO_WIDE) : narrow_pause == 0) {
+        NarrowLane lane_of(*this, state);
+        sweep_chunk<KEEP>(lane_of, from, to, slot);
+        const bool failed = __any_sync(FULL_WARP, lane_of.has_failed());
+        if (!failed) lane_of.leave(state);
+        if (!KEEP) narrow_score += failed ? -1 : 1;
+        if (!KEEP && failed) narrow_pause = NARROW_PAUSE;
+        if (!failed) return;
+      } else if (!KEEP) {
+        --narrow_pause;
+      }
     }
-    bool of_no_meaning = false;
-    forward_chunk_by<KEEP, true>(state, from, to, slot, of_no_meaning);
+    if constexpr (HAS_SHORTCUT) {
+      const State before = state;
+      ScaledLane<false> lane_of{*this, state};
+      sweep_chunk<KEEP>(lane_of, from, to, slot);
+      if (!__any_sync(FULL_WARP, lane_of.beyond)) return;
+      state = before;
+    }
+    ScaledLane<true> lane_of{*this, state};
+    sweep_chunk<KEEP>(lane_of, from, to, slot);
   }
 
-  template <bool KEEP, bool CAREFUL>
-  __device__ __forceinline__ void forward_chunk_by(State& state, int from, int to, int slot, bool& beyond) {
+  template <bool KEEP, class Lane>
+  __device__ __forceinline__ void sweep_chunk(Lane& lane_of, int from, int to, int slot) {
     int row = from - lane, place = cells.place(row);
     const int rows = last - first, rows_here = min(rows, to);  // no row from the next chunk on
     const bool writes_border = !KEEP && index + 1 < strips && lane == LANES - 1;
     Border<N, F>* border = right_border + first;
     Cost costs[C];
-    load_costs(row, rows_here, place, costs);
+    load_costs(row, rows_here, place, Lane::outside(), costs);
 #pragma unroll UNROLLED
     for (int step = from; step < to; ++step) {
-      N left = from_lane_below(state.above[C - 1]), entering = from_lane(state.border_rows, step - from);
+      typename Lane::Edge left = from_lane_below(lane_of.edge()), entering = from_lane(lane_of.border_rows(), step - from);
       if (lane == 0) left = entering;
       if (!WEAK || row % 2 != 0) place = cells.next(place);
       Cost next[C];
-      load_costs(row + 1, rows_here, place, next);  // in flight during the step
-      cross<KEEP, CAREFUL>(state, left, row, costs, slot + step - from, beyond);
-      if (writes_border && unsigned(row) < unsigned(rows)) border[row].node = state.above[C - 1];
+      load_costs(row + 1, rows_here, place, Lane::outside(), next);  // in flight during the step
+      lane_of.template cross<KEEP>(left, row, costs, slot + step - from);
+      if (writes_border && unsigned(row) < unsigned(rows)) border[row].node = lane_of.for_border();
       ++row;
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
     }
   }
+
+  // How a lane crosses a chunk: with an exponent for each of its numbers,
+  template <bool CAREFUL>
+  struct ScaledLane {
+    typedef N Edge;
+    Strip& strip;
+    State& state;
+    bool beyond = false;
+
+    static __device__ __forceinline__ Cost outside() { return infinity<Cost>(); }
+    __device__ __forceinline__ const N& edge() const { return state.above[C - 1]; }
+    __device__ __forceinline__ const N& border_rows() const { return state.border_rows; }
+    __device__ __forceinline__ N for_border() const {
+      N node = state.above[C - 1];
+      if constexpr (HAS_NARROW) node.z.exponent = Narrow<C>::edge_of(node.z).exponent;
+      return node;
+    }
+    template <bool KEEP>
+    __device__ __forceinline__ void cross(const N& left, int row, const Cost (&costs)[C], int slot) {
+      strip.template cross<KEEP, CAREFUL>(state, left, row, costs, slot, beyond);
+    }
+  };
+
+  // or with one for all of them.
+  struct NarrowLane {
+    typedef typename Narrow<C>::Edge Edge;
+    Strip& strip;
+    Narrow<C> numbers;
+    Edge rows_of_border;
+    int first_row;  // of the lane, if it starts from nothing
+    float dummy_factor;
+
+    __device__ __forceinline__ NarrowLane(Strip& strip, const State& state)
+        : strip(strip), numbers(state.above, state.diagonal), rows_of_border(Narrow<C>::edge_of(state.border_rows.z)) {
+      const bool has_corner = strip.lane == 0 && (strip.index == 0 || strip.first > 0);
+      first_row = has_corner ? -1 : 0;
+      if (WEAK) dummy_factor = fast_exp2(float(strip.dummy) * strip.arithmetic.scale);
+    }
+    static __device__ __forceinline__ Cost outside() { return Cost(0); }
+    __device__ __forceinline__ Edge edge() const { return numbers.edge(); }
+    __device__ __forceinline__ const Edge& border_rows() const { return rows_of_border; }
+    __device__ __forceinline__ N for_border() const {
+      N node;
+      node.z = {numbers.edge().mantissa, numbers.edge().exponent};
+      return node;
+    }
+    template <bool KEEP>
+    __device__ __forceinline__ void cross(const Edge& left, int row, const Cost (&costs)[C], int slot) {
+      float before = numbers.diagonal, beside = numbers.start_row(left, row == first_row);
+      numbers.diagonal = beside;
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        float weight = fast_exp2(costs[c] * strip.arithmetic.scale);
+        if (WEAK && strip.is_dummy(row, strip.begin + c)) weight = dummy_factor;
+        Transition<float> p;
+        numbers.cross(c, weight, before, beside, p, KEEP);
+        if (KEEP) strip.tile_at(slot, c) = {{p.diagonal == 0.0f ? -p.up : p.up, p.left}};
+      }
+      numbers.end_row();
+    }
+    __device__ __forceinline__ bool has_failed() const { return numbers.has_failed(); }
+    __device__ __forceinline__ void leave(State& state) const {
+#pragma unroll
+      for (int c = 0; c < C; ++c) state.above[c].z = numbers.number(c);
+      state.diagonal.z = numbers.corner();
+    }
+  };
 
   // A row of the lane, counted from the first of the strip, whose neighbor on the left is given.
   template <bool KEEP, bool CAREFUL>
@@ -318,7 +412,7 @@ struct Strip {
   }
 
   __device__ __forceinline__ void leave_forward(const State& state) {
-    status |= arithmetic.final_status(item.n + item.m);
+    status |= arithmetic.final_status(item.n + item.m) | (narrow_score < 0 ? TOO_WIDE : FINE);
 #pragma unroll
     for (int c = 0; c < C; ++c)
       if (begin + c == item.m - 1) end = state.above[c];
@@ -461,7 +555,7 @@ struct Strip {
     auto& below = carried.below;
     auto& pending = carried.pending;
     Cost costs[C], results[C];
-    if (TANGENT) load_costs(row, last - first, place, costs);
+    if (TANGENT) load_costs(row, last - first, place, infinity<Cost>(), costs);
     Real from_right[ORDERS], diagonally[ORDERS];
 #pragma unroll
     for (int k = 0; k < ORDERS; ++k) {
