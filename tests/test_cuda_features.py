@@ -214,16 +214,18 @@ def test_what_is_no_number_makes_its_item_nan_whatever_else_is_wrong_with_it(
 
 @settings(max_examples=10)
 @given(data=st.data())
-def test_squared_distances_give_the_value_of_the_cost_matrix_to_the_bit(
-    data: st.DataObject,
-) -> None:
+def test_squared_distances_give_the_value_of_the_cost_matrix(data: st.DataObject) -> None:
+    """To the bit in float64; in float32 only the sweep of costs tries one exponent a lane."""
     launcher = data.draw(launchers(checked=False))
     problem = data.draw(problems(70))._replace(kind="sqeuclidean")
     x, y, gamma, *limits, _ = problem
     cost = _cuda_costs.squared_distances(launcher, x, y)
-    assert bits(features.value(launcher, problem)) == bits(
-        host.value(launcher, cost, gamma, None, *limits)
-    )
+    value = features.value(launcher, problem)
+    expected = host.value(launcher, cost, gamma, None, *limits)
+    if x.dtype == torch.float64:
+        assert bits(value) == bits(expected)
+    scale = expected.abs() + gamma
+    torch.testing.assert_close(value / scale, expected / scale, rtol=0, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
