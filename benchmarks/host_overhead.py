@@ -38,7 +38,7 @@ class IdleLauncher:
     def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
         addresses = [address(buffer) for buffer in buffers]
         for launch in launches:
-            tuple(launch.arguments(addresses))
+            launch.argument(addresses)
         self.launches += len(launches)
 
 

@@ -78,7 +78,7 @@ class CupyLauncher:
                 kernel(
                     launch.grid,
                     launch.block,
-                    tuple(launch.arguments(addresses)),
+                    (launch.argument(addresses),),
                     shared_mem=launch.shared_bytes,
                     stream=stream,
                 )
