@@ -111,7 +111,13 @@ def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
                 None if saved is None else forward_ad.unpack_dual(saved).primal
                 for saved in ctx.saved_tensors
             ]
-            return rule(ctx, primals, *tangents)
+            # A parameter elsewhere is a number in host memory, for which torch makes zeros there.
+            device = primals[0].device  # type: ignore[union-attr]
+            present = [
+                None if isinstance(tangent, Tensor) and tangent.device != device else tangent
+                for tangent in tangents
+            ]
+            return rule(ctx, primals, *present)
 
     return jvp
 
@@ -123,5 +129,8 @@ def raise_no_third_derivative() -> NoReturn:
     )
 
 
-def zeros_if_none(tangent: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if tangent is None else tangent
+def zeros_if_none(
+    tangent: Tensor | None, like: Tensor, device: torch.device | None = None
+) -> Tensor:
+    """On the device of `like` unless it is given: parameters may be in host memory, not tangents."""
+    return torch.zeros_like(like, device=device) if tangent is None else tangent
