@@ -93,24 +93,25 @@ def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
     """The kernels index raw memory: a tensor of another shape must not reach them."""
     if cost.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
+    shape, batch, device, matrix = cost.shape, cost.shape[:-2], cost.device, _MATRICES.get(name)
     for k, other in enumerate(others):
         if not isinstance(other, Tensor):
             continue
-        expected = cost.shape if k == _MATRICES.get(name) else cost.shape[:-2]
+        expected = shape if k == matrix else batch
         if other.shape != expected:
             raise ValueError(
                 f"{name} takes costs (*, N, M), here {tuple(cost.shape)}, and tensors expanded to "
                 f"(*) or, of derivatives in the cost, (*, N, M); got {tuple(other.shape)} where "
                 f"{tuple(expected)} is due"
             )
-        if other.device != cost.device and not (k < 2 and is_number(other)):
+        if other.device != device and not (k < 2 and is_number(other)):
             raise ValueError(
                 f"the cost is on {cost.device}, another tensor of the same call on {other.device}"
             )
 
 
 def is_number(parameter: Tensor) -> bool:
-    """Of gamma or a dummy cost: one number for all items, in host memory, which CUDA kernels take."""
+    """Of gamma or a dummy cost: one for all items, in host memory, as CUDA kernels take it."""
     of_items = zip(parameter.shape, parameter.stride(), strict=True)
     one = not any(n > 1 and stride for n, stride in of_items)
     return one and parameter.device.type == "cpu" and parameter.dtype == torch.float64

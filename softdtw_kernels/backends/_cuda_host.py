@@ -62,10 +62,11 @@ def item_buffer(tensor: Tensor | None, device: torch.device) -> tuple[str, Buffe
     if tensor is None:
         return ABSENT, None
     stride, at_home = tensor.stride(), tensor.device == device
-    if not any(stride) or all(s == 0 or n == 1 for s, n in zip(stride, tensor.shape, strict=True)):
+    single = tensor.numel() == 1
+    if single or all(s == 0 or n == 1 for s, n in zip(stride, tensor.shape, strict=True)):
         if at_home:
             return ONE, tensor
-        return NUMBER, (tensor if tensor.numel() == 1 else tensor.as_strided((), ())).item()
+        return NUMBER, (tensor if single else tensor.as_strided((), ())).item()
     if not at_home:
         tensor = tensor.to(device, non_blocking=True)
     return EACH, tensor if stride == (1,) else tensor.reshape(-1)
@@ -332,8 +333,8 @@ def sum_of_parts(parts: Tensor | None, batch: torch.Size, like: Tensor, wanted: 
     if parts is not None:
         return (parts if parts.shape[-1] == 1 else parts.sum(-1)).view(batch)
     # Zeros would be one more launch.
-    new = like.new_zeros if wanted else like.new_empty
-    return new(batch, dtype=torch.float64)
+    new = torch.zeros if wanted else torch.empty
+    return new(batch, dtype=torch.float64, device=like.device)
 
 
 def gradient(

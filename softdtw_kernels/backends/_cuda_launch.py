@@ -67,7 +67,7 @@ class Launch(NamedTuple):
     ends: tuple[int | None, ...] = ()  # of the places, for those who check bounds
 
     def argument(self, addresses: Sequence[int]) -> np.ndarray:
-        """The struct, given what `address` says of the buffers."""
+        """The struct, given `addresses_of` the buffers."""
         words = self.words[:]
         for position, buffer, offset in self.places:
             words[position] = addresses[buffer] + offset
@@ -166,9 +166,12 @@ def round_up(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def address(buffer: Buffer) -> int:
-    """The 8 bytes that a kernel is given."""
-    return buffer.data_ptr() if isinstance(buffer, Tensor) else word(buffer)
+def addresses_of(buffers: Sequence[Buffer]) -> list[int]:
+    """The 8 bytes that a kernel is given of each."""
+    return [
+        0 if buffer is None else buffer.data_ptr() if isinstance(buffer, Tensor) else word(buffer)
+        for buffer in buffers
+    ]
 
 
 def word(value: float | None) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from softdtw_kernels.backends._cuda_host import SOURCES
-from softdtw_kernels.backends._cuda_launch import Buffer, Launch, address, word
+from softdtw_kernels.backends._cuda_launch import Buffer, Launch, addresses_of, word
 from softdtw_kernels.backends._cuda_plan import Argument
 
 HERE = Path(__file__).parent
@@ -176,7 +176,7 @@ class EmulatorLauncher:
         self.launches: list[tuple[str, tuple[str, ...], int]] = []
 
     def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
-        addresses = [address(buffer) for buffer in buffers]
+        addresses = addresses_of(buffers)
         for launch in launches:
             fields: list[Argument] = launch.argument(addresses).view(np.int64).tolist()
             for (position, buffer, begin), end in zip(launch.places, launch.ends, strict=True):
