@@ -122,9 +122,22 @@ def host_times() -> dict[str, float]:
     """Microseconds of the host for a small call, and for what torch itself does."""
     cost = torch.rand(1, 8, 8, device="cuda")
     leaf, one = cost.clone().requires_grad_(), torch.ones(1, device="cuda")
+    gamma = torch.ones(1, dtype=torch.float64)
+
+    def both() -> object:
+        return torch.autograd.grad(sk.soft_dtw_from_cost(leaf), leaf, one)
+
+    def both_in_this_thread() -> object:
+        with torch.autograd.set_multithreading_enabled(False):
+            return both()
+
     calls = {
         "forward": lambda: sk.soft_dtw_from_cost(cost),
-        "forward + backward": lambda: torch.autograd.grad(sk.soft_dtw_from_cost(leaf), leaf, one),
+        "the operator of the gradient alone": lambda: sk.ops.gradient(
+            cost, gamma, None, None, None, None, one, False
+        ),
+        "forward + backward": both,
+        "forward + backward, not handed over to a thread of torch": both_in_this_thread,
         "torch: a sum": lambda: cost.sum((1, 2)),
         "torch: a sum, forward + backward": lambda: torch.autograd.grad(
             leaf.sum((1, 2)), leaf, one

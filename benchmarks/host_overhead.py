@@ -2,14 +2,17 @@
 
     python -m benchmarks.host_overhead [--profile]
 
-Calls go the whole way through autograd, operators, plans and argument lists, on CPU tensors and to
-a launcher that launches nothing. A launch by CuPy comes on top: 60 arguments at 0.07 microseconds
-each and the driver's launch, together less than 10 microseconds.
+Calls go the whole way through autograd, operators, plans and the structs that kernels take, on CPU
+tensors and to a launcher that launches nothing. A GPU adds to that, for each launch, what CuPy does
+with the struct, which is measured here where CuPy is installed, and the driver's part; torch's
+allocations; and the hand-over of a backward to the thread that torch has for the device: see
+host_times in benchmarks/gpu.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import cProfile
 import pstats
 import statistics
@@ -23,7 +26,7 @@ import torch
 import softdtw_kernels as sk
 from softdtw_kernels import backends
 from softdtw_kernels.backends import _cuda_costs, _cuda_tiny
-from softdtw_kernels.backends._cuda_launch import Buffer, Launch, address
+from softdtw_kernels.backends._cuda_launch import Buffer, Launch, addresses_of
 
 
 class IdleLauncher:
@@ -36,10 +39,15 @@ class IdleLauncher:
         self.launches = 0
 
     def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
-        addresses = [address(buffer) for buffer in buffers]
+        addresses = addresses_of(buffers)
         for launch in launches:
-            tuple(launch.arguments(addresses))
+            launch.argument(addresses)
         self.launches += len(launches)
+
+
+class Recorder(IdleLauncher):
+    def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
+        self.recorded = launches
 
 
 def pretended_backend(launcher: IdleLauncher) -> Any:
@@ -82,10 +90,37 @@ def small_calls() -> dict[str, Callable[[], object]]:
     }
 
 
+def of_cupy(repeats: int = 2000) -> float | None:
+    """Microseconds that CuPy takes for the argument of a launch; None where it is not installed.
+
+    No kernel and no driver are needed: a launch without a kernel fails after its arguments have
+    been converted, and one without arguments fails the same way.
+    """
+    try:
+        from cupy.cuda import driver, function, runtime  # noqa: PLC0415
+    except ImportError:
+        return None
+    kernel = function.Function.__new__(function.Function)
+    stream = SimpleNamespace(ptr=0)
+    errors = (runtime.CUDARuntimeError, driver.CUDADriverError)
+
+    def launch(*arguments: object) -> None:
+        with contextlib.suppress(*errors):
+            kernel((1,), (64,), arguments, shared_mem=0, stream=stream)
+
+    recorder = Recorder()
+    backends._loaded["numba"] = pretended_backend(recorder)
+    sk.soft_dtw_from_cost(torch.rand(1, 8, 8))
+    struct = recorder.recorded[0].argument([0] * 16)
+    return microseconds(lambda: launch(struct), repeats) - microseconds(launch, repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", action="store_true", help="where the time goes")
     arguments = parser.parse_args()
+    cupy = of_cupy()
+    print("CuPy is not installed" if cupy is None else f"CuPy adds {cupy:.1f} us to a launch")
     launcher = IdleLauncher()
     backends._loaded["numba"] = pretended_backend(launcher)
     for name, call in small_calls().items():

@@ -41,14 +41,22 @@ class BatchedFunction(Function):
 def choose(
     function: type[EagerFunction], twin: type[BatchedFunction], args: tuple[Any, ...]
 ) -> Any:
-    """`function` applied to checked arguments, or under torch.compile its twin without jvp.
+    """`function` applied to checked arguments, or under torch.compile its twin without jvp; its
+    forward alone where nobody asks for a derivative.
 
     torch.compile also refuses one tensor as two arguments (a sequence compared with itself, the
     same lengths on both sides), hence the views.
     """
     if not torch.compiler.is_compiling():
-        return function.apply_checked(*args)
+        tracked = may_be_differentiated() and (in_transform() or _has_derivatives(args))
+        return function.apply_checked(*args) if tracked else function.forward(*args)
     return twin.apply(*(arg.view_as(arg) if isinstance(arg, Tensor) else arg for arg in args))
+
+
+def _has_derivatives(args: tuple[Any, ...]) -> bool:
+    return forward_ad._current_level >= 0 or any(
+        arg.requires_grad for arg in args if isinstance(arg, Tensor)
+    )
 
 
 def batch_first(arg: Any, dim: int | None, batch_size: int) -> Any:
@@ -111,7 +119,13 @@ def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
                 None if saved is None else forward_ad.unpack_dual(saved).primal
                 for saved in ctx.saved_tensors
             ]
-            return rule(ctx, primals, *tangents)
+            # A parameter elsewhere is a number in host memory, for which torch makes zeros there.
+            device = primals[0].device  # type: ignore[union-attr]
+            present = [
+                None if isinstance(tangent, Tensor) and tangent.device != device else tangent
+                for tangent in tangents
+            ]
+            return rule(ctx, primals, *present)
 
     return jvp
 
@@ -123,5 +137,8 @@ def raise_no_third_derivative() -> NoReturn:
     )
 
 
-def zeros_if_none(tangent: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if tangent is None else tangent
+def zeros_if_none(
+    tangent: Tensor | None, like: Tensor, device: torch.device | None = None
+) -> Tensor:
+    """On the device of `like` or, for parameters that may be in host memory, the one given."""
+    return torch.zeros_like(like, device=device) if tangent is None else tangent

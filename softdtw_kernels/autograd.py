@@ -36,6 +36,7 @@ from .checks import (
     check_lengths,
     check_origin_count,
     check_tensor,
+    to_device,
 )
 
 
@@ -110,8 +111,8 @@ class _Gradient(EagerFunction, _GradientTwin):
             ctx.bandwidth,
             grad_value,
             zeros_if_none(by_cost, cost),
-            zeros_if_none(by_gamma, gamma),
-            None if dummy is None else zeros_if_none(by_dummy, dummy),
+            zeros_if_none(by_gamma, gamma, cost.device),
+            None if dummy is None else zeros_if_none(by_dummy, dummy, cost.device),
         )[1:]
         if by_grad_value is not None:
             scaled = _Gradient.apply(*problem, ctx.bandwidth, by_grad_value, True)
@@ -223,7 +224,7 @@ class _SmoothVjp(EagerFunction):
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> tuple[Tensor, Tensor]:
         *problem, grad_s = saved
         by_cost = zeros_if_none(tangents[0], problem[0])
-        by_gamma = zeros_if_none(tangents[1], problem[1])
+        by_gamma = zeros_if_none(tangents[1], problem[1], problem[0].device)
         args = *problem, ctx.origin_count
         a, b, _ = _smooth_second_order(args, grad_s, by_cost, by_gamma)
         if tangents[5] is not None:
@@ -381,7 +382,7 @@ def _parameter(value: Any, name: str, cost: Tensor) -> Any:
     if value is None:
         return None
     if isinstance(value, Tensor) and value.shape == cost.shape[:-2]:
-        return value.double()
+        return to_device(value, cost.device, torch.float64)
     return batch_parameter(value, name, cost.shape[:-2], cost.device)
 
 
@@ -410,6 +411,7 @@ def _smooth_second_order(
     (by_cost, by_gamma). The problem is (cost, gamma, x_lengths, y_lengths, origin_count).
     """
     cost, gamma, x_lengths, y_lengths, origin_count = problem
+    gamma = gamma.to(cost.device)
 
     def pull(cost: Tensor, gamma: Tensor, grad_s: Tensor) -> tuple[Tensor, Tensor]:
         return reference.smooth_vjp(cost, gamma, x_lengths, y_lengths, origin_count, grad_s)
@@ -421,7 +423,7 @@ def _smooth_jvp(
     problem: tuple[Any, ...], by_cost: Tensor | None, by_gamma: Tensor | None
 ) -> Tensor:
     cost, gamma, *_ = problem
-    tangents = zeros_if_none(by_cost, cost), zeros_if_none(by_gamma, gamma)
+    tangents = zeros_if_none(by_cost, cost), zeros_if_none(by_gamma, gamma, cost.device)
     return _smooth_second_order(problem, torch.zeros_like(cost), *tangents)[2]
 
 

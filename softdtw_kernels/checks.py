@@ -97,12 +97,18 @@ def broadcast_batch(x: Tensor, y: Tensor) -> torch.Size:
 
 
 def batch_parameter(
-    value: Number, name: str, batch: tuple[int, ...], device: torch.device
+    value: Number, name: str, batch: tuple[int, ...], device: torch.device, backend: str = ""
 ) -> Tensor:
-    """A number or 0-d tensor as a float64 tensor of shape `batch`, differentiable if it was."""
+    """A number or 0-d tensor as a float64 tensor of shape `batch`, differentiable if it was.
+
+    For the CUDA kernels a number stays in host memory: on the device it would cost a launch. But
+    not in what torch.compile traces, where it would be a kernel for the CPU.
+    """
     value = check_parameter(value, name)
     if isinstance(value, Tensor):
         return to_device(value, device, torch.float64).expand(batch)
+    if backend == "cuda" and not torch.compiler.is_compiling():
+        device = torch.device("cpu")
     return torch.full((), value, dtype=torch.float64, device=device).expand(batch)
 
 

@@ -40,7 +40,8 @@ class Problem(NamedTuple):
         return reference if self.backend == "reference" else autograd
 
     def parameter(self, value: Number, name: str) -> Tensor:
-        return batch_parameter(value, name, self.cost.shape[:-2], self.cost.device)
+        cost = self.cost
+        return batch_parameter(value, name, cost.shape[:-2], cost.device, self.backend)
 
 
 def problem_from_cost(
@@ -247,7 +248,7 @@ def _value_of_sequences(
         return _plain_value(checked.problem(cost, pairwise), gamma, bandwidth)
     assert isinstance(cost, str)
     limits = _expand(x_lengths, batch), _expand(y_lengths, batch)
-    gamma = batch_parameter(gamma, "gamma", batch, x.device)
+    gamma = batch_parameter(gamma, "gamma", batch, x.device, name)
     return fused.value(x, y, gamma, *limits, bandwidth, cost)
 
 

@@ -97,7 +97,7 @@ class _FusedValue(EagerFunction, _FusedValueTwin):
         wanted = (tangent is not None for tangent in tangents[:3])
         args: list[Any] = [*saved, *ctx.constants, ones, *wanted]
         grads = _composed_gradient(*args)
-        total = torch.zeros_like(saved[2])
+        total = torch.zeros_like(saved[2], device=x.device)
         for grad, tangent in zip(grads[:2], tangents[:2], strict=True):
             if tangent is not None:
                 # Padding counts for nothing, whatever its tangent holds.

@@ -33,7 +33,8 @@ allowed):
 The cost is float32 or float64 of any strides and is never copied here, unless it has more than two
 leading dimensions (those of vmap, say) that cannot be viewed as two: backends see at most two.
 Derivatives in the cost have its strides. gamma, dummy and their derivatives are float64, the
-lengths int64. With a dummy cost the lattice is that of weak alignment,
+lengths int64. gamma and dummy may be a number in host memory, expanded, beside costs or features on
+a CUDA device. With a dummy cost the lattice is that of weak alignment,
 (2N + 1) x (2M + 1). A backend is a module with functions of these names and signatures: CPU tensors
 go to `backends.numba_cpu` and CUDA tensors to `backends.cupy_cuda`, each imported at its first
 call. The operators have no derivatives; `autograd` gives them.
@@ -92,20 +93,28 @@ def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
     """The kernels index raw memory: a tensor of another shape must not reach them."""
     if cost.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
+    shape, batch, device, matrix = cost.shape, cost.shape[:-2], cost.device, _MATRICES.get(name)
     for k, other in enumerate(others):
         if not isinstance(other, Tensor):
             continue
-        expected = cost.shape if k == _MATRICES.get(name) else cost.shape[:-2]
+        expected = shape if k == matrix else batch
         if other.shape != expected:
             raise ValueError(
                 f"{name} takes costs (*, N, M), here {tuple(cost.shape)}, and tensors expanded to "
                 f"(*) or, of derivatives in the cost, (*, N, M); got {tuple(other.shape)} where "
                 f"{tuple(expected)} is due"
             )
-        if other.device != cost.device:
+        if other.device != device and not (k < 2 and is_number(other)):
             raise ValueError(
                 f"the cost is on {cost.device}, another tensor of the same call on {other.device}"
             )
+
+
+def is_number(parameter: Tensor) -> bool:
+    """Of gamma or a dummy cost: one for all items, in host memory, as CUDA kernels take it."""
+    of_items = zip(parameter.shape, parameter.stride(), strict=True)
+    one = not any(n > 1 and stride for n, stride in of_items)
+    return one and parameter.device.type == "cpu" and parameter.dtype == torch.float64
 
 
 def _dispatch(name: str, backend: str) -> Callable[..., Any]:
@@ -158,7 +167,9 @@ def _check_features(x: Tensor, y: Tensor, *others: Any) -> None:
                 f"the operators take tensors expanded to the leading dimensions "
                 f"{tuple(x.shape[:-2])} of the features, got {tuple(other.shape)}"
             )
-    devices = {t.device for t in (x, y, *others) if isinstance(t, Tensor)}
+    devices = {t.device for t in (x, y, *others[1:]) if isinstance(t, Tensor)}
+    if others and not is_number(others[0]):
+        devices.add(others[0].device)
     if len(devices) > 1:
         raise ValueError(f"all tensors of a call must be on one device, got {devices}")
 

@@ -239,3 +239,35 @@ class RecordingLauncher:
             if isinstance(buffer, torch.Tensor):
                 storage = buffer.untyped_storage()
                 self.storages[storage.data_ptr()] = storage.nbytes()
+
+
+@pytest.mark.parametrize("weak", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_result_depends_on_what_memory_held_before(family: str, weak: bool) -> None:
+    """Items of the fast arithmetic, of the wide one, and such that are NaN: all are written."""
+    call = wide_call(weak, bandwidth=None)
+    call["cost"][1, 3, 4] = 1e30
+    cost, ones = call["cost"], torch.ones(2)
+    single = no_limits(cost[:, :20, :20], call["gamma"])
+    single["gamma"] = torch.tensor([0.1, -1.0], dtype=torch.float64)
+
+    def results() -> list[torch.Tensor]:
+        launcher = EmulatorLauncher(family=family)
+        found = []
+        for problem in (call, single):
+            found.append(host.value(launcher, **problem))
+            for with_parameters in (False, True):
+                grads = host.gradient(
+                    launcher, **problem, grad_value=ones, with_parameters=with_parameters
+                )
+                found += grads if with_parameters else grads[:1]
+        return found
+
+    plain = results()
+    torch.use_deterministic_algorithms(True)  # torch.empty fills what it allocates
+    try:
+        filled = results()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(plain, filled, strict=True):
+        assert torch.equal(one.nan_to_num(nan=-7), other.nan_to_num(nan=-7))

@@ -399,8 +399,8 @@ def test_a_number_in_place_of_gamma_gives_the_same_bits(monkeypatch: pytest.Monk
     assert len(asked) == 8 and not torch.equal(*truth)
 
 
-def test_every_argument_of_a_launch_is_8_bytes_wide() -> None:
-    """CuPy passes Python integers and floats as 8-byte values: the kernels take nothing else."""
+def test_every_field_of_a_launch_is_8_bytes_wide() -> None:
+    """The host fills a kernel's struct with words of 8 bytes: it has nothing else."""
     for file, macro in (
         ("problem.cuh", "SOFTDTW_BATCH_FIELDS"),
         ("problem.cuh", "SOFTDTW_LATTICE_FIELDS"),

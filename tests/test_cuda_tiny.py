@@ -145,11 +145,11 @@ class FastKernelAlone(EmulatorLauncher):
         grid: int,
         block: int,
         shared_bytes: int,
-        arguments: Sequence[Argument],
+        fields: Sequence[Argument],
     ) -> None:
         if source != "tiny_exact":
-            super().launch(source, options, grid, block, shared_bytes, arguments)
-            self.left = int(arguments[-2])
+            super().launch(source, options, grid, block, shared_bytes, fields)
+            self.left = int(fields[-1].view(torch.int32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,14 @@ from hypothesis import given, settings
 from strategies import Problem, problems
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from softdtw_kernels import (
     S2DTWFunction,
     SoftDTWFunction,
+    backends,
+    ops,
     s2dtw,
     s2dtw_from_cost,
     soft_dtw,
@@ -219,6 +224,89 @@ def test_fake_tensors_know_the_shapes() -> None:
         (gradient,) = torch.autograd.grad(value.sum(), x)
         assert gradient.shape == x.shape
         assert s2dtw(x[0], y[0]).shape == ()
+
+
+class OneDevice(TorchDispatchMode):
+    """Torch's operators are never given tensors of two devices, nor ours but for gamma and dummy.
+
+    On a GPU that raises; tensors without memory may be mixed.
+    """
+
+    def __init__(self, numbers: set[str]) -> None:
+        super().__init__()
+        self.numbers = numbers
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "softdtw_kernels":
+            parameters = {"gamma", "dummy"}
+            names = [argument.name for argument in func._schema.arguments]
+            given = dict(zip(names, args, strict=True))
+            self.numbers |= {
+                name
+                for name in parameters & given.keys()
+                if given[name] is not None and ops.is_number(given[name])
+            }
+            args_of_one = [value for name, value in given.items() if name not in parameters]
+        else:
+            args_of_one = [*args, *(kwargs or {}).values()]
+        tensors = [t for t in tree_leaves(args_of_one) if isinstance(t, Tensor) and t.dim() > 0]
+        assert len({t.device for t in tensors}) <= 1, func
+        return func(*args, **(kwargs or {}))
+
+
+def first(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.autograd.grad(f(x).sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("function", [soft_dtw_from_cost, s2dtw_from_cost, soft_dtw])
+def test_numbers_in_host_memory_meet_no_tensor_of_a_device(
+    function: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA calls have them, whatever derivative or transform; another device stands for CUDA."""
+    monkeypatch.setattr(backends, "select", lambda *_: "cuda")
+    features = function is soft_dtw
+    x = torch.empty(3, 40, 9, device="meta", requires_grad=True)
+    y = torch.empty(3, 45, 9, device="meta")
+    gammas: set[str] = set()
+
+    def f(z: Tensor) -> Tensor:
+        return function(z, y, gamma=0.1) if features else function(z, gamma=0.1)
+
+    with OneDevice(gammas):
+        value = f(x)
+        gradient = first(f, x)
+        second = torch.autograd.grad(gradient.sum(), x)[0]
+        z = x.detach()
+        tangent = torch.func.jvp(f, (z,), (z,))[1]
+        along = torch.func.jvp(lambda z: torch.func.jvp(f, (z,), (z,))[1], (z,), (z,))[1]
+        product = torch.func.jvp(torch.func.grad(lambda z: f(z).sum()), (z,), (z,))[1]
+        if not features:
+            vmapped = torch.func.vmap(torch.func.grad(lambda z: f(z).sum()))(z[:, None])
+            assert vmapped.shape == (3, 1, 40, 9)
+    assert gammas == ({"gamma", "dummy"} if function is s2dtw_from_cost else {"gamma"})
+    for result in (value, tangent, along):
+        assert result.shape == (3,) and result.device.type == "meta"
+    for result in (gradient, second, product):
+        assert result.shape == x.shape and result.device.type == "meta"
+
+
+def test_only_expanded_numbers_may_be_in_host_memory() -> None:
+    cost = torch.empty(3, 5, 6, device="meta")
+    number = torch.tensor(0.5, dtype=torch.float64).expand(3)
+    ops._check_problem("value", cost, number, number, None, None, None)
+    for others in (
+        (number.clone(), None),
+        (number.float(), None),
+        (number, None, number.long()),
+        (number, None, None, None, None, number),
+    ):
+        with pytest.raises(ValueError, match="another tensor of the same call on cpu"):
+            ops._check_problem("gradient", cost, *others)
+    x, y = torch.empty(3, 5, 2, device="meta"), torch.empty(3, 6, 2, device="meta")
+    ops._check_features(x, y, number, None, None, None, "sqeuclidean")
+    for others in ((number.clone(),), (number, number.long())):
+        with pytest.raises(ValueError, match="on one device"):
+            ops._check_features(x, y, *others)
 
 
 @pytest.mark.parametrize("pairwise", [False, True])

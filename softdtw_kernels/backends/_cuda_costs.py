@@ -66,8 +66,8 @@ def smoothing_recipe(
     threads = 64 if cells <= 64 else SMOOTHING_THREADS
     grad_gamma = None
     if order:
-        grad_gamma = recipe.new(torch.empty, task.pairs, parts, dtype=torch.float64)
-    recipe.results = [grad_gamma]
+        grad_gamma = recipe.output(task.pairs, parts, dtype=torch.float64)
+    recipe.returns(grad_gamma, task.pairs, parts, dtype=torch.float64)
     fields: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in matrices},
@@ -81,7 +81,7 @@ def smoothing_recipe(
         task.pairs * parts,
         threads,
         8 * threads // LANES if order else 0,
-        host.arguments("smoothing.cu", "SOFTDTW_SMOOTHING_FIELDS", fields),
+        host.struct("smoothing.cu", "SOFTDTW_SMOOTHING_FIELDS", fields),
     )
     return recipe
 

@@ -237,13 +237,10 @@ def recipe_of(
     kernels = [FeatureVariant(dtype, wide, distance, order) for wide in (False, True)]
     fast, wide = (plan_of(task, form, multiprocessors) for form in kernels)
     parts = max(fast.strips, wide.strips)
-    grad_gamma = None
-    if with_gamma:
-        grad_gamma = recipe.new(torch.zeros, pairs, parts, dtype=torch.float64)
-    recipe.results = [grad_gamma]
+    grad_gamma = host.sums(recipe, pairs, parts, with_gamma)
     counters = host.Counters(recipe, fast, pairs, 3)
     # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = recipe.new(torch.empty, max(fast.total_bytes, wide.total_bytes), dtype=torch.uint8)
+    scratch = recipe.scratch(max(fast.total_bytes, wide.total_bytes))
     fields: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in ("x", "y", *outputs)},

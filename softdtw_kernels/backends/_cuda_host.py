@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,14 @@ SOURCES = Path(__file__).parent / "cuda"
 
 @cache
 def own_field_names(file: str, macro: str) -> tuple[str, ...]:
-    """A kernel's own parameters in order, read from the one list of them in its source."""
+    """The fields that are a kernel's own in order, read from the one list of them in its source."""
     text = (SOURCES / file).read_text()
     body = text[text.index(f"#define {macro}(X)") :].split("\n\n", 1)[0]
     return tuple(re.findall(r"X\([^,]+, (\w+)\)", body))
 
 
 def field_names(file: str, macro: str) -> tuple[str, ...]:
-    """The parameters of a kernel on a batch: those of the batch come first."""
+    """The fields of a kernel on a batch: those of the batch come first."""
     return own_field_names("problem.cuh", "SOFTDTW_BATCH_FIELDS") + own_field_names(file, macro)
 
 
@@ -62,8 +62,11 @@ def item_buffer(tensor: Tensor | None, device: torch.device) -> tuple[str, Buffe
     if tensor is None:
         return ABSENT, None
     stride, at_home = tensor.stride(), tensor.device == device
-    if not any(stride) or all(s == 0 or n == 1 for s, n in zip(stride, tensor.shape, strict=True)):
-        return (ONE, tensor) if at_home else (NUMBER, tensor.as_strided((), ()).item())
+    single = tensor.numel() == 1
+    if single or all(s == 0 or n == 1 for s, n in zip(stride, tensor.shape, strict=True)):
+        if at_home:
+            return ONE, tensor
+        return NUMBER, (tensor if single else tensor.as_strided((), ())).item()
     if not at_home:
         tensor = tensor.to(device, non_blocking=True)
     return EACH, tensor if stride == (1,) else tensor.reshape(-1)
@@ -157,7 +160,7 @@ def run_lattice(
     items: Sequence[Tensor | None],
     bandwidth: int | None,
     others: dict[str, Tensor | None],
-    with_gamma: bool,
+    with_parameters: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts).
 
@@ -174,7 +177,7 @@ def run_lattice(
         forms,
         bandwidth,
         tuple(name for name, tensor in others.items() if tensor is not None),
-        with_gamma,
+        with_parameters,
     )
     given = [tensor for tensor in others.values() if tensor is not None]
     in_gamma, in_dummy = recipe.follow(launcher, cost.device, (cost, *buffers, *given))
@@ -182,22 +185,23 @@ def run_lattice(
 
 
 class Counters:
-    """Zeros that the warps of a call share: two tickets, a status for each item and, where strips
-    wait for each other, for each strip the progress of its forward sweep, its backward sweep and,
-    if asked for, of one thing more.
+    """What the warps of a call share: a status for each item and, where strips wait for each other,
+    two tickets and for each strip the progress of its forward sweep, its backward sweep and, if
+    asked for, of one thing more.
+
+    Zeros where several warps have an item; else its warp writes the status before anybody reads it.
     """
 
     def __init__(self, recipe: Recipe, plan: Plan, pairs: int, progresses: int = 2) -> None:
-        self.pairs, self.strips = pairs, pairs * plan.strips * plan.by_ticket
-        size = 2 + pairs + progresses * self.strips
-        self.place = recipe.new(torch.zeros, size, dtype=torch.int32)
-
-    @property
-    def status(self) -> Any:
-        return self.place[2 : 2 + self.pairs]
+        self.strips = pairs * plan.strips * plan.by_ticket
+        zeroed = plan.family != "warp"
+        self.status = recipe.scratch(pairs, torch.int32, zeroed)
+        self.place: Any = None
+        if plan.by_ticket:
+            self.place = recipe.scratch(2 + progresses * self.strips, torch.int32, zeroed)
 
     def progress(self, k: int) -> Any:
-        begin = 2 + self.pairs + k * self.strips
+        begin = 2 + k * self.strips
         return self.place[begin : begin + self.strips]
 
     def launches(self, plan: Plan, order: int) -> list[dict[str, Any]]:
@@ -212,6 +216,21 @@ class Counters:
         ]
 
 
+def sums(recipe: Recipe, pairs: int, parts: int, wanted: bool) -> Any:
+    """A place for (pairs, parts) sums of strips, the next result of the recipe; None if not wanted.
+
+    0 where an item has fewer strips; every item has one.
+    """
+    if not wanted:
+        place = None
+    elif parts == 1:
+        place = recipe.output(pairs, 1, dtype=torch.float64)
+    else:
+        place = recipe.scratch(pairs * parts, torch.float64, zeroed=True)
+    recipe.returns(place, pairs, parts, dtype=torch.float64)
+    return place
+
+
 @lru_cache(maxsize=1024)
 def lattice_recipe(
     order: int,
@@ -223,7 +242,7 @@ def lattice_recipe(
     forms: tuple[str, ...],
     bandwidth: int | None,
     others: tuple[str, ...],
-    with_gamma: bool,
+    with_parameters: bool,
 ) -> Recipe:
     """What `run_lattice` does; `device` is what a launcher says of its own."""
     recipe = Recipe("cost", *ITEMS[: len(forms)], *others)
@@ -234,13 +253,11 @@ def lattice_recipe(
     wide = wide_plan(task, order, multiprocessors)
     pairs, parts = task.pairs, max(fast.strips, wide.strips)
 
-    sums = partial(recipe.new, torch.zeros, pairs, parts, dtype=torch.float64)
-    grad_gamma = sums() if with_gamma else None
-    grad_dummy = sums() if order and task.weak else None
-    recipe.results = [grad_gamma, grad_dummy]
+    grad_gamma = sums(recipe, pairs, parts, with_parameters)
+    grad_dummy = sums(recipe, pairs, parts, with_parameters and task.weak)
     counters = Counters(recipe, fast, pairs)
     # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = recipe.new(torch.empty, max(fast.total_bytes, wide.total_bytes), dtype=torch.uint8)
+    scratch = recipe.scratch(max(fast.total_bytes, wide.total_bytes))
     fields: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in others},
@@ -259,7 +276,7 @@ def lattice_recipe(
                 ceil_divide(plan.warps, plan.warps_in_block),
                 plan.warps_in_block * LANES,
                 plan.shared_bytes(phases),
-                arguments(
+                struct(
                     "problem.cuh",
                     "SOFTDTW_LATTICE_FIELDS",
                     fields | plan.divide(scratch) | plan.sizes | launch,
@@ -271,21 +288,21 @@ def lattice_recipe(
 DOUBLES = {"gamma_number", "dummy_number", "origin_count"}
 
 
-def arguments(header: str, macro: str, fields: dict[str, Argument]) -> list[Argument]:
+def struct(header: str, macro: str, fields: dict[str, Argument]) -> list[Argument]:
     """The fields in the kernel's order; null and 0 where nothing is given."""
     return in_order(field_names(header, macro), fields)
 
 
 def in_order(names: Sequence[str], fields: dict[str, Argument]) -> list[Argument]:
     unknown = fields.keys() - set(names)
-    assert not unknown, f"the kernel has no parameters {unknown}"
+    assert not unknown, f"the kernel has no fields {unknown}"
     values: list[Argument] = []
     for name in names:
         value = fields.get(name)
         if name in DOUBLES and not isinstance(value, Place):
             value = 0.0 if value is None else float(value)
         values.append(value)
-    return [*values, 0]
+    return values
 
 
 def value(
@@ -316,8 +333,8 @@ def sum_of_parts(parts: Tensor | None, batch: torch.Size, like: Tensor, wanted: 
     if parts is not None:
         return (parts if parts.shape[-1] == 1 else parts.sum(-1)).view(batch)
     # Zeros would be one more launch.
-    new = like.new_zeros if wanted else like.new_empty
-    return new(batch, dtype=torch.float64)
+    new = torch.zeros if wanted else torch.empty
+    return new(batch, dtype=torch.float64, device=like.device)
 
 
 def gradient(

@@ -1,17 +1,20 @@
 """Calls of CUDA kernels, prepared once and then repeated.
 
-Requirements: torch only. But for addresses, what a call launches depends on shapes, strides, dtypes
-and the device alone: a `Recipe` is made of them once, and following it costs a small part of the
-Python time. The tests follow the same recipes with the launcher of their emulator.
+Requirements: torch and NumPy. But for addresses, what a call launches depends on shapes, strides,
+dtypes and the device alone: a `Recipe` is made of them once, and following it costs a small part of
+the Python time. The tests follow the same recipes with the launcher of their emulator.
 """
 
 from __future__ import annotations
 
+import struct
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +23,7 @@ Buffer: TypeAlias = Tensor | float | None  # a number that goes in place of an a
 
 @dataclass(frozen=True)
 class Place:
-    """In a recipe, an argument that only a call knows: a buffer's address, or a number instead.
+    """In a recipe, a field that only a call knows: a buffer's address, or a number instead.
 
     Slices count elements, as those of the one-dimensional buffer itself.
     """
@@ -36,20 +39,39 @@ class Place:
         return Place(self.buffer, self.unit, begin, end)
 
 
+class Result(NamedTuple):
+    place: Place
+    size: tuple[int, ...]
+    dtype: torch.dtype
+
+    def among(self, buffers: Sequence[Any]) -> Tensor:
+        whole: Tensor = buffers[self.place.buffer]
+        if self.place.end is None:
+            return whole
+        return whole[self.place.begin : self.place.end].view(self.dtype).view(self.size)
+
+
 class Launch(NamedTuple):
+    """A kernel takes one argument, a struct of fields of 8 bytes.
+
+    CuPy converts each argument on its own: sixty of them cost six microseconds.
+    """
+
     kernel: tuple[str, tuple[str, ...]]  # source, whose name the kernel has, and options
     grid: tuple[int]
     block: tuple[int]
     shared_bytes: int
-    values: tuple[float, ...]  # the arguments, 0 where a place is
+    words: array[int]  # the fields, numbers by their bits, 0 where a place is
+    struct: np.dtype[np.void]  # of their size
     places: tuple[tuple[int, int, int], ...]  # position, buffer, offset in bytes
     ends: tuple[int | None, ...] = ()  # of the places, for those who check bounds
 
-    def arguments(self, addresses: Sequence[float]) -> list[float]:
-        values = list(self.values)
+    def argument(self, addresses: Sequence[int]) -> np.ndarray:
+        """The struct, given `addresses_of` the buffers."""
+        words = self.words[:]
         for position, buffer, offset in self.places:
-            values[position] = addresses[buffer] + offset
-        return values
+            words[position] = addresses[buffer] + offset
+        return np.frombuffer(words, self.struct)
 
 
 class Launcher(Protocol):
@@ -68,23 +90,37 @@ class Launcher(Protocol):
         ...
 
 
+ALIGNMENT = 256  # of what shares a buffer, as of what torch allocates
+
+
 class Recipe:
-    """The launches of a call and the memory they need beside its inputs."""
+    """The launches of a call and the memory they need beside its inputs: at most one buffer, and
+    one of zeros, which costs a launch, for all that the call itself makes use of.
+    """
 
     def __init__(self, *inputs: str) -> None:
         self.inputs: dict[str, Any] = {name: Place(k) for k, name in enumerate(inputs)}
-        self.allocations: list[Callable[..., Tensor]] = []
+        self.sizes = [0, 0]  # of scratch memory in bytes, and of the part that is zeroed
+        self.outputs: list[Callable[..., Tensor]] = []
         self.launches: list[Launch] = []
-        self.results: list[Place | None] = []  # buffers that a call returns
+        self.results: list[Result | None] = []  # what a call returns
 
-    def new(self, make: Callable[..., Tensor], *size: int, dtype: torch.dtype) -> Any:
-        """Memory that every call gets anew, by torch.empty or torch.zeros: a place for it, or None
-        if it is of size 0.
-        """
-        if 0 in size:
+    def scratch(self, size: int, dtype: torch.dtype = torch.uint8, zeroed: bool = False) -> Any:
+        """Memory for the time of the call: a place, or None if it is of size 0."""
+        if size == 0:
             return None
-        self.allocations.append(partial(make, size, dtype=dtype))
-        return Place(len(self.inputs) + len(self.allocations) - 1, dtype.itemsize)
+        begin = round_up(self.sizes[zeroed])
+        self.sizes[zeroed] = end = begin + size * dtype.itemsize
+        return Place(len(self.inputs) + zeroed, dtype.itemsize, begin, end)
+
+    def output(self, *size: int, dtype: torch.dtype) -> Any:
+        """Memory that outlives the call, as it comes: a place."""
+        self.outputs.append(partial(torch.empty, size, dtype=dtype))
+        return Place(len(self.inputs) + 1 + len(self.outputs), dtype.itemsize)
+
+    def returns(self, place: Any, *size: int, dtype: torch.dtype) -> None:
+        """What is there, in this order; None where the place is None."""
+        self.results.append(None if place is None else Result(place, size, dtype))
 
     def launch(
         self,
@@ -93,17 +129,19 @@ class Recipe:
         grid: int,
         block: int,
         shared_bytes: int,
-        arguments: Sequence[Any],
+        fields: Sequence[Any],
     ) -> None:
-        """Arguments may be places."""
-        places = [(k, a) for k, a in enumerate(arguments) if isinstance(a, Place)]
+        """Fields may be places."""
+        places = [(k, a) for k, a in enumerate(fields) if isinstance(a, Place)]
+        words = array("q", [0 if isinstance(a, Place) else word(a) for a in fields])
         self.launches.append(
             Launch(
                 (source, options),
                 (grid,),
                 (block,),
                 shared_bytes,
-                tuple(0 if a is None or isinstance(a, Place) else a for a in arguments),
+                words,
+                np.dtype(f"V{words.itemsize * len(words)}"),
                 tuple((k, place.buffer, place.begin) for k, place in places),
                 tuple(place.end for _, place in places),
             )
@@ -113,13 +151,31 @@ class Recipe:
         self, launcher: Launcher, device: torch.device, inputs: Sequence[Buffer]
     ) -> list[Any]:
         """One call, given the inputs in the order of their names. Returns the results."""
-        buffers = [*inputs, *[make(device=device) for make in self.allocations]]
+        scratch, zeroed = self.sizes
+        buffers = [
+            *inputs,
+            torch.empty(scratch, dtype=torch.uint8, device=device) if scratch else None,
+            torch.zeros(zeroed, dtype=torch.uint8, device=device) if zeroed else None,
+            *[make(device=device) for make in self.outputs],
+        ]
         launcher.run(self.launches, buffers)
-        return [None if place is None else buffers[place.buffer] for place in self.results]
+        return [None if result is None else result.among(buffers) for result in self.results]
 
 
-def address(buffer: Buffer) -> float:
-    """What a kernel is given: CuPy passes integers and floats as the 8 bytes of every parameter."""
-    if isinstance(buffer, Tensor):
-        return buffer.data_ptr()
-    return 0 if buffer is None else buffer
+def round_up(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def addresses_of(buffers: Sequence[Buffer]) -> list[int]:
+    """The 8 bytes that a kernel is given of each."""
+    return [
+        0 if buffer is None else buffer.data_ptr() if isinstance(buffer, Tensor) else word(buffer)
+        for buffer in buffers
+    ]
+
+
+def word(value: float | None) -> int:
+    """An integer, the bits of a float, or null."""
+    if isinstance(value, float):
+        return int(struct.unpack("q", struct.pack("d", value))[0])
+    return 0 if value is None else value

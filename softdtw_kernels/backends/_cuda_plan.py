@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from ._cuda_launch import round_up
+
 LANES = 32
 # As in cuda/cells.cuh.
 CHUNK = 16
@@ -179,7 +181,6 @@ BATCH_BYTES = 24 << 10  # of shared memory, at most, for a warp that is one of m
 WIDE_COLUMNS = 4
 WIDE_SCRATCH_BYTES = 32 << 20
 WIDE_SHARE_OF_COST = 0.05
-ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -260,10 +261,6 @@ class Plan:
             fields[name] = scratch[offset : offset + size] if size else None
             offset += round_up(size)
         return fields
-
-
-def round_up(size: int) -> int:
-    return ceil_divide(size, ALIGNMENT) * ALIGNMENT
 
 
 def flag_bytes(strips: int) -> int:

@@ -178,13 +178,13 @@ def tiny_recipe(
     if not variant.shared:
         blocks = min(blocks, BLOCKS_OF_MULTIPROCESSOR * multiprocessors)
         kept_bytes = blocks * variant.threads * variant.kept_bytes
-        kept = recipe.new(torch.empty, kept_bytes, dtype=torch.uint8)
+        kept = recipe.scratch(kept_bytes)
     shared: dict[str, Argument] = {
         **task.fields,
         output: buffers[output],
         "origin_count": 1.0 if origin_count is None else origin_count,
-        "marked": recipe.new(torch.empty, task.pairs, dtype=torch.int64),
-        "marked_count": recipe.new(torch.zeros, 1, dtype=torch.int32),
+        "marked": recipe.scratch(task.pairs, torch.int64),
+        "marked_count": recipe.scratch(1, torch.int32, zeroed=True),
     }
     recipe.launch(
         "tiny",
@@ -192,7 +192,7 @@ def tiny_recipe(
         blocks,
         variant.threads,
         variant.threads * variant.kept_bytes if variant.shared else 0,
-        host.arguments("tiny.cu", "SOFTDTW_TINY_FIELDS", shared | {"kept": kept}),
+        host.struct("tiny.cu", "SOFTDTW_TINY_FIELDS", shared | {"kept": kept}),
     )
     doubles = exact_doubles(task)
     exact_blocks = min(
@@ -201,14 +201,14 @@ def tiny_recipe(
         max(1, EXACT_SCRATCH_BYTES // (8 * doubles * EXACT_THREADS)),
     )
     size = exact_blocks * EXACT_THREADS * doubles
-    scratch = recipe.new(torch.empty, size, dtype=torch.float64)
+    scratch = recipe.scratch(size, torch.float64)
     recipe.launch(
         "tiny_exact",
         variant.exact_options,
         exact_blocks,
         EXACT_THREADS,
         0,
-        host.arguments("tiny_exact.cu", "SOFTDTW_TINY_EXACT_FIELDS", shared | {"scratch": scratch}),
+        host.struct("tiny_exact.cu", "SOFTDTW_TINY_EXACT_FIELDS", shared | {"scratch": scratch}),
     )
     return recipe
 

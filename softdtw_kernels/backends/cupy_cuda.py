@@ -9,7 +9,6 @@ is NaN. See `_cuda_host`, and `_cuda_tiny` for many small pairs, for what is lau
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from . import _cuda_costs, _cuda_features, _cuda_host, _cuda_tiny
 from ._cuda_host import SOURCES
-from ._cuda_launch import Buffer, Launch, address
+from ._cuda_launch import Buffer, Launch, addresses_of
 from ._cuda_plan import SHARED_BYTES
 
 COMPILER_OPTIONS = ("-std=c++17", "--device-int128", "--fmad=false", f"-I{SOURCES}")
@@ -69,19 +68,23 @@ class CupyLauncher:
         self.streams: dict[int, Any] = {}  # CuPy's, by torch's handle
 
     def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
-        addresses = [address(buffer) for buffer in buffers]
-        with self.made_current():
-            handle = torch.cuda.current_stream(self.device).cuda_stream
-            stream = self.streams.get(handle) or self.stream_of(handle)
-            for launch in launches:
-                kernel = self.kernels.get(launch.kernel) or self.compile(*launch.kernel)
-                kernel(
-                    launch.grid,
-                    launch.block,
-                    tuple(launch.arguments(addresses)),
-                    shared_mem=launch.shared_bytes,
-                    stream=stream,
-                )
+        if not self.is_current():
+            with torch.cuda.device(self.device), self.cupy.cuda.Device(self.device):
+                self.run(launches, buffers)
+            return
+        addresses = addresses_of(buffers)
+        # What torch.cuda.current_stream makes an object of, which costs two microseconds.
+        handle = torch._C._cuda_getCurrentRawStream(self.device)
+        stream = self.streams.get(handle) or self.stream_of(handle)
+        for launch in launches:
+            kernel = self.kernels.get(launch.kernel) or self.compile(*launch.kernel)
+            kernel(
+                launch.grid,
+                launch.block,
+                (launch.argument(addresses),),
+                shared_mem=launch.shared_bytes,
+                stream=stream,
+            )
 
     def stream_of(self, handle: int) -> Any:
         """Of CuPy, for a stream of torch: it holds the handle and nothing else."""
@@ -89,24 +92,20 @@ class CupyLauncher:
         self.streams[handle] = stream
         return stream
 
-    def made_current(self) -> contextlib.AbstractContextManager[Any]:
+    def is_current(self) -> bool:
         """The device, for torch and for CuPy; asking costs less than setting."""
         current = self.cupy.cuda.runtime.getDevice()
-        if torch.cuda.current_device() == current == self.device:
-            return contextlib.nullcontext()
-        stack = contextlib.ExitStack()
-        stack.enter_context(torch.cuda.device(self.device))
-        stack.enter_context(self.cupy.cuda.Device(self.device))
-        return stack
+        return bool(torch.cuda.current_device() == current == self.device)
 
     def compile(self, source: str, options: tuple[str, ...]) -> Callable[..., None]:
         """One kernel of cuda/, compiled for the device or loaded from CuPy's cache on disk."""
         module = self.cupy.RawModule(
             code=source_code(source), options=(*COMPILER_OPTIONS, *options), backend="nvrtc"
         )
-        kernel = module.get_function(source)
+        of_any_device = module.get_function(source)
         if self.shared_limit > SHARED_BYTES:  # more than every launch may have must be asked for
-            kernel.max_dynamic_shared_size_bytes = self.shared_limit
+            of_any_device.max_dynamic_shared_size_bytes = self.shared_limit
+        kernel: Callable[..., None] = of_any_device.kernel
         self.kernels[source, options] = kernel
         return kernel
 

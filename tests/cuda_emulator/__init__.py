@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from softdtw_kernels.backends._cuda_host import SOURCES
-from softdtw_kernels.backends._cuda_launch import Buffer, Launch, address
+from softdtw_kernels.backends._cuda_launch import Buffer, Launch, addresses_of, word
 from softdtw_kernels.backends._cuda_plan import Argument
 
 HERE = Path(__file__).parent
@@ -175,16 +176,16 @@ class EmulatorLauncher:
         self.launches: list[tuple[str, tuple[str, ...], int]] = []
 
     def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
-        addresses = [address(buffer) for buffer in buffers]
+        addresses = addresses_of(buffers)
         for launch in launches:
-            arguments: list[Argument] = [*launch.arguments(addresses)]
+            fields: list[Argument] = launch.argument(addresses).view(np.int64).tolist()
             for (position, buffer, begin), end in zip(launch.places, launch.ends, strict=True):
                 whole = buffers[buffer]
                 if isinstance(whole, torch.Tensor):
                     part = whole if end is None else whole.view(torch.uint8)[begin:end]
-                    assert part.data_ptr() == arguments[position]
-                    arguments[position] = part  # its bounds are checked
-            self.launch(*launch.kernel, *launch.grid, *launch.block, launch.shared_bytes, arguments)
+                    assert part.data_ptr() == fields[position]
+                    fields[position] = part  # its bounds are checked
+            self.launch(*launch.kernel, *launch.grid, *launch.block, launch.shared_bytes, fields)
 
     def launch(
         self,
@@ -193,20 +194,14 @@ class EmulatorLauncher:
         grid: int,
         block: int,
         shared_bytes: int,
-        arguments: Sequence[Argument],
+        fields: Sequence[Argument],
     ) -> None:
+        """Tensors among the fields are the memory that the kernel may touch."""
         library = load(source, tuple(options), self.checked, self.directory)
-        values: list[ctypes.c_int64 | ctypes.c_double | ctypes.c_void_p] = []
-        extents = []
-        for argument in arguments:
-            if isinstance(argument, torch.Tensor):
-                values.append(ctypes.c_void_p(argument.data_ptr()))
-                extents.append(_extent(argument))
-            elif isinstance(argument, float):
-                values.append(ctypes.c_double(argument))
-            else:
-                values.append(ctypes.c_int64(argument or 0))
-        pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
+        words = (ctypes.c_int64 * len(fields))(
+            *[f.data_ptr() if isinstance(f, torch.Tensor) else word(f) for f in fields]
+        )
+        extents = [_extent(f) for f in fields if isinstance(f, torch.Tensor)]
         begin = (ctypes.c_uint64 * len(extents))(*[b for b, _ in extents])
         size = (ctypes.c_uint64 * len(extents))(*[s for _, s in extents])
         message = ctypes.create_string_buffer(1024)
@@ -226,8 +221,11 @@ class EmulatorLauncher:
             0,
         )
         entry = getattr(library, f"emulator_entry_{source}")
+        entry.restype = ctypes.c_int64
+        of_struct = entry(None)
+        assert of_struct == ctypes.sizeof(words), f"{source} takes {of_struct} bytes"
         failed = library.emulator_launch(
-            entry, pointers, ctypes.c_int64(len(values)), ctypes.byref(how)
+            entry, ctypes.byref(words), ctypes.c_int64(of_struct), ctypes.byref(how)
         )
         self.launches.append((source, tuple(options), how.switches))
         if failed:

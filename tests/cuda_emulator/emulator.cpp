@@ -123,8 +123,8 @@ struct EmulatorLaunch {
 }
 
 static EmulatorLaunch* launch;
-static void (*entry)(void**);
-static void** arguments;
+static int64_t (*entry)(const void*);
+static const void* argument;
 static std::vector<Fiber> fibers;
 static std::vector<Block> blocks;
 static std::vector<Buffer> buffers, shared_shadow;
@@ -198,7 +198,7 @@ static void join_all(const std::vector<Fiber*>& group) {
 }
 
 static void fiber_main() {
-  entry(arguments);
+  entry(argument);
   Fiber* me = running;
   me->state = Fiber::DONE;
   progressed = true;
@@ -449,9 +449,8 @@ static bool is_private(uintptr_t address, size_t size) {
   uintptr_t stack = uintptr_t(stacks) + running->id * STACK;
   if (address >= stack && address + size <= stack + STACK) return true;
   if (address >= uintptr_t(fibers.data()) && address < uintptr_t(fibers.data() + fibers.size())) return true;
-  for (const Range& r : data_ranges)
+  for (const Range& r : data_ranges)  // the argument among them, which is read on entry
     if (address >= r.begin && address + size <= r.end) return true;
-  // The array of pointers to the arguments, and they themselves, are read on entry.
   return false;
 }
 
@@ -562,10 +561,10 @@ static int collect(struct dl_phdr_info* info, size_t, void* wanted) {
 }
 
 // Returns 0, or 1 with a message. `kernel` is an EMULATOR_ENTRY.
-int emulator_launch(void (*kernel)(void**), void** kernel_arguments, int64_t count, EmulatorLaunch* how) {
+int emulator_launch(int64_t (*kernel)(const void*), const void* kernel_argument, int64_t bytes, EmulatorLaunch* how) {
   launch = how;
   entry = kernel;
-  arguments = kernel_arguments;
+  argument = kernel_argument;
   failed = false;
   running = nullptr;
   released.clear();
@@ -597,8 +596,7 @@ int emulator_launch(void (*kernel)(void**), void** kernel_arguments, int64_t cou
   data_ranges.clear();
   dl_iterate_phdr(collect, reinterpret_cast<void*>(kernel));
   dl_iterate_phdr(collect, reinterpret_cast<void*>(&emulator_current));
-  data_ranges.push_back({uintptr_t(arguments), uintptr_t(arguments + count)});
-  for (int64_t k = 0; k < count; ++k) data_ranges.push_back({uintptr_t(arguments[k]), uintptr_t(arguments[k]) + 8});
+  data_ranges.push_back({uintptr_t(argument), uintptr_t(argument) + bytes});
   for (int slot = 0; slot < slots; ++slot) start_block(slot);
   run();
   running = nullptr;

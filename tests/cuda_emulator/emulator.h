@@ -11,6 +11,7 @@
 
 #define SOFTDTW_EMULATOR 1
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __host__
 #define __restrict__
@@ -125,14 +126,11 @@ using std::max;
 using std::min;
 using std::rint;
 
-// Kernels are called with one pointer to each argument, as cuLaunchKernel takes them.
-template <typename... Parameters, size_t... I>
-inline void emulator_call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
-  kernel(*static_cast<Parameters*>(arguments[I])...);
-}
-template <typename... Parameters>
-inline void emulator_call(void (*kernel)(Parameters...), void** arguments) {
-  emulator_call(kernel, arguments, std::index_sequence_for<Parameters...>());
+// A kernel takes one struct, by value. Its entry says how large that is, or runs it.
+template <typename Struct>
+inline int64_t emulator_call(void (*kernel)(Struct), const void* argument) {
+  if (argument) kernel(*static_cast<const Struct*>(argument));
+  return sizeof(Struct);
 }
 #define EMULATOR_ENTRY(kernel) \
-  extern "C" void emulator_entry_##kernel(void** arguments) { emulator_call(kernel, arguments); }
+  extern "C" int64_t emulator_entry_##kernel(const void* argument) { return emulator_call(kernel, argument); }

@@ -24,9 +24,12 @@
   X(int64, y_row)                                                        \
   X(int64, y_column)
 
-#define PARAMETER(type, name) type name,
-
 typedef WITH_COST COST;
+
+struct Distances {
+  SOFTDTW_DISTANCE_FIELDS(SOFTDTW_FIELD)
+};
+
 constexpr int TILE = 64, DEPTH = 16, EACH = 4, THREADS_IN_ROW = TILE / EACH, THREADS = 256;
 constexpr int PITCH = TILE + 1;  // off the power of two: rows of the tile start in different banks
 
@@ -40,21 +43,22 @@ __device__ __forceinline__ void load_tile(COST* tile, const COST* from, int64 ro
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) distances(SOFTDTW_DISTANCE_FIELDS(PARAMETER) int64 end) {
+extern "C" __global__ void __launch_bounds__(THREADS) distances(const __grid_constant__ Distances given) {
+  const int64 rows = given.rows, columns = given.columns, features = given.features;
   const int64 tiles_in_row = (columns + TILE - 1) / TILE, tiles = (rows + TILE - 1) / TILE * tiles_in_row;
   const int64 p = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const int64 row = tile / tiles_in_row * TILE, column = tile % tiles_in_row * TILE;
-  const int64 b2 = p % batch2, b1 = p / batch2 % batch1, b0 = p / batch2 / batch1;
-  const COST* x_here = static_cast<const COST*>(x) + (b0 * x_b0 + b1 * x_b1 + b2 * x_b2);
-  const COST* y_here = static_cast<const COST*>(y) + (b0 * y_b0 + b1 * y_b1 + b2 * y_b2);
+  const int64 b2 = p % given.batch2, b1 = p / given.batch2 % given.batch1, b0 = p / given.batch2 / given.batch1;
+  const COST* x_here = static_cast<const COST*>(given.x) + (b0 * given.x_b0 + b1 * given.x_b1 + b2 * given.x_b2);
+  const COST* y_here = static_cast<const COST*>(given.y) + (b0 * given.y_b0 + b1 * given.y_b1 + b2 * given.y_b2);
   DYNAMIC_SHARED(shared);
   COST* x_tile = reinterpret_cast<COST*>(shared);
   COST* y_tile = x_tile + DEPTH * PITCH;
   const int my_row = threadIdx.x / THREADS_IN_ROW, my_column = threadIdx.x % THREADS_IN_ROW;
   COST sums[EACH][EACH] = {};
   for (int64 first = 0; first < features; first += DEPTH) {
-    load_tile(x_tile, x_here, row, rows, first, features, x_row, x_column);
-    load_tile(y_tile, y_here, column, columns, first, features, y_row, y_column);
+    load_tile(x_tile, x_here, row, rows, first, features, given.x_row, given.x_column);
+    load_tile(y_tile, y_here, column, columns, first, features, given.y_row, given.y_column);
     __syncthreads();
 #pragma unroll
     for (int feature = 0; feature < DEPTH; ++feature) {
@@ -74,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) distances(SOFTDTW_DISTANCE
     }
     __syncthreads();  // before the tile is overwritten
   }
-  COST* out_here = static_cast<COST*>(out) + p * rows * columns;
+  COST* out_here = static_cast<COST*>(given.out) + p * rows * columns;
 #pragma unroll
   for (int i = 0; i < EACH; ++i)
 #pragma unroll

@@ -165,11 +165,7 @@ __device__ __forceinline__ void backward(const FeatureProblem& problem, TheStrip
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(
-    SOFTDTW_BATCH_FIELDS(SOFTDTW_PARAMETER) SOFTDTW_LATTICE_FIELDS(SOFTDTW_PARAMETER)
-        SOFTDTW_FEATURE_FIELDS(SOFTDTW_PARAMETER) int64 end_of_parameters) {
-  const FeatureProblem problem = {SOFTDTW_BATCH_FIELDS(SOFTDTW_VALUE) SOFTDTW_LATTICE_FIELDS(SOFTDTW_VALUE) 0,
-                                  SOFTDTW_FEATURE_FIELDS(SOFTDTW_VALUE) end_of_parameters};
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(const __grid_constant__ FeatureProblem problem) {
   DYNAMIC_SHARED(shared);
   unsigned char* in_shared = shared + TICKET_BYTES + STAGE_BYTES;
   // In one kind of memory for all of a kernel's calls: pointers that may be either make slow accesses.

@@ -30,7 +30,6 @@
 
 struct FeatureProblem : Problem {
   SOFTDTW_FEATURE_FIELDS(SOFTDTW_FIELD)
-  int64 end_of_all_parameters;
 };
 
 // 16 bytes of features.

@@ -87,8 +87,7 @@ __device__ __forceinline__ int shared_bytes_of_warp(const Problem& problem) {
   return ring_bytes(problem) + (WITH_ORDER > 0 && problem.phases & BACKWARD && !WIDE ? tile_bytes(problem) : 0);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) lattice(SOFTDTW_PARAMETERS(SOFTDTW_LATTICE_FIELDS)) {
-  const Problem problem = {SOFTDTW_VALUES(SOFTDTW_LATTICE_FIELDS)};
+extern "C" __global__ void __launch_bounds__(256, 1) lattice(const __grid_constant__ Problem problem) {
   // By way of a shuffle the compiler sees that all lanes of a warp have the same, and so all that follows from it.
   const int lane = threadIdx.x % LANES, warp_in_block = from_lane(int(threadIdx.x) / LANES, 0);
   const int warps_in_block = blockDim.x / LANES;

@@ -1,5 +1,6 @@
 // What a launch is given: a batch of cost matrices with any strides and one gamma, dummy cost and pair of lengths each.
-// Every field is 8 bytes wide. The list below is the only one: the host reads the order of the arguments from it.
+// A kernel takes one argument, its struct: every field is 8 bytes wide. The lists below, and those of a kernel's own fields,
+// are the only ones: the host reads the order of the fields from them.
 #pragma once
 #include "numbers.cuh"
 
@@ -58,14 +59,6 @@
   X(int64, span)                    /* the most rows any strip has */                                 \
   X(int64, phases)                  /* FORWARD, BACKWARD or both */
 
-// A kernel takes the fields of the batch and then its own, each of them an argument, and puts them into its struct.
-#define SOFTDTW_PARAMETER(type, name) type name,
-#define SOFTDTW_FIELD(type, name) type name;
-#define SOFTDTW_VALUE(type, name) name,
-#define SOFTDTW_PARAMETERS(OWN_FIELDS) \
-  SOFTDTW_BATCH_FIELDS(SOFTDTW_PARAMETER) OWN_FIELDS(SOFTDTW_PARAMETER) int64 end_of_parameters
-#define SOFTDTW_VALUES(OWN_FIELDS) SOFTDTW_BATCH_FIELDS(SOFTDTW_VALUE) OWN_FIELDS(SOFTDTW_VALUE) end_of_parameters
-
 enum Phase { FORWARD = 1, BACKWARD = 2 };
 
 struct Batch {
@@ -101,7 +94,6 @@ struct Batch {
 
 struct Problem : Batch {
   SOFTDTW_LATTICE_FIELDS(SOFTDTW_FIELD)
-  int64 end_of_parameters;
 };
 
 // One item: its lengths, as rows and columns of the lattice, and its band lowest <= column - row <= highest.

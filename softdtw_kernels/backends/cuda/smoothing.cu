@@ -17,7 +17,6 @@ typedef WITH_COST COST;
 
 struct Smoothing : Batch {
   SOFTDTW_SMOOTHING_FIELDS(SOFTDTW_FIELD)
-  int64 end_of_parameters;
 };
 
 // The softmin of the predecessors of a cell other than the origin.
@@ -123,7 +122,6 @@ __device__ __forceinline__ void smooth_part(const Smoothing& problem) {
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(128) smoothing(SOFTDTW_PARAMETERS(SOFTDTW_SMOOTHING_FIELDS)) {
-  const Smoothing problem = {SOFTDTW_VALUES(SOFTDTW_SMOOTHING_FIELDS)};
+extern "C" __global__ void __launch_bounds__(128) smoothing(const __grid_constant__ Smoothing problem) {
   smooth_part(problem);
 }

@@ -40,7 +40,6 @@ constexpr int IN_VECTOR = 16 / int(sizeof(COST));
 
 struct TinyProblem : Batch {
   SOFTDTW_TINY_FIELDS(SOFTDTW_FIELD)
-  int64 end_of_parameters;
 };
 
 typedef Vector<COST, IN_VECTOR> SomeCosts;
@@ -466,8 +465,7 @@ __device__ __forceinline__ bool solve(const Pair& pair, const Rate<COST>& rate, 
   return true;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) tiny(SOFTDTW_PARAMETERS(SOFTDTW_TINY_FIELDS)) {
-  const TinyProblem problem = {SOFTDTW_VALUES(SOFTDTW_TINY_FIELDS)};
+extern "C" __global__ void __launch_bounds__(THREADS) tiny(const __grid_constant__ TinyProblem problem) {
   const int64 threads = int64(gridDim.x) * THREADS;
   for (int64 p = int64(blockIdx.x) * THREADS + threadIdx.x; p < problem.pairs; p += threads) {
     const Pair pair(problem, p);

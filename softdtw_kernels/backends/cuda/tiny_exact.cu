@@ -27,7 +27,6 @@ typedef Arithmetic::Number Number;
 
 struct TinyExactProblem : Batch {
   SOFTDTW_TINY_EXACT_FIELDS(SOFTDTW_FIELD)
-  int64 end_of_parameters;
 };
 
 constexpr int DOUBLES_OF_NUMBER = 4;  // mantissa, smallest, and an exponent of two words
@@ -170,8 +169,7 @@ __device__ __forceinline__ void sweep_backward(const ExactPair& pair, Scratch he
   }
 }
 
-extern "C" __global__ void __launch_bounds__(32) tiny_exact(SOFTDTW_PARAMETERS(SOFTDTW_TINY_EXACT_FIELDS)) {
-  const TinyExactProblem problem = {SOFTDTW_VALUES(SOFTDTW_TINY_EXACT_FIELDS)};
+extern "C" __global__ void __launch_bounds__(32) tiny_exact(const __grid_constant__ TinyExactProblem problem) {
   const int64 thread = int64(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64(gridDim.x) * blockDim.x;
   const int count = *problem.marked_count;
   const int most = int(WEAK ? 2 * problem.columns + 1 : problem.columns);

@@ -138,4 +138,11 @@ __device__ void run(const double* in, double* out, int*, int64 n) {
 }
 #endif
 
-extern "C" __global__ void planted(const double* in, double* out, int* flag, int64 n) { run(in, out, flag, n); }
+struct Planted {
+  const double* in;
+  double* out;
+  int* flag;
+  int64 n;
+};
+
+extern "C" __global__ void planted(const Planted given) { run(given.in, given.out, given.flag, given.n); }
