@@ -51,9 +51,9 @@ MISTAKES = {
         "sweeps.cuh",
         ("while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();", ""),
     ),
-    "the border overwritten while others read it": (
+    "flows overwritten while others read them": (
         "strip.cuh",
-        ("__syncwarp();  // lane 0 is about to overwrite the border that the others have read", ""),
+        ("__syncwarp();  // from here on, flows that other lanes have read may be overwritten", ""),
     ),
 }
 
@@ -74,8 +74,12 @@ def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) 
     )
     call = wide_call(False, None)
     call["cost"][0, 44, 139] = 1e9  # beyond the fast arithmetic, which only the last strip sees
+    ones, zeros = torch.ones(2), torch.zeros(2, dtype=torch.float64)
+    tangents = {"tangent_cost": call["cost"], "tangent_gamma": zeros, "tangent_dummy": None}
     with pytest.raises(EmulatorError, match="race|deadlock"):
-        host.gradient(launcher, **call, grad_value=torch.ones(2), with_parameters=True)
+        host.gradient(launcher, **call, grad_value=ones, with_parameters=True)
+        # Without a ring of rows, whose barriers hide some mistakes.
+        host.hessian_product(launcher, **call, grad_value=ones, **tangents)
 
 
 MISTAKES_IN_COPIES = {

@@ -28,6 +28,7 @@ from ._cuda_plan import (
     Variant,
     c_type,
     ceil_divide,
+    divide,
 )
 
 # As in cuda/features.cuh.
@@ -241,7 +242,7 @@ def recipe_of(
     if with_gamma:
         grad_gamma = recipe.new(torch.zeros, pairs, parts, dtype=torch.float64)
     recipe.results = [grad_gamma]
-    counters = host.Counters(recipe, fast, pairs, 3)
+    counters = host.Counters(recipe, fast, pairs, progresses=3)
     # The wide launch comes when the fast ones are done with the scratch memory.
     scratch = recipe.new(torch.empty, max(fast.total_bytes, wide.total_bytes), dtype=torch.uint8)
     fields: dict[str, Argument] = {
@@ -257,7 +258,7 @@ def recipe_of(
     names = host.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS")
     names += host.own_field_names("features.cuh", "SOFTDTW_FEATURE_FIELDS")
     for form, plan in zip(kernels, (fast, wide), strict=True):
-        for launch in counters.launches(plan, order):
+        for launch in counters.launches(plan, host.phases_of(order)):
             phases = launch["phases"]
             if plan.by_ticket:
                 launch["grad_x_progress"] = counters.progress(2)
@@ -267,7 +268,9 @@ def recipe_of(
                 plan.warps,
                 WARPS * LANES,
                 form.shared_bytes(phases),
-                host.in_order(names, fields | plan.divide(scratch) | plan.sizes | launch),
+                host.in_order(
+                    names, fields | divide(scratch, plan.scratch_bytes) | plan.sizes | launch
+                ),
             )
     return recipe
 

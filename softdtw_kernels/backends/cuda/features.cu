@@ -59,7 +59,7 @@ __device__ __forceinline__ bool next_work(const Problem& problem, Work& work, in
 
 // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
 __device__ __forceinline__ bool is_for_another(const Problem& problem, int64 pair) {
-  return WIDE && !is_left_to_wide(problem.status[pair]);
+  return WIDE && !is_for_wide(problem, problem.status[pair]);
 }
 
 __device__ __forceinline__ int tiles_of(const TheStrip& strip) { return (strip.steps + TILE_STEPS - 1) / TILE_STEPS; }
@@ -187,8 +187,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(
       if (problem.phases & FORWARD) forward(problem, strip, work);
 #if WITH_ORDER > 0
       if (!(problem.phases & BACKWARD)) continue;
-      if (problem.ticket) strip.status = load_acquire(problem.status + work.pair);
-      if (!is_left_to_wide(strip.status)) backward(problem, strip, work);
+      if (problem.ticket || !(problem.phases & FORWARD)) strip.status = load_acquire(problem.status + work.pair);
+      if (!is_for_wide(problem, strip.status)) backward(problem, strip, work);
 #endif
     }
     return;
@@ -201,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(
     if (work.begin >= strip.strips) continue;
     if (problem.phases & FORWARD) forward(strip, worker, work);
 #if WITH_ORDER > 0
-    if (problem.phases & BACKWARD && (WIDE || !is_left_to_wide(problem.status[work.pair])))
+    if (problem.phases & BACKWARD && (WIDE || !is_for_wide(problem, problem.status[work.pair])))
       backward(problem, strip, worker, work);
 #endif
   }

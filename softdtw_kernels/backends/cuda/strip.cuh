@@ -2,12 +2,15 @@
 //
 // Lane l owns C columns, which it keeps in registers, and at step t does its part of row first + t - l: a skewed
 // wavefront in which each lane takes what it needs of the columns to its left from lane l - 1, one step later, by a
-// shuffle. Lane 0 takes it from the border that the strip to the left wrote to global memory. Backward, the visits that
-// flow left out of a strip overwrite that border, row by row, once the strip has no more use for it.
+// shuffle. Lane 0 takes it from the border that the strip to the left wrote to global memory.
 //
 // A backward sweep runs the same steps in reverse: at step t each lane sends the visits E that flow left to lane l - 1.
 // The transition probabilities it needs are recomputed, `tile_steps` steps at a time, from the state of the lanes that
 // the forward sweep saved at the start of every tile (a checkpoint). So tiles are skewed too, and no lane ever waits.
+//
+// A backward sweep only reads borders and checkpoints, so that one forward sweep may serve several, in later launches.
+// Visits flow into memory of their own, of one border an item: a strip that sends those of a row to the left has had
+// those of this row and of all below it from the right, which is what it overwrites.
 //
 // Second order (Mensch and Blondel 2018): the tangent R' = Z + sum p_k R'_k rides along the forward sweep, with
 // p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep.
@@ -32,12 +35,6 @@ struct Node<Number, true> {
 template <typename Real, bool TANGENT>
 struct Flow {
   Real left[TANGENT ? 2 : 1], diagonal[TANGENT ? 2 : 1];  // of E, and of F
-};
-
-template <class N, class F>
-union Border {  // one row of it
-  N node;
-  F flow;
 };
 
 template <class A, int C, bool WEAK, bool TANGENT, class Cells = MatrixCells<typename A::Cost, WEAK>>
@@ -66,9 +63,11 @@ struct Strip {
   double gamma, dummy, tangent_ratio, tangent_dummy;
   typename A::Weight dummy_weight;
   const Cost* tangent_cost;
-  Border<N, F>* borders;                        // of the item
-  Border<N, F>*left_border, *right_border;     // by row
+  N* borders;                    // of the item, as the next two
+  F* flows;
   N* checkpoint;
+  N *left_border, *right_border;  // by row
+  F *left_flow, *right_flow;  // and the row below the last
   Vector<Real, PARTS>* tile;
   int status;
 
@@ -97,7 +96,9 @@ struct Strip {
     }
     strips = (item.m + WIDTH - 1) / WIDTH;
     tiles = (unsigned(problem.span) + LANES - 1 + unsigned(problem.tile_steps) - 1) / unsigned(problem.tile_steps);
-    borders = static_cast<Border<N, F>*>(problem.borders) + slot * problem.kept_borders * (problem.span + 1);
+    flows = static_cast<F*>(problem.flows) + slot * (problem.span + 1);
+    if (problem.kept) slot = item.pair;
+    borders = static_cast<N*>(problem.borders) + slot * problem.kept_borders * problem.span;
     checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * int64(tiles) * ((C + 1) * LANES);
   }
 
@@ -117,18 +118,20 @@ struct Strip {
       left_first = first_row_of(strip - 1);
       left_last = last_row_of(strip - 1);
       left_border = border_of(strip - 1) - left_first;
+      left_flow = flows - left_first;
     }
     if (strip + 1 < strips) {
       right_first = first_row_of(strip + 1);
       right_last = last_row_of(strip + 1);
       right_border = border_of(strip) - first;
+      right_flow = flows - first;
     }
     cells.select(first, last, strip * WIDTH);
   }
 
-  // The border on the right of a strip: of its rows, and of the row below its last, as visits flow left from there too.
-  __device__ __forceinline__ Border<N, F>* border_of(int strip) const {
-    return borders + strip % int(problem.kept_borders) * (problem.span + 1);
+  // The border on the right of a strip.
+  __device__ __forceinline__ N* border_of(int strip) const {
+    return borders + strip % int(problem.kept_borders) * problem.span;
   }
 
   static __device__ __forceinline__ N nothing() {
@@ -159,7 +162,7 @@ struct Strip {
 
   // Node of the border on the left at a row, nothing where that strip has no such row.
   __device__ __forceinline__ N load_border(int row) const {
-    return left_first <= row && row < left_last ? left_border[row].node : nothing();
+    return left_first <= row && row < left_last ? left_border[row] : nothing();
   }
 
   __device__ __forceinline__ void start_forward(State& state) {
@@ -196,7 +199,7 @@ struct Strip {
     int row = from - lane, place = cells.place(row);
     const int rows = last - first, rows_here = min(rows, to);  // no row from the next chunk on
     const bool writes_border = !KEEP && index + 1 < strips && lane == LANES - 1;
-    Border<N, F>* border = right_border + first;
+    N* border = right_border + first;
     Cost costs[C];
     load_costs(row, rows_here, place, costs);
 #pragma unroll UNROLLED
@@ -207,7 +210,7 @@ struct Strip {
       Cost next[C];
       load_costs(row + 1, rows_here, place, next);  // in flight during the step
       cross<KEEP, CAREFUL>(state, left, row, costs, slot + step - from, beyond);
-      if (writes_border && unsigned(row) < unsigned(rows)) border[row].node = state.above[C - 1];
+      if (writes_border && unsigned(row) < unsigned(rows)) border[row] = state.above[C - 1];
       ++row;
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
@@ -327,7 +330,7 @@ struct Strip {
   // ---- backward ----
 
   __device__ __forceinline__ F load_flow(int row) const {
-    return right_first <= row && row < min(right_last, last + 1) ? right_border[row].flow : F{};
+    return right_first <= row && row < min(right_last, last + 1) ? right_flow[row] : F{};
   }
 
   struct Sums {  // over the lane's cells
@@ -344,11 +347,9 @@ struct Strip {
     for (int c = 0; c < C; ++c) state.above[c] = place[c * LANES];
     state.diagonal = place[C * LANES];
     for (int from = tile_begin; from < tile_end; from += CHUNK) {
-      // Beyond this tile there are visits where the border was.
-      state.border_rows = lane < CHUNK && from + lane < tile_end ? load_border(first + from + lane) : nothing();
+      state.border_rows = lane < CHUNK ? load_border(first + from + lane) : nothing();
       forward_chunk<true>(state, from, min(tile_end, from + CHUNK), from - tile_begin);
     }
-    __syncwarp();  // lane 0 is about to overwrite the border that the others have read
   }
 
   // What a lane carries from step to step of a backward sweep.
@@ -432,6 +433,7 @@ struct Strip {
     }
     if (with_entropy) backward_chunk_with<true>(carried, sums, from, to, tile_begin, scale);
     else backward_chunk_with<false>(carried, sums, from, to, tile_begin, scale);
+    __syncwarp();  // from here on, flows that other lanes have read may be overwritten
     if (lane == 0 && index > 0 && first + from < last) publish(last - (first + from));
   }
 
@@ -439,7 +441,7 @@ struct Strip {
   __device__ __forceinline__ void backward_chunk_with(Visits& carried, Sums& sums, int from, int to, int tile_begin, Cost scale) {
     const bool sends_left = lane == 0 && index > 0;
     int row = to - 1 - lane, place = cells.place(row);
-    Border<N, F>* border = left_border + first;
+    F* flow = left_flow + first;
     const int rows = last - first, rows_on_left = left_last - first + 1;  // flows go to the row above too
 #pragma unroll UNROLLED
     for (int step = to - 1; step >= from; --step) {
@@ -448,7 +450,7 @@ struct Strip {
       // Nothing visits the cells of rows outside the strip.
       const bool inside = unsigned(row) < unsigned(rows);
       recross<ENTROPY>(carried, sums, entering, row, inside, place, step - tile_begin, scale);
-      if (inside && sends_left && row < rows_on_left) border[row].flow = carried.leaving;
+      if (inside && sends_left && row < rows_on_left) flow[row] = carried.leaving;
       if (!WEAK || row % 2 == 0) place = cells.previous(place);
       --row;
     }
