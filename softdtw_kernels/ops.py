@@ -9,6 +9,11 @@ allowed):
     gradient(.., grad_value (*), with_parameters)
         -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*); the last two may hold anything
            unless with_parameters; without a dummy cost the last one is then 0
+    value_and_state(.. of value) -> value (*), state
+    gradient_from_state(.. of value, state, grad_value (*), with_parameters) -> as gradient
+        of the same arguments on the same device: the bits of value and gradient, without sweeping
+        forward twice. The state is bytes (K) of a layout that only the backend knows, empty where
+        it keeps nothing, and is only read. Backends that gain nothing have neither of the two.
     hessian_product(.., grad_value (*), tangent_cost (*, N, M), tangent_gamma (*),
                     tangent_dummy (*)?)
         -> derivative of the value along the tangents (*), and grad_value times the derivative of
@@ -68,6 +73,8 @@ _FEATURES = (
 _SCHEMAS = {
     "value": f"({_PROBLEM}) -> Tensor",
     "gradient": f"({_PROBLEM}, {_GRADIENT}",
+    "value_and_state": f"({_PROBLEM}) -> (Tensor, Tensor)",
+    "gradient_from_state": f"({_PROBLEM}, Tensor state, {_GRADIENT}",
     "hessian_product": f"({_PROBLEM}, Tensor grad_value, Tensor tangent_cost, "
     "Tensor tangent_gamma, Tensor? tangent_dummy) -> (Tensor, Tensor, Tensor, Tensor)",
     "smooth": f"({_SMOOTHING}) -> Tensor",
@@ -86,6 +93,7 @@ FUSED_COSTS = ("sqeuclidean", "negative_dot")
 
 # The arguments after the cost that are shaped like it; all other tensors have one entry an item.
 _MATRICES = {"hessian_product": 6, "smooth_vjp": 4}
+_STATE = 5  # the argument after the cost that is a state
 
 
 def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
@@ -96,7 +104,12 @@ def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
         if not isinstance(other, Tensor):
             continue
         expected = cost.shape if k == _MATRICES.get(name) else cost.shape[:-2]
-        if other.shape != expected:
+        if name == "gradient_from_state" and k == _STATE:
+            if not _is_state(other):
+                raise ValueError(
+                    f"a state is contiguous uint8 (K), got {other.dtype} {tuple(other.shape)}"
+                )
+        elif other.shape != expected:
             raise ValueError(
                 f"{name} takes costs (*, N, M), here {tuple(cost.shape)}, and tensors expanded to "
                 f"(*) or, of derivatives in the cost, (*, N, M); got {tuple(other.shape)} where "
@@ -126,7 +139,14 @@ def _dispatch(name: str, backend: str) -> Callable[..., Any]:
 
 def _replace_batch(arg: Any, count: int, batch: tuple[int, ...]) -> Any:
     """The first `count` dimensions of a tensor as the dimensions `batch`."""
-    return arg.reshape(*batch, *arg.shape[count:]) if isinstance(arg, Tensor) else arg
+    if not isinstance(arg, Tensor) or _is_state(arg):
+        return arg
+    return arg.reshape(*batch, *arg.shape[count:])
+
+
+def _is_state(tensor: Tensor) -> bool:
+    """No other tensor of a call is one of bytes."""
+    return tensor.dtype == torch.uint8 and tensor.dim() == 1 and tensor.is_contiguous()
 
 
 def _dispatch_features(name: str, backend: str) -> Callable[..., Any]:
@@ -187,6 +207,11 @@ def _fake_gradient(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _like_cost(cost), _fake_item(cost), _fake_item(cost)
 
 
+def _fake_value_and_state(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    # How much is kept only a device tells, and nobody asks: compiled code keeps nothing.
+    return _fake_value(cost), cost.new_empty(0, dtype=torch.uint8)
+
+
 def _fake_hessian_product(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _fake_value(cost), _like_cost(cost), _fake_item(cost), _fake_item(cost)
 
@@ -223,6 +248,8 @@ def _fake_fused_gradient(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Te
 _FAKES: dict[str, Callable[..., Any]] = {
     "value": _fake_value,
     "gradient": _fake_gradient,
+    "value_and_state": _fake_value_and_state,
+    "gradient_from_state": _fake_gradient,
     "hessian_product": _fake_hessian_product,
     "smooth": _fake_smooth,
     "smooth_vjp": _fake_smooth_vjp,
@@ -255,6 +282,8 @@ for _name, _schema in _SCHEMAS.items():
 _namespace = torch.ops.softdtw_kernels
 value = _namespace.value.default
 gradient = _namespace.gradient.default
+value_and_state = _namespace.value_and_state.default
+gradient_from_state = _namespace.gradient_from_state.default
 hessian_product = _namespace.hessian_product.default
 smooth = _namespace.smooth.default
 smooth_vjp = _namespace.smooth_vjp.default

@@ -4,7 +4,8 @@ Requirements: CuPy 14 or newer for CUDA 12 or 13, as the extras `softdtw-kernels
 `[cuda13]` install it. Imported by the first call on a CUDA tensor. Importing this module needs no
 CuPy; calling it does. Kernels run on the current stream of torch and the device of the tensors.
 The host reads no value from the device: an item whose gamma, dummy cost or length is out of range
-is NaN. See `_cuda_host`, and `_cuda_tiny` for many small pairs, for what is launched when.
+is NaN. See `_cuda_host`, and `_cuda_tiny` for many small pairs, for what is launched when, and
+`_cuda_plan` for what a value keeps in memory for its gradient.
 """
 
 from __future__ import annotations
@@ -155,6 +156,35 @@ def gradient(
     launcher = launcher_for(cost)
     return _cuda_tiny.gradient(
         launcher, cost, gamma, dummy, x_lengths, y_lengths, bandwidth, grad_value, with_parameters
+    )
+
+
+def value_and_state(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+) -> tuple[Tensor, Tensor]:
+    problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
+    return _cuda_tiny.value_and_state(launcher_for(cost), *problem)
+
+
+def gradient_from_state(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    state: Tensor,
+    grad_value: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
+    return _cuda_tiny.gradient_from_state(
+        launcher_for(cost), *problem, state, grad_value, with_parameters
     )
 
 
