@@ -4,17 +4,26 @@ each other, the same bits whatever the family, memory beside the cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from cuda_calls import FAMILIES, LITTLE, MANY, MUCH, ONE, check_against_oracle, no_limits, wide_call
+from cuda_calls import (
+    FAMILIES,
+    LITTLE,
+    MANY,
+    MUCH,
+    ONE,
+    RecordingLauncher,
+    check_against_oracle,
+    no_limits,
+    wide_call,
+)
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, EmulatorLauncher
 
 from softdtw_kernels.backends import _cuda_host as host
 from softdtw_kernels.backends import _cuda_plan
-from softdtw_kernels.backends._cuda_launch import Buffer, Launch
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -116,6 +125,39 @@ def test_mistakes_in_asynchronous_copies_are_seen(mistake: str, tmp_path: Path) 
         check_against_oracle(launcher, call)
 
 
+@pytest.mark.parametrize("bandwidth", [None, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_strips_in_groups_give_the_same_bits(
+    dtype: torch.dtype, bandwidth: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the slow arithmetic does with one very long item: here with eight strips of short
+    columns, in groups of three.
+    """
+    cost = torch.rand(2, 30, 1000, dtype=dtype, generator=torch.Generator().manual_seed(4))
+    cost[1, 5, 600] = -1e30
+    call = no_limits(cost, torch.tensor([0.0, 0.3], dtype=torch.float64))
+    call |= {"bandwidth": bandwidth, "x_lengths": torch.tensor([30, 21])}
+    ones, doubles = torch.ones(2, dtype=dtype), torch.ones(2, dtype=torch.float64)
+    tangents = {"tangent_cost": cost.clamp(0), "tangent_gamma": doubles, "tangent_dummy": None}
+
+    def results(checked: bool) -> bytes:
+        for cached in (_cuda_plan._wide_plan, host.lattice_recipe):
+            cached.cache_clear()
+        launcher = EmulatorLauncher(ONE, "random", checked)
+        grads = host.gradient(launcher, **call, grad_value=ones, with_parameters=True)
+        products = host.hessian_product(launcher, **call, grad_value=ones, **tangents)
+        return as_bytes((*grads[:2], *products[:3]))
+
+    truth = results(False)
+    with monkeypatch.context() as few_bytes:
+        few_bytes.setattr(_cuda_plan, "WIDE_ITEM_BYTES", 0)
+        assert results(True) == results(False) == truth
+        shape = _cuda_plan.Shape(dtype, 2, 30, 1000, False, -1)
+        assert _cuda_plan._wide_plan(shape, 1, ONE).group == 3
+    _cuda_plan._wide_plan.cache_clear()
+    host.lattice_recipe.cache_clear()
+
+
 def plan_of(
     call: dict[str, object], family: str | None = None, multiprocessors: int = MANY, order: int = 1
 ) -> _cuda_plan.Plan:
@@ -205,18 +247,3 @@ def scratch_of(shape: tuple[int, int, int], dtype: torch.dtype, order: int) -> f
     ]
     host.run_lattice(launcher, order, cost, None, items, None, {}, False)
     return sum(launcher.storages.values()) / (cost.numel() * cost.element_size())
-
-
-class RecordingLauncher:
-    """An H100 or H200 that notes the storages it is given, and computes nothing."""
-
-    multiprocessors, shared_limit, family = 132, MUCH, None
-
-    def __init__(self) -> None:
-        self.storages: dict[int, int] = {}
-
-    def run(self, _: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
-        for buffer in buffers:
-            if isinstance(buffer, torch.Tensor):
-                storage = buffer.untyped_storage()
-                self.storages[storage.data_ptr()] = storage.nbytes()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from math import ceil, sqrt
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -179,6 +180,7 @@ BATCH_BYTES = 24 << 10  # of shared memory, at most, for a warp that is one of m
 WIDE_COLUMNS = 4
 WIDE_SCRATCH_BYTES = 32 << 20
 WIDE_SHARE_OF_COST = 0.05
+WIDE_ITEM_BYTES = 16 << 20  # above, the strips of one item go backward in groups
 ALIGNMENT = 256
 
 
@@ -197,6 +199,8 @@ class Plan:
     # Items whose borders and checkpoints stay in memory from a launch that goes forward to one that
     # goes backward: all, or none, of a launch that does both.
     kept_items: int = 0
+    # Strips that have borders and checkpoints in memory at once, in the wide arithmetic; 0: all.
+    group: int = 0
 
     @property
     def by_ticket(self) -> bool:
@@ -209,6 +213,8 @@ class Plan:
     @property
     def kept_borders(self) -> int:
         """Borders of an item in memory at once: the last two where one warp goes forward only."""
+        if self.group:
+            return self.group
         every = self.variant.order > 0 or self.kept_items or self.family != "warp"
         borders = max(1, self.strips - 1)
         return borders if every else min(2, borders)
@@ -222,6 +228,7 @@ class Plan:
             "span": self.span,
             "kept_borders": self.kept_borders,
             "kept": int(self.kept_items > 0),
+            "group": self.group,
             "team": self.team,
         }
 
@@ -232,10 +239,11 @@ class Plan:
         """What a forward sweep leaves."""
         variant, items = self.variant, self.kept_items or self.slots
         border = self.span * variant.node_bytes
-        tiles = self.strips * ceil_divide(self.span + LANES - 1, self.tile_steps)
+        borders = self.kept_borders + (self.strips // self.group if self.group else 0)
+        tiles = (self.group or self.strips) * ceil_divide(self.span + LANES - 1, self.tile_steps)
         checkpoints = tiles * (variant.columns + 1) * LANES * variant.node_bytes
         return {
-            "borders": (self.strips > 1) * items * self.kept_borders * border,
+            "borders": (self.strips > 1) * items * borders * border,
             "checkpoints": (variant.order > 0 or self.kept_items > 0) * items * checkpoints,
         }
 
@@ -539,6 +547,9 @@ def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
     # The power of two at or below an eighth of the rows.
     tile_steps = max(32, 1 << (min(512, span // 8) | 1).bit_length() - 1)
     one = Plan(variant, "warp", 1, 1, tile_steps, strips, span, 1)
+    if order and one.total_bytes > WIDE_ITEM_BYTES:
+        # As many borders between groups as in one.
+        one = replace(one, group=max(2, ceil(sqrt(strips))))
     budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))
     warps = max(1, min(shape.pairs, 4 * multiprocessors, budget // max(1, one.total_bytes)))
-    return Plan(variant, "warp", warps, 1, tile_steps, strips, span, warps)
+    return replace(one, warps=warps, slots=warps)

@@ -49,6 +49,7 @@ struct Strip {
   static constexpr int PARTS = TANGENT ? 4 : 2;  // p and p' of two predecessors; those of the diagonal follow
   static constexpr int ORDERS = TANGENT ? 2 : 1;
   static constexpr int UNROLLED = A::HAS_SHORTCUT && !TANGENT ? 4 : 1;  // steps
+  static constexpr bool MAY_GROUP = !A::HAS_SHORTCUT;  // the wide arithmetic; see lattice.cu
 
   const Problem& problem;
   const Item<WEAK>& item;
@@ -98,8 +99,10 @@ struct Strip {
     tiles = (unsigned(problem.span) + LANES - 1 + unsigned(problem.tile_steps) - 1) / unsigned(problem.tile_steps);
     flows = static_cast<F*>(problem.flows) + slot * (problem.span + 1);
     if (problem.kept) slot = item.pair;
-    borders = static_cast<N*>(problem.borders) + slot * problem.kept_borders * problem.span;
-    checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * int64(tiles) * ((C + 1) * LANES);
+    const int64 groups = in_groups() ? problem.strips / problem.group : 0;
+    borders = static_cast<N*>(problem.borders) + slot * (problem.kept_borders + groups) * problem.span;
+    checkpoint = static_cast<N*>(problem.checkpoints) +
+                 slot * (in_groups() ? problem.group : problem.strips) * int64(tiles) * ((C + 1) * LANES);
   }
 
   __device__ __forceinline__ int first_row_of(int strip) const { return item.first_row(strip * WIDTH); }
@@ -129,9 +132,13 @@ struct Strip {
     cells.select(first, last, strip * WIDTH);
   }
 
+  __device__ __forceinline__ bool in_groups() const { return MAY_GROUP && problem.group; }
+
   // The border on the right of a strip.
   __device__ __forceinline__ N* border_of(int strip) const {
-    return borders + strip % int(problem.kept_borders) * problem.span;
+    const int kept = int(problem.kept_borders), group = int(problem.group);
+    if (in_groups() && (strip + 1) % group == 0) return borders + (kept + strip / group) * problem.span;
+    return borders + strip % kept * problem.span;
   }
 
   static __device__ __forceinline__ N nothing() {
@@ -270,7 +277,8 @@ struct Strip {
   __device__ __forceinline__ Vector<Real, PARTS>& tile_at(int slot, int c) const { return tile[(slot * C + c) * LANES + lane]; }
 
   __device__ __forceinline__ N* checkpoint_at(int tile_index) const {
-    return checkpoint + (int64(index) * tiles + tile_index) * ((C + 1) * LANES) + lane;
+    const int strip = in_groups() ? index % int(problem.group) : index;
+    return checkpoint + (int64(strip) * tiles + tile_index) * ((C + 1) * LANES) + lane;
   }
 
   // `await(rows)` returns once the strip on the left has done so many of its rows.
