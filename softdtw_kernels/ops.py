@@ -34,6 +34,9 @@ allowed):
         of the costs "sqeuclidean" or "negative_dot" of x and y, which CUDA never stores; elsewhere
         they are compositions of the operators above; again no feature where no gradient is wanted,
         and grad_gamma may then hold anything
+    fused_value_and_state(.. of fused_value) -> value (*), state
+    fused_gradient_from_state(.. of fused_value, state, grad_value (*), with_x, with_y, with_gamma)
+        -> as fused_gradient; of the state holds what is said above
 
 The cost is float32 or float64 of any strides and is never copied here, unless it has more than two
 leading dimensions (those of vmap, say) that cannot be viewed as two: backends see at most two.
@@ -69,6 +72,9 @@ _FEATURES = (
     "Tensor x, Tensor y, Tensor gamma, Tensor? x_lengths, Tensor? y_lengths, SymInt? bandwidth, "
     "str kind"
 )
+_FUSED_GRADIENT = (
+    "Tensor grad_value, bool with_x, bool with_y, bool with_gamma) -> (Tensor, Tensor, Tensor)"
+)
 
 _SCHEMAS = {
     "value": f"({_PROBLEM}) -> Tensor",
@@ -85,15 +91,17 @@ _SCHEMAS = {
     "squared_distances_vjp": "(Tensor x, Tensor y, Tensor g, bool with_x, bool with_y) "
     "-> (Tensor, Tensor)",
     "fused_value": f"({_FEATURES}) -> Tensor",
-    "fused_gradient": f"({_FEATURES}, Tensor grad_value, bool with_x, bool with_y, "
-    "bool with_gamma) -> (Tensor, Tensor, Tensor)",
+    "fused_gradient": f"({_FEATURES}, {_FUSED_GRADIENT}",
+    "fused_value_and_state": f"({_FEATURES}) -> (Tensor, Tensor)",
+    "fused_gradient_from_state": f"({_FEATURES}, Tensor state, {_FUSED_GRADIENT}",
 }
 FUSED_COSTS = ("sqeuclidean", "negative_dot")
 
 
 # The arguments after the cost that are shaped like it; all other tensors have one entry an item.
 _MATRICES = {"hessian_product": 6, "smooth_vjp": 4}
-_STATE = 5  # the argument after the cost that is a state
+# The arguments that are a state, counted as those.
+_STATES = {"gradient_from_state": 5, "fused_gradient_from_state": 6}
 
 
 def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
@@ -104,11 +112,8 @@ def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
         if not isinstance(other, Tensor):
             continue
         expected = cost.shape if k == _MATRICES.get(name) else cost.shape[:-2]
-        if name == "gradient_from_state" and k == _STATE:
-            if not _is_state(other):
-                raise ValueError(
-                    f"a state is contiguous uint8 (K), got {other.dtype} {tuple(other.shape)}"
-                )
+        if k == _STATES.get(name):
+            _check_state(other)
         elif other.shape != expected:
             raise ValueError(
                 f"{name} takes costs (*, N, M), here {tuple(cost.shape)}, and tensors expanded to "
@@ -119,6 +124,16 @@ def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
             raise ValueError(
                 f"the cost is on {cost.device}, another tensor of the same call on {other.device}"
             )
+
+
+def _check_state(state: Tensor) -> None:
+    if not _is_state(state):
+        raise ValueError(f"a state is contiguous uint8 (K), got {state.dtype} {tuple(state.shape)}")
+
+
+def _is_state(tensor: Tensor) -> bool:
+    """No other tensor of a call is one of bytes."""
+    return tensor.dtype == torch.uint8 and tensor.dim() == 1 and tensor.is_contiguous()
 
 
 def _dispatch(name: str, backend: str) -> Callable[..., Any]:
@@ -144,22 +159,17 @@ def _replace_batch(arg: Any, count: int, batch: tuple[int, ...]) -> Any:
     return arg.reshape(*batch, *arg.shape[count:])
 
 
-def _is_state(tensor: Tensor) -> bool:
-    """No other tensor of a call is one of bytes."""
-    return tensor.dtype == torch.uint8 and tensor.dim() == 1 and tensor.is_contiguous()
-
-
 def _dispatch_features(name: str, backend: str) -> Callable[..., Any]:
     def run(x: Tensor, y: Tensor, *others: Any) -> Any:
         if name == "squared_distances":
-            _check_features(x, y)
+            _check_features(name, x, y)
         args = (x, y, *others)
         return getattr(backends.load(backend), name)(*args)
 
     return run
 
 
-def _check_features(x: Tensor, y: Tensor, *others: Any) -> None:
+def _check_features(name: str, x: Tensor, y: Tensor, *others: Any) -> None:
     """As `_check_problem`, of features with equal leading dimensions."""
     if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
         raise TypeError(
@@ -170,10 +180,12 @@ def _check_features(x: Tensor, y: Tensor, *others: Any) -> None:
             "the operators take x (*, N, D) and y (*, M, D) of equal leading dimensions, "
             f"got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    for other in others:
+    for k, other in enumerate(others, start=1):
         if isinstance(other, str) and other not in FUSED_COSTS:
             raise ValueError(f"kind must be one of {FUSED_COSTS}, got {other!r}")
-        if isinstance(other, Tensor) and other.shape != x.shape[:-2]:
+        if k == _STATES.get(name):
+            _check_state(other)
+        elif isinstance(other, Tensor) and other.shape != x.shape[:-2]:
             raise ValueError(
                 f"the operators take tensors expanded to the leading dimensions "
                 f"{tuple(x.shape[:-2])} of the features, got {tuple(other.shape)}"
@@ -185,7 +197,7 @@ def _check_features(x: Tensor, y: Tensor, *others: Any) -> None:
 
 def _dispatch_fused(name: str, backend: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
-        _check_features(*args)
+        _check_features(name, *args)
         return getattr(backends.load(backend), name)(*args)
 
     return run
@@ -207,9 +219,10 @@ def _fake_gradient(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _like_cost(cost), _fake_item(cost), _fake_item(cost)
 
 
-def _fake_value_and_state(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    # How much is kept only a device tells, and nobody asks: compiled code keeps nothing.
-    return _fake_value(cost), cost.new_empty(0, dtype=torch.uint8)
+def _fake_value_and_state(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    # Of costs or features. How much is kept only a device tells, and nobody asks: compiled code
+    # keeps nothing.
+    return _fake_value(x), x.new_empty(0, dtype=torch.uint8)
 
 
 def _fake_hessian_product(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -259,6 +272,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "squared_distances_vjp": _fake_squared_distances_vjp,
     "fused_value": _fake_fused_value,
     "fused_gradient": _fake_fused_gradient,
+    "fused_value_and_state": _fake_value_and_state,
+    "fused_gradient_from_state": _fake_fused_gradient,
 }
 
 _library = torch.library.Library("softdtw_kernels", "DEF")
@@ -293,3 +308,5 @@ squared_distances = _namespace.squared_distances.default
 squared_distances_vjp = _namespace.squared_distances_vjp.default
 fused_value = _namespace.fused_value.default
 fused_gradient = _namespace.fused_gradient.default
+fused_value_and_state = _namespace.fused_value_and_state.default
+fused_gradient_from_state = _namespace.fused_gradient_from_state.default

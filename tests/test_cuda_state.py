@@ -32,9 +32,9 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from softdtw_kernels import backends, ops, soft_dtw_from_cost
+from softdtw_kernels import backends, fused, ops, soft_dtw_from_cost
+from softdtw_kernels.backends import _cuda_features, _cuda_tiny
 from softdtw_kernels.backends import _cuda_host as host
-from softdtw_kernels.backends import _cuda_tiny
 from softdtw_kernels.backends._cuda_plan import Shape, state_plans_of_shape
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -308,3 +308,44 @@ def test_what_is_no_state_of_the_call_is_refused(called: list[str], wrong: str) 
     }[wrong]
     with pytest.raises(ValueError, match="state"):
         ops.gradient_from_state(*problem, state, torch.ones(2), True)
+
+
+def test_from_features_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the emulator in the place of what the CPU has for the fused operators."""
+    launcher, names = EmulatorLauncher(MANY), []
+
+    def value_and_state(*args: object) -> object:
+        names.append("value_and_state")
+        return _cuda_features.value_and_state(launcher, _cuda_features.Problem(*args))
+
+    def gradient_from_state(*args: object) -> object:
+        names.append("gradient_from_state")
+        *problem, state, grad_value, x, y, gamma = args
+        problem = _cuda_features.Problem(*problem)
+        return _cuda_features.gradient(launcher, problem, grad_value, x, y, gamma, state)
+
+    fused_operators = {
+        "fused_value_and_state": value_and_state,
+        "fused_gradient_from_state": gradient_from_state,
+    }
+    random = torch.Generator().manual_seed(3)
+    x, y = (
+        torch.randn(2, k, 3, dtype=torch.float64, generator=random).requires_grad_() for k in (6, 5)
+    )
+    gamma = torch.full((2,), 0.5, dtype=torch.float64, requires_grad=True)
+    rest = None, None, None, "sqeuclidean"
+    plain = torch.autograd.grad(fused.value(x, y, gamma, *rest).sum(), (x, y, gamma))
+    for name, function in fused_operators.items():  # the first says that a state is kept
+        monkeypatch.setattr(backends.load("numba"), name, function, raising=False)
+        monkeypatch.setattr(backends.load("features"), name, function, raising=False)
+    value = fused.value(x, y, gamma, *rest)
+    grads = [torch.autograd.grad(value.sum(), (x, y, gamma), retain_graph=True) for _ in range(2)]
+    assert names == ["value_and_state", *["gradient_from_state"] * 2]
+    for a, b, c in zip(*grads, plain, strict=True):
+        assert bits(a) == bits(b)
+        torch.testing.assert_close(a, c)
+    assert torch.autograd.gradgradcheck(lambda *z: fused.value(*z, *rest), (x, y, gamma))
+    names.clear()
+    with torch.no_grad():
+        fused.value(x, y, gamma, *rest)
+    assert not names

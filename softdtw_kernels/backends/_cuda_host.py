@@ -12,7 +12,7 @@ cuda/strip.cuh.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,8 +225,8 @@ def phases_of(order: int) -> int:
     return FORWARD | BACKWARD if order else FORWARD
 
 
-class Fast(NamedTuple):
-    """What the fast arithmetic does in a call; that of the wide one is without state."""
+class Sweeps(NamedTuple):
+    """What one arithmetic does in a call; the wide one is without state."""
 
     plan: Plan
     phases: int
@@ -238,17 +238,17 @@ class Fast(NamedTuple):
         return divide(self.state, self.plan.state_bytes)
 
 
-def with_state(recipe: Recipe, plans: StatePlans, order: int, given: int) -> Fast:
+def with_state(recipe: Recipe, plans: StatePlans, order: int, given: int) -> Sweeps:
     """A value that leaves a state, or a gradient from one of `given` bytes."""
     size = total(plans.state_bytes)
     if order:
         if given != size:
             raise ValueError(f"the state of such a call has {size} bytes, got {given}")
-        return Fast(plans.backward, BACKWARD, recipe.inputs["state"])
+        return Sweeps(plans.backward, BACKWARD, recipe.inputs["state"])
     # A warp that does an item alone writes its status, several add to it.
     zeros = 0 if plans.forward.family == "warp" else round_up(plans.state_bytes["status"])
     state = recipe.new(partial(empty_but, zeros) if zeros else torch.empty, size, dtype=torch.uint8)
-    return Fast(plans.forward, FORWARD, state)
+    return Sweeps(plans.forward, FORWARD, state)
 
 
 def empty_but(zeros: int, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -278,7 +278,7 @@ def lattice_recipe(
     task = batch(without_memory(dtype, shape, stride), dense, forms, bandwidth, buffers)
     plans = None if state is None else state_plans(task, *device)
     if state is None or plans is None:
-        fast = Fast(fast_plan(task, order, *device), phases_of(order))
+        fast = Sweeps(fast_plan(task, order, *device), phases_of(order))
     else:
         fast = with_state(recipe, plans, order, state)
     wide = wide_plan(task, order, device[0])
@@ -300,27 +300,29 @@ def lattice_recipe(
         "parts": parts,
         "status": counters.status,
     }
-    for plan, all_phases, kept in (
-        (fast.plan, fast.phases, fast.kept),
-        (wide, phases_of(order), {}),
-    ):
-        memory = kept | divide(scratch, plan.scratch_bytes)
-        for launch in counters.launches(plan, all_phases):
-            phases = launch["phases"]
-            launch["ring_chunks"] = plan.ring_chunks(phases)
-            recipe.launch(
-                "lattice",
-                plan.variant.options,
-                ceil_divide(plan.warps, plan.warps_in_block),
-                plan.warps_in_block * LANES,
-                plan.shared_bytes(phases),
-                arguments(
-                    "problem.cuh",
-                    "SOFTDTW_LATTICE_FIELDS",
-                    fields | memory | plan.sizes | launch,
-                ),
-            )
+    for plan, launch in launches_of(fast, Sweeps(wide, phases_of(order)), counters, scratch):
+        phases = launch["phases"]
+        launch["ring_chunks"] = plan.ring_chunks(phases)
+        recipe.launch(
+            "lattice",
+            plan.variant.options,
+            ceil_divide(plan.warps, plan.warps_in_block),
+            plan.warps_in_block * LANES,
+            plan.shared_bytes(phases),
+            arguments("problem.cuh", "SOFTDTW_LATTICE_FIELDS", fields | launch),
+        )
     return recipe
+
+
+def launches_of(
+    fast: Sweeps, wide: Sweeps, counters: Counters, scratch: Any
+) -> Iterator[tuple[Plan, dict[str, Any]]]:
+    """All of a call, with the fields that are theirs."""
+    for sweeps in (fast, wide):
+        plan = sweeps.plan
+        memory = sweeps.kept | divide(scratch, plan.scratch_bytes)
+        for launch in counters.launches(plan, sweeps.phases):
+            yield plan, memory | plan.sizes | launch
 
 
 DOUBLES = {"gamma_number", "dummy_number", "origin_count"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import ceil, sqrt
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -297,6 +297,9 @@ def divide(memory: Any, sizes: dict[str, int]) -> dict[str, Any]:
     return fields
 
 
+PlanLike = TypeVar("PlanLike", bound=Plan)
+
+
 def round_up(size: int) -> int:
     return ceil_divide(size, ALIGNMENT) * ALIGNMENT
 
@@ -408,6 +411,10 @@ class StatePlans(NamedTuple):
     def state_bytes(self) -> dict[str, int]:
         return self.backward.state_bytes
 
+    def within(self, limit: float) -> StatePlans | None:
+        """None if the state would be larger, and not small."""
+        return self if total(self.state_bytes) <= max(KEPT_BYTES, limit) else None
+
 
 @lru_cache(maxsize=1024)
 def state_plans_of_shape(
@@ -433,8 +440,7 @@ def state_plans_of_shape(
         for variant, chunks in ((replace(plan.variant, order=0), 0), (plan.variant, tile_chunks))
     )
     assert forward.state_bytes == backward.state_bytes
-    limit = max(KEPT_BYTES, KEPT_SHARE_OF_COST * shape.cost_bytes)
-    return StatePlans(forward, backward) if total(backward.state_bytes) <= limit else None
+    return StatePlans(forward, backward).within(KEPT_SHARE_OF_COST * shape.cost_bytes)
 
 
 # A form of a family: the variant, and the chunks of a tile.
@@ -540,6 +546,14 @@ def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
     return _wide_plan(task.shape, order, multiprocessors)
 
 
+def in_groups(plan: PlanLike) -> PlanLike:
+    """A plan for one item in the wide arithmetic, so that it takes little memory."""
+    if not plan.variant.order or plan.total_bytes <= WIDE_ITEM_BYTES:
+        return plan
+    # As many borders between groups as in one.
+    return replace(plan, group=max(2, ceil(sqrt(plan.strips))))
+
+
 @lru_cache(maxsize=1024)
 def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
     variant = Variant(shape.dtype, True, WIDE_COLUMNS, shape.weak, order)
@@ -547,9 +561,7 @@ def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
     # The power of two at or below an eighth of the rows.
     tile_steps = max(32, 1 << (min(512, span // 8) | 1).bit_length() - 1)
     one = Plan(variant, "warp", 1, 1, tile_steps, strips, span, 1)
-    if order and one.total_bytes > WIDE_ITEM_BYTES:
-        # As many borders between groups as in one.
-        one = replace(one, group=max(2, ceil(sqrt(strips))))
+    one = in_groups(one)
     budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))
     warps = max(1, min(shape.pairs, 4 * multiprocessors, budget // max(1, one.total_bytes)))
     return replace(one, warps=warps, slots=warps)

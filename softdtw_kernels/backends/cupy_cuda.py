@@ -308,6 +308,38 @@ def fused_gradient(
     return _cuda_features.gradient(launcher_for(x), problem, grad_value, with_x, with_y, with_gamma)
 
 
+def fused_value_and_state(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    kind: str,
+) -> tuple[Tensor, Tensor]:
+    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
+    return _cuda_features.value_and_state(launcher_for(x), problem)
+
+
+def fused_gradient_from_state(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    kind: str,
+    state: Tensor,
+    grad_value: Tensor,
+    with_x: bool,
+    with_y: bool,
+    with_gamma: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
+    wanted = with_x, with_y, with_gamma
+    return _cuda_features.gradient(launcher_for(x), problem, grad_value, *wanted, state)
+
+
 def path(
     cost: Tensor,
     dummy: Tensor | None,

@@ -58,6 +58,8 @@ def main(families: list[str]) -> None:
                     problem = (x, x, gammas, None, None, None, kind)
                     cupy_cuda.fused_value(*problem)
                     cupy_cuda.fused_gradient(*problem, ones, True, True, True)
+                    _, state = cupy_cuda.fused_value_and_state(*problem)
+                    cupy_cuda.fused_gradient_from_state(*problem, state, ones, True, True, True)
     torch.cuda.synchronize()
 
 

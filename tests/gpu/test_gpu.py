@@ -332,6 +332,28 @@ def test_every_backward_of_a_value_has_the_bits_of_the_gradient(
         assert torch.equal(state, before)
 
 
+@pytest.mark.parametrize("kind", ["sqeuclidean", "negative_dot"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(600, 40, 70, 5), (6, 300, 500, 5)])
+def test_from_features_every_backward_has_the_bits_of_the_gradient(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, kind: str
+) -> None:
+    items, n, m, d = shape
+    x, y = (torch.randn(items, k, d, device="cuda", dtype=dtype) for k in (n, m))
+    gamma = torch.ones(items, device="cuda", dtype=torch.float64)
+    gamma[0] = 0.0
+    problem = (x, y, gamma, None, None, None, kind)
+    wanted = (torch.ones(items, device="cuda", dtype=dtype), True, True, True)
+    truth = gpu_backend().fused_gradient(*problem, *wanted)
+    value, state = gpu_backend().fused_value_and_state(*problem)
+    assert state.numel() > 0 and torch.equal(value, gpu_backend().fused_value(*problem))
+    before = state.clone()
+    for _ in range(2):
+        grads = gpu_backend().fused_gradient_from_state(*problem, state, *wanted)
+        assert all(torch.equal(a, b) for a, b in zip(grads, truth, strict=True))
+        assert torch.equal(state, before)
+
+
 def test_training_twice_from_one_graph() -> None:
     cost = torch.rand(8, 300, 700, device="cuda", requires_grad=True)
     value = softdtw_kernels.soft_dtw_from_cost(cost, gamma=0.1).sum()

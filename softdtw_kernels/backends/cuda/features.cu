@@ -11,7 +11,8 @@
 // A block does a strip at a time: its first warp sweeps, the others, the workers, compute the costs of the rows that come
 // next and, backward, add the visits of the rows that are done to the gradients. They meet after each tile. Work is shared
 // out among blocks as in lattice.cu among warps: whole items, or strips that wait for each other. The part of a strip in
-// grad_x is added after that of the strip on the right, in either case.
+// grad_x is added after that of the strip on the right, in either case. As there, a gradient may start from the state that
+// a value has left.
 #include "features.cuh"
 
 typedef WITH_COST COST;
@@ -184,6 +185,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(
       const Item<false> item(problem, work.pair);
       TheStrip strip(problem, item, problem.ticket ? work.pair : blockIdx.x, tile, Cells{reinterpret_cast<COST*>(ring)});
       if (work.begin >= strip.strips) continue;  // the item is shorter than others
+#if WITH_ORDER > 0
+      if (WIDE) {
+        sweep_in_groups(
+            strip, work, [&](const Work& group) { forward(problem, strip, group); },
+            [&](const Work& group) { backward(problem, strip, group); });
+        continue;
+      }
+#endif
       if (problem.phases & FORWARD) forward(problem, strip, work);
 #if WITH_ORDER > 0
       if (!(problem.phases & BACKWARD)) continue;
@@ -199,9 +208,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(
     const Item<false> item(problem, work.pair);
     TheStrip strip(problem, item, 0, tile, Cells{reinterpret_cast<COST*>(ring)});
     if (work.begin >= strip.strips) continue;
+#if WITH_ORDER > 0
+    if (WIDE) {
+      sweep_in_groups(
+          strip, work, [&](const Work& group) { forward(strip, worker, group); },
+          [&](const Work& group) { backward(problem, strip, worker, group); });
+      continue;
+    }
+#endif
     if (problem.phases & FORWARD) forward(strip, worker, work);
 #if WITH_ORDER > 0
-    if (problem.phases & BACKWARD && (WIDE || !is_for_wide(problem, problem.status[work.pair])))
+    if (problem.phases & BACKWARD && !is_for_wide(problem, problem.status[work.pair]))
       backward(problem, strip, worker, work);
 #endif
   }

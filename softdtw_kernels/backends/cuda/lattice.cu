@@ -75,21 +75,6 @@ __device__ __forceinline__ void backward(const Problem& problem, TheStrip& strip
     if (strip.lane == 0) publish(strip.last - strip.first);
   }
 }
-
-// Both sweeps of the wide arithmetic, whose numbers are large. So that one long item does not take much memory, strips may
-// go backward in groups: what the first sweep has left of other groups than the last are the borders between them, from
-// which each is swept forward once more.
-__device__ __forceinline__ void sweep_in_groups(const Problem& problem, TheStrip& strip, Work work) {
-  const int group = strip.in_groups() ? int(problem.group) : strip.strips;
-  for (int begin = (strip.strips - 1) / group * group; begin >= 0; begin -= group) {
-    forward(problem, strip, work);  // all strips at first
-    work.begin = begin;
-    work.end = begin + group;
-    backward(problem, strip, work);
-    work.begin = begin - group;
-    work.end = begin;
-  }
-}
 #endif
 
 // Shared memory: for each warp its ring and, in a launch that goes backward, its tile, unless that lies in global memory;
@@ -133,7 +118,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) lattice(SOFTDTW_PARAMETERS(
     }
 #if WITH_ORDER > 0
     if (WIDE) {
-      sweep_in_groups(problem, strip, work);
+      sweep_in_groups(
+          strip, work, [&](const Work& group) { forward(problem, strip, group); },
+          [&](const Work& group) { backward(problem, strip, group); });
       continue;
     }
 #endif

@@ -49,7 +49,7 @@ struct Strip {
   static constexpr int PARTS = TANGENT ? 4 : 2;  // p and p' of two predecessors; those of the diagonal follow
   static constexpr int ORDERS = TANGENT ? 2 : 1;
   static constexpr int UNROLLED = A::HAS_SHORTCUT && !TANGENT ? 4 : 1;  // steps
-  static constexpr bool MAY_GROUP = !A::HAS_SHORTCUT;  // the wide arithmetic; see lattice.cu
+  static constexpr bool MAY_GROUP = !A::HAS_SHORTCUT;  // the wide arithmetic; see sweep_in_groups
 
   const Problem& problem;
   const Item<WEAK>& item;

@@ -147,3 +147,19 @@ __device__ __forceinline__ void finish_forward(const Problem& problem, S& strip,
   __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
   if (strip.lane == LANES - 1) work.publish(s)(strip.last - strip.first + 1);
 }
+
+// Both sweeps of the wide arithmetic, whose numbers are large. So that one long item does not take much memory, its strips
+// may go backward in groups: what the first sweep has left of other groups than the last are the borders between them,
+// from which each is swept forward once more.
+template <class S, class Forward, class Backward>
+__device__ __forceinline__ void sweep_in_groups(const S& strip, Work work, Forward forward, Backward backward) {
+  const int group = strip.in_groups() ? int(strip.problem.group) : strip.strips;
+  for (int begin = (strip.strips - 1) / group * group; begin >= 0; begin -= group) {
+    forward(work);  // all strips at first
+    work.begin = begin;
+    work.end = begin + group;
+    backward(work);
+    work.begin = begin - group;
+    work.end = begin;
+  }
+}
