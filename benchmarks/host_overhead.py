@@ -55,6 +55,8 @@ def pretended_backend(launcher: IdleLauncher) -> Any:
     return SimpleNamespace(
         value=lambda *args: _cuda_tiny.value(launcher, *args),
         gradient=lambda *args: _cuda_tiny.gradient(launcher, *args),
+        value_and_state=lambda *args: _cuda_tiny.value_and_state(launcher, *args),
+        gradient_from_state=lambda *args: _cuda_tiny.gradient_from_state(launcher, *args),
         squared_distances=lambda *args: _cuda_costs.squared_distances(launcher, *args),
         smoothed_value=lambda *args: _cuda_tiny.smoothed_value(launcher, *args),
         smoothed_gradient=lambda *args: _cuda_tiny.smoothed_gradient(launcher, *args),

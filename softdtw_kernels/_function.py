@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from . import backends
+
 try:  # both are what Function.apply itself calls; without them it is used as it is
     from torch._C import _are_functorch_transforms_active as in_transform
     from torch._functorch.utils import unwrap_dead_wrappers
@@ -84,6 +86,19 @@ class EagerFunction(BatchedFunction):
         if in_transform():
             return super().apply(*args)
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
+
+def keeps_state(operator: str, *args: Any) -> bool:
+    """Whether the value of these arguments keeps what its gradient goes on with: in plain eager
+    mode, if a gradient is due and the backend of the first argument has such an operator.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    if not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        return False
+    if in_transform() or forward_ad._current_level >= 0:
+        return False
+    return hasattr(backends.load(backends.select(None, args[0])), operator)
 
 
 def may_be_differentiated() -> bool:

@@ -4,8 +4,9 @@ compose with.
 SoftDTWFunction (value) -> its gradient -> the Hessian-vector product, each the derivative of the
 one before it and each one call of an operator; S2DTWFunction composes them with the local
 smoothing. A third derivative raises. The lower-case functions at the end are what the package
-itself calls: they choose the class that torch.compile can trace when it is tracing. Names and
-signatures agree with `backends.reference`.
+itself calls: they choose the class that torch.compile can trace when it is tracing, and that which
+keeps a state for its gradient where that pays. Names and signatures agree with
+`backends.reference`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ._function import (
     choose,
     derivative,
     forward_rule,
+    keeps_state,
     may_be_differentiated,
     raise_no_third_derivative,
     zeros_if_none,
@@ -197,6 +199,34 @@ class SoftDTWFunction(EagerFunction, _ValueTwin):
         with_parameters = tangents[1] is not None or tangents[2] is not None
         grads = _Gradient.apply(*problem, ctx.bandwidth, ones, with_parameters)
         return _along(grads, tangents[:3]).to(problem[0].dtype)
+
+
+class _ValueWithState(EagerFunction):
+    """The value where a gradient in plain eager mode is all that is likely to follow: what the
+    forward sweep has left stays in memory until then, as a saved tensor. Its derivatives otherwise,
+    by double backward or under vmap, are those without state.
+
+    Forward and its context are one function, which costs less than two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        value, state = ops.value_and_state(*args)
+        *tensors, ctx.bandwidth = args
+        ctx.save_for_backward(*tensors, state)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad
+        *tensors, state = ctx.saved_tensors
+        problem, with_parameters = (*tensors, ctx.bandwidth), needs[1] or needs[2]
+        if may_be_differentiated():
+            grads = _Gradient.apply(*problem, grad_value, with_parameters)
+        else:
+            grads = ops.gradient_from_state(*problem, state, grad_value, with_parameters)
+        wanted = [g if need else None for g, need in zip(grads, needs[:3], strict=True)]
+        return *wanted, None, None, None
 
 
 class _SmoothVjp(EagerFunction):
@@ -429,6 +459,8 @@ def _smooth_jvp(
 
 def value(*args: Any) -> Tensor:
     """`ops.value`, differentiable."""
+    if keeps_state("value_and_state", *args[:3]):
+        return _ValueWithState.apply_checked(*args)
     return choose(SoftDTWFunction, _ValueTwin, args)
 
 

@@ -172,8 +172,9 @@ def soft_dtw(
 
     Costs O(N M (D + 1)) time a pair, O(N M w / max(N, M)) with a narrow band; one cost matrix of
     memory forward, one more backward. On CUDA neither is stored for the first derivatives, unless
-    cost is "euclidean" or a function, for all pairs, or where N or M is below 32. Differentiable
-    twice, in forward mode too.
+    cost is "euclidean" or a function, for all pairs, or where N or M is below 32; checkpoints of
+    up to a fifth of the matrix (a third in float64) stay between forward and backward, of few
+    hundred pairs or where they are small. Differentiable twice, in forward mode too.
 
     >>> import torch
     >>> x = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
@@ -222,7 +223,10 @@ def soft_dtw_from_cost(
     Raises:
         TypeError, ValueError: as :func:`soft_dtw`.
 
-    Costs O(N M) time; beyond the cost and its gradient, memory of O(N + M) a row of checkpoints.
+    Costs O(N M) time; beyond the cost and its gradient, memory of O(N + M) a row of checkpoints. On
+    CUDA, checkpoints stay in memory between forward and backward, if a gradient is due: about a
+    tenth of the cost of a long pair and a quarter of that of a batch (a third in float64), or none
+    where they would be more than 0.4 of it and 32 MiB.
 
     >>> import torch
     >>> cost = torch.tensor([[0.0, 1.0, 4.0], [4.0, 1.0, 0.0]], requires_grad=True)

@@ -19,6 +19,7 @@ from ._function import (
     EagerFunction,
     choose,
     forward_rule,
+    keeps_state,
     may_be_differentiated,
 )
 from .checks import broadcast_batch
@@ -56,6 +57,8 @@ def value(
     batch = broadcast_batch(x, y)
     x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
     args = x, y, gamma, x_lengths, y_lengths, bandwidth, cost
+    if keeps_state("fused_value_and_state", x, y, gamma):
+        return _FusedValueWithState.apply_checked(*args)
     return choose(_FusedValue, _FusedValueTwin, args)
 
 
@@ -106,6 +109,30 @@ class _FusedValue(EagerFunction, _FusedValueTwin):
         if tangents[2] is not None:
             total = total + grads[2] * tangents[2]
         return total.to(x.dtype)
+
+
+class _FusedValueWithState(EagerFunction):
+    """As `autograd._ValueWithState`."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        value, state = ops.fused_value_and_state(*args)
+        ctx.save_for_backward(*args[:5], state)
+        ctx.constants = args[5:]
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad[:3]
+        *tensors, state = ctx.saved_tensors
+        problem: list[Any] = [*tensors, *ctx.constants]
+        rest = grad_value, *needs
+        if may_be_differentiated():
+            grads = _composed_gradient(*[*problem, *rest])
+        else:
+            grads = ops.fused_gradient_from_state(*problem, state, *rest)
+        wanted = [g if need else None for g, need in zip(grads, needs, strict=True)]
+        return *wanted, None, None, None, None
 
 
 def _composed_gradient(

@@ -9,6 +9,11 @@ allowed):
     gradient(.., grad_value (*), with_parameters)
         -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*); the last two may hold anything
            unless with_parameters; without a dummy cost the last one is then 0
+    value_and_state(.. of value) -> value (*), state
+    gradient_from_state(.. of value, state, grad_value (*), with_parameters) -> as gradient
+        of the same arguments on the same device: the bits of value and gradient, without sweeping
+        forward twice. The state is bytes (K) of a layout that only the backend knows, empty where
+        it keeps nothing, and is only read. Backends that gain nothing have neither of the two.
     hessian_product(.., grad_value (*), tangent_cost (*, N, M), tangent_gamma (*),
                     tangent_dummy (*)?)
         -> derivative of the value along the tangents (*), and grad_value times the derivative of
@@ -29,6 +34,9 @@ allowed):
         of the costs "sqeuclidean" or "negative_dot" of x and y, which CUDA never stores; elsewhere
         they are compositions of the operators above; again no feature where no gradient is wanted,
         and grad_gamma may then hold anything
+    fused_value_and_state(.. of fused_value) -> value (*), state
+    fused_gradient_from_state(.. of fused_value, state, grad_value (*), with_x, with_y, with_gamma)
+        -> as fused_gradient; of the state holds what is said above
 
 The cost is float32 or float64 of any strides and is never copied here, unless it has more than two
 leading dimensions (those of vmap, say) that cannot be viewed as two: backends see at most two.
@@ -65,10 +73,15 @@ _FEATURES = (
     "Tensor x, Tensor y, Tensor gamma, Tensor? x_lengths, Tensor? y_lengths, SymInt? bandwidth, "
     "str kind"
 )
+_FUSED_GRADIENT = (
+    "Tensor grad_value, bool with_x, bool with_y, bool with_gamma) -> (Tensor, Tensor, Tensor)"
+)
 
 _SCHEMAS = {
     "value": f"({_PROBLEM}) -> Tensor",
     "gradient": f"({_PROBLEM}, {_GRADIENT}",
+    "value_and_state": f"({_PROBLEM}) -> (Tensor, Tensor)",
+    "gradient_from_state": f"({_PROBLEM}, Tensor state, {_GRADIENT}",
     "hessian_product": f"({_PROBLEM}, Tensor grad_value, Tensor tangent_cost, "
     "Tensor tangent_gamma, Tensor? tangent_dummy) -> (Tensor, Tensor, Tensor, Tensor)",
     "smooth": f"({_SMOOTHING}) -> Tensor",
@@ -79,26 +92,32 @@ _SCHEMAS = {
     "squared_distances_vjp": "(Tensor x, Tensor y, Tensor g, bool with_x, bool with_y) "
     "-> (Tensor, Tensor)",
     "fused_value": f"({_FEATURES}) -> Tensor",
-    "fused_gradient": f"({_FEATURES}, Tensor grad_value, bool with_x, bool with_y, "
-    "bool with_gamma) -> (Tensor, Tensor, Tensor)",
+    "fused_gradient": f"({_FEATURES}, {_FUSED_GRADIENT}",
+    "fused_value_and_state": f"({_FEATURES}) -> (Tensor, Tensor)",
+    "fused_gradient_from_state": f"({_FEATURES}, Tensor state, {_FUSED_GRADIENT}",
 }
 FUSED_COSTS = ("sqeuclidean", "negative_dot")
 
 
 # The arguments after the cost that are shaped like it; all other tensors have one entry an item.
 _MATRICES = {"hessian_product": 6, "smooth_vjp": 4}
+# The arguments that are a state, counted as those.
+_STATES = {"gradient_from_state": 5, "fused_gradient_from_state": 6}
 
 
 def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
     """The kernels index raw memory: a tensor of another shape must not reach them."""
     if cost.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
-    shape, batch, device, matrix = cost.shape, cost.shape[:-2], cost.device, _MATRICES.get(name)
+    shape, batch, device = cost.shape, cost.shape[:-2], cost.device
+    matrix, state = _MATRICES.get(name), _STATES.get(name)
     for k, other in enumerate(others):
         if not isinstance(other, Tensor):
             continue
         expected = shape if k == matrix else batch
-        if other.shape != expected:
+        if k == state:
+            _check_state(other)
+        elif other.shape != expected:
             raise ValueError(
                 f"{name} takes costs (*, N, M), here {tuple(cost.shape)}, and tensors expanded to "
                 f"(*) or, of derivatives in the cost, (*, N, M); got {tuple(other.shape)} where "
@@ -115,6 +134,16 @@ def is_number(parameter: Tensor) -> bool:
     of_items = zip(parameter.shape, parameter.stride(), strict=True)
     one = not any(n > 1 and stride for n, stride in of_items)
     return one and parameter.device.type == "cpu" and parameter.dtype == torch.float64
+
+
+def _check_state(state: Tensor) -> None:
+    if not _is_state(state):
+        raise ValueError(f"a state is contiguous uint8 (K), got {state.dtype} {tuple(state.shape)}")
+
+
+def _is_state(tensor: Tensor) -> bool:
+    """No other tensor of a call is one of bytes."""
+    return tensor.dtype == torch.uint8 and tensor.dim() == 1 and tensor.is_contiguous()
 
 
 def _dispatch(name: str, backend: str) -> Callable[..., Any]:
@@ -135,20 +164,22 @@ def _dispatch(name: str, backend: str) -> Callable[..., Any]:
 
 def _replace_batch(arg: Any, count: int, batch: tuple[int, ...]) -> Any:
     """The first `count` dimensions of a tensor as the dimensions `batch`."""
-    return arg.reshape(*batch, *arg.shape[count:]) if isinstance(arg, Tensor) else arg
+    if not isinstance(arg, Tensor) or _is_state(arg):
+        return arg
+    return arg.reshape(*batch, *arg.shape[count:])
 
 
 def _dispatch_features(name: str, backend: str) -> Callable[..., Any]:
     def run(x: Tensor, y: Tensor, *others: Any) -> Any:
         if name == "squared_distances":
-            _check_features(x, y)
+            _check_features(name, x, y)
         args = (x, y, *others)
         return getattr(backends.load(backend), name)(*args)
 
     return run
 
 
-def _check_features(x: Tensor, y: Tensor, *others: Any) -> None:
+def _check_features(name: str, x: Tensor, y: Tensor, *others: Any) -> None:
     """As `_check_problem`, of features with equal leading dimensions."""
     if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
         raise TypeError(
@@ -159,10 +190,12 @@ def _check_features(x: Tensor, y: Tensor, *others: Any) -> None:
             "the operators take x (*, N, D) and y (*, M, D) of equal leading dimensions, "
             f"got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    for other in others:
+    for k, other in enumerate(others, start=1):
         if isinstance(other, str) and other not in FUSED_COSTS:
             raise ValueError(f"kind must be one of {FUSED_COSTS}, got {other!r}")
-        if isinstance(other, Tensor) and other.shape != x.shape[:-2]:
+        if k == _STATES.get(name):
+            _check_state(other)
+        elif isinstance(other, Tensor) and other.shape != x.shape[:-2]:
             raise ValueError(
                 f"the operators take tensors expanded to the leading dimensions "
                 f"{tuple(x.shape[:-2])} of the features, got {tuple(other.shape)}"
@@ -176,7 +209,7 @@ def _check_features(x: Tensor, y: Tensor, *others: Any) -> None:
 
 def _dispatch_fused(name: str, backend: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
-        _check_features(*args)
+        _check_features(name, *args)
         return getattr(backends.load(backend), name)(*args)
 
     return run
@@ -196,6 +229,12 @@ def _fake_item(cost: Tensor) -> Tensor:
 
 def _fake_gradient(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _like_cost(cost), _fake_item(cost), _fake_item(cost)
+
+
+def _fake_value_and_state(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    # Of costs or features. How much is kept only a device tells, and nobody asks: compiled code
+    # keeps nothing.
+    return _fake_value(x), x.new_empty(0, dtype=torch.uint8)
 
 
 def _fake_hessian_product(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -234,6 +273,8 @@ def _fake_fused_gradient(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Te
 _FAKES: dict[str, Callable[..., Any]] = {
     "value": _fake_value,
     "gradient": _fake_gradient,
+    "value_and_state": _fake_value_and_state,
+    "gradient_from_state": _fake_gradient,
     "hessian_product": _fake_hessian_product,
     "smooth": _fake_smooth,
     "smooth_vjp": _fake_smooth_vjp,
@@ -243,6 +284,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "squared_distances_vjp": _fake_squared_distances_vjp,
     "fused_value": _fake_fused_value,
     "fused_gradient": _fake_fused_gradient,
+    "fused_value_and_state": _fake_value_and_state,
+    "fused_gradient_from_state": _fake_fused_gradient,
 }
 
 _library = torch.library.Library("softdtw_kernels", "DEF")
@@ -266,6 +309,8 @@ for _name, _schema in _SCHEMAS.items():
 _namespace = torch.ops.softdtw_kernels
 value = _namespace.value.default
 gradient = _namespace.gradient.default
+value_and_state = _namespace.value_and_state.default
+gradient_from_state = _namespace.gradient_from_state.default
 hessian_product = _namespace.hessian_product.default
 smooth = _namespace.smooth.default
 smooth_vjp = _namespace.smooth_vjp.default
@@ -275,3 +320,5 @@ squared_distances = _namespace.squared_distances.default
 squared_distances_vjp = _namespace.squared_distances_vjp.default
 fused_value = _namespace.fused_value.default
 fused_gradient = _namespace.fused_gradient.default
+fused_value_and_state = _namespace.fused_value_and_state.default
+fused_gradient_from_state = _namespace.fused_gradient_from_state.default

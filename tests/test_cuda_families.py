@@ -4,17 +4,26 @@ each other, the same bits whatever the family, memory beside the cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from cuda_calls import FAMILIES, LITTLE, MANY, MUCH, ONE, check_against_oracle, no_limits, wide_call
+from cuda_calls import (
+    FAMILIES,
+    LITTLE,
+    MANY,
+    MUCH,
+    ONE,
+    RecordingLauncher,
+    check_against_oracle,
+    no_limits,
+    wide_call,
+)
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, EmulatorLauncher
 
 from softdtw_kernels.backends import _cuda_host as host
 from softdtw_kernels.backends import _cuda_plan
-from softdtw_kernels.backends._cuda_launch import Buffer, Launch
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -51,9 +60,9 @@ MISTAKES = {
         "sweeps.cuh",
         ("while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();", ""),
     ),
-    "the border overwritten while others read it": (
+    "flows overwritten while others read them": (
         "strip.cuh",
-        ("__syncwarp();  // lane 0 is about to overwrite the border that the others have read", ""),
+        ("__syncwarp();  // from here on, flows that other lanes have read may be overwritten", ""),
     ),
 }
 
@@ -74,8 +83,12 @@ def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) 
     )
     call = wide_call(False, None)
     call["cost"][0, 44, 139] = 1e9  # beyond the fast arithmetic, which only the last strip sees
+    ones, zeros = torch.ones(2), torch.zeros(2, dtype=torch.float64)
+    tangents = {"tangent_cost": call["cost"], "tangent_gamma": zeros, "tangent_dummy": None}
     with pytest.raises(EmulatorError, match="race|deadlock"):
-        host.gradient(launcher, **call, grad_value=torch.ones(2), with_parameters=True)
+        host.gradient(launcher, **call, grad_value=ones, with_parameters=True)
+        # Without a ring of rows, whose barriers hide some mistakes.
+        host.hessian_product(launcher, **call, grad_value=ones, **tangents)
 
 
 MISTAKES_IN_COPIES = {
@@ -110,6 +123,39 @@ def test_mistakes_in_asynchronous_copies_are_seen(mistake: str, tmp_path: Path) 
     launcher = EmulatorLauncher(ONE, "random", True, directory=tmp_path, family="warp")
     with pytest.raises((EmulatorError, AssertionError)):
         check_against_oracle(launcher, call)
+
+
+@pytest.mark.parametrize("bandwidth", [None, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_strips_in_groups_give_the_same_bits(
+    dtype: torch.dtype, bandwidth: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the slow arithmetic does with one very long item: here with eight strips of short
+    columns, in groups of three.
+    """
+    cost = torch.rand(2, 30, 1000, dtype=dtype, generator=torch.Generator().manual_seed(4))
+    cost[1, 5, 600] = -1e30
+    call = no_limits(cost, torch.tensor([0.0, 0.3], dtype=torch.float64))
+    call |= {"bandwidth": bandwidth, "x_lengths": torch.tensor([30, 21])}
+    ones, doubles = torch.ones(2, dtype=dtype), torch.ones(2, dtype=torch.float64)
+    tangents = {"tangent_cost": cost.clamp(0), "tangent_gamma": doubles, "tangent_dummy": None}
+
+    def results(checked: bool) -> bytes:
+        for cached in (_cuda_plan._wide_plan, host.lattice_recipe):
+            cached.cache_clear()
+        launcher = EmulatorLauncher(ONE, "random", checked)
+        grads = host.gradient(launcher, **call, grad_value=ones, with_parameters=True)
+        products = host.hessian_product(launcher, **call, grad_value=ones, **tangents)
+        return as_bytes((*grads[:2], *products[:3]))
+
+    truth = results(False)
+    with monkeypatch.context() as few_bytes:
+        few_bytes.setattr(_cuda_plan, "WIDE_ITEM_BYTES", 0)
+        assert results(True) == results(False) == truth
+        shape = _cuda_plan.Shape(dtype, 2, 30, 1000, False, -1)
+        assert _cuda_plan._wide_plan(shape, 1, ONE).group == 3
+    _cuda_plan._wide_plan.cache_clear()
+    host.lattice_recipe.cache_clear()
 
 
 def plan_of(
@@ -150,26 +196,25 @@ def test_numbers_beyond_the_range_of_one_exponent_are_seen(planted: bool, tmp_pa
 def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(
     weak: bool, bandwidth: int | None, dtype: torch.dtype
 ) -> None:
-    """Among families with strips of the same width and tiles of the same length, which decide what
-    sums have an order of their own and which cells share an exponent.
+    """Among families with strips of the same width, which decides what sums have an order of their
+    own and which cells share an exponent.
     """
     call = wide_call(weak, bandwidth, dtype)
     ones = torch.ones(2, dtype=dtype)
-    results: dict[tuple[int, int], set[bytes]] = {}
+    results: dict[int, set[bytes]] = {}
     without_sums: set[bytes] = set()
     for family in FAMILIES:
         for multiprocessors in (ONE, MANY):
-            plan = plan_of(call, family, multiprocessors)
-            cut = plan.variant.columns, plan.tile_steps
+            columns = plan_of(call, family, multiprocessors).variant.columns
             for schedule in ("ascending", "random"):
                 launcher = EmulatorLauncher(multiprocessors, schedule, False, family=family)
                 value = host.value(launcher, **call)
                 visits, *parts = host.gradient(
                     launcher, **call, grad_value=ones, with_parameters=True
                 )
-                results.setdefault(cut, set()).add(as_bytes((value, visits, *parts)))
+                results.setdefault(columns, set()).add(as_bytes((value, visits, *parts)))
                 without_sums.add(as_bytes((value, visits)))
-    assert all(len(of_cut) == 1 for of_cut in results.values())
+    assert all(len(of_width) == 1 for of_width in results.values())
     if dtype == torch.float64:  # every number has an exponent of its own
         assert len(without_sums) == 1
 
@@ -224,21 +269,6 @@ def scratch_of(shape: tuple[int, int, int], dtype: torch.dtype, order: int) -> f
     ]
     host.run_lattice(launcher, order, cost, None, items, None, {}, False)
     return sum(launcher.storages.values()) / (cost.numel() * cost.element_size())
-
-
-class RecordingLauncher:
-    """An H100 or H200 that notes the storages it is given, and computes nothing."""
-
-    multiprocessors, shared_limit, family = 132, MUCH, None
-
-    def __init__(self) -> None:
-        self.storages: dict[int, int] = {}
-
-    def run(self, _: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
-        for buffer in buffers:
-            if isinstance(buffer, torch.Tensor):
-                storage = buffer.untyped_storage()
-                self.storages[storage.data_ptr()] = storage.nbytes()
 
 
 @pytest.mark.parametrize("weak", [False, True])

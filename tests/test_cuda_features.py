@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softdtw_kernels import ops
-from softdtw_kernels.backends import _cuda_costs, reference
+from softdtw_kernels.backends import _cuda_costs, _cuda_plan, reference
 from softdtw_kernels.backends import _cuda_features as features
 from softdtw_kernels.backends import _cuda_host as host
 from softdtw_kernels.backends._cuda_features import Problem
@@ -156,6 +156,73 @@ def test_value_and_gradient_match_the_reference(data: st.DataObject) -> None:
 @given(data=st.data())
 def test_every_access_is_in_bounds_and_ordered(data: st.DataObject) -> None:
     check(data.draw(launchers(checked=True)), data.draw(problems(50)))
+
+
+def check_state(launcher: EmulatorLauncher, problem: Problem) -> None:
+    """The gradient from what the value has kept has the bits of the one without, as often as it is
+    asked for, and only reads it.
+    """
+    lead, dtype = problem.x.shape[:-2], problem.x.dtype
+    grad_value = torch.linspace(-1, 2, math.prod(lead)).reshape(lead).to(dtype)
+    wanted = grad_value, True, True, True
+    truth = features.gradient(launcher, problem, *wanted)
+    value, state = features.value_and_state(launcher, problem)
+    assert bits(value) == bits(features.value(launcher, problem))
+    before = bits(state)
+    assert before
+    for _ in range(2):
+        grads = features.gradient(launcher, problem, *wanted, state)
+        assert [bits(g) for g in grads] == [bits(t) for t in truth]
+        assert bits(state) == before
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_gradient_from_state_has_the_bits_of_one_without(data: st.DataObject) -> None:
+    check_state(data.draw(launchers(checked=False)), data.draw(problems(110)))
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_every_access_from_state_is_in_bounds_and_ordered(data: st.DataObject) -> None:
+    check_state(data.draw(launchers(checked=True)), data.draw(problems(50)))
+
+
+@pytest.mark.parametrize("multiprocessors", [ONE, MANY])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_from_state_leaves_to_the_slow_arithmetic_what_the_value_does(
+    dtype: torch.dtype, multiprocessors: int
+) -> None:
+    """Also what is NaN, and what only as a value."""
+    x, y = (z.to(dtype) for z in walks(3, (4, 70, 6), (4, 150, 6)))
+    x[2, 7, 1] = math.nan
+    gammas = torch.tensor([0.0, 0.3, 0.3, 1e12], dtype=torch.float64)
+    problem = Problem(x, y, gammas, None, None, None, "sqeuclidean")
+    check_state(EmulatorLauncher(multiprocessors, "random", True), problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_strips_in_groups_give_the_same_bits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the slow arithmetic does with one very long item: here with five strips."""
+    x, y = (z.to(dtype) for z in walks(3, (2, 30, 3), (2, 600, 3)))
+    gammas = torch.tensor([0.0, 1e-12], dtype=torch.float64)
+    problem = Problem(x, y, gammas, None, None, None, "sqeuclidean")
+
+    def results(checked: bool) -> bytes:
+        features.plan_of_shape.cache_clear()
+        features.recipe_of.cache_clear()
+        launcher = EmulatorLauncher(ONE, "random", checked)
+        ones = torch.ones(2, dtype=dtype)
+        return b"".join(map(bits, features.gradient(launcher, problem, ones, True, True, True)))
+
+    truth = results(False)
+    with monkeypatch.context() as few_bytes:
+        few_bytes.setattr(_cuda_plan, "WIDE_ITEM_BYTES", 0)
+        assert results(True) == results(False) == truth
+    features.plan_of_shape.cache_clear()
+    features.recipe_of.cache_clear()
 
 
 def wide_problem(
@@ -350,6 +417,20 @@ def test_no_matrix_is_allocated(shape: tuple[int, int, int, int]) -> None:
     # What the slow arithmetic keeps is bounded by the same 32 MiB for every call.
     assert sum(of_value) < 0.15 * matrix + (32 << 20)
     assert sum(of_gradient) < 0.3 * matrix + inputs + (32 << 20)
+    # In training, what is kept is no more than what a gradient takes otherwise.
+    _, state = features.value_and_state(NoLauncher(), problem)
+    assert 0 < state.numel() < 0.2 * matrix
+    with allocations() as of_gradient:
+        features.gradient(NoLauncher(), problem, torch.ones(items), True, True, True, state)
+    assert sum(of_gradient) < 0.1 * matrix + inputs + (32 << 20)
+
+
+def test_of_many_items_nothing_is_kept() -> None:
+    x, y = torch.empty(4096, 256, 8), torch.empty(4096, 256, 8)
+    gamma = torch.ones(4096, dtype=torch.float64)
+    problem = Problem(x, y, gamma, None, None, None, "sqeuclidean")
+    _, state = features.value_and_state(NoLauncher(), problem)
+    assert state.numel() == 0
 
 
 def test_shared_memory_of_every_launch_fits_without_asking() -> None:

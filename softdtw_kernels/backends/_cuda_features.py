@@ -2,14 +2,15 @@
 
 Requirements: torch only. As `_cuda_host`, with whose launchers these functions run: nothing waits
 for the device. Neither the costs nor their gradient are ever in memory; what is kept between the
-sweeps is about 1 byte a cell in float32 (3 in float64) of at most as many items as run at once.
+sweeps is about 1 byte a cell in float32 (3 in float64) of at most as many items as run at once. A
+value that keeps this for its gradient to come (`_cuda_host`) does so if it is no more than that.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +26,12 @@ from ._cuda_plan import (
     Batch,
     Plan,
     Shape,
+    StatePlans,
     Variant,
     c_type,
     ceil_divide,
+    in_groups,
+    total,
 )
 
 # As in cuda/features.cuh.
@@ -140,12 +144,27 @@ def plan_of_shape(shape: Shape, variant: FeatureVariant, multiprocessors: int) -
     at_once = multiprocessors * BLOCKS_ON_MULTIPROCESSOR
     if variant.wide:
         budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))
-        blocks = max(1, min(shape.pairs, at_once, budget // plan("warp", 1, 1).total_bytes))
-        return plan("warp", blocks, blocks)
+        one = in_groups(plan("warp", 1, 1))
+        blocks = max(1, min(shape.pairs, at_once, budget // one.total_bytes))
+        return replace(one, warps=blocks, slots=blocks)
     if strips > 1 and shape.pairs < at_once and shape.pairs * strips < 2**31:
         return plan("long", shape.pairs * strips, shape.pairs)
     blocks = min(shape.pairs, at_once)
     return plan("warp", blocks, blocks)
+
+
+def state_plans(
+    task: Batch, dtype: torch.dtype, distance: bool, multiprocessors: int
+) -> StatePlans | None:
+    """Of a value that keeps its state and of the gradient from it; None if that takes more memory
+    than a gradient without: from features there is no cost to compare it with.
+    """
+    forward, backward = (
+        plan_of(task, FeatureVariant(dtype, False, distance, order), multiprocessors)
+        for order in (0, 1)
+    )
+    plans = StatePlans(*(replace(plan, kept_items=task.pairs) for plan in (forward, backward)))
+    return plans.within(total(backward.swept_bytes | {"status": 4 * task.pairs}))
 
 
 def packed(x: Tensor) -> Tensor:
@@ -184,10 +203,13 @@ def run(
     problem: Problem,
     order: int,
     grad_value: Tensor | None,
-    outputs: dict[str, Tensor],
+    others: dict[str, Tensor],
     with_gamma: bool,
-) -> Tensor | None:
-    """All launches of one call. Returns the derivative in gamma, (pairs, parts)."""
+    state: int | None = None,
+) -> list[Any]:
+    """All launches of one call. Returns the derivative in gamma, (pairs, parts), and the state that
+    a value has kept; `others` and `state` as those of `_cuda_host.run_lattice`.
+    """
     x, y = packed(host.few_dimensions(problem.x)), packed(host.few_dimensions(problem.y))
     items = [problem.gamma, None, problem.x_lengths, problem.y_lengths]
     if grad_value is not None:
@@ -204,12 +226,11 @@ def run(
         y.stride(),
         forms,
         problem.bandwidth,
-        tuple(outputs),
+        tuple(others),
         with_gamma,
+        state,
     )
-    in_gamma: Tensor | None
-    (in_gamma,) = recipe.follow(launcher, x.device, (x, y, *buffers, *outputs.values()))
-    return in_gamma
+    return recipe.follow(launcher, x.device, (x, y, *buffers, *others.values()))
 
 
 @lru_cache(maxsize=1024)
@@ -224,26 +245,34 @@ def recipe_of(
     y_stride: tuple[int, ...],
     forms: tuple[str, ...],
     bandwidth: int | None,
-    outputs: tuple[str, ...],
+    others: tuple[str, ...],
     with_gamma: bool,
+    state: int | None,
 ) -> Recipe:
     """What `run` does with x and y in whole packs."""
-    recipe = Recipe("x", "y", *host.ITEMS[: len(forms)], *outputs)
+    recipe = Recipe("x", "y", *host.ITEMS[: len(forms)], *others)
     buffers = recipe.inputs
     shape_of_cost = (*x_shape[:-1], columns)  # which has no memory
     cost = host.without_memory(dtype, shape_of_cost, (0,) * len(shape_of_cost))
     task = host.batch(cost, None, forms, bandwidth, {**buffers, "cost": None})
     pairs = task.pairs
-    kernels = [FeatureVariant(dtype, wide, distance, order) for wide in (False, True)]
-    fast, wide = (plan_of(task, form, multiprocessors) for form in kernels)
-    parts = max(fast.strips, wide.strips)
+    forms_here = [FeatureVariant(dtype, wide, distance, order) for wide in (False, True)]
+    fast, wide = (
+        host.Sweeps(plan_of(task, form, multiprocessors), host.phases_of(order))
+        for form in forms_here
+    )
+    if state is not None:
+        plans = state_plans(task, dtype, distance, multiprocessors)
+        fast = fast if plans is None else host.with_state(recipe, plans, order, state)
+    parts = max(fast.plan.strips, wide.plan.strips)
     grad_gamma = host.sums(recipe, pairs, parts, with_gamma)
-    counters = host.Counters(recipe, fast, pairs, 3)
+    fast.returns_state(recipe)
+    counters = host.Counters(recipe, fast.plan, pairs, fast.kept.get("status"), progresses=3)
     # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = recipe.scratch(max(fast.total_bytes, wide.total_bytes))
+    scratch = recipe.scratch(max(fast.plan.total_bytes, wide.plan.total_bytes))
     fields: dict[str, Argument] = {
         **task.fields,
-        **{name: buffers[name] for name in ("x", "y", *outputs)},
+        **{name: buffers[name] for name in ("x", "y", *others) if name != "state"},
         "grad_gamma": grad_gamma,
         "parts": parts,
         "status": counters.status,
@@ -253,28 +282,40 @@ def recipe_of(
     }
     names = host.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS")
     names += host.own_field_names("features.cuh", "SOFTDTW_FEATURE_FIELDS")
-    for form, plan in zip(kernels, (fast, wide), strict=True):
-        for launch in counters.launches(plan, order):
-            phases = launch["phases"]
-            if plan.by_ticket:
-                launch["grad_x_progress"] = counters.progress(2)
-            recipe.launch(
-                "features",
-                form.options,
-                plan.warps,
-                WARPS * LANES,
-                form.shared_bytes(phases),
-                host.in_order(names, fields | plan.divide(scratch) | plan.sizes | launch),
-            )
+    for plan, launch in host.launches_of(fast, wide, counters, scratch):
+        form = forms_here[plan.variant.wide]
+        if plan.by_ticket:
+            launch["grad_x_progress"] = counters.progress(2)
+        recipe.launch(
+            "features",
+            form.options,
+            plan.warps,
+            WARPS * LANES,
+            form.shared_bytes(launch["phases"]),
+            host.in_order(names, fields | launch),
+        )
     return recipe
 
 
 def value(launcher: host.Launcher, problem: Problem) -> Tensor:
+    return run_value(launcher, problem, None)[0]
+
+
+def value_and_state(launcher: host.Launcher, problem: Problem) -> tuple[Tensor, Tensor]:
+    """The value, and what `gradient` may go on with: empty where it would be too large."""
+    out, state = run_value(launcher, problem, 0)
+    return out, host.no_state(out) if state is None else state
+
+
+def run_value(
+    launcher: host.Launcher, problem: Problem, state: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """`state` as in `run`."""
     x = problem.x
-    out = x.new_empty(x.shape[:-2])
+    out, kept = x.new_empty(x.shape[:-2]), None
     if out.numel():
-        run(launcher, problem, 0, None, {"value": out}, False)
-    return out
+        _, kept = run(launcher, problem, 0, None, {"value": out}, False, state)
+    return out, kept
 
 
 def gradient(
@@ -284,9 +325,10 @@ def gradient(
     with_x: bool,
     with_y: bool,
     with_gamma: bool,
+    state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """In x and y, without any feature where it is not wanted, and gamma, which may then hold
-    anything.
+    anything. With a state of the value that is not empty, without sweeping forward.
     """
     x, y = problem.x, problem.y
     length = PACK_BYTES // x.element_size()
@@ -296,10 +338,13 @@ def gradient(
     by_y = y.new_zeros(*y.shape[:-1], whole if with_y else 0)
     in_gamma = None
     if x.shape[:-2].numel():
-        outputs = {"grad_x": by_x} if with_x else {}
+        others = {"grad_x": by_x} if with_x else {}
         if with_y:
-            outputs["grad_y"] = by_y
-        in_gamma = run(launcher, problem, 1, grad_value, outputs, with_gamma)
+            others["grad_y"] = by_y
+        size = None
+        if state is not None and state.numel():
+            others["state"], size = state, state.numel()
+        in_gamma, _ = run(launcher, problem, 1, grad_value, others, with_gamma, size)
     return (
         by_x[..., : x.shape[-1]].contiguous(),
         by_y[..., : y.shape[-1]].contiguous(),

@@ -12,10 +12,10 @@ cuda/strip.cuh.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,13 @@ from ._cuda_plan import (
     Argument,
     Batch,
     Plan,
+    StatePlans,
     ceil_divide,
+    divide,
     fast_plan,
+    round_up,
+    state_plans,
+    total,
     wide_plan,
 )
 
@@ -161,10 +166,13 @@ def run_lattice(
     bandwidth: int | None,
     others: dict[str, Tensor | None],
     with_parameters: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts).
+    state: int | None = None,
+) -> list[Any]:
+    """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts), and the
+    state that a value has kept, each of them None if there is none.
 
-    `items` are ITEMS; `others` the remaining tensors of the kernel, by name.
+    `items` are ITEMS; `others` the remaining tensors, by name. A value keeps a state if `state` is
+    not None; a gradient then starts from the one among the others, which has so many bytes.
     """
     forms, buffers = item_buffers(items, cost.device)
     recipe = lattice_recipe(
@@ -178,24 +186,28 @@ def run_lattice(
         bandwidth,
         tuple(name for name, tensor in others.items() if tensor is not None),
         with_parameters,
+        state,
     )
     given = [tensor for tensor in others.values() if tensor is not None]
-    in_gamma, in_dummy = recipe.follow(launcher, cost.device, (cost, *buffers, *given))
-    return in_gamma, in_dummy
+    return recipe.follow(launcher, cost.device, (cost, *buffers, *given))
 
 
 class Counters:
-    """What the warps of a call share: a status for each item and, where strips wait for each other,
-    two tickets and for each strip the progress of its forward sweep, its backward sweep and, if
-    asked for, of one thing more.
+    """What the warps of a call share: a status for each item, unless a state has it, and, where
+    strips wait for each other, two tickets and for each strip the progress of its forward sweep,
+    its backward sweep and, if asked for, of one thing more.
 
     Zeros where several warps have an item; else its warp writes the status before anybody reads it.
     """
 
-    def __init__(self, recipe: Recipe, plan: Plan, pairs: int, progresses: int = 2) -> None:
+    def __init__(
+        self, recipe: Recipe, plan: Plan, pairs: int, kept_status: Any = None, progresses: int = 2
+    ) -> None:
         self.strips = pairs * plan.strips * plan.by_ticket
         zeroed = plan.family != "warp"
-        self.status = recipe.scratch(pairs, torch.int32, zeroed)
+        self.status = kept_status
+        if kept_status is None:
+            self.status = recipe.scratch(pairs, torch.int32, zeroed)
         self.place: Any = None
         if plan.by_ticket:
             self.place = recipe.scratch(2 + progresses * self.strips, torch.int32, zeroed)
@@ -204,15 +216,16 @@ class Counters:
         begin = 2 + k * self.strips
         return self.place[begin : begin + self.strips]
 
-    def launches(self, plan: Plan, order: int) -> list[dict[str, Any]]:
+    def launches(self, plan: Plan, phases: int) -> list[dict[str, Any]]:
         """What differs between the launches of a plan: the sweeps that each does, and its places
         here.
         """
         if not plan.by_ticket:
-            return [{"phases": FORWARD | BACKWARD}]
+            return [{"phases": phases}]
         return [
             {"phases": phase, "ticket": self.place[k : k + 1], "progress": self.progress(k)}
-            for k, phase in enumerate((FORWARD, BACKWARD)[: 2 if order else 1])
+            for k, phase in enumerate((FORWARD, BACKWARD))
+            if phase & phases
         ]
 
 
@@ -231,6 +244,48 @@ def sums(recipe: Recipe, pairs: int, parts: int, wanted: bool) -> Any:
     return place
 
 
+def phases_of(order: int) -> int:
+    return FORWARD | BACKWARD if order else FORWARD
+
+
+class Sweeps(NamedTuple):
+    """What one arithmetic does in a call; the wide one is without state."""
+
+    plan: Plan
+    phases: int
+    state: Any = None  # its place, where one is left or given
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The fields that point into the state."""
+        return divide(self.state, self.plan.state_bytes)
+
+    def returns_state(self, recipe: Recipe) -> None:
+        """As the next result of the recipe, where this leaves one."""
+        left = None if self.phases & BACKWARD else self.state
+        recipe.returns(left, total(self.plan.state_bytes), dtype=torch.uint8)
+
+
+def with_state(recipe: Recipe, plans: StatePlans, order: int, given: int) -> Sweeps:
+    """A value that leaves a state, or a gradient from one of `given` bytes."""
+    size = total(plans.state_bytes)
+    if order:
+        if given != size:
+            raise ValueError(f"the state of such a call has {size} bytes, got {given}")
+        return Sweeps(plans.backward, BACKWARD, recipe.inputs["state"])
+    # A warp that does an item alone writes its status, several add to it.
+    zeros = 0 if plans.forward.family == "warp" else round_up(plans.state_bytes["status"])
+    make = partial(empty_but, zeros) if zeros else torch.empty
+    return Sweeps(plans.forward, FORWARD, recipe.output(size, dtype=torch.uint8, make=make))
+
+
+def empty_but(zeros: int, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As torch.empty, with so many zeros at the end."""
+    memory = torch.empty(size, dtype=dtype, device=device)
+    memory[-zeros:].zero_()
+    return memory
+
+
 @lru_cache(maxsize=1024)
 def lattice_recipe(
     order: int,
@@ -243,46 +298,57 @@ def lattice_recipe(
     bandwidth: int | None,
     others: tuple[str, ...],
     with_parameters: bool,
+    state: int | None,
 ) -> Recipe:
     """What `run_lattice` does; `device` is what a launcher says of its own."""
     recipe = Recipe("cost", *ITEMS[: len(forms)], *others)
     buffers = recipe.inputs
     task = batch(without_memory(dtype, shape, stride), dense, forms, bandwidth, buffers)
-    multiprocessors, shared_limit, family = device
-    fast = fast_plan(task, order, multiprocessors, shared_limit, family)
-    wide = wide_plan(task, order, multiprocessors)
-    pairs, parts = task.pairs, max(fast.strips, wide.strips)
+    plans = None if state is None else state_plans(task, *device)
+    if state is None or plans is None:
+        fast = Sweeps(fast_plan(task, order, *device), phases_of(order))
+    else:
+        fast = with_state(recipe, plans, order, state)
+    wide = wide_plan(task, order, device[0])
+    pairs, parts = task.pairs, max(fast.plan.strips, wide.strips)
 
     grad_gamma = sums(recipe, pairs, parts, with_parameters)
     grad_dummy = sums(recipe, pairs, parts, with_parameters and task.weak)
-    counters = Counters(recipe, fast, pairs)
+    fast.returns_state(recipe)
+    counters = Counters(recipe, fast.plan, pairs, fast.kept.get("status"))
     # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = recipe.scratch(max(fast.total_bytes, wide.total_bytes))
+    scratch = recipe.scratch(max(fast.plan.total_bytes, wide.total_bytes))
     fields: dict[str, Argument] = {
         **task.fields,
-        **{name: buffers[name] for name in others},
+        **{name: buffers[name] for name in others if name != "state"},
         "grad_gamma": grad_gamma,
         "grad_dummy": grad_dummy,
         "parts": parts,
         "status": counters.status,
     }
-    for plan in (fast, wide):
-        for launch in counters.launches(plan, order):
-            phases = launch["phases"]
-            launch["ring_chunks"] = plan.ring_chunks(phases)
-            recipe.launch(
-                "lattice",
-                plan.variant.options,
-                ceil_divide(plan.warps, plan.warps_in_block),
-                plan.warps_in_block * LANES,
-                plan.shared_bytes(phases),
-                struct(
-                    "problem.cuh",
-                    "SOFTDTW_LATTICE_FIELDS",
-                    fields | plan.divide(scratch) | plan.sizes | launch,
-                ),
-            )
+    for plan, launch in launches_of(fast, Sweeps(wide, phases_of(order)), counters, scratch):
+        phases = launch["phases"]
+        launch["ring_chunks"] = plan.ring_chunks(phases)
+        recipe.launch(
+            "lattice",
+            plan.variant.options,
+            ceil_divide(plan.warps, plan.warps_in_block),
+            plan.warps_in_block * LANES,
+            plan.shared_bytes(phases),
+            struct("problem.cuh", "SOFTDTW_LATTICE_FIELDS", fields | launch),
+        )
     return recipe
+
+
+def launches_of(
+    fast: Sweeps, wide: Sweeps, counters: Counters, scratch: Any
+) -> Iterator[tuple[Plan, dict[str, Any]]]:
+    """All of a call, with the fields that are theirs."""
+    for sweeps in (fast, wide):
+        plan = sweeps.plan
+        memory = sweeps.kept | divide(scratch, plan.scratch_bytes)
+        for launch in counters.launches(plan, sweeps.phases):
+            yield plan, memory | plan.sizes | launch
 
 
 DOUBLES = {"gamma_number", "dummy_number", "origin_count"}
@@ -314,13 +380,45 @@ def value(
     y_lengths: Tensor | None,
     bandwidth: int | None,
 ) -> Tensor:
+    items = gamma, dummy, x_lengths, y_lengths
+    return run_value(launcher, cost, items, bandwidth, None)[0]
+
+
+def value_and_state(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The value, and what `gradient_from_state` goes on with: empty where it would be too large."""
+    items = gamma, dummy, x_lengths, y_lengths
+    out, state = run_value(launcher, cost, items, bandwidth, 0)
+    return out, no_state(cost) if state is None else state
+
+
+def no_state(like: Tensor) -> Tensor:
+    return like.new_empty(0, dtype=torch.uint8)
+
+
+def run_value(
+    launcher: Launcher,
+    cost: Tensor,
+    items: Sequence[Tensor | None],
+    bandwidth: int | None,
+    state: int | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`state` as in `run_lattice`."""
     out = cost.new_empty(cost.shape[:-2])
+    kept = None
     if out.numel():
-        items = gamma, dummy, x_lengths, y_lengths
-        run_lattice(
-            launcher, 0, few_dimensions(cost), None, items, bandwidth, {"value": out}, False
+        outputs: dict[str, Tensor | None] = {"value": out}
+        _, _, kept = run_lattice(
+            launcher, 0, few_dimensions(cost), None, items, bandwidth, outputs, False, state
         )
-    return out
+    return out, kept
 
 
 def leaves_cells(x_lengths: Tensor | None, y_lengths: Tensor | None, bandwidth: int | None) -> bool:
@@ -347,20 +445,41 @@ def gradient(
     bandwidth: int | None,
     grad_value: Tensor,
     with_parameters: bool,
+    state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape, cost = cost.shape, few_dimensions(cost)
     out = new_like(cost, leaves_cells(x_lengths, y_lengths, bandwidth))
     in_gamma = in_dummy = None
     if out.numel():
         items = gamma, dummy, x_lengths, y_lengths, grad_value
-        in_gamma, in_dummy = run_lattice(
-            launcher, 1, cost, out.stride(), items, bandwidth, {"grad_cost": out}, with_parameters
+        others = {"grad_cost": out, "state": state}
+        size = None if state is None else state.numel()
+        in_gamma, in_dummy, _ = run_lattice(
+            launcher, 1, cost, out.stride(), items, bandwidth, others, with_parameters, size
         )
     return (
         out.view(shape) if out.shape != shape else out,
         sum_of_parts(in_gamma, shape[:-2], cost, with_parameters),
         sum_of_parts(in_dummy, shape[:-2], cost, with_parameters),
     )
+
+
+def gradient_from_state(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    state: Tensor,
+    grad_value: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`gradient`, which sweeps forward itself if the state is empty."""
+    problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
+    given = state if state.numel() else None
+    return gradient(launcher, *problem, grad_value, with_parameters, given)
 
 
 def hessian_product(
@@ -391,7 +510,7 @@ def hessian_product(
             "tangent_dummy": None if tangent_dummy is None else tangent_dummy.contiguous(),
         }
         items = gamma, dummy, x_lengths, y_lengths, grad_value
-        in_gamma, in_dummy = run_lattice(
+        in_gamma, in_dummy, _ = run_lattice(
             launcher, 2, cost, out.stride(), items, bandwidth, others, True
         )
     return (

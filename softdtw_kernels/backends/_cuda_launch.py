@@ -113,9 +113,11 @@ class Recipe:
         self.sizes[zeroed] = end = begin + size * dtype.itemsize
         return Place(len(self.inputs) + zeroed, dtype.itemsize, begin, end)
 
-    def output(self, *size: int, dtype: torch.dtype) -> Any:
-        """Memory that outlives the call, as it comes: a place."""
-        self.outputs.append(partial(torch.empty, size, dtype=dtype))
+    def output(
+        self, *size: int, dtype: torch.dtype, make: Callable[..., Tensor] = torch.empty
+    ) -> Any:
+        """Memory that outlives the call: a place."""
+        self.outputs.append(partial(make, size, dtype=dtype))
         return Place(len(self.inputs) + 1 + len(self.outputs), dtype.itemsize)
 
     def returns(self, place: Any, *size: int, dtype: torch.dtype) -> None:

@@ -5,9 +5,10 @@ Requirements: torch only; nothing here needs a GPU or looks at one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple, TypeAlias
+from math import ceil, sqrt
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,11 +57,6 @@ class Variant:
     @property
     def flow_bytes(self) -> int:
         return self.real_bytes * (4 if self.order == 2 else 2)
-
-    @property
-    def border_bytes(self) -> int:
-        """Of one row: a node in the forward sweep, a flow in the backward sweep."""
-        return max(self.node_bytes, self.flow_bytes)
 
     @property
     def width(self) -> int:
@@ -177,10 +173,16 @@ STRIPS_OF_BLOCK = 512
 # memory and tiles twice as much.
 MOST_TILE_CHUNKS = 4
 SHARE_OF_COST = 0.1  # for what a gradient keeps, of one very long item
+# For what a value keeps for the gradient to come. Where lanes are idle, as with few rows or
+# columns, and in weak lattices, whose cells are four times those of the cost, that can be more:
+# then nothing is kept, unless it is little.
+KEPT_SHARE_OF_COST = 0.4
+KEPT_BYTES = 32 << 20
 BATCH_BYTES = 24 << 10  # of shared memory, at most, for a warp that is one of many
 WIDE_COLUMNS = 4
 WIDE_SCRATCH_BYTES = 32 << 20
 WIDE_SHARE_OF_COST = 0.05
+WIDE_ITEM_BYTES = 16 << 20  # above, the strips of one item go backward in groups
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,11 @@ class Plan:
     strips: int
     span: int
     slots: int  # of scratch memory: one for each item that is in work at a time
+    # Items whose borders and checkpoints stay in memory from a launch that goes forward to one that
+    # goes backward: all, or none, of a launch that does both.
+    kept_items: int = 0
+    # Strips that have borders and checkpoints in memory at once, in the wide arithmetic; 0: all.
+    group: int = 0
 
     @property
     def by_ticket(self) -> bool:
@@ -207,8 +214,11 @@ class Plan:
     @property
     def kept_borders(self) -> int:
         """Borders of an item in memory at once: the last two where one warp goes forward only."""
-        every = self.variant.order > 0 or self.family != "warp"
-        return self.strips if every else min(2, self.strips)
+        if self.group:
+            return self.group
+        every = self.variant.order > 0 or self.kept_items or self.family != "warp"
+        borders = max(1, self.strips - 1)
+        return borders if every else min(2, borders)
 
     @property
     def sizes(self) -> dict[str, Argument]:
@@ -218,26 +228,45 @@ class Plan:
             "strips": self.strips,
             "span": self.span,
             "kept_borders": self.kept_borders,
+            "kept": int(self.kept_items > 0),
+            "group": self.group,
             "team": self.team,
         }
 
+    # Of each kind of memory; see the fields of these names in cuda/problem.cuh.
+
+    @cached_property
+    def swept_bytes(self) -> dict[str, int]:
+        """What a forward sweep leaves."""
+        variant, items = self.variant, self.kept_items or self.slots
+        border = self.span * variant.node_bytes
+        borders = self.kept_borders + (self.strips // self.group if self.group else 0)
+        tiles = (self.group or self.strips) * ceil_divide(self.span + LANES - 1, self.tile_steps)
+        checkpoints = tiles * (variant.columns + 1) * LANES * variant.node_bytes
+        return {
+            "borders": (self.strips > 1) * items * borders * border,
+            "checkpoints": (variant.order > 0 or self.kept_items > 0) * items * checkpoints,
+        }
+
+    @cached_property
+    def state_bytes(self) -> dict[str, int]:
+        """What is kept from launch to launch; what must be 0 at first comes last."""
+        return {**self.swept_bytes, "status": 4 * self.kept_items} if self.kept_items else {}
+
     @cached_property
     def scratch_bytes(self) -> dict[str, int]:
-        """Of each kind of scratch memory; see the fields of these names in cuda/problem.cuh."""
-        variant, several = self.variant, self.strips > 1
-        tiles = self.slots * self.strips * ceil_divide(self.span + LANES - 1, self.tile_steps)
-        nodes_of_tile = (variant.columns + 1) * LANES
-        border = (self.span + 1) * variant.border_bytes
+        variant = self.variant
         backward = variant.order > 0
+        flows = (self.strips > 1) * (self.span + 1) * variant.flow_bytes
         return {
-            "borders": several * self.slots * self.kept_borders * border,
-            "checkpoints": backward * tiles * nodes_of_tile * variant.node_bytes,
+            **({} if self.kept_items else self.swept_bytes),
+            "flows": backward * self.slots * flows,
             "tiles": backward * variant.wide * self.warps * self.tile_steps * variant.step_bytes,
         }
 
     @cached_property
     def total_bytes(self) -> int:
-        return sum(round_up(size) for size in self.scratch_bytes.values())
+        return total(self.scratch_bytes)
 
     def ring_chunks(self, phases: int) -> int:
         """0 if there is no ring."""
@@ -253,14 +282,23 @@ class Plan:
         of_warp = warp_bytes(self.variant, self.tile_chunks(phases))
         return self.warps_in_block * of_warp + (flag_bytes(self.strips) if self.team > 1 else 0)
 
-    def divide(self, scratch: Tensor) -> dict[str, Argument]:
-        """Scratch memory of at least `total_bytes` as the fields that point into it."""
-        fields: dict[str, Argument] = {}
-        offset = 0
-        for name, size in self.scratch_bytes.items():
-            fields[name] = scratch[offset : offset + size] if size else None
-            offset += round_up(size)
-        return fields
+
+def total(sizes: dict[str, int]) -> int:
+    """Of memory that `divide` takes."""
+    return sum(round_up(size) for size in sizes.values())
+
+
+def divide(memory: Any, sizes: dict[str, int]) -> dict[str, Any]:
+    """Memory of at least `total(sizes)` bytes, or its place, as the fields that point into it."""
+    fields: dict[str, Any] = {}
+    offset = 0
+    for name, size in sizes.items():
+        fields[name] = memory[offset : offset + size] if size else None
+        offset += round_up(size)
+    return fields
+
+
+PlanLike = TypeVar("PlanLike", bound=Plan)
 
 
 def flag_bytes(strips: int) -> int:
@@ -325,6 +363,13 @@ def fast_plan(
     return plan_of_shape(task.shape, order, multiprocessors, shared_limit, family)
 
 
+def state_plans(
+    task: Batch, multiprocessors: int, shared_limit: int, family: str | None
+) -> StatePlans | None:
+    """Instead, of a value that keeps its state and of the gradient from it."""
+    return state_plans_of_shape(task.shape, multiprocessors, shared_limit, family)
+
+
 def choose_family(shape: Shape, multiprocessors: int) -> str:
     if warps_wanted(shape, multiprocessors) == 1 or strips_of(shape.m, 2) == 1:
         return "warp"
@@ -347,45 +392,84 @@ def plan_of_shape(
     # one [measured on an H200]; narrow strips split an item among more warps. So: as narrow as it
     # takes to keep the schedulers busy.
     family = family or choose_family(shape, multiprocessors)
-    plan = {"long": long_plan, "block": block_plan, "warp": warp_plan}[family]
-    return plan(shape, order, multiprocessors, shared_limit)
+    variant, tile_chunks = {"long": long_form, "block": block_form, "warp": warp_form}[family](
+        shape, order, multiprocessors, shared_limit
+    )
+    return shared_out(family, shape, variant, tile_chunks, multiprocessors, shared_limit)
 
 
-def warp_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int) -> Plan:
+class StatePlans(NamedTuple):
+    """Of the value and of the gradient."""
+
+    forward: Plan
+    backward: Plan
+
+    @property
+    def state_bytes(self) -> dict[str, int]:
+        return self.backward.state_bytes
+
+    def within(self, limit: float) -> StatePlans | None:
+        """None if the state would be larger, and not small."""
+        return self if total(self.state_bytes) <= max(KEPT_BYTES, limit) else None
+
+
+@lru_cache(maxsize=1024)
+def state_plans_of_shape(
+    shape: Shape, multiprocessors: int, shared_limit: int, family: str | None
+) -> StatePlans | None:
+    """None if the state would be too large.
+
+    Both launches have the strips and tiles of the gradient without state, and so its results to the
+    bit, but longer tiles where shared memory has room: checkpoints are those of all items here, and
+    go to memory and back, while those of the items in work may stay in the cache. Each launch takes
+    as many warps as it has room for.
+    """
+    plan = plan_of_shape(shape, 1, multiprocessors, shared_limit, family)
+    tile_chunks = max(
+        plan.tile_steps // CHUNK, tile_chunks_within(plan.variant, shared_limit // BUSY_WARPS)
+    )
+    forward, backward = (
+        replace(
+            shared_out(plan.family, shape, variant, chunks, multiprocessors, shared_limit),
+            tile_steps=CHUNK * tile_chunks,
+            kept_items=shape.pairs,
+        )
+        for variant, chunks in ((replace(plan.variant, order=0), 0), (plan.variant, tile_chunks))
+    )
+    assert forward.state_bytes == backward.state_bytes
+    return StatePlans(forward, backward).within(KEPT_SHARE_OF_COST * shape.cost_bytes)
+
+
+# A form of a family: the variant, and the chunks of a tile.
+
+
+def warp_form(
+    shape: Shape, order: int, multiprocessors: int, shared_limit: int
+) -> tuple[Variant, int]:
     """For many items: a warp an item, in one strip if that is wide enough."""
     offered = columns_for_batches(shape, order)
     columns = next((c for c in offered if LANES * c >= shape.m), offered[-1])
-    variant = Variant(shape.dtype, False, columns, shape.weak, order)
-    in_block = WARPS_IN_BLOCK if WARPS_IN_BLOCK * warp_bytes(variant, 1) <= shared_limit else 1
-    warps = min(shape.pairs, multiprocessors * resident_warps(variant, 1, shared_limit))
-    warps = ceil_divide(warps, in_block) * in_block
-    strips, span = strips_of(shape.m, columns), shape.span(variant.width)
-    return Plan(variant, "warp", warps, in_block, CHUNK, strips, span, warps)
+    return Variant(shape.dtype, False, columns, shape.weak, order), 1
 
 
-def block_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int) -> Plan:
+def block_form(
+    shape: Shape, order: int, multiprocessors: int, shared_limit: int
+) -> tuple[Variant, int]:
     """For a medium number of items: the warps of a block an item."""
-    wanted = min(LARGEST_TEAM, max(2, warps_wanted(shape, multiprocessors)))
+    wanted = team_wanted(shape, multiprocessors)
 
-    def fit(columns: int) -> int:
-        """Warps within the shared memory of a block."""
+    def enough(columns: int) -> bool:
         variant = Variant(shape.dtype, False, columns, shape.weak, order)
-        flags = flag_bytes(strips_of(shape.m, columns))
-        return max(1, (shared_limit - flags) // warp_bytes(variant, 1))
+        strips = strips_of(shape.m, columns)
+        return min(strips, warps_that_fit(variant, 1, strips, shared_limit)) >= wanted
 
-    offered = columns_for_batches(shape, order)
-    enough = (c for c in reversed(offered) if min(strips_of(shape.m, c), fit(c)) >= wanted)
-    variant = Variant(shape.dtype, False, next(enough, 1), shape.weak, order)
-    strips = strips_of(shape.m, variant.columns)
-    rounds = ceil_divide(strips, min(wanted, fit(variant.columns)))
-    team = ceil_divide(strips, rounds)  # equally many strips for each warp, as far as possible
-    at_once = multiprocessors * max(1, resident_warps(variant, 1, shared_limit) // team)
-    blocks = min(shape.pairs, at_once)
-    span = shape.span(variant.width)
-    return Plan(variant, "block", blocks * team, team, CHUNK, strips, span, blocks)
+    columns = next(filter(enough, reversed(columns_for_batches(shape, order))), 1)
+    return Variant(shape.dtype, False, columns, shape.weak, order), 1
 
 
-def long_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int) -> Plan:
+def long_form(
+    shape: Shape, order: int, multiprocessors: int, shared_limit: int
+) -> tuple[Variant, int]:
     """For few items of many strips: a warp a strip, on whatever multiprocessor.
 
     Two columns a lane, unless that leaves multiprocessors idle: with one, borders and checkpoints
@@ -397,19 +481,58 @@ def long_plan(shape: Shape, order: int, multiprocessors: int, shared_limit: int)
     if 2 in columns_offered(shape.dtype, order):
         columns = 2 if shape.pairs * strips_of(shape.m, 2) >= multiprocessors else 1
     variant = Variant(shape.dtype, False, columns, shape.weak, order)
-    strips, span = strips_of(shape.m, columns), shape.span(variant.width)
-    warps = shape.pairs * strips
+    warps = shape.pairs * strips_of(shape.m, columns)
     share = shared_limit // max(1, ceil_divide(warps, multiprocessors))
     chunks, most = (max(1, tile_chunks_within(variant, limit)) for limit in (share, shared_limit))
 
-    def plan(tile_chunks: int) -> Plan:
-        steps = CHUNK * tile_chunks
-        return Plan(variant, "long", warps, 1, steps, strips, span, shape.pairs)
+    def scratch_bytes(chunks: int) -> int:
+        plan = shared_out("long", shape, variant, chunks, multiprocessors, shared_limit)
+        return plan.total_bytes
 
     if warps <= 2 * multiprocessors:
-        while chunks < most and plan(chunks).total_bytes > SHARE_OF_COST * shape.cost_bytes:
+        while chunks < most and scratch_bytes(chunks) > SHARE_OF_COST * shape.cost_bytes:
             chunks *= 2
-    return plan(chunks)
+    return variant, chunks
+
+
+def team_wanted(shape: Shape, multiprocessors: int) -> int:
+    return min(LARGEST_TEAM, max(2, warps_wanted(shape, multiprocessors)))
+
+
+def warps_that_fit(variant: Variant, tile_chunks: int, strips: int, shared_limit: int) -> int:
+    """Within the shared memory of a block that does one item."""
+    return max(1, (shared_limit - flag_bytes(strips)) // warp_bytes(variant, tile_chunks))
+
+
+def shared_out(
+    family: str,
+    shape: Shape,
+    variant: Variant,
+    tile_chunks: int,
+    multiprocessors: int,
+    shared_limit: int,
+) -> Plan:
+    """The work among warps; tiles of no chunks in a launch that only goes forward."""
+    strips, span = strips_of(shape.m, variant.columns), shape.span(variant.width)
+    in_block, resident = 1, resident_warps(variant, tile_chunks, shared_limit)
+    if family == "long":
+        warps, slots = shape.pairs * strips, shape.pairs
+    elif family == "block":
+        wanted = team_wanted(shape, multiprocessors)
+        rounds = ceil_divide(
+            strips, min(wanted, warps_that_fit(variant, tile_chunks, strips, shared_limit))
+        )
+        # Equally many strips for each warp, as far as possible.
+        in_block = ceil_divide(strips, rounds)
+        slots = min(shape.pairs, multiprocessors * max(1, resident // in_block))
+        warps = slots * in_block
+    else:
+        if WARPS_IN_BLOCK * warp_bytes(variant, tile_chunks) <= shared_limit:
+            in_block = WARPS_IN_BLOCK
+        warps = ceil_divide(min(shape.pairs, multiprocessors * resident), in_block) * in_block
+        slots = warps
+    steps = CHUNK * max(1, tile_chunks)
+    return Plan(variant, family, warps, in_block, steps, strips, span, slots)
 
 
 def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
@@ -420,6 +543,14 @@ def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
     return _wide_plan(task.shape, order, multiprocessors)
 
 
+def in_groups(plan: PlanLike) -> PlanLike:
+    """A plan for one item in the wide arithmetic, so that it takes little memory."""
+    if not plan.variant.order or plan.total_bytes <= WIDE_ITEM_BYTES:
+        return plan
+    # As many borders between groups as in one.
+    return replace(plan, group=max(2, ceil(sqrt(plan.strips))))
+
+
 @lru_cache(maxsize=1024)
 def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
     variant = Variant(shape.dtype, True, WIDE_COLUMNS, shape.weak, order)
@@ -427,6 +558,7 @@ def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
     # The power of two at or below an eighth of the rows.
     tile_steps = max(32, 1 << (min(512, span // 8) | 1).bit_length() - 1)
     one = Plan(variant, "warp", 1, 1, tile_steps, strips, span, 1)
+    one = in_groups(one)
     budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))
     warps = max(1, min(shape.pairs, 4 * multiprocessors, budget // max(1, one.total_bytes)))
-    return Plan(variant, "warp", warps, 1, tile_steps, strips, span, warps)
+    return replace(one, warps=warps, slots=warps)

@@ -235,6 +235,23 @@ def value(
     return host.value(launcher, cost, *problem) if out is None else out
 
 
+def value_and_state(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The tiny kernels keep nothing: their gradients go forward in registers."""
+    problem = gamma, dummy, x_lengths, y_lengths, bandwidth
+    out = tiny_value(launcher, cost, problem, None)
+    if out is None:
+        return host.value_and_state(launcher, cost, *problem)
+    return out, host.no_state(cost)
+
+
 def smoothed_value(
     launcher: Launcher,
     cost: Tensor,
@@ -269,6 +286,24 @@ def gradient(
         if grad_cost is not None:
             return grad_cost, no_parameter(cost), no_parameter(cost)
     return host.gradient(launcher, cost, *problem, grad_value, with_parameters)
+
+
+def gradient_from_state(
+    launcher: Launcher,
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    state: Tensor,
+    grad_value: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = gamma, dummy, x_lengths, y_lengths, bandwidth
+    if not state.numel():
+        return gradient(launcher, cost, *problem, grad_value, with_parameters)
+    return host.gradient_from_state(launcher, cost, *problem, state, grad_value, with_parameters)
 
 
 def smoothed_gradient(

@@ -4,7 +4,8 @@ Requirements: CuPy 14 or newer for CUDA 12 or 13, as the extras `softdtw-kernels
 `[cuda13]` install it. Imported by the first call on a CUDA tensor. Importing this module needs no
 CuPy; calling it does. Kernels run on the current stream of torch and the device of the tensors.
 The host reads no value from the device: an item whose gamma, dummy cost or length is out of range
-is NaN. See `_cuda_host`, and `_cuda_tiny` for many small pairs, for what is launched when.
+is NaN. See `_cuda_host`, and `_cuda_tiny` for many small pairs, for what is launched when, and
+`_cuda_plan` for what a value keeps in memory for its gradient.
 """
 
 from __future__ import annotations
@@ -157,6 +158,35 @@ def gradient(
     )
 
 
+def value_and_state(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+) -> tuple[Tensor, Tensor]:
+    problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
+    return _cuda_tiny.value_and_state(launcher_for(cost), *problem)
+
+
+def gradient_from_state(
+    cost: Tensor,
+    gamma: Tensor,
+    dummy: Tensor | None,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    state: Tensor,
+    grad_value: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
+    return _cuda_tiny.gradient_from_state(
+        launcher_for(cost), *problem, state, grad_value, with_parameters
+    )
+
+
 def hessian_product(
     cost: Tensor,
     gamma: Tensor,
@@ -275,6 +305,38 @@ def fused_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
     return _cuda_features.gradient(launcher_for(x), problem, grad_value, with_x, with_y, with_gamma)
+
+
+def fused_value_and_state(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    kind: str,
+) -> tuple[Tensor, Tensor]:
+    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
+    return _cuda_features.value_and_state(launcher_for(x), problem)
+
+
+def fused_gradient_from_state(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    kind: str,
+    state: Tensor,
+    grad_value: Tensor,
+    with_x: bool,
+    with_y: bool,
+    with_gamma: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
+    wanted = with_x, with_y, with_gamma
+    return _cuda_features.gradient(launcher_for(x), problem, grad_value, *wanted, state)
 
 
 def path(

@@ -30,6 +30,8 @@ def main(families: list[str]) -> None:
                 for launcher.family in families:
                     cupy_cuda.value(cost, *limits)
                     cupy_cuda.gradient(cost, *limits, ones, True)
+                    _, state = cupy_cuda.value_and_state(cost, *limits)
+                    cupy_cuda.gradient_from_state(cost, *limits, state, ones, True)
                     cupy_cuda.hessian_product(
                         cost, *limits, ones, cost.clamp(max=1), gamma, gamma if weak else None
                     )
@@ -56,6 +58,8 @@ def main(families: list[str]) -> None:
                     problem = (x, x, gammas, None, None, None, kind)
                     cupy_cuda.fused_value(*problem)
                     cupy_cuda.fused_gradient(*problem, ones, True, True, True)
+                    _, state = cupy_cuda.fused_value_and_state(*problem)
+                    cupy_cuda.fused_gradient_from_state(*problem, state, ones, True, True, True)
     torch.cuda.synchronize()
 
 

@@ -260,6 +260,7 @@ def test_no_call_waits_for_the_device() -> None:
     x, y = torch.randn(4, 50, 3, device="cuda"), torch.randn(4, 60, 3, device="cuda")
     lengths = torch.tensor([50, 3, 20, 1], device="cuda")
     gamma = torch.tensor(0.5, requires_grad=True)
+    cost = torch.rand(4, 500, 600, device="cuda", requires_grad=True)
 
     def value() -> tuple[torch.Tensor, torch.Tensor]:
         leaf = x.clone().requires_grad_()
@@ -269,6 +270,7 @@ def test_no_call_waits_for_the_device() -> None:
     def run() -> None:
         leaf, total = value()
         total.backward(inputs=[leaf])
+        softdtw_kernels.soft_dtw_from_cost(cost, x_lengths=lengths).sum().backward()
 
     run()  # compiles
     torch.cuda.synchronize()
@@ -282,8 +284,9 @@ def test_no_call_waits_for_the_device() -> None:
     assert gamma.grad.device.type == "cpu" and gamma.grad != 0
 
 
-def test_a_cuda_graph_replays_forward_and_backward() -> None:
-    cost = torch.rand(8, 70, 300, device="cuda", requires_grad=True)
+@pytest.mark.parametrize("shape", [(8, 70, 300), (4096, 60, 70), (2, 900, 1100)])
+def test_a_cuda_graph_replays_forward_and_backward(shape: tuple[int, int, int]) -> None:
+    cost = torch.rand(shape, device="cuda", requires_grad=True)
 
     def run() -> torch.Tensor:
         value = softdtw_kernels.soft_dtw_from_cost(cost, gamma=0.1).sum()
@@ -303,6 +306,83 @@ def test_a_cuda_graph_replays_forward_and_backward() -> None:
             cost.copy_(torch.rand_like(cost))
         graph.replay()
         assert torch.equal(captured, run())
+
+
+@pytest.mark.parametrize("shape", [(4096, 60, 70), (100, 300, 500), (2, 900, 1100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_backward_of_a_value_has_the_bits_of_the_gradient(
+    dtype: torch.dtype, shape: tuple[int, int, int]
+) -> None:
+    """What the value keeps is only read, and lets an H100 or H200 go another way to the same."""
+    call = on_device(case(shape, dtype, 0.1, False, True, None))
+    call["gamma"][0] = 0.0  # by the slow arithmetic
+    call["cost"][1, 0, 0] = math.nan
+    ones = torch.ones(shape[0], device="cuda", dtype=dtype)
+    truth = gpu_backend().gradient(**call, grad_value=ones, with_parameters=True)
+    value, state = gpu_backend().value_and_state(**call)
+    assert state.numel() > 0
+    torch.testing.assert_close(value, gpu_backend().value(**call), rtol=0, atol=0, equal_nan=True)
+    before = state.clone()
+    for _ in range(2):
+        grads = gpu_backend().gradient_from_state(
+            **call, state=state, grad_value=ones, with_parameters=True
+        )
+        for a, b in zip(grads[:2], truth[:2], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(state, before)
+
+
+@pytest.mark.parametrize("kind", ["sqeuclidean", "negative_dot"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(600, 40, 70, 5), (6, 300, 500, 5)])
+def test_from_features_every_backward_has_the_bits_of_the_gradient(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, kind: str
+) -> None:
+    items, n, m, d = shape
+    x, y = (torch.randn(items, k, d, device="cuda", dtype=dtype) for k in (n, m))
+    gamma = torch.ones(items, device="cuda", dtype=torch.float64)
+    gamma[0] = 0.0
+    problem = (x, y, gamma, None, None, None, kind)
+    wanted = (torch.ones(items, device="cuda", dtype=dtype), True, True, True)
+    truth = gpu_backend().fused_gradient(*problem, *wanted)
+    value, state = gpu_backend().fused_value_and_state(*problem)
+    assert state.numel() > 0 and torch.equal(value, gpu_backend().fused_value(*problem))
+    before = state.clone()
+    for _ in range(2):
+        grads = gpu_backend().fused_gradient_from_state(*problem, state, *wanted)
+        assert all(torch.equal(a, b) for a, b in zip(grads, truth, strict=True))
+        assert torch.equal(state, before)
+
+
+def test_training_twice_from_one_graph() -> None:
+    cost = torch.rand(8, 300, 700, device="cuda", requires_grad=True)
+    value = softdtw_kernels.soft_dtw_from_cost(cost, gamma=0.1).sum()
+    first, second = (torch.autograd.grad(value, cost, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    (third,) = torch.autograd.grad(value, cost, create_graph=True)  # without what was kept
+    assert torch.equal(first, third.detach())
+    assert torch.autograd.grad(third.square().sum(), cost)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(1, 4096, 4096), (512, 256, 256)])
+def test_what_training_keeps_beside_the_cost(shape: tuple[int, int, int]) -> None:
+    """Between forward and backward, and at the peak of it beyond cost and gradient; the slow
+    arithmetic may have 32 MiB.
+    """
+    cost = torch.rand(shape, device="cuda", requires_grad=True)
+    size = 4 * cost.numel()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    value = softdtw_kernels.soft_dtw_from_cost(cost, gamma=0.1).sum()
+    assert torch.cuda.memory_allocated() - before < 0.26 * size
+    value.backward()
+    assert torch.cuda.max_memory_allocated() - before - size < 0.27 * size + (32 << 20)
+    assert torch.cuda.memory_allocated() - before < size + (1 << 20)
+    with torch.no_grad():
+        before = torch.cuda.memory_allocated()
+        value = softdtw_kernels.soft_dtw_from_cost(cost, gamma=0.1)
+        assert torch.cuda.memory_allocated() - before < (1 << 20)
 
 
 def test_results_repeat_to_the_bit() -> None:

@@ -11,7 +11,8 @@
 // A block does a strip at a time: its first warp sweeps, the others, the workers, compute the costs of the rows that come
 // next and, backward, add the visits of the rows that are done to the gradients. They meet after each tile. Work is shared
 // out among blocks as in lattice.cu among warps: whole items, or strips that wait for each other. The part of a strip in
-// grad_x is added after that of the strip on the right, in either case.
+// grad_x is added after that of the strip on the right, in either case. As there, a gradient may start from the state that
+// a value has left.
 #include "features.cuh"
 
 typedef WITH_COST COST;
@@ -59,7 +60,7 @@ __device__ __forceinline__ bool next_work(const Problem& problem, Work& work, in
 
 // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
 __device__ __forceinline__ bool is_for_another(const Problem& problem, int64 pair) {
-  return WIDE && !is_left_to_wide(problem.status[pair]);
+  return WIDE && !is_for_wide(problem, problem.status[pair]);
 }
 
 __device__ __forceinline__ int tiles_of(const TheStrip& strip) { return (strip.steps + TILE_STEPS - 1) / TILE_STEPS; }
@@ -180,11 +181,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(const __g
       const Item<false> item(problem, work.pair);
       TheStrip strip(problem, item, problem.ticket ? work.pair : blockIdx.x, tile, Cells{reinterpret_cast<COST*>(ring)});
       if (work.begin >= strip.strips) continue;  // the item is shorter than others
+#if WITH_ORDER > 0
+      if (WIDE) {
+        sweep_in_groups(
+            strip, work, [&](const Work& group) { forward(problem, strip, group); },
+            [&](const Work& group) { backward(problem, strip, group); });
+        continue;
+      }
+#endif
       if (problem.phases & FORWARD) forward(problem, strip, work);
 #if WITH_ORDER > 0
       if (!(problem.phases & BACKWARD)) continue;
-      if (problem.ticket) strip.status = load_acquire(problem.status + work.pair);
-      if (!is_left_to_wide(strip.status)) backward(problem, strip, work);
+      if (problem.ticket || !(problem.phases & FORWARD)) strip.status = load_acquire(problem.status + work.pair);
+      if (!is_for_wide(problem, strip.status)) backward(problem, strip, work);
 #endif
     }
     return;
@@ -195,9 +204,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(const __g
     const Item<false> item(problem, work.pair);
     TheStrip strip(problem, item, 0, tile, Cells{reinterpret_cast<COST*>(ring)});
     if (work.begin >= strip.strips) continue;
+#if WITH_ORDER > 0
+    if (WIDE) {
+      sweep_in_groups(
+          strip, work, [&](const Work& group) { forward(strip, worker, group); },
+          [&](const Work& group) { backward(problem, strip, worker, group); });
+      continue;
+    }
+#endif
     if (problem.phases & FORWARD) forward(strip, worker, work);
 #if WITH_ORDER > 0
-    if (problem.phases & BACKWARD && (WIDE || !is_left_to_wide(problem.status[work.pair])))
+    if (problem.phases & BACKWARD && !is_for_wide(problem, problem.status[work.pair]))
       backward(problem, strip, worker, work);
 #endif
   }

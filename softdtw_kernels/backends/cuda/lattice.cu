@@ -17,6 +17,10 @@
 //   long    ticket set: a warp takes one strip at a time, waiting for the rows it needs of the strip before it; FORWARD
 //           and BACKWARD are then launches of their own. A strip's predecessor has a lower ticket, so a warp only ever
 //           waits for one that runs already: nothing is assumed about how many blocks are resident.
+//
+// A gradient goes forward, then backward, or backward alone, from the state that the launch of a value left: borders,
+// checkpoints and the status of every item. WITH_ORDER 0 leaves the same state as 1. It is not written again, by Wide
+// neither, which does both sweeps for the items that the status marks.
 #include "sweeps.cuh"
 
 typedef WITH_COST COST;
@@ -59,8 +63,8 @@ __device__ __forceinline__ void forward(const Problem& problem, TheStrip& strip,
 #if WITH_ORDER > 0
 __device__ __forceinline__ void backward(const Problem& problem, TheStrip& strip, const Work& work) {
   const int64 p = work.pair;
-  if (!work.alone) strip.status = load_acquire(problem.status + p);
-  if (is_left_to_wide(strip.status)) return;
+  if (!work.alone || !(problem.phases & FORWARD)) strip.status = load_acquire(problem.status + p);
+  if (is_for_wide(problem, strip.status)) return;
   const COST scale = static_cast<const COST*>(problem.grad_value)[p * problem.grad_value_stride];
   for (int s = work.last(strip.strips); s >= work.begin; s -= work.stride) {
     const PublishRows publish = work.publish(s);
@@ -102,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) lattice(const __grid_consta
                reinterpret_cast<int*>(shared + problem.team * shared_bytes_of_warp(problem)), in_block};
   while (next_work(problem, work, step, lane)) {
     // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
-    if (WIDE && !is_left_to_wide(problem.status[work.pair])) continue;
+    if (WIDE && !is_for_wide(problem, problem.status[work.pair])) continue;
     const Item<WEAK> item(problem, work.pair);
     TheStrip strip(problem, item, by_ticket ? work.pair : worker, tile, Cells(problem, item, reinterpret_cast<COST*>(of_warp)));
     if (by_ticket && work.begin >= strip.strips) continue;  // the item is shorter than others
@@ -111,6 +115,14 @@ extern "C" __global__ void __launch_bounds__(256, 1) lattice(const __grid_consta
       for (int k = threadIdx.x; k < 2 * int(problem.strips); k += blockDim.x) work.flags[k] = 0;
       __syncthreads();
     }
+#if WITH_ORDER > 0
+    if (WIDE) {
+      sweep_in_groups(
+          strip, work, [&](const Work& group) { forward(problem, strip, group); },
+          [&](const Work& group) { backward(problem, strip, group); });
+      continue;
+    }
+#endif
     if (problem.phases & FORWARD) forward(problem, strip, work);
 #if WITH_ORDER > 0
     if (in_block) {

@@ -25,8 +25,7 @@ enum Status {
   // most c / 4 unless LARGE_GAIN is set; a result above -c / 4 then is more than 2^(c / 2) times that.
   MASKED = 8,
   LARGE_GAIN = 16,
-  TOO_WIDE = 32,  // for Narrow, in most chunks of some strip: the backward sweep does not try it
-  LAST_STATUS = 32,
+  LAST_STATUS = 16,
 };
 
 __device__ __forceinline__ bool is_left_to_wide(int status) {

@@ -2,12 +2,15 @@
 //
 // Lane l owns C columns, which it keeps in registers, and at step t does its part of row first + t - l: a skewed
 // wavefront in which each lane takes what it needs of the columns to its left from lane l - 1, one step later, by a
-// shuffle. Lane 0 takes it from the border that the strip to the left wrote to global memory. Backward, the visits that
-// flow left out of a strip overwrite that border, row by row, once the strip has no more use for it.
+// shuffle. Lane 0 takes it from the border that the strip to the left wrote to global memory.
 //
 // A backward sweep runs the same steps in reverse: at step t each lane sends the visits E that flow left to lane l - 1.
 // The transition probabilities it needs are recomputed, `tile_steps` steps at a time, from the state of the lanes that
 // the forward sweep saved at the start of every tile (a checkpoint). So tiles are skewed too, and no lane ever waits.
+//
+// A backward sweep only reads borders and checkpoints, so that one forward sweep may serve several, in later launches.
+// Visits flow into memory of their own, of one border an item: a strip that sends those of a row to the left has had
+// those of this row and of all below it from the right, which is what it overwrites.
 //
 // Second order (Mensch and Blondel 2018): the tangent R' = Z + sum p_k R'_k rides along the forward sweep, with
 // p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep.
@@ -35,12 +38,6 @@ struct Flow {
   Real left[TANGENT ? 2 : 1], diagonal[TANGENT ? 2 : 1];  // of E, and of F
 };
 
-template <class N, class F>
-union Border {  // one row of it
-  N node;
-  F flow;
-};
-
 template <class A, int C, bool WEAK, bool TANGENT, class Cells = MatrixCells<typename A::Cost, WEAK>>
 struct Strip {
   using Arithmetic = A;
@@ -55,8 +52,9 @@ struct Strip {
   static constexpr bool HAS_SHORTCUT = A::HAS_SHORTCUT && !TANGENT;
   // The sweep from features has no registers left for it.
   static constexpr bool HAS_NARROW = HAS_SHORTCUT && sizeof(Real) == 4 && Cells::STAGED;
-  static constexpr int NARROW_PAUSE = 7;  // chunks, after one in which Narrow has failed
+  static constexpr int NARROW_PAUSE = 7;  // chunks, after one in which Narrow has failed: three bits
   static constexpr int UNROLLED = HAS_SHORTCUT ? 4 : 1;  // steps
+  static constexpr bool MAY_GROUP = !A::HAS_SHORTCUT;  // the wide arithmetic; see sweep_in_groups
 
   const Problem& problem;
   const Item<WEAK>& item;
@@ -71,12 +69,14 @@ struct Strip {
   double gamma, dummy, tangent_ratio, tangent_dummy;
   typename A::Weight dummy_weight;
   const Cost* tangent_cost;
-  Border<N, F>* borders;                        // of the item
-  Border<N, F>*left_border, *right_border;     // by row
+  N* borders;                    // of the item, as the next two
+  F* flows;
   N* checkpoint;
+  N *left_border, *right_border;  // by row
+  F *left_flow, *right_flow;  // and the row below the last
   Vector<Real, PARTS>* tile;
   int status;
-  int narrow_pause, narrow_score;  // chunks to go before Narrow is tried again; how often it did, less how often not
+  int narrow_pause;  // chunks to go before Narrow is tried again
 
   N end;  // after a forward sweep: the node in the item's last column and row, on the lane that has it
 
@@ -103,8 +103,12 @@ struct Strip {
     }
     strips = (item.m + WIDTH - 1) / WIDTH;
     tiles = (unsigned(problem.span) + LANES - 1 + unsigned(problem.tile_steps) - 1) / unsigned(problem.tile_steps);
-    borders = static_cast<Border<N, F>*>(problem.borders) + slot * problem.kept_borders * (problem.span + 1);
-    checkpoint = static_cast<N*>(problem.checkpoints) + slot * problem.strips * int64(tiles) * ((C + 1) * LANES);
+    flows = static_cast<F*>(problem.flows) + slot * (problem.span + 1);
+    if (problem.kept) slot = item.pair;
+    const int64 groups = in_groups() ? problem.strips / problem.group : 0;
+    borders = static_cast<N*>(problem.borders) + slot * (problem.kept_borders + groups) * problem.span;
+    checkpoint = static_cast<N*>(problem.checkpoints) +
+                 slot * (in_groups() ? problem.group : problem.strips) * int64(tiles) * ((C + 1) * LANES);
   }
 
   __device__ __forceinline__ int first_row_of(int strip) const { return item.first_row(strip * WIDTH); }
@@ -123,19 +127,25 @@ struct Strip {
       left_first = first_row_of(strip - 1);
       left_last = last_row_of(strip - 1);
       left_border = border_of(strip - 1) - left_first;
+      left_flow = flows - left_first;
     }
     if (strip + 1 < strips) {
       right_first = first_row_of(strip + 1);
       right_last = last_row_of(strip + 1);
       right_border = border_of(strip) - first;
+      right_flow = flows - first;
     }
-    narrow_pause = narrow_score = 0;
+    narrow_pause = 0;
     cells.select(first, last, strip * WIDTH);
   }
 
-  // The border on the right of a strip: of its rows, and of the row below its last, as visits flow left from there too.
-  __device__ __forceinline__ Border<N, F>* border_of(int strip) const {
-    return borders + strip % int(problem.kept_borders) * (problem.span + 1);
+  __device__ __forceinline__ bool in_groups() const { return MAY_GROUP && problem.group; }
+
+  // The border on the right of a strip.
+  __device__ __forceinline__ N* border_of(int strip) const {
+    const int kept = int(problem.kept_borders), group = int(problem.group);
+    if (in_groups() && (strip + 1) % group == 0) return borders + (kept + strip / group) * problem.span;
+    return borders + strip % kept * problem.span;
   }
 
   static __device__ __forceinline__ N nothing() {
@@ -169,7 +179,7 @@ struct Strip {
   // leaves them: it writes one in every step, while they are read once.
   __device__ __forceinline__ N load_border(int row) const {
     if (!(left_first <= row && row < left_last)) return nothing();
-    N node = left_border[row].node;
+    N node = left_border[row];
     if constexpr (HAS_NARROW) node.z = Narrow<C>::number_of({node.z.mantissa, node.z.exponent});
     return node;
   }
@@ -194,16 +204,12 @@ struct Strip {
   template <bool KEEP>
   __device__ __forceinline__ void forward_chunk(State& state, int from, int to, int slot) {
     if constexpr (HAS_NARROW) {
-      // What is tried depends on the strip and its tiles alone, not on who sweeps what in which order.
-      if (KEEP ? !(status & TOO_WIDE) : narrow_pause == 0) {
+      if (narrow_pause == 0) {
         NarrowLane lane_of(*this, state);
         sweep_chunk<KEEP>(lane_of, from, to, slot);
-        const bool failed = __any_sync(FULL_WARP, lane_of.has_failed());
-        if (!failed) lane_of.leave(state);
-        if (!KEEP) narrow_score += failed ? -1 : 1;
-        if (!KEEP && failed) narrow_pause = NARROW_PAUSE;
-        if (!failed) return;
-      } else if (!KEEP) {
+        if (!__any_sync(FULL_WARP, lane_of.has_failed())) return lane_of.leave(state);
+        narrow_pause = NARROW_PAUSE;
+      } else {
         --narrow_pause;
       }
     }
@@ -223,7 +229,7 @@ struct Strip {
     int row = from - lane, place = cells.place(row);
     const int rows = last - first, rows_here = min(rows, to);  // no row from the next chunk on
     const bool writes_border = !KEEP && index + 1 < strips && lane == LANES - 1;
-    Border<N, F>* border = right_border + first;
+    N* border = right_border + first;
     Cost costs[C];
     load_costs(row, rows_here, place, Lane::outside(), costs);
 #pragma unroll UNROLLED
@@ -234,7 +240,7 @@ struct Strip {
       Cost next[C];
       load_costs(row + 1, rows_here, place, Lane::outside(), next);  // in flight during the step
       lane_of.template cross<KEEP>(left, row, costs, slot + step - from);
-      if (writes_border && unsigned(row) < unsigned(rows)) border[row].node = lane_of.for_border();
+      if (writes_border && unsigned(row) < unsigned(rows)) border[row] = lane_of.for_border();
       ++row;
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
@@ -361,7 +367,8 @@ struct Strip {
   __device__ __forceinline__ Vector<Real, PARTS>& tile_at(int slot, int c) const { return tile[(slot * C + c) * LANES + lane]; }
 
   __device__ __forceinline__ N* checkpoint_at(int tile_index) const {
-    return checkpoint + (int64(index) * tiles + tile_index) * ((C + 1) * LANES) + lane;
+    const int strip = in_groups() ? index % int(problem.group) : index;
+    return checkpoint + (int64(strip) * tiles + tile_index) * ((C + 1) * LANES) + lane;
   }
 
   // `await(rows)` returns once the strip on the left has done so many of its rows.
@@ -401,7 +408,11 @@ struct Strip {
         N* place = checkpoint_at(from / unsigned(problem.tile_steps));
 #pragma unroll
         for (int c = 0; c < C; ++c) place[c * LANES] = state.above[c];
-        place[C * LANES] = state.diagonal;
+        N corner = state.diagonal;
+        // Signs hold what recompute needs to do each chunk in the same way, whatever the tiles: mantissas are positive.
+        if constexpr (HAS_NARROW)
+          if (narrow_pause >> lane & 1) corner.z.mantissa = -corner.z.mantissa;
+        place[C * LANES] = corner;
       }
       forward_chunk<false>(state, from, chunk_end, 0);
 #pragma unroll
@@ -412,7 +423,7 @@ struct Strip {
   }
 
   __device__ __forceinline__ void leave_forward(const State& state) {
-    status |= arithmetic.final_status(item.n + item.m) | (narrow_score < 0 ? TOO_WIDE : FINE);
+    status |= arithmetic.final_status(item.n + item.m);
 #pragma unroll
     for (int c = 0; c < C; ++c)
       if (begin + c == item.m - 1) end = state.above[c];
@@ -421,7 +432,7 @@ struct Strip {
   // ---- backward ----
 
   __device__ __forceinline__ F load_flow(int row) const {
-    return right_first <= row && row < min(right_last, last + 1) ? right_border[row].flow : F{};
+    return right_first <= row && row < min(right_last, last + 1) ? right_flow[row] : F{};
   }
 
   struct Sums {  // over the lane's cells
@@ -437,12 +448,14 @@ struct Strip {
 #pragma unroll
     for (int c = 0; c < C; ++c) state.above[c] = place[c * LANES];
     state.diagonal = place[C * LANES];
+    if constexpr (HAS_NARROW) {
+      narrow_pause = __ballot_sync(FULL_WARP, state.diagonal.z.mantissa < 0) & NARROW_PAUSE;
+      state.diagonal.z.mantissa = fabs(state.diagonal.z.mantissa);
+    }
     for (int from = tile_begin; from < tile_end; from += CHUNK) {
-      // Beyond this tile there are visits where the border was.
-      state.border_rows = lane < CHUNK && from + lane < tile_end ? load_border(first + from + lane) : nothing();
+      state.border_rows = lane < CHUNK ? load_border(first + from + lane) : nothing();
       forward_chunk<true>(state, from, min(tile_end, from + CHUNK), from - tile_begin);
     }
-    __syncwarp();  // lane 0 is about to overwrite the border that the others have read
   }
 
   // What a lane carries from step to step of a backward sweep.
@@ -526,6 +539,7 @@ struct Strip {
     }
     if (with_entropy) backward_chunk_with<true>(carried, sums, from, to, tile_begin, scale);
     else backward_chunk_with<false>(carried, sums, from, to, tile_begin, scale);
+    __syncwarp();  // from here on, flows that other lanes have read may be overwritten
     if (lane == 0 && index > 0 && first + from < last) publish(last - (first + from));
   }
 
@@ -533,7 +547,7 @@ struct Strip {
   __device__ __forceinline__ void backward_chunk_with(Visits& carried, Sums& sums, int from, int to, int tile_begin, Cost scale) {
     const bool sends_left = lane == 0 && index > 0;
     int row = to - 1 - lane, place = cells.place(row);
-    Border<N, F>* border = left_border + first;
+    F* flow = left_flow + first;
     const int rows = last - first, rows_on_left = left_last - first + 1;  // flows go to the row above too
 #pragma unroll UNROLLED
     for (int step = to - 1; step >= from; --step) {
@@ -542,7 +556,7 @@ struct Strip {
       // Nothing visits the cells of rows outside the strip.
       const bool inside = unsigned(row) < unsigned(rows);
       recross<ENTROPY>(carried, sums, entering, row, inside, place, step - tile_begin, scale);
-      if (inside && sends_left && row < rows_on_left) border[row].flow = carried.leaving;
+      if (inside && sends_left && row < rows_on_left) flow[row] = carried.leaving;
       if (!WEAK || row % 2 == 0) place = cells.previous(place);
       --row;
     }

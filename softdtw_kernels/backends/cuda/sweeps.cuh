@@ -41,6 +41,14 @@ __device__ __forceinline__ int any_lane(int status) {
   return all;
 }
 
+// Of the status of an item, beside those of numbers.cuh: the value alone is left to Wide, the gradient is as good as any.
+constexpr int IMPRECISE = 2 * LAST_STATUS;
+
+// Whether a launch leaves the item to the launch of the wide arithmetic that follows it.
+__device__ __forceinline__ bool is_for_wide(const Problem& problem, int status) {
+  return is_left_to_wide(problem.value && status & IMPRECISE ? status | OUT_OF_RANGE : status);
+}
+
 // After the last strip: Z of the end cell from the lane that has it. Adds NO_PATH to the status.
 template <class S>
 __device__ __forceinline__ void write_value(const Problem& problem, S& strip) {
@@ -51,10 +59,10 @@ __device__ __forceinline__ void write_value(const Problem& problem, S& strip) {
   const int cells = strip.item.n + strip.item.m;  // of a path, at most
   if (A::is_zero(end.z)) strip.status |= NO_PATH;
   if (A::masks_matter(end.z, strip.status)) strip.status |= OUT_OF_RANGE;
-  if (problem.value && A::is_imprecise(end.z, cells)) strip.status |= OUT_OF_RANGE;
+  if (problem.value && A::is_imprecise(end.z, cells)) strip.status |= IMPRECISE;
   // What is out of range is not known to have no path.
   if (strip.status & OUT_OF_RANGE) strip.status &= ~NO_PATH;
-  if (strip.lane != 0 || is_left_to_wide(strip.status)) return;
+  if (strip.lane != 0 || is_for_wide(problem, strip.status)) return;
   int64 p = strip.item.pair;
   bool bad = strip.status & NOT_A_NUMBER, none = strip.status & NO_PATH;
   if (problem.value) {
@@ -138,4 +146,20 @@ __device__ __forceinline__ void finish_forward(const Problem& problem, S& strip,
   }
   __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
   if (strip.lane == LANES - 1) work.publish(s)(strip.last - strip.first + 1);
+}
+
+// Both sweeps of the wide arithmetic, whose numbers are large. So that one long item does not take much memory, its strips
+// may go backward in groups: what the first sweep has left of other groups than the last are the borders between them,
+// from which each is swept forward once more.
+template <class S, class Forward, class Backward>
+__device__ __forceinline__ void sweep_in_groups(const S& strip, Work work, Forward forward, Backward backward) {
+  const int group = strip.in_groups() ? int(strip.problem.group) : strip.strips;
+  for (int begin = (strip.strips - 1) / group * group; begin >= 0; begin -= group) {
+    forward(work);  // all strips at first
+    work.begin = begin;
+    work.end = begin + group;
+    backward(work);
+    work.begin = begin - group;
+    work.end = begin;
+  }
 }
