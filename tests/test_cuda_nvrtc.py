@@ -99,7 +99,7 @@ def budget_of_tiny(variant: TinyVariant) -> Budget:
     words of stack are nothing in a thousand instructions. The others fit somehow.
     """
     if variant.columns > 8 or variant.dtype == torch.float64:
-        return Budget(255, 64)
+        return Budget(255, 72)
     if variant.restricted:
         return Budget(216 if variant.order else 128, 16)
     return Budget(144 if variant.order else 96, 8)
