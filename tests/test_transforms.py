@@ -303,10 +303,10 @@ def test_only_expanded_numbers_may_be_in_host_memory() -> None:
         with pytest.raises(ValueError, match="another tensor of the same call on cpu"):
             ops._check_problem("gradient", cost, *others)
     x, y = torch.empty(3, 5, 2, device="meta"), torch.empty(3, 6, 2, device="meta")
-    ops._check_features(x, y, number, None, None, None, "sqeuclidean")
+    ops._check_features("fused_value", x, y, number, None, None, None, "sqeuclidean")
     for others in ((number.clone(),), (number, number.long())):
         with pytest.raises(ValueError, match="on one device"):
-            ops._check_features(x, y, *others)
+            ops._check_features("fused_value", x, y, *others)
 
 
 @pytest.mark.parametrize("pairwise", [False, True])
