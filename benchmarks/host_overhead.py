@@ -99,6 +99,7 @@ def of_cupy(repeats: int = 2000) -> float | None:
     been converted, and one without arguments fails the same way.
     """
     try:
+        # Here: the rest of the benchmark does without.
         from cupy.cuda import driver, function, runtime  # noqa: PLC0415
     except ImportError:
         return None

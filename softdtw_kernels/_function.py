@@ -50,13 +50,19 @@ def choose(
     same lengths on both sides), hence the views.
     """
     if not torch.compiler.is_compiling():
-        tracked = may_be_differentiated() and (in_transform() or _has_derivatives(args))
+        tracked = is_transformed() or gradient_is_due(args)
         return function.apply_checked(*args) if tracked else function.forward(*args)
     return twin.apply(*(arg.view_as(arg) if isinstance(arg, Tensor) else arg for arg in args))
 
 
-def _has_derivatives(args: tuple[Any, ...]) -> bool:
-    return forward_ad._current_level >= 0 or any(
+def is_transformed() -> bool:
+    """Whether a functorch transform or a level of forward mode is active."""
+    return in_transform() or forward_ad._current_level >= 0
+
+
+def gradient_is_due(args: tuple[Any, ...]) -> bool:
+    """Whether autograd would record a call of these arguments."""
+    return torch.is_grad_enabled() and any(
         arg.requires_grad for arg in args if isinstance(arg, Tensor)
     )
 
@@ -92,11 +98,7 @@ def keeps_state(operator: str, *args: Any) -> bool:
     """Whether the value of these arguments keeps what its gradient goes on with: in plain eager
     mode, if a gradient is due and the backend of the first argument has such an operator.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return False
-    if not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
-        return False
-    if in_transform() or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling() or is_transformed() or not gradient_is_due(args):
         return False
     return hasattr(backends.load(backends.select(None, args[0])), operator)
 
@@ -107,7 +109,7 @@ def may_be_differentiated() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return torch.is_grad_enabled() or in_transform() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or is_transformed()
 
 
 def derivative(
@@ -130,12 +132,10 @@ def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(rule)
     def jvp(ctx: Any, *tangents: Any) -> Any:
         with forward_ad._set_fwd_grad_enabled(True):
-            primals = [
-                None if saved is None else forward_ad.unpack_dual(saved).primal
-                for saved in ctx.saved_tensors
-            ]
+            saved = ctx.saved_tensors
+            primals = [None if x is None else forward_ad.unpack_dual(x).primal for x in saved]
             # A parameter elsewhere is a number in host memory, for which torch makes zeros there.
-            device = primals[0].device  # type: ignore[union-attr]
+            device = saved[0].device
             present = [
                 None if isinstance(tangent, Tensor) and tangent.device != device else tangent
                 for tangent in tangents
