@@ -51,7 +51,7 @@ def check(launcher: EmulatorLauncher, call: dict[str, object], with_parameters: 
     truth = host.gradient(launcher, **call, **backward)
     before = bits(state)
     for _ in range(2):
-        grads = host.gradient_from_state(launcher, **call, state=state, **backward)
+        grads = host.gradient(launcher, **call, state=state, **backward)
         names = ("cost", "gamma", "dummy")[: 3 if with_parameters else 1]
         for name, a, b in zip(names, grads, truth, strict=False):
             assert bits(a) == bits(b), name

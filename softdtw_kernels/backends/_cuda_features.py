@@ -338,12 +338,11 @@ def gradient(
     by_y = y.new_zeros(*y.shape[:-1], whole if with_y else 0)
     in_gamma = None
     if x.shape[:-2].numel():
-        others = {"grad_x": by_x} if with_x else {}
+        others, size = host.from_state(state)
+        if with_x:
+            others["grad_x"] = by_x
         if with_y:
             others["grad_y"] = by_y
-        size = None
-        if state is not None and state.numel():
-            others["state"], size = state, state.numel()
         in_gamma, _ = run(launcher, problem, 1, grad_value, others, with_gamma, size)
     return (
         by_x[..., : x.shape[-1]].contiguous(),

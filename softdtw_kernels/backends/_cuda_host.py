@@ -393,7 +393,7 @@ def value_and_state(
     y_lengths: Tensor | None,
     bandwidth: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """The value, and what `gradient_from_state` goes on with: empty where it would be too large."""
+    """The value, and what `gradient` may go on with: empty where it would be too large."""
     items = gamma, dummy, x_lengths, y_lengths
     out, state = run_value(launcher, cost, items, bandwidth, 0)
     return out, no_state(cost) if state is None else state
@@ -401,6 +401,11 @@ def value_and_state(
 
 def no_state(like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=torch.uint8)
+
+
+def from_state(state: Tensor | None) -> tuple[dict[str, Tensor], int | None]:
+    """What a gradient adds to its other tensors, and the size; nothing for an empty state."""
+    return ({}, None) if state is None or not state.numel() else ({"state": state}, state.numel())
 
 
 def run_value(
@@ -447,13 +452,14 @@ def gradient(
     with_parameters: bool,
     state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """With a state of the value that is not empty, without sweeping forward."""
     shape, cost = cost.shape, few_dimensions(cost)
     out = new_like(cost, leaves_cells(x_lengths, y_lengths, bandwidth))
     in_gamma = in_dummy = None
     if out.numel():
         items = gamma, dummy, x_lengths, y_lengths, grad_value
-        others = {"grad_cost": out, "state": state}
-        size = None if state is None else state.numel()
+        kept, size = from_state(state)
+        others: dict[str, Tensor | None] = {"grad_cost": out, **kept}
         in_gamma, in_dummy, _ = run_lattice(
             launcher, 1, cost, out.stride(), items, bandwidth, others, with_parameters, size
         )
@@ -462,24 +468,6 @@ def gradient(
         sum_of_parts(in_gamma, shape[:-2], cost, with_parameters),
         sum_of_parts(in_dummy, shape[:-2], cost, with_parameters),
     )
-
-
-def gradient_from_state(
-    launcher: Launcher,
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    state: Tensor,
-    grad_value: Tensor,
-    with_parameters: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`gradient`, which sweeps forward itself if the state is empty."""
-    problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
-    given = state if state.numel() else None
-    return gradient(launcher, *problem, grad_value, with_parameters, given)
 
 
 def hessian_product(

@@ -279,13 +279,14 @@ def gradient(
     bandwidth: int | None,
     grad_value: Tensor,
     with_parameters: bool,
+    state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = gamma, dummy, x_lengths, y_lengths, bandwidth
     if not with_parameters:
         grad_cost = tiny_gradient(launcher, cost, problem, None, grad_value)
         if grad_cost is not None:
             return grad_cost, no_parameter(cost), no_parameter(cost)
-    return host.gradient(launcher, cost, *problem, grad_value, with_parameters)
+    return host.gradient(launcher, cost, *problem, grad_value, with_parameters, state)
 
 
 def gradient_from_state(
@@ -301,9 +302,7 @@ def gradient_from_state(
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = gamma, dummy, x_lengths, y_lengths, bandwidth
-    if not state.numel():
-        return gradient(launcher, cost, *problem, grad_value, with_parameters)
-    return host.gradient_from_state(launcher, cost, *problem, state, grad_value, with_parameters)
+    return gradient(launcher, cost, *problem, grad_value, with_parameters, state)
 
 
 def smoothed_gradient(
