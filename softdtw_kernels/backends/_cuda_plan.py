@@ -298,9 +298,6 @@ def divide(memory: Any, sizes: dict[str, int]) -> dict[str, Any]:
     return fields
 
 
-PlanLike = TypeVar("PlanLike", bound=Plan)
-
-
 def flag_bytes(strips: int) -> int:
     return 2 * 4 * strips
 
@@ -543,6 +540,9 @@ def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
     return _wide_plan(task.shape, order, multiprocessors)
 
 
+PlanLike = TypeVar("PlanLike", bound=Plan)
+
+
 def in_groups(plan: PlanLike) -> PlanLike:
     """A plan for one item in the wide arithmetic, so that it takes little memory."""
     if not plan.variant.order or plan.total_bytes <= WIDE_ITEM_BYTES:
@@ -557,8 +557,7 @@ def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
     strips, span = strips_of(shape.m, WIDE_COLUMNS), shape.span(variant.width)
     # The power of two at or below an eighth of the rows.
     tile_steps = max(32, 1 << (min(512, span // 8) | 1).bit_length() - 1)
-    one = Plan(variant, "warp", 1, 1, tile_steps, strips, span, 1)
-    one = in_groups(one)
+    one = in_groups(Plan(variant, "warp", 1, 1, tile_steps, strips, span, 1))
     budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))
     warps = max(1, min(shape.pairs, 4 * multiprocessors, budget // max(1, one.total_bytes)))
     return replace(one, warps=warps, slots=warps)

@@ -16,9 +16,10 @@
 template <int C>  // columns of the lane
 struct Narrow {
   typedef Scaled<float>::Number Number;
-  static constexpr int BITS = 16, LOG_BITS = 4, IN_UNIT = Scaled<float>::UNIT / BITS;
+  static constexpr int LOG_BITS = 4;  // of BITS
+  static constexpr int LOG_IN_UNIT = Bits<float>::LOG_UNIT - LOG_BITS, IN_UNIT = 1 << LOG_IN_UNIT;  // of Scaled
   static constexpr float SMALLEST = 1.17549435e-38f, MUCH = 1.26217745e-29f;  // 2^-126 and 2^-96
-  // The exponent of numbers that are 0 for Scaled. They drift up and down by no more than NEARLY_NOWHERE.
+  // The exponent of numbers that are 0 for Scaled. Drifting in the course of a chunk they stay below NEARLY_NOWHERE.
   static constexpr int NOWHERE = -(7 << 28), NEARLY_NOWHERE = -(6 << 28);
 
   struct Edge {  // what the lane on the right is told, and the strip on the right by way of a border
@@ -29,7 +30,8 @@ struct Narrow {
   float z[C], diagonal, factor;
   int exponent, shift;  // of the numbers; what the exponent is about to gain
   float least;          // of the numbers
-  bool beyond, lost;  // the neighbor's number
+  bool lost;            // the neighbor's number, in this row
+  bool beyond;          // something left the range of float32
 
   template <class Node>
   __device__ __forceinline__ Narrow(const Node (&above)[C], const Node& corner) : least(infinity<float>()), beyond(false) {
@@ -47,7 +49,7 @@ struct Narrow {
   }
 
   static __device__ __forceinline__ Number number_of(const Edge& edge) {
-    const int s = units(edge.mantissa), e = edge.exponent + s, whole = (e + IN_UNIT / 2) >> 2, rest = e - whole * IN_UNIT;
+    const int s = units(edge.mantissa), e = edge.exponent + s, whole = (e + IN_UNIT / 2) >> LOG_IN_UNIT, rest = e - whole * IN_UNIT;
     if (edge.mantissa == 0.0f || e < NEARLY_NOWHERE) return Scaled<float>::zero();
     return {__int_as_float(__float_as_int(edge.mantissa) + (rest - s) * (1 << (23 + LOG_BITS))), whole};
   }
