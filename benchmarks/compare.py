@@ -27,7 +27,8 @@ from typing import Any
 import numba
 import torch
 
-from . import contenders as peers
+from benchmarks import contenders as peers
+
 from .suite import problems
 from .suite.memory import peak_bytes
 

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 
 import softdtw_kernels as sk
-from softdtw_kernels import backends
-from softdtw_kernels.backends import _cuda_costs, _cuda_tiny
-from softdtw_kernels.backends._cuda_launch import Buffer, Launch, addresses_of
+from softdtw_kernels import _backends as backends
+from softdtw_kernels._cuda import before as _cuda_costs
+from softdtw_kernels._cuda import tiny as _cuda_tiny
+from softdtw_kernels._cuda.recipe import Buffer, Launch, addresses_of
 
 
 class IdleLauncher:

@@ -2,6 +2,7 @@
 and on CUDA.
 """
 
+from ._operators.recursion import S2DTWFunction, SoftDTWFunction
 from ._version import __version__
 from .alignment import (
     Alignment,
@@ -10,7 +11,6 @@ from .alignment import (
     soft_dtw_alignment,
     soft_dtw_alignment_from_cost,
 )
-from .autograd import S2DTWFunction, SoftDTWFunction
 from .barycenter import soft_dtw_barycenter
 from .costs import cost_matrix
 from .functional import (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import Lengths, Number, check_bandwidth, check_origin_count
+from ._checks import Lengths, Number, check_bandwidth, check_origin_count
 from .costs import Cost
 from .functional import Problem, problem_from_cost, problem_from_features
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from .checks import (
+from ._checks import (
     Lengths,
     Number,
     check_count,

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import backends, ops
-from ._function import (
+from . import _backends as backends
+from . import _reference as reference
+from ._checks import DTYPES, broadcast_batch, check_cost_name, check_features, is_autocast
+from ._operators import ops
+from ._operators.function import (
     BatchedFunction,
     EagerFunction,
     choose,
@@ -24,8 +27,6 @@ from ._function import (
     forward_rule,
     zeros_if_none,
 )
-from .backends import reference
-from .checks import DTYPES, broadcast_batch, check_cost_name, check_features, is_autocast
 
 Cost = str | Callable[[Tensor, Tensor], Tensor]
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import autograd, backends, fused
-from .backends import reference
-from .checks import (
+from . import _backends as backends
+from . import _reference as reference
+from ._checks import (
     Lengths,
     Number,
     batch_parameter,
@@ -23,6 +23,8 @@ from .checks import (
     check_reduction,
     check_tensor,
 )
+from ._operators import from_features as fused
+from ._operators import recursion as autograd
 from .costs import Cost, computing_dtype, from_features, repeat_first_beyond
 
 

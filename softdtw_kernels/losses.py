@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .checks import (
+from ._checks import (
     Lengths,
     Number,
     check_backend,

@@ -13,9 +13,10 @@ from cuda_emulator import SCHEDULES, EmulatorLauncher
 from hypothesis import strategies as st
 from strategies import make_cost
 
-from softdtw_kernels.backends import _cuda_host as host
-from softdtw_kernels.backends import _cuda_plan, reference
-from softdtw_kernels.backends._cuda_launch import Buffer, Launch
+from softdtw_kernels import _reference as reference
+from softdtw_kernels._cuda import lattice as host
+from softdtw_kernels._cuda import plan as _cuda_plan
+from softdtw_kernels._cuda.recipe import Buffer, Launch
 
 KINDS = ("normal", "walk", "integers", "negative", "large", "tiny")
 FAMILIES = _cuda_plan.FAMILIES

@@ -22,8 +22,8 @@ from cuda_calls import (
 )
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, EmulatorLauncher
 
-from softdtw_kernels.backends import _cuda_host as host
-from softdtw_kernels.backends import _cuda_plan
+from softdtw_kernels._cuda import lattice as host
+from softdtw_kernels._cuda import plan as _cuda_plan
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 

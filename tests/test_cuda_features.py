@@ -20,11 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softdtw_kernels import ops
-from softdtw_kernels.backends import _cuda_costs, _cuda_plan, reference
-from softdtw_kernels.backends import _cuda_features as features
-from softdtw_kernels.backends import _cuda_host as host
-from softdtw_kernels.backends._cuda_features import Problem
+from softdtw_kernels import _reference as reference
+from softdtw_kernels._cuda import before as _cuda_costs
+from softdtw_kernels._cuda import features
+from softdtw_kernels._cuda import lattice as host
+from softdtw_kernels._cuda import plan as _cuda_plan
+from softdtw_kernels._cuda.features import Problem
+from softdtw_kernels._operators import ops
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 

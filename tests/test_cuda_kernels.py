@@ -30,8 +30,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import make_cost
 
-from softdtw_kernels.backends import _cuda_costs, cupy_cuda, numba_cpu, reference
-from softdtw_kernels.backends import _cuda_host as host
+from softdtw_kernels import _reference as reference
+from softdtw_kernels._cpu import operators as numba_cpu
+from softdtw_kernels._cuda import before as _cuda_costs
+from softdtw_kernels._cuda import lattice as host
+from softdtw_kernels._cuda import operators as cupy_cuda
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 

@@ -22,17 +22,13 @@ import pytest
 import torch
 from cuda_emulator import cache_directory
 
-from softdtw_kernels.backends import _cuda_features, _cuda_host, _cuda_tiny
-from softdtw_kernels.backends._cuda_features import FeatureVariant
-from softdtw_kernels.backends._cuda_plan import (
-    LARGEST_TEAM,
-    Shape,
-    Variant,
-    plan_of_shape,
-    variants,
-)
-from softdtw_kernels.backends._cuda_tiny import TinyVariant
-from softdtw_kernels.backends.cupy_cuda import COMPILER_OPTIONS
+from softdtw_kernels._cuda import features as _cuda_features
+from softdtw_kernels._cuda import lattice as _cuda_host
+from softdtw_kernels._cuda import tiny as _cuda_tiny
+from softdtw_kernels._cuda.features import FeatureVariant
+from softdtw_kernels._cuda.operators import COMPILER_OPTIONS
+from softdtw_kernels._cuda.plan import LARGEST_TEAM, Shape, Variant, plan_of_shape, variants
+from softdtw_kernels._cuda.tiny import TinyVariant
 
 # Turing, Ampere, Ada, Hopper, Blackwell. The slow arithmetic is left out where a neighbor has it.
 EVERYTHING = ("sm_75", "sm_90", "sm_120")

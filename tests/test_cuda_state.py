@@ -32,10 +32,14 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from softdtw_kernels import backends, fused, ops, soft_dtw_from_cost
-from softdtw_kernels.backends import _cuda_features, _cuda_tiny
-from softdtw_kernels.backends import _cuda_host as host
-from softdtw_kernels.backends._cuda_plan import Shape, state_plans_of_shape
+from softdtw_kernels import _backends as backends
+from softdtw_kernels import soft_dtw_from_cost
+from softdtw_kernels._cuda import features as _cuda_features
+from softdtw_kernels._cuda import lattice as host
+from softdtw_kernels._cuda import tiny as _cuda_tiny
+from softdtw_kernels._cuda.plan import Shape, state_plans_of_shape
+from softdtw_kernels._operators import from_features as fused
+from softdtw_kernels._operators import ops
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 

@@ -19,9 +19,9 @@ from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorLauncher
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from softdtw_kernels.backends import _cuda_tiny as tiny
-from softdtw_kernels.backends import numba_cpu
-from softdtw_kernels.backends._cuda_plan import Argument
+from softdtw_kernels._cpu import operators as numba_cpu
+from softdtw_kernels._cuda import tiny
+from softdtw_kernels._cuda.plan import Argument
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 

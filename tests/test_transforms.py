@@ -18,8 +18,6 @@ from torch.utils._pytree import tree_leaves
 from softdtw_kernels import (
     S2DTWFunction,
     SoftDTWFunction,
-    backends,
-    ops,
     s2dtw,
     s2dtw_from_cost,
     soft_dtw,
@@ -27,6 +25,8 @@ from softdtw_kernels import (
     soft_dtw_divergence,
     soft_dtw_from_cost,
 )
+from softdtw_kernels import _backends as backends
+from softdtw_kernels._operators import ops
 
 FUNCTIONS = [soft_dtw, s2dtw, soft_dtw_divergence]
 BOTH = [soft_dtw_from_cost, s2dtw_from_cost]

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from softdtw_kernels.backends import cupy_cuda
+from softdtw_kernels._cuda import operators as cupy_cuda
 
 
 def main(families: list[str]) -> None:

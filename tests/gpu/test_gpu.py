@@ -16,7 +16,8 @@ import torch
 
 import softdtw_kernels
 from benchmarks import accuracy
-from softdtw_kernels.backends import _cuda_host, numba_cpu
+from softdtw_kernels._cpu import operators as numba_cpu
+from softdtw_kernels._cuda import lattice as _cuda_host
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device; run `make gpu` where there is one"
@@ -62,7 +63,7 @@ def on_device(call: dict[str, object]) -> dict[str, object]:
 
 
 def gpu_backend():
-    from softdtw_kernels.backends import cupy_cuda
+    from softdtw_kernels._cuda import operators as cupy_cuda
 
     return cupy_cuda
 

@@ -17,8 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, ops
-from ._function import (
+from .. import _backends as backends
+from .. import _reference as reference
+from .._checks import (
+    Lengths,
+    Number,
+    batch_parameter,
+    check_bandwidth,
+    check_lengths,
+    check_origin_count,
+    check_tensor,
+    to_device,
+)
+from . import ops
+from .function import (
     BatchedFunction,
     EagerFunction,
     choose,
@@ -28,17 +40,6 @@ from ._function import (
     may_be_differentiated,
     raise_no_third_derivative,
     zeros_if_none,
-)
-from .backends import reference
-from .checks import (
-    Lengths,
-    Number,
-    batch_parameter,
-    check_bandwidth,
-    check_lengths,
-    check_origin_count,
-    check_tensor,
-    to_device,
 )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cuda_host as host
-from ._cuda_launch import Launcher, Recipe
-from ._cuda_plan import LANES, Argument, c_type, ceil_divide
+from . import lattice as host
+from .plan import LANES, Argument, c_type, ceil_divide
+from .recipe import Launcher, Recipe
 
 SMOOTHING_THREADS = 128
 SMOOTHING_CELLS_OF_THREAD = 8
@@ -123,7 +123,7 @@ def smooth_vjp(
     )
 
 
-DISTANCE_TILE, DISTANCE_DEPTH, DISTANCE_THREADS = 64, 16, 256  # as in cuda/distances.cu
+DISTANCE_TILE, DISTANCE_DEPTH, DISTANCE_THREADS = 64, 16, 256  # as in source/distances.cu
 
 
 def squared_distances(launcher: Launcher, x: Tensor, y: Tensor) -> Tensor:

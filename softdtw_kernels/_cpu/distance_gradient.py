@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _cpu_cost_gradient
-from ._threads import run_chunks
+from . import distance_gradient_kernel as _cpu_cost_gradient
+from .threads import run_chunks
 
 
 def squared_distances_vjp(

@@ -5,8 +5,8 @@ that of their emulator. Nothing here reads a value of a tensor on the device, so
 it. All memory is torch's; what must start at zero is zeroed on the stream. Each family of launches
 is a recipe (`_cuda_launch`), made once for the shapes, strides and dtype of a call.
 
-The kernels and their three ways of sharing out the work are described in cuda/lattice.cu and
-cuda/strip.cuh.
+The kernels and their three ways of sharing out the work are described in source/lattice.cu and
+source/strip.cuh.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._cuda_launch import Buffer, Launcher, Place, Recipe
-from ._cuda_plan import (
+from .plan import (
     BACKWARD,
     FORWARD,
     LANES,
@@ -37,8 +36,9 @@ from ._cuda_plan import (
     total,
     wide_plan,
 )
+from .recipe import Buffer, Launcher, Place, Recipe
 
-SOURCES = Path(__file__).parent / "cuda"
+SOURCES = Path(__file__).parent / "source"
 
 
 @cache

@@ -56,7 +56,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends
+from .. import _backends as backends
 
 _PROBLEM = (
     "Tensor cost, Tensor gamma, Tensor? dummy, Tensor? x_lengths, Tensor? y_lengths, "

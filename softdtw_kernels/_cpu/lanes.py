@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._cpu_cell import exponential, quotient, step, surprise
-from ._cpu_scaling import TINY, conclude, entry, lattice_of, length, set_rates
-from ._jit import inline, jit, outlined, plain
-from ._simd import keep_above, like, load, load_block, smaller, store, store_block
+from .cell import exponential, quotient, step, surprise
+from .jit import inline, jit, outlined, plain
+from .scaling import TINY, conclude, entry, lattice_of, length, set_rates
+from .simd import keep_above, like, load, load_block, smaller, store, store_block
 
 # Rows of the geometry of a group, one column for each lane: lengths of the sequences, rows and
 # columns of the lattice, smallest and largest column minus row inside the band.

@@ -27,7 +27,7 @@ def _digest_of_sources() -> str:
     another file does. With the digest in its name it is renewed for every change of the kernels.
     """
     digest = hashlib.blake2b(digest_size=6)
-    for source in sorted(Path(__file__).parent.glob("_*.py")):
+    for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 

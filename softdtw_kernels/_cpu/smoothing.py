@@ -11,11 +11,11 @@ import math
 
 import numpy as np
 
-from ._cpu_cell import exponential, log2_of_mantissa, quotient, surprise
-from ._cpu_lanes import begin_group, pack, row_bounds, unpack
-from ._cpu_scaling import LOG2_E, length
-from ._jit import inline, jit
-from ._simd import (
+from .cell import exponential, log2_of_mantissa, quotient, surprise
+from .jit import inline, jit
+from .lanes import begin_group, pack, row_bounds, unpack
+from .scaling import LOG2_E, length
+from .simd import (
     like,
     load,
     power_of_two,

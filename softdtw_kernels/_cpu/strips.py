@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._cpu_cell import exponential, quotient, step, surprise
-from ._cpu_scaling import SURE, TINY, conclude, entry, lattice_of, length, set_rates
-from ._jit import inline, jit, outlined, plain
-from ._simd import (
+from .cell import exponential, quotient, step, surprise
+from .jit import inline, jit, outlined, plain
+from .scaling import SURE, TINY, conclude, entry, lattice_of, length, set_rates
+from .simd import (
     first_lane,
     keep_above,
     lane_sum,

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import _cpu_exact, _cpu_lanes, _cpu_strips
-from ._cpu_scaling import AGAIN, NOT_A_NUMBER, SMALLEST_GAMMA, precision_of
-from ._threads import run_chunks
+from . import exact as _cpu_exact
+from . import lanes as _cpu_lanes
+from . import strips as _cpu_strips
+from .scaling import AGAIN, NOT_A_NUMBER, SMALLEST_GAMMA, precision_of
+from .threads import run_chunks
 
 NOTHING = np.empty(0)
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from ._cuda_launch import round_up
+from .recipe import round_up
 
 LANES = 32
-# As in cuda/cells.cuh.
+# As in source/cells.cuh.
 CHUNK = 16
 REACH = 2
-FORWARD, BACKWARD = 1, 2  # as in cuda/problem.cuh
+FORWARD, BACKWARD = 1, 2  # as in source/problem.cuh
 
 Argument: TypeAlias = Tensor | int | float | None  # null where None
 
@@ -187,7 +187,7 @@ WIDE_ITEM_BYTES = 16 << 20  # above, the strips of one item go backward in group
 
 @dataclass(frozen=True)
 class Plan:
-    """How the launches of one arithmetic share out the work; see cuda/lattice.cu."""
+    """How the launches of one arithmetic share out the work; see source/lattice.cu."""
 
     variant: Variant
     family: str  # one of FAMILIES
@@ -222,7 +222,7 @@ class Plan:
 
     @property
     def sizes(self) -> dict[str, Argument]:
-        """The fields of these names in cuda/problem.cuh."""
+        """The fields of these names in source/problem.cuh."""
         return {
             "tile_steps": self.tile_steps,
             "strips": self.strips,
@@ -233,7 +233,7 @@ class Plan:
             "team": self.team,
         }
 
-    # Of each kind of memory; see the fields of these names in cuda/problem.cuh.
+    # Of each kind of memory; see the fields of these names in source/problem.cuh.
 
     @cached_property
     def swept_bytes(self) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import jit
+from .jit import jit
 
 BLOCK = 256  # columns whose running sums stay in the first cache level
 

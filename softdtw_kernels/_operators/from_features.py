@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, costs, ops
-from ._function import (
+from .. import costs
+from .._checks import broadcast_batch
+from . import ops
+from . import recursion as autograd
+from .function import (
     BatchedFunction,
     EagerFunction,
     choose,
@@ -22,7 +25,6 @@ from ._function import (
     keeps_state,
     may_be_differentiated,
 )
-from .checks import broadcast_batch
 
 # Shorter sequences fill no strip of the kernels, and their cost matrix is small.
 LEAST_LENGTH = 32

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import check_gamma_and_lengths, lengths_in_range
+from ._checks import check_gamma_and_lengths, lengths_in_range
 
 
 def softmin(a: Tensor, b: Tensor, c: Tensor, gamma: Tensor) -> Tensor:

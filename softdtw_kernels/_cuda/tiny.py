@@ -1,6 +1,6 @@
 """The host's part of the tiny kernels: many small pairs, one thread each.
 
-Requirements: torch only. `value` and `gradient` choose between cuda/tiny.cu and the kernels of
+Requirements: torch only. `value` and `gradient` choose between source/tiny.cu and the kernels of
 `_cuda_host`, and so do `smoothed_value` and `smoothed_gradient`, which are S2DTW in one kernel
 where that applies and the composition of smoothing and lattice where not. As in `_cuda_host`,
 nothing here waits for the device.
@@ -16,10 +16,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from . import _cuda_costs
-from . import _cuda_host as host
-from ._cuda_launch import Launcher, Recipe
-from ._cuda_plan import Argument, Batch, c_type, ceil_divide
+from . import before as _cuda_costs
+from . import lattice as host
+from .plan import Argument, Batch, c_type, ceil_divide
+from .recipe import Launcher, Recipe
 
 # Rows go up to the columns offered: what a pair takes of shared memory grows with both.
 COLUMNS = {torch.float32: (4, 8, 16), torch.float64: (4, 8)}

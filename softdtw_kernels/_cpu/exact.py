@@ -18,8 +18,8 @@ import math
 
 import numpy as np
 
-from ._cpu_scaling import entry, length
-from ._jit import inline, jit
+from .jit import inline, jit
+from .scaling import entry, length
 
 DIAGONAL, UP, LEFT = 0, 1, 2
 

@@ -1,4 +1,4 @@
-"""The operators on CUDA tensors: the kernels of cuda/, compiled and launched through CuPy.
+"""The operators on CUDA tensors: the kernels of source/, compiled and launched through CuPy.
 
 Requirements: CuPy 14 or newer for CUDA 12 or 13, as the extras `softdtw-kernels[cuda12]` and
 `[cuda13]` install it. Imported by the first call on a CUDA tensor. Importing this module needs no
@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cuda_costs, _cuda_features, _cuda_host, _cuda_tiny
-from ._cuda_host import SOURCES
-from ._cuda_launch import Buffer, Launch, addresses_of
-from ._cuda_plan import SHARED_BYTES
+from . import before as _cuda_costs
+from . import features as _cuda_features
+from . import lattice as _cuda_host
+from . import tiny as _cuda_tiny
+from .lattice import SOURCES
+from .plan import SHARED_BYTES
+from .recipe import Buffer, Launch, addresses_of
 
 COMPILER_OPTIONS = ("-std=c++17", "--device-int128", "--fmad=false", f"-I{SOURCES}")
 
@@ -99,7 +102,7 @@ class CupyLauncher:
         return bool(torch.cuda.current_device() == current == self.device)
 
     def compile(self, source: str, options: tuple[str, ...]) -> Callable[..., None]:
-        """One kernel of cuda/, compiled for the device or loaded from CuPy's cache on disk."""
+        """One kernel of source/, compiled for the device or loaded from CuPy's cache on disk."""
         module = self.cupy.RawModule(
             code=source_code(source), options=(*COMPILER_OPTIONS, *options), backend="nvrtc"
         )

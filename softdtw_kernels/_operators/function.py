@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import backends
+from .. import _backends as backends
 
 try:  # both are what Function.apply itself calls; without them it is used as it is
     from torch._C import _are_functorch_transforms_active as in_transform

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _cpu_costs, _cpu_exact, _cpu_smoothing
-from ._cpu_scaling import LARGEST_GAMMA, precision_of
-from ._cpu_solve import ALL, NOTHING, Gradients, Problem, solve
-from ._threads import run_chunks
+from . import distances as _cpu_costs
+from . import exact as _cpu_exact
+from . import smoothing as _cpu_smoothing
+from .scaling import LARGEST_GAMMA, precision_of
+from .solve import ALL, NOTHING, Gradients, Problem, solve
+from .threads import run_chunks
 
 
 def four_dimensional(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import ops
+from . import ops
 
 BLOCK = 1 << 24  # cells converted to float64 at a time
 

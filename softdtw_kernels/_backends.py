@@ -9,14 +9,14 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..checks import check_backend
+from ._checks import check_backend
 
 _MODULES = {
-    "numba": "numba_cpu",
-    "cuda": "cupy_cuda",
-    "reference": "reference",
-    "features": "features",
-    "cpu_features": "cpu_features",
+    "numba": "_cpu.operators",
+    "cuda": "_cuda.operators",
+    "reference": "_reference",
+    "features": "_operators.compositions",
+    "cpu_features": "_cpu.distance_gradient",
 }
 _BY_DEVICE = {"cpu": "numba", "cuda": "cuda"}
 _DEVICES = {"numba": "cpu", "cuda": "cuda"}
@@ -27,7 +27,7 @@ def load(name: str) -> ModuleType:
     """The module of a backend, imported at its first use."""
     module = _loaded.get(name)
     if module is None:
-        module = importlib.import_module(f".{_MODULES[name]}", __name__)
+        module = importlib.import_module(f".{_MODULES[name]}", __package__)
         _loaded[name] = module
     return module
 

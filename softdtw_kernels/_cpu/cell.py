@@ -18,8 +18,8 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
-from ._jit import inline
-from ._simd import (
+from .jit import inline
+from .simd import (
     fma,
     larger,
     like,

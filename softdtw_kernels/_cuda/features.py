@@ -1,4 +1,4 @@
-"""Soft-DTW from features on CUDA tensors: what the host does for cuda/features.cu.
+"""Soft-DTW from features on CUDA tensors: what the host does for source/features.cu.
 
 Requirements: torch only. As `_cuda_host`, with whose launchers these functions run: nothing waits
 for the device. Neither the costs nor their gradient are ever in memory; what is kept between the
@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _cuda_host as host
-from ._cuda_launch import Recipe
-from ._cuda_plan import (
+from . import lattice as host
+from .plan import (
     BACKWARD,
     LANES,
     WIDE_SCRATCH_BYTES,
@@ -33,8 +32,9 @@ from ._cuda_plan import (
     in_groups,
     total,
 )
+from .recipe import Recipe
 
-# As in cuda/features.cuh.
+# As in source/features.cuh.
 PACK_BYTES, STAGE_PACKS, WORKERS = 16, 4, 4
 WARPS = 1 + WORKERS  # of a block
 

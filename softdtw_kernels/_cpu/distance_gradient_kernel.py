@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import jit_reassociated
+from .jit import jit_reassociated
 
 ROWS = 4  # share the loads of a column of y and of its gradient
 
