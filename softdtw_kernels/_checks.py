@@ -22,6 +22,7 @@ COSTS = ("sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot")
 REDUCTIONS = ("none", "mean", "sum")
 BACKENDS = ("numba", "reference", "cuda")
 WIDEST_BAND = 2**30  # wider than any cost matrix; sums with lengths fit 32 bits
+LARGEST_GAMMA = 1e28  # 1 / gamma stays a normal float32; as in cuda/numbers.cuh
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 Lengths = Tensor | Sequence[int] | None
@@ -126,14 +127,27 @@ def check_parameter(value: Any, name: str) -> Number:
 
 
 def check_number(value: Any, name: str) -> float:
-    """A finite real number, NumPy's included; gamma at least 0."""
+    """A finite real number, NumPy's included; gamma in its range."""
     value = _number(value, name, "a number or a 0-d tensor")
-    # A comparison, not math.isfinite: torch.compile makes numbers symbolic.
-    finite = -sys.float_info.max <= value <= sys.float_info.max
-    if not finite or (name == "gamma" and value < 0):
-        at_least = " and at least 0 (0 is the hard DTW)" if name == "gamma" else ""
-        raise ValueError(f"{name} must be finite{at_least}, got {value}")
+    # Comparisons, not math.isfinite: torch.compile makes numbers symbolic.
+    if name == "gamma":
+        if not 0 <= value <= LARGEST_GAMMA:
+            raise gamma_error(value)
+    elif not -sys.float_info.max <= value <= sys.float_info.max:
+        raise ValueError(f"{name} must be finite, got {value}")
     return value
+
+
+def gamma_in_range(gamma: Tensor) -> Tensor:
+    """Which gammas are of the range that every backend takes."""
+    return (gamma >= 0) & (gamma <= LARGEST_GAMMA)
+
+
+def gamma_error(value: Any) -> ValueError:
+    return ValueError(
+        "gamma must be finite, at least 0 (0 is the hard DTW) and at most "
+        f"{LARGEST_GAMMA:g}, got {value}"
+    )
 
 
 def _number(value: Any, name: str, expected: str) -> float:
@@ -203,6 +217,15 @@ def check_bandwidth(bandwidth: Any) -> int | None:
     return min(bandwidth, WIDEST_BAND)
 
 
+def check_lattice(dummy: Any, bandwidth: int | None) -> None:
+    """A dummy cost or a band: what a band of the weak lattice would be is defined nowhere."""
+    if dummy is not None and bandwidth is not None:
+        raise ValueError(
+            f"bandwidth must be None with a dummy cost, got {bandwidth}: the lattice of weak "
+            "alignment has no band; leave out one of the two"
+        )
+
+
 def check_count(value: Any, name: str) -> int:
     value = _integer(value, name, "an integer")
     if value < 0:
@@ -269,13 +292,10 @@ def check_gamma_and_lengths(
     """
     if gamma.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    bad_gamma = ~((gamma >= 0) & (gamma < math.inf))
+    bad_gamma = ~gamma_in_range(gamma)
     try:
         if bad_gamma.any():
-            raise ValueError(
-                "gamma must be finite and at least 0 (0 is the hard DTW), "
-                f"got {gamma[bad_gamma].flatten()[0].item()}"
-            )
+            raise gamma_error(gamma[bad_gamma].flatten()[0].item())
         for lengths, size, name in (
             (x_lengths, rows, "x_lengths"),
             (y_lengths, columns, "y_lengths"),

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import check_gamma_and_lengths, lengths_in_range
+from ._checks import check_gamma_and_lengths, check_lattice, gamma_in_range, lengths_in_range
 
 
 def softmin(a: Tensor, b: Tensor, c: Tensor, gamma: Tensor) -> Tensor:
@@ -94,13 +94,14 @@ def value(
     y_lengths: Tensor | None,
     bandwidth: int | None,
 ) -> Tensor:
-    """R[n, m] of R[i, j] = cost[i, j] + softmin(R[i-1, j-1], R[i-1, j], R[i, j-1]); NaN where a
-    length is out of range.
+    """R[n, m] of R[i, j] = cost[i, j] + softmin(R[i-1, j-1], R[i-1, j], R[i, j-1]); NaN where gamma
+    or a length is out of range.
     """
+    check_lattice(dummy, bandwidth)
     rows, columns = cost.shape[-2:]
     check_gamma_and_lengths(gamma, x_lengths, y_lengths, rows, columns)
-    in_range = (gamma >= 0) & (gamma < math.inf)
-    in_range = lengths_in_range(x_lengths, rows) & lengths_in_range(y_lengths, columns) & in_range
+    in_range = lengths_in_range(x_lengths, rows) & lengths_in_range(y_lengths, columns)
+    in_range = in_range & gamma_in_range(gamma)
     dtype, lattice = cost.dtype, cost.double()
     n, m = per_item_lengths(x_lengths, rows, cost), per_item_lengths(y_lengths, columns, cost)
     if dummy is not None:

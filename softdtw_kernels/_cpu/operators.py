@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._checks import LARGEST_GAMMA, gamma_error
 from . import distances as _cpu_costs
 from . import exact as _cpu_exact
 from . import smoothing as _cpu_smoothing
-from .scaling import LARGEST_GAMMA, precision_of
+from .scaling import precision_of
 from .solve import ALL, NOTHING, Gradients, Problem, solve
 from .threads import run_chunks
 
@@ -50,10 +51,7 @@ def checked_gamma(gamma: Tensor) -> np.ndarray:
     values = one_or_all(gamma)
     right = (values >= 0) & (values <= LARGEST_GAMMA)
     if not right.all():
-        raise ValueError(
-            f"gamma must lie between 0 (the hard DTW) and {LARGEST_GAMMA:g}, "
-            f"got {values[~right][0]}"
-        )
+        raise gamma_error(values[~right][0])
     return values
 
 

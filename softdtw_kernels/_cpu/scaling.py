@@ -18,7 +18,6 @@ from .jit import inline
 LOG2_E = 1.4426950408889634
 LOG2_E_LOW = 2.0355273740931033e-17  # log2(e) to twice the precision is LOG2_E plus this
 SMALLEST_GAMMA = 1e-28  # below, 1 / gamma fits no float32, and softmin is the minimum
-LARGEST_GAMMA = 1e28
 
 SURE, NOT_A_NUMBER, AGAIN = 0, 1, 2  # AGAIN: not certified, another tier does it once more
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import check_lattice
 from .plan import (
     BACKWARD,
     FORWARD,
@@ -146,6 +147,7 @@ def batch(
         **({} if dense is None else strides("dense", dense)),
     }
     form_of = dict(zip(ITEMS, forms, strict=False))
+    check_lattice(None if form_of["dummy"] == ABSENT else form_of["dummy"], bandwidth)
     for name, form in form_of.items():
         fields |= item_fields(name, form, buffers.get(name))
     ragged = not form_of["x_lengths"] == form_of["y_lengths"] == ABSENT

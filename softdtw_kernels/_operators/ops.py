@@ -43,9 +43,10 @@ leading dimensions (those of vmap, say) that cannot be viewed as two: backends s
 Derivatives in the cost have its strides. gamma, dummy and their derivatives are float64, the
 lengths int64. gamma and dummy may be a number in host memory, expanded, beside costs or features on
 a CUDA device. With a dummy cost the lattice is that of weak alignment,
-(2N + 1) x (2M + 1). A backend is a module with functions of these names and signatures: CPU tensors
-go to `backends.numba_cpu` and CUDA tensors to `backends.cupy_cuda`, each imported at its first
-call. The operators have no derivatives; `autograd` gives them.
+(2N + 1) x (2M + 1), which has no band: a dummy cost and a bandwidth together raise ValueError.
+A backend is a module with functions of these names and signatures: CPU tensors go to
+`backends.numba_cpu` and CUDA tensors to `backends.cupy_cuda`, each imported at its first call. The
+operators have no derivatives; `autograd` gives them.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends as backends
+from .._checks import check_lattice
 
 _PROBLEM = (
     "Tensor cost, Tensor gamma, Tensor? dummy, Tensor? x_lengths, Tensor? y_lengths, "
@@ -109,6 +111,8 @@ def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
     """The kernels index raw memory: a tensor of another shape must not reach them."""
     if cost.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
+    if "bandwidth" in _SCHEMAS[name]:
+        check_lattice(others[1], others[4])
     shape, batch, device = cost.shape, cost.shape[:-2], cost.device
     matrix, state = _MATRICES.get(name), _STATES.get(name)
     for k, other in enumerate(others):

@@ -24,6 +24,7 @@ from .._checks import (
     Number,
     batch_parameter,
     check_bandwidth,
+    check_lattice,
     check_lengths,
     check_origin_count,
     check_tensor,
@@ -189,8 +190,7 @@ class SoftDTWFunction(EagerFunction, _ValueTwin):
     ) -> Tensor:
         args = _checked(cost, gamma, dummy, x_lengths, y_lengths)
         bandwidth = check_bandwidth(bandwidth)
-        if bandwidth is not None and dummy is not None:
-            raise ValueError(f"bandwidth must be None with a dummy cost, got {bandwidth}")
+        check_lattice(dummy, bandwidth)
         return super().apply(*args, bandwidth)
 
     @staticmethod

@@ -13,6 +13,10 @@
 #pragma once
 #include "portability.cuh"
 
+constexpr double LARGEST_GAMMA = 1e28;  // as in checks.py
+
+__device__ __forceinline__ bool is_gamma(double gamma) { return gamma >= 0 && gamma <= LARGEST_GAMMA; }  // NaN is not
+
 // What can be wrong with an item; the bits are collected over all of its cells.
 enum Status {
   FINE = 0,
@@ -145,7 +149,7 @@ struct Scaled {
 
   // Returns the status that gamma alone causes.
   __device__ __forceinline__ int start(double gamma) {
-    if (!(gamma >= 0) || gamma == infinity<double>()) return NOT_A_NUMBER;
+    if (!is_gamma(gamma)) return NOT_A_NUMBER;
     double c = -LOG2_E / fabs(gamma);  // -0.0 is 0 too
     scale = T(c);
     scale_rest = sizeof(T) == 4 ? T(c - double(scale)) : T(fma(-c, gamma, -LOG2_E) / gamma);
@@ -307,7 +311,7 @@ struct Wide {
   bool is_hard, saturated = false;
 
   __device__ __forceinline__ int start(double gamma) {
-    if (!(gamma >= 0) || gamma == infinity<double>()) return NOT_A_NUMBER;
+    if (!is_gamma(gamma)) return NOT_A_NUMBER;
     is_hard = gamma == 0;
     scale = is_hard ? 1.0 : LOG2_E / gamma;
     scale_rest = is_hard ? 0.0 : fma(-scale, gamma, LOG2_E) / gamma;

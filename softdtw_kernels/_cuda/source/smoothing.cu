@@ -71,7 +71,7 @@ __device__ __forceinline__ void smooth_part(const Smoothing& problem) {
   const Item<false> item(problem, p);
   const double gamma_here = problem.gamma_of(p);
   const COST gamma = COST(gamma_here);
-  const bool bad = item.status != FINE || !(gamma_here >= 0) || gamma_here == infinity<double>();
+  const bool bad = item.status != FINE || !is_gamma(gamma_here);
   const COST* cost = static_cast<const COST*>(problem.cost) + problem.cost_offset(p);
   const int64 cells = problem.rows * problem.columns, offset = problem.dense_offset(p);
   COST* out = static_cast<COST*>(problem.out) + offset;

@@ -471,7 +471,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiny(const __grid_constant
     const Pair pair(problem, p);
     const Rate<COST> rate(pair.gamma);
     // Costs of 0 for gamma 0 and the like; what they are is for the other kernel to say.
-    bool mark = pair.item.status != FINE || !(rate.scale > COST(0) && rate.scale < COST(1e30)) ||
+    bool mark = pair.item.status != FINE || !is_gamma(pair.gamma) ||
+                !(rate.scale > COST(0) && rate.scale < COST(1e30)) ||
                 !(fabs(pair.dummy) * double(rate.scale) < TINY_EXPONENT_LIMIT - 1) ||
                 !(problem.origin_count > 1e-30 && problem.origin_count < 1e30);
     if (!mark) {
