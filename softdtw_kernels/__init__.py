@@ -2,6 +2,7 @@
 and on CUDA.
 """
 
+from ._checks import Backend, Lengths, Number, Reduction
 from ._operators.recursion import S2DTWFunction, SoftDTWFunction
 from ._version import __version__
 from .alignment import (
@@ -12,7 +13,7 @@ from .alignment import (
     soft_dtw_alignment_from_cost,
 )
 from .barycenter import soft_dtw_barycenter
-from .costs import cost_matrix
+from .costs import Cost, cost_matrix
 from .functional import (
     s2dtw,
     s2dtw_from_cost,
@@ -24,6 +25,11 @@ from .losses import S2DTWLoss, SoftDTWLoss
 
 __all__ = [
     "Alignment",
+    "Backend",
+    "Cost",
+    "Lengths",
+    "Number",
+    "Reduction",
     "S2DTWFunction",
     "S2DTWLoss",
     "SoftDTWFunction",

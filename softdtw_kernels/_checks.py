@@ -1,4 +1,5 @@
-"""Every check of an argument, and its message: what was got, what was expected, what to do.
+"""Every check of an argument, and its message: what was got, what was expected, what to do. (That
+of a cost is in `costs`, beside the table of their names.)
 
 Shapes, dtypes, names and Python numbers are checked at the door, by the functions here that
 `functional` calls. Values inside tensors (gamma, lengths) are checked where the operator reads them
@@ -13,14 +14,16 @@ import operator
 import sys
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-COSTS = ("sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot")
-REDUCTIONS = ("none", "mean", "sum")
-BACKENDS = ("numba", "reference", "cuda")
+Reduction = Literal["none", "mean", "sum"]
+Backend = Literal["numba", "reference", "cuda"]
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+BACKENDS: tuple[str, ...] = get_args(Backend)
+KINDS = ("sqeuclidean", "negative_dot")  # the costs of two features that kernels compute
 WIDEST_BAND = 2**30  # wider than any cost matrix; sums with lengths fit 32 bits
 LARGEST_GAMMA = 1e28  # 1 / gamma stays a normal float32; as in cuda/numbers.cuh
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -261,18 +264,11 @@ def check_backend(backend: Any) -> None:
         raise ValueError(f"backend must be None or one of {BACKENDS}, got {backend!r}")
 
 
-def check_cost_name(cost: Any) -> None:
-    """A name in COSTS or a callable."""
-    if isinstance(cost, str):
-        if cost not in COSTS:
-            raise ValueError(f"cost must be one of {COSTS} or a callable, got {cost!r}")
-    elif isinstance(cost, Tensor):
-        raise TypeError(
-            "cost must be a name or a callable, got a Tensor; a cost matrix goes to the functions "
-            "that end in _from_cost"
-        )
-    elif not callable(cost):
-        raise TypeError(f"cost must be one of {COSTS} or a callable, got {type(cost).__name__}")
+def is_distance(kind: str) -> bool:
+    """Whether a kind is the one of distances, not that of dot products; others raise."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    return kind == "sqeuclidean"
 
 
 def check_origin_count(origin_count: Any) -> float:

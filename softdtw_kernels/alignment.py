@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ._checks import Lengths, Number, check_bandwidth, check_origin_count
+from ._checks import Backend, Lengths, Number, check_bandwidth, check_origin_count
 from .costs import Cost
 from .functional import Problem, problem_from_cost, problem_from_features
+
+Paths: TypeAlias = "Tensor | list[Paths]"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,7 +39,7 @@ class Alignment:
         shapes = tuple(self.value.shape), tuple(self.expected.shape)
         return "Alignment(value of shape {}, expected of shape {})".format(*shapes)
 
-    def path(self) -> Any:
+    def path(self) -> Paths:
         """The cheapest alignment (gamma = 0): an int64 tensor (L, 2) of its pairs in order.
 
         Of equally cheap predecessors the diagonal one is taken, then the one above. With dummy
@@ -55,11 +57,9 @@ class Alignment:
         return _nested(paths, cost.shape[:-2])
 
 
-def _nested(paths: list[Tensor], batch: tuple[int, ...]) -> Any:
+def _nested(paths: list[Tensor], batch: tuple[int, ...]) -> Paths:
     if not batch:
         return paths[0]
-    if len(batch) == 1:
-        return paths
     size = math.prod(batch[1:])
     return [_nested(paths[k * size : (k + 1) * size], batch[1:]) for k in range(batch[0])]
 
@@ -74,7 +74,7 @@ def soft_dtw_alignment(
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
     pairwise: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Alignment:
     """The expected alignment of sequences under soft-DTW, their value, and the cheapest path.
 
@@ -119,7 +119,7 @@ def soft_dtw_alignment_from_cost(
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Alignment:
     """The expected alignment of cost matrices: :func:`soft_dtw_alignment` for a cost of your own.
 
@@ -159,7 +159,7 @@ def s2dtw_alignment(
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
     pairwise: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Alignment:
     """The expected alignment of sequences under S2DTW, their value, and the cheapest path.
 
@@ -202,7 +202,7 @@ def s2dtw_alignment_from_cost(
     origin_count: float = 1,
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Alignment:
     """The expected alignment of cost matrices: :func:`s2dtw_alignment` for a cost of your own.
 

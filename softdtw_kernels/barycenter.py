@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from ._checks import (
+    Backend,
     Lengths,
     Number,
     check_count,
@@ -35,7 +36,7 @@ def soft_dtw_barycenter(
     divergence: bool = False,
     max_iter: int = 100,
     tol: float = 1e-5,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """The sequence that minimizes a weighted mean of soft-DTW values to given sequences.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn.functional import pad
 
 from . import _backends as backends
 from . import _reference as reference
-from ._checks import DTYPES, broadcast_batch, check_cost_name, check_features, is_autocast
+from ._checks import DTYPES, Backend, broadcast_batch, check_features, is_autocast, is_distance
 from ._operators import ops
 from ._operators.function import (
     BatchedFunction,
@@ -28,7 +29,9 @@ from ._operators.function import (
     zeros_if_none,
 )
 
-Cost = str | Callable[[Tensor, Tensor], Tensor]
+CostFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+CostName = Literal["sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot"]
+Cost: TypeAlias = CostName | CostFunction
 
 
 def cost_matrix(
@@ -37,7 +40,7 @@ def cost_matrix(
     cost: Cost = "sqeuclidean",
     *,
     pairwise: bool = False,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """The costs between all frames of two sequences.
 
@@ -74,7 +77,7 @@ def cost_matrix(
     ("shifted_cosine").
     """
     check_features(x, y, pairwise)
-    check_cost_name(cost)
+    check_cost(cost)
     x, y = computing_dtype(x, y)
     return from_features(x, y, cost, pairwise, backends.select(backend, x))
 
@@ -91,22 +94,29 @@ def from_features(x: Tensor, y: Tensor, cost: Cost, pairwise: bool, backend: str
     """The cost (*, N, M) of checked features; for all pairs (A, B, N, M), which may be a strided
     view.
     """
-    if isinstance(cost, str) and cost not in ("sqeuclidean", "euclidean"):
-        return _dot_cost(x, y, cost, pairwise)
+    rule = rule_of(cost)
+    if not isinstance(rule, KernelCost):
+        return _of_function(rule, x, y, pairwise)
+    x, y = rule.prepare(x, y)
+    make = _distances if is_distance(rule.kind) else _dot_cost
+    matrix = make(x, y, pairwise, backend)
+    return matrix if rule.finish is None else rule.finish(matrix)
+
+
+def _of_function(function: CostFunction, x: Tensor, y: Tensor, pairwise: bool) -> Tensor:
     if pairwise:
         x, y = x[:, None], y[None]
-    if not isinstance(cost, str):
-        result = _without_autocast(cost, x, y)
-        shape = (*broadcast_batch(x, y), x.shape[-2], y.shape[-2])
-        return _checked_result(result, shape, x.device)
+    shape = (*broadcast_batch(x, y), x.shape[-2], y.shape[-2])
+    return _checked_result(_without_autocast(function, x, y), shape, x.device)
+
+
+def _distances(x: Tensor, y: Tensor, pairwise: bool, backend: str) -> Tensor:
+    if pairwise:
+        x, y = x[:, None], y[None]
     if x.dim() != y.dim():  # the operators count dimensions from the front
         dims = max(x.dim(), y.dim())
         x, y = x[(None,) * (dims - x.dim())], y[(None,) * (dims - y.dim())]
-    if backend == "reference":
-        squared = reference.squared_distances(x, y)
-    else:
-        squared = squared_distances(x, y)
-    return squared if cost == "sqeuclidean" else _root(squared)
+    return reference.squared_distances(x, y) if backend == "reference" else squared_distances(x, y)
 
 
 def repeat_first_beyond(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -141,17 +151,7 @@ def _checked_result(result: Any, shape: tuple[int, ...], device: torch.device) -
     return result.float() if result.dtype in (torch.float16, torch.bfloat16) else result
 
 
-def dot_features(x: Tensor, y: Tensor, cost: str) -> tuple[Tensor, Tensor]:
-    """Features whose negative dot product is the cost: "negative_dot", or a kind of cosine."""
-    if cost != "negative_dot":
-        x, y = _unit(x), _unit(y)
-    if cost == "cosine":  # 1 - cos in the same product: one more feature
-        x, y = pad(x, (0, 1), value=1.0), pad(y, (0, 1), value=-1.0)
-    return x, y
-
-
-def _dot_cost(x: Tensor, y: Tensor, cost: str, pairwise: bool) -> Tensor:
-    x, y = dot_features(x, y, cost)
+def _dot_cost(x: Tensor, y: Tensor, pairwise: bool, backend: str) -> Tensor:
     y = -y
     if not pairwise:
         if x.shape[:-2] != y.shape[:-2]:
@@ -388,3 +388,67 @@ def _half_inverse(root: Tensor) -> Tensor:
 
 def _root(squared: Tensor) -> Tensor:
     return choose(_RootFunction, _RootTwin, (squared,))
+
+
+def _unchanged(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return x, y
+
+
+def _units(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return _unit(x), _unit(y)
+
+
+def _units_and_one(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Their negative dot product is 1 - cos: one more feature, in the same product."""
+    x, y = _units(x, y)
+    return pad(x, (0, 1), value=1.0), pad(y, (0, 1), value=-1.0)
+
+
+@dataclass(frozen=True)
+class KernelCost:
+    """A cost that kernels compute: of prepared features, of one of `checks.KINDS`, then perhaps
+    finished cell by cell, which only a cost matrix in memory can be.
+    """
+
+    kind: str
+    prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _unchanged
+    finish: Callable[[Tensor], Tensor] | None = None
+
+
+# All that is known of a cost by its name, here and nowhere else. A name may also stand for a
+# function, in plain torch, of what `cost_matrix` gives to a callable cost.
+NAMED: dict[str, KernelCost | CostFunction] = {
+    "sqeuclidean": KernelCost("sqeuclidean"),
+    "euclidean": KernelCost("sqeuclidean", finish=_root),
+    "cosine": KernelCost("negative_dot", _units_and_one),
+    "shifted_cosine": KernelCost("negative_dot", _units),
+    "negative_dot": KernelCost("negative_dot"),
+}
+
+
+def check_cost(cost: Any) -> None:
+    """A name of the table or a callable."""
+    if isinstance(cost, Tensor):
+        raise TypeError(
+            "cost must be a name or a callable, got a Tensor; a cost matrix goes to the functions "
+            "that end in _from_cost"
+        )
+    if isinstance(cost, str):
+        if cost not in NAMED:
+            raise ValueError(f"cost must be one of {tuple(NAMED)} or a callable, got {cost!r}")
+    elif not callable(cost):
+        raise TypeError(
+            f"cost must be one of {tuple(NAMED)} or a callable, got {type(cost).__name__}"
+        )
+
+
+def rule_of(cost: Cost) -> KernelCost | CostFunction:
+    """The entry of a name, or the function that is the cost itself."""
+    check_cost(cost)
+    return NAMED[cost] if isinstance(cost, str) else cost
+
+
+def fused_rule(cost: Cost) -> KernelCost | None:
+    """The entry of a cost that kernels can compute cell by cell from features, else None."""
+    rule = rule_of(cost)
+    return rule if isinstance(rule, KernelCost) and rule.finish is None else None

@@ -11,12 +11,13 @@ from torch import Tensor
 from . import _backends as backends
 from . import _reference as reference
 from ._checks import (
+    Backend,
     Lengths,
     Number,
+    Reduction,
     batch_parameter,
     broadcast_batch,
     check_bandwidth,
-    check_cost_name,
     check_features,
     check_lengths,
     check_origin_count,
@@ -25,7 +26,7 @@ from ._checks import (
 )
 from ._operators import from_features as fused
 from ._operators import recursion as autograd
-from .costs import Cost, computing_dtype, from_features, repeat_first_beyond
+from .costs import Cost, check_cost, computing_dtype, from_features, repeat_first_beyond
 
 
 class Problem(NamedTuple):
@@ -47,7 +48,7 @@ class Problem(NamedTuple):
 
 
 def problem_from_cost(
-    cost: Tensor, x_lengths: Lengths, y_lengths: Lengths, backend: str | None
+    cost: Tensor, x_lengths: Lengths, y_lengths: Lengths, backend: Backend | None
 ) -> Problem:
     check_tensor(cost, "cost", "(*, N, M)")
     name = backends.select(backend, cost)
@@ -86,10 +87,10 @@ def sequences(
     x_lengths: Lengths,
     y_lengths: Lengths,
     pairwise: bool,
-    backend: str | None,
+    backend: Backend | None,
 ) -> Sequences:
     check_features(x, y, pairwise)
-    check_cost_name(cost)
+    check_cost(cost)
     name = backends.select(backend, x)
     batch = (x.shape[0], y.shape[0]) if pairwise else broadcast_batch(x, y)
     of_x, of_y = (batch[:1], batch[1:]) if pairwise else (batch, batch)
@@ -107,7 +108,7 @@ def problem_from_features(
     x_lengths: Lengths,
     y_lengths: Lengths,
     pairwise: bool,
-    backend: str | None,
+    backend: Backend | None,
 ) -> Problem:
     checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
     return checked.problem(cost, pairwise)
@@ -117,7 +118,7 @@ def _expand(lengths: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
     return lengths if lengths is None or lengths.shape == batch else lengths.expand(batch)
 
 
-def reduce(value: Tensor, reduction: str) -> Tensor:
+def reduce(value: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return value
     return value.mean() if reduction == "mean" else value.sum()
@@ -133,8 +134,8 @@ def soft_dtw(
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
     pairwise: bool = False,
-    reduction: str = "none",
-    backend: str | None = None,
+    reduction: Reduction = "none",
+    backend: Backend | None = None,
 ) -> Tensor:
     """Soft-DTW between sequences: a smooth minimum over all alignments of their total cost.
 
@@ -205,8 +206,8 @@ def soft_dtw_from_cost(
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
-    reduction: str = "none",
-    backend: str | None = None,
+    reduction: Reduction = "none",
+    backend: Backend | None = None,
 ) -> Tensor:
     """Soft-DTW of cost matrices: :func:`soft_dtw` for a cost of your own.
 
@@ -252,7 +253,6 @@ def _value_of_sequences(
     name, batch, x, y, x_lengths, y_lengths = checked
     if not fused.applies(name, x, y, cost, pairwise):
         return _plain_value(checked.problem(cost, pairwise), gamma, bandwidth)
-    assert isinstance(cost, str)
     limits = _expand(x_lengths, batch), _expand(y_lengths, batch)
     gamma = batch_parameter(gamma, "gamma", batch, x.device, name)
     return fused.value(x, y, gamma, *limits, bandwidth, cost)
@@ -276,8 +276,8 @@ def s2dtw(
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
     pairwise: bool = False,
-    reduction: str = "none",
-    backend: str | None = None,
+    reduction: Reduction = "none",
+    backend: Backend | None = None,
 ) -> Tensor:
     """S2DTW between sequences: soft-DTW with local smoothing and weak alignment.
 
@@ -337,8 +337,8 @@ def s2dtw_from_cost(
     origin_count: float = 1,
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
-    reduction: str = "none",
-    backend: str | None = None,
+    reduction: Reduction = "none",
+    backend: Backend | None = None,
 ) -> Tensor:
     """S2DTW of cost matrices: :func:`s2dtw` for a cost of your own.
 
@@ -395,8 +395,8 @@ def soft_dtw_divergence(
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
     pairwise: bool = False,
-    reduction: str = "none",
-    backend: str | None = None,
+    reduction: Reduction = "none",
+    backend: Backend | None = None,
 ) -> Tensor:
     """The soft-DTW divergence: soft-DTW without its bias, 0 where x = y.
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ._checks import (
+    Backend,
     Lengths,
     Number,
+    Reduction,
     check_backend,
     check_bandwidth,
-    check_cost_name,
     check_origin_count,
     check_parameter,
     check_reduction,
 )
-from .costs import Cost
+from .costs import Cost, check_cost
 from .functional import s2dtw, soft_dtw, soft_dtw_divergence
 
 
 class _AlignmentLoss(nn.Module):
-    def __init__(self, gamma: Number, cost: Cost, reduction: str, backend: str | None) -> None:
+    def __init__(
+        self, gamma: Number, cost: Cost, reduction: Reduction, backend: Backend | None
+    ) -> None:
         super().__init__()
         check_parameter(gamma, "gamma")
-        check_cost_name(cost)
+        check_cost(cost)
         check_reduction(reduction)
         check_backend(backend)
         self.gamma = gamma
@@ -85,8 +88,8 @@ class SoftDTWLoss(_AlignmentLoss):
         *,
         bandwidth: int | None = None,
         divergence: bool = False,
-        reduction: str = "mean",
-        backend: str | None = None,
+        reduction: Reduction = "mean",
+        backend: Backend | None = None,
     ) -> None:
         super().__init__(gamma, cost, reduction, backend)
         self.bandwidth = check_bandwidth(bandwidth)
@@ -153,8 +156,8 @@ class S2DTWLoss(_AlignmentLoss):
         smoothing: bool = True,
         dummy_cost: Number | None = 0.5,
         origin_count: float = 1,
-        reduction: str = "mean",
-        backend: str | None = None,
+        reduction: Reduction = "mean",
+        backend: Backend | None = None,
     ) -> None:
         super().__init__(gamma, cost, reduction, backend)
         if dummy_cost is not None:

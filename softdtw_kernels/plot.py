@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.typing import ColorType
 
+    from .alignment import Paths
+
 X_COLOR = "#1f5fa8"
 Y_COLOR = "#c2571a"
 PATH_COLOR = "#f4a300"
@@ -31,7 +33,7 @@ MARGIN = 0.22  # size of a series drawn beside a matrix, as a part of the matrix
 
 def plot_alignment(
     matrix: Tensor,
-    path: Tensor | None = None,
+    path: Paths | None = None,
     *,
     x: Tensor | None = None,
     y: Tensor | None = None,
@@ -59,6 +61,7 @@ def plot_alignment(
 
     Raises:
         ValueError: the matrix is not of two dimensions, or a sequence is not as long as its side.
+        TypeError: the path is a list, that of a batch.
 
     Example:
         >>> import torch
@@ -83,6 +86,11 @@ def plot_alignment(
         vmax=vmax,
     )
     if path is not None:
+        if not isinstance(path, Tensor):
+            raise TypeError(
+                "path must be the tensor (L, 2) of one pair, got the list of a batch; "
+                "draw one of its items"
+            )
         rows, columns = path.cpu().unbind(-1)
         ax.plot(columns, rows, color="white", linewidth=3.5, solid_joinstyle="round")
         ax.plot(columns, rows, color=PATH_COLOR, linewidth=2.0, marker="o", markersize=3.0)

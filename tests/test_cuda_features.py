@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softdtw_kernels import _reference as reference
+from softdtw_kernels._checks import KINDS
 from softdtw_kernels._cuda import before as _cuda_costs
 from softdtw_kernels._cuda import features
 from softdtw_kernels._cuda import lattice as host
 from softdtw_kernels._cuda import plan as _cuda_plan
 from softdtw_kernels._cuda.features import Problem
-from softdtw_kernels._operators import ops
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -61,7 +61,7 @@ def problems(draw: st.DrawFn, largest: int) -> Problem:
     if draw(st.booleans()):
         x, y = x + 100, y + 100
     dtype = draw(st.sampled_from((torch.float32, torch.float64)))
-    kind = draw(st.sampled_from(ops.FUSED_COSTS))
+    kind = draw(st.sampled_from(KINDS))
     if kind == "negative_dot":  # of unit vectors, as for the cosine
         x, y = (z / z.norm(dim=-1, keepdim=True) for z in (x, y))
     gamma = torch.tensor(draw(st.sampled_from((1e-2, 0.1, 1.0, 10.0))), dtype=torch.float64)
@@ -245,7 +245,7 @@ def test_strips_of_one_item_wait_for_each_other(schedule: str, bandwidth: int | 
         check(EmulatorLauncher(MANY, schedule, True, resident), problem)
 
 
-@pytest.mark.parametrize("kind", ops.FUSED_COSTS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(
     kind: str, dtype: torch.dtype
@@ -298,7 +298,7 @@ def test_squared_distances_give_the_value_of_the_cost_matrix(data: st.DataObject
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ops.FUSED_COSTS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gamma", [0.0, 1e-12])
 def test_what_is_out_of_range_is_done_by_the_slow_arithmetic(
     kind: str, dtype: torch.dtype, gamma: float

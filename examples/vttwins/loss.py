@@ -20,11 +20,13 @@ Sources: Ko et al., CVPR 2022; Miech et al., CVPR 2020 (MIL-NCE).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softdtw_kernels import s2dtw
+from softdtw_kernels import Backend, Cost, s2dtw
 
 OPERATORS = ("s2dtw", "weak", "smoothed", "soft_dtw", "mil_nce")
 DIRECTIONS = ("t2v", "v2t", "symmetric")
@@ -58,7 +60,7 @@ class SequenceLoss(nn.Module):
         direction: str = "t2v",
         temperature: float = 1.0,
         bag: int = 1,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -70,7 +72,7 @@ class SequenceLoss(nn.Module):
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        self.operator, self.cost, self.direction = operator, cost, direction
+        self.operator, self.cost, self.direction = operator, cast(Cost, cost), direction
         self.contrastive, self.temperature, self.bag = contrastive, temperature, bag
         self.gamma, self.origin_count, self.backend = gamma, origin_count, backend
         self.smoothing = operator in ("s2dtw", "smoothed")

@@ -101,8 +101,9 @@ def draw_alignment(
         alignment = s2dtw_alignment(text, video, gamma=gamma, dummy_cost=dummy_cost)
         visits = alignment.expected.numpy()
         image = axes.imshow(similarity, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
-        steps = alignment.path().numpy()
-        axes.plot(*steps.T[::-1], color="black", linewidth=2, zorder=2)
+        steps = alignment.path()
+        assert isinstance(steps, Tensor)  # of one pair
+        axes.plot(*steps.numpy().T[::-1], color="black", linewidth=2, zorder=2)
         rows, columns = np.nonzero(visits > 0.02)
         axes.scatter(
             columns, rows, s=FULL_DISK * np.minimum(visits[rows, columns], 1),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import is_distance
 from . import lattice as host
 from .plan import (
     BACKWARD,
@@ -195,7 +196,7 @@ class Problem(NamedTuple):
     x_lengths: Tensor | None
     y_lengths: Tensor | None
     bandwidth: int | None
-    kind: str  # of ops.FUSED_COSTS
+    kind: str  # of checks.KINDS
 
 
 def run(
@@ -218,7 +219,7 @@ def run(
     recipe = recipe_of(
         order,
         launcher.multiprocessors,
-        problem.kind == "sqeuclidean",
+        is_distance(problem.kind),
         x.dtype,
         x.shape,
         x.stride(),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import is_distance
 from . import ops
 
 BLOCK = 1 << 24  # cells converted to float64 at a time
@@ -77,7 +78,7 @@ def fused_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _cost(x, y, kind), gamma, None, x_lengths, y_lengths, bandwidth
     by_cost, by_gamma, _ = ops.gradient(*problem, grad_value, with_gamma)
-    if kind == "sqeuclidean":
+    if is_distance(kind):
         return *ops.squared_distances_vjp(x, y, by_cost, with_x, with_y), by_gamma
     minus = -by_cost.double()
     by_x = minus @ y.double() if with_x else x[..., :0]
@@ -86,7 +87,7 @@ def fused_gradient(
 
 
 def _cost(x: Tensor, y: Tensor, kind: str) -> Tensor:
-    if kind == "sqeuclidean":
+    if is_distance(kind):
         return ops.squared_distances(x, y)
     return (x.double() @ -y.double().mT).to(x.dtype)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import costs
-from .._checks import broadcast_batch
+from .._checks import broadcast_batch, is_distance
 from . import ops
 from . import recursion as autograd
 from .function import (
@@ -35,7 +35,7 @@ def applies(backend: str, x: Tensor, y: Tensor, cost: costs.Cost, pairwise: bool
 
     All pairs do not: their costs of the dot types come from one matrix product.
     """
-    if backend != "cuda" or pairwise or not isinstance(cost, str) or cost == "euclidean":
+    if backend != "cuda" or pairwise or costs.fused_rule(cost) is None:
         return False
     return min(x.shape[-2], y.shape[-2]) >= LEAST_LENGTH
 
@@ -47,18 +47,19 @@ def value(
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
     bandwidth: int | None,
-    cost: str,
+    cost: costs.Cost,
 ) -> Tensor:
     """The value (*) of x (*, N, D) and y (*, M, D), which broadcast, differentiable.
 
-    `cost` is a name other than "euclidean"; gamma and the lengths have the shape (*).
+    `cost` is one that `applies` allows; gamma and the lengths have the shape (*).
     """
-    if cost != "sqeuclidean":
-        x, y = costs.dot_features(x, y, cost)
-        cost = "negative_dot"
+    rule = costs.fused_rule(cost)
+    if rule is None:
+        raise ValueError(f"the cost {cost!r} needs its matrix")
+    x, y = rule.prepare(x, y)
     batch = broadcast_batch(x, y)
     x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
-    args = x, y, gamma, x_lengths, y_lengths, bandwidth, cost
+    args = x, y, gamma, x_lengths, y_lengths, bandwidth, rule.kind
     if keeps_state("fused_value_and_state", x, y, gamma):
         return _FusedValueWithState.apply_checked(*args)
     return choose(_FusedValue, _FusedValueTwin, args)
@@ -152,11 +153,11 @@ def _composed_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `ops.fused_gradient`, differentiable, through the cost matrix."""
     minus_x, minus_y = -x, -y
-    is_distance = kind == "sqeuclidean"
-    cost = costs.squared_distances(x, y) if is_distance else costs.product(x, minus_y)
+    distance = is_distance(kind)
+    cost = costs.squared_distances(x, y) if distance else costs.product(x, minus_y)
     problem = cost, gamma, None, x_lengths, y_lengths, bandwidth
     by_cost, by_gamma, _ = autograd.gradient(*problem, grad_value, with_gamma)
-    if is_distance:
+    if distance:
         return *costs.squared_distances_vjp(x, y, by_cost, with_x, with_y), by_gamma
     by_x = costs.product(by_cost, minus_y.mT) if with_x else x[..., :0]
     by_y = costs.product(by_cost.mT, minus_x.mT) if with_y else y[..., :0]

@@ -58,7 +58,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends as backends
-from .._checks import check_lattice
+from .._checks import check_lattice, is_distance
 
 _PROBLEM = (
     "Tensor cost, Tensor gamma, Tensor? dummy, Tensor? x_lengths, Tensor? y_lengths, "
@@ -98,7 +98,6 @@ _SCHEMAS = {
     "fused_value_and_state": f"({_FEATURES}) -> (Tensor, Tensor)",
     "fused_gradient_from_state": f"({_FEATURES}, Tensor state, {_FUSED_GRADIENT}",
 }
-FUSED_COSTS = ("sqeuclidean", "negative_dot")
 
 
 # The arguments after the cost that are shaped like it; all other tensors have one entry an item.
@@ -195,8 +194,8 @@ def _check_features(name: str, x: Tensor, y: Tensor, *others: Any) -> None:
             f"got {tuple(x.shape)} and {tuple(y.shape)}"
         )
     for k, other in enumerate(others, start=1):
-        if isinstance(other, str) and other not in FUSED_COSTS:
-            raise ValueError(f"kind must be one of {FUSED_COSTS}, got {other!r}")
+        if isinstance(other, str):
+            is_distance(other)  # or raises
         if k == _STATES.get(name):
             _check_state(other)
         elif isinstance(other, Tensor) and other.shape != x.shape[:-2]:
