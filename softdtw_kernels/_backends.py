@@ -20,6 +20,7 @@ _MODULES = {
 }
 _BY_DEVICE = {"cpu": "numba", "cuda": "cuda"}
 _DEVICES = {"numba": "cpu", "cuda": "cuda"}
+_WITHOUT_FLOAT64 = ("mps",)  # in which the reference computes
 _loaded: dict[str, ModuleType] = {}
 
 
@@ -37,6 +38,11 @@ def select(backend: str | None, x: Tensor) -> str:
     if None.
     """
     device = x.device.type
+    if device in _WITHOUT_FLOAT64 and backend in (None, "reference"):
+        raise ValueError(
+            f"no backend runs on {x.device}, which has no float64; move the tensors with .cpu(), "
+            "and the result back: gradients follow"
+        )
     if backend is None:
         if device in _BY_DEVICE:
             return _BY_DEVICE[device]

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 Reduction = Literal["none", "mean", "sum"]
 Backend = Literal["numba", "reference", "cuda"]
@@ -35,11 +36,23 @@ Number = float | int | Tensor
 def check_tensor(x: Any, name: str, shape: str) -> None:
     """A real floating-point tensor of at least two dimensions, none of the last two empty."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of shape {shape}, got {type(x).__name__}")
-    if x.dtype not in DTYPES:
         raise TypeError(
-            f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}; "
-            f"convert it, for example with {name}.float()"
+            f"{name} must be a torch.Tensor of shape {shape}, got {type(x).__name__}"
+            + _to_tensor(x, name)
+        )
+    if x.is_nested:  # one with strides has neither a shape nor a layout of its own to tell
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one; pass {name}.to_padded_tensor(0.0) "
+            f"and, as its lengths, [len(sequence) for sequence in {name}.unbind()]"
+        )
+    if x.dtype not in DTYPES:
+        remedy = f"convert it, for example with {name}.float()"
+        if x.is_complex():
+            remedy = f"pass {name}.abs() or {name}.real"
+            if shape.endswith("D)"):
+                remedy += f", or both parts as features: torch.view_as_real({name}).flatten(-2)"
+        raise TypeError(
+            f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}; {remedy}"
         )
     if x.layout != torch.strided:
         raise TypeError(
@@ -47,12 +60,34 @@ def check_tensor(x: Any, name: str, shape: str) -> None:
             f"convert it, for example with {name}.to_dense()"
         )
     if x.dim() < 2:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+        remedy = ""
+        if x.dim() == 1 and shape.endswith("D)"):
+            remedy = f"; a sequence of single numbers is {name}[:, None], with one feature a frame"
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}{remedy}")
     if x.shape[-1] == 0 or x.shape[-2] == 0:
         raise ValueError(
             f"{name} must have shape {shape} without an empty sequence or feature dimension, "
             f"got {tuple(x.shape)}"
         )
+
+
+def _to_tensor(x: Any, name: str) -> str:
+    """How to make a tensor of something else, as the end of a message."""
+    if isinstance(x, PackedSequence):
+        return (
+            f"; unpack it: {name}, lengths = torch.nn.utils.rnn.pad_packed_sequence({name}, "
+            "batch_first=True), and pass both"
+        )
+    if hasattr(x, "__array__"):
+        return f"; convert it with torch.as_tensor({name})"
+    if not isinstance(x, (list, tuple)):
+        return ""
+    if x and all(isinstance(sequence, Tensor) for sequence in x):
+        return (
+            f"; pad it with torch.nn.utils.rnn.pad_sequence({name}, batch_first=True), and pass "
+            f"the lengths [len(sequence) for sequence in {name}]"
+        )
+    return f"; convert it with torch.tensor({name})"
 
 
 def check_features(x: Any, y: Any, pairwise: bool) -> None:
@@ -96,7 +131,7 @@ def broadcast_batch(x: Tensor, y: Tensor) -> torch.Size:
         raise ValueError(
             "the leading dimensions of x (*, N, D) and y (*, M, D) must be equal or broadcastable, "
             f"got shapes {tuple(x.shape)} and {tuple(y.shape)}; "
-            "pairwise=True compares all with all"
+            "the functions compare all with all where they are given pairwise=True"
         ) from None
 
 
@@ -174,7 +209,9 @@ def check_lengths(
     """
     if lengths is None:
         return None
+    as_tensor = name
     if not isinstance(lengths, Tensor):
+        as_tensor = f"torch.tensor({name})"
         try:
             lengths = torch.as_tensor(lengths)
         except (TypeError, ValueError, RuntimeError):
@@ -184,8 +221,16 @@ def check_lengths(
             ) from None
         if lengths.numel() == 0:
             lengths = lengths.long()  # an empty list has no dtype of its own
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"{name} must be integers, got {lengths.dtype}; convert with {name}.long()")
+    if lengths.dtype == torch.bool:
+        raise TypeError(
+            f"{name} must be integers, got torch.bool; of a mask that is True at the frames that "
+            f"count, which come first, pass mask.sum(-1), and of its opposite (~mask).sum(-1)"
+        )
+    if lengths.is_floating_point() or lengths.is_complex():
+        part = ".real" if lengths.is_complex() else ""
+        raise TypeError(
+            f"{name} must be integers, got {lengths.dtype}; convert with {as_tensor}{part}.long()"
+        )
     if lengths.shape != expected and not _broadcasts(tuple(lengths.shape), expected):
         raise ValueError(
             f"{name} must be integers of shape {tuple(expected)}, one length a sequence, "

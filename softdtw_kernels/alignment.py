@@ -89,7 +89,7 @@ def soft_dtw_alignment(
         the method `path`.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs what :func:`soft_dtw` and its backward pass cost.
 
@@ -131,7 +131,7 @@ def soft_dtw_alignment_from_cost(
         An :class:`Alignment`.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs what :func:`soft_dtw_from_cost` and its backward pass cost.
 
@@ -177,7 +177,7 @@ def s2dtw_alignment(
         which may be none.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs what :func:`s2dtw` and its backward pass cost.
 
@@ -215,7 +215,7 @@ def s2dtw_alignment_from_cost(
         An :class:`Alignment`.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs what :func:`s2dtw_from_cost` and its backward pass cost.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+from torch.nn.utils.rnn import PackedSequence
 
 from ._checks import (
     Backend,
@@ -66,6 +67,7 @@ def soft_dtw_barycenter(
     Raises:
         TypeError, ValueError: for arguments of another type, dtype, shape or range, and where the
             first value is not finite.
+        RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs the time and memory of :func:`soft_dtw` forward and backward for B pairs an evaluation.
 
@@ -118,6 +120,8 @@ def soft_dtw_barycenter(
 
 def _padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tensor]:
     """Sequences (N_i, D) as one tensor (B, max N, D) and their lengths."""
+    if isinstance(sequences, PackedSequence):  # a tuple, but not of sequences
+        check_tensor(sequences, "sequences", "(B, N, D)")
     if not hasattr(sequences, "__len__"):
         raise TypeError(
             "sequences must be a torch.Tensor (B, N, D) or a list of tensors (N_b, D), "

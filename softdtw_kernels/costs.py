@@ -61,6 +61,8 @@ def cost_matrix(
 
     Raises:
         TypeError, ValueError: for arguments of another type, dtype, shape or name.
+        RuntimeError: where a cost function fails, from its own error.
+        ImportError: for distances of CUDA tensors without CuPy.
 
     Costs O(N M D) time and the memory of the result: distances are sums of differences, exact
     where x is near y or far from the origin; the dot types are one matrix product. Autocast is
@@ -107,7 +109,27 @@ def _of_function(function: CostFunction, x: Tensor, y: Tensor, pairwise: bool) -
     if pairwise:
         x, y = x[:, None], y[None]
     shape = (*broadcast_batch(x, y), x.shape[-2], y.shape[-2])
-    return _checked_result(_without_autocast(function, x, y), shape, x.device)
+    return _checked_result(_called(function, x, y, shape), shape, x.device)
+
+
+def _called(function: CostFunction, x: Tensor, y: Tensor, shape: tuple[int, ...]) -> Any:
+    """What a cost function returns, or an error that says what it was called with.
+
+    Where tracing or lack of memory ends a call, others have to know by the error itself.
+    """
+    if torch.compiler.is_compiling():
+        return _without_autocast(function, x, y)
+    try:
+        return _without_autocast(function, x, y)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"the cost function failed: {type(error).__name__}: {error}\n"
+            f"It was called with tensors of shapes {tuple(x.shape)} and {tuple(y.shape)}, and must "
+            f"return one of shape {shape}: count dimensions from the end, (..., N, D) and "
+            "(..., M, D) to (..., N, M), since those in front broadcast"
+        ) from error
 
 
 def _distances(x: Tensor, y: Tensor, pairwise: bool, backend: str) -> Tensor:
@@ -137,8 +159,14 @@ def _checked_result(result: Any, shape: tuple[int, ...], device: torch.device) -
         raise TypeError(
             f"the cost function must return a torch.Tensor, got {type(result).__name__}"
         )
+    if result.is_nested or result.layout != torch.strided:
+        what = "a nested one" if result.is_nested else f"the layout {result.layout}"
+        raise TypeError(f"the cost function must return a dense tensor, got {what}")
     if result.dtype not in DTYPES:
-        raise TypeError(f"the cost function must return a real floating tensor, got {result.dtype}")
+        raise TypeError(
+            "the cost function must return a tensor of float32, float64, float16 or bfloat16, "
+            f"got {result.dtype}"
+        )
     if result.dim() < 2 or result.shape[-2:] != shape[-2:] or result.shape != shape:
         raise ValueError(
             f"the cost function must return a tensor of shape {shape}, got {tuple(result.shape)}"

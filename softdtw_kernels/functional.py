@@ -145,7 +145,9 @@ def soft_dtw(
     and (1, 1), and C[i, j] the cost between x_i and y_j. gamma = 0 gives DTW.
 
     Args:
-        x: (*, N, D), float32 or float64; float16 and bfloat16 are computed in float32.
+        x: (*, N, D), float32 or float64; float16 and bfloat16 are computed in float32. The batch
+            comes first. Forecasts (B, T) of one number a step are x[..., None], (B, T, 1): a
+            matrix alone is one sequence, here of B frames.
         y: (*, M, D); the leading dimensions broadcast with those of x.
         gamma: smoothing, a number or a 0-d tensor (which gets a gradient), at least 0; in the
             units of the cost. At 0 the gradient is that of one optimal path, and 0 in gamma. No
@@ -170,8 +172,12 @@ def soft_dtw(
         precision. +inf (gradient 0) where no path is allowed, NaN where a cost is NaN.
 
     Raises:
-        TypeError, ValueError: for arguments of another type, dtype, shape or range. Values of
-            gamma and lengths in CUDA tensors are not read; out of range they give NaN.
+        TypeError, ValueError: for arguments of another type, dtype, shape or range (of gamma, 0 to
+            1e28). Values of gamma and lengths in CUDA tensors are not read; out of range they give
+            NaN.
+        RuntimeError: where a cost function fails, from its own error; and for a third derivative,
+            which backend="reference" has.
+        ImportError: for CUDA tensors without CuPy.
 
     Costs O(N M (D + 1)) time a pair, O(N M w / max(N, M)) with a narrow band; one cost matrix of
     memory forward, one more backward. On CUDA neither is stored for the first derivatives, unless
@@ -224,7 +230,7 @@ def soft_dtw_from_cost(
         The values (*), or a 0-d tensor if reduced.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs O(N M) time; beyond the cost and its gradient, memory of O(N + M) a row of checkpoints. On
     CUDA, checkpoints stay in memory between forward and backward, if a gradient is due: about a
@@ -306,7 +312,7 @@ def s2dtw(
         are all +inf is +inf itself.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs O(N M) time for the four cells a pair, which are never stored; memory as
     :func:`soft_dtw`, and one more cost matrix while the smoothed costs are in use.
@@ -351,7 +357,7 @@ def s2dtw_from_cost(
         The values (*), or a 0-d tensor if reduced.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs as :func:`s2dtw`.
 
@@ -414,7 +420,7 @@ def soft_dtw_divergence(
         The divergences (*), or (A, B) for all pairs, or a 0-d tensor if reduced.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs the time and memory of three calls of :func:`soft_dtw`.
 

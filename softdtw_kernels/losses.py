@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
 from torch import Tensor, nn
 
 from ._checks import (
@@ -18,12 +23,43 @@ from ._checks import (
 from .costs import Cost, check_cost
 from .functional import s2dtw, soft_dtw, soft_dtw_divergence
 
+# What the functions call the arguments of `forward`.
+_OWN_NAMES = {
+    "x": "input",
+    "y": "target",
+    "x_lengths": "input_lengths",
+    "y_lengths": "target_lengths",
+}
+# Arguments of other libraries' losses, and what to do here.
+_ELSEWHERE = {
+    "use_cuda": "the device follows input and target, so leave it out and move them",
+    "normalize": "pass divergence=normalize, which takes sequences of any two lengths",
+    "dist_func": "pass cost=dist_func, a name or a function of (..., N, D) and (..., M, D)",
+}
+
+
+def _call(function: Callable[..., Tensor], *args: Any, **settings: Any) -> Tensor:
+    """A function whose errors name the arguments of `forward`."""
+    if torch.compiler.is_compiling():
+        return function(*args, **settings)
+    try:
+        return function(*args, **settings)
+    except (TypeError, ValueError) as error:
+        message = re.sub(r"\b[xy](_lengths)?\b", lambda m: _OWN_NAMES[m.group()], str(error))
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(message).with_traceback(error.__traceback__) from None
+
 
 class _AlignmentLoss(nn.Module):
     def __init__(
         self, gamma: Number, cost: Cost, reduction: Reduction, backend: Backend | None
     ) -> None:
         super().__init__()
+        if isinstance(gamma, bool):
+            raise TypeError(
+                f"gamma must be a number or a 0-d tensor, got {gamma}: it comes first, and there "
+                f"is no use_cuda ({_ELSEWHERE['use_cuda']})"
+            )
         check_parameter(gamma, "gamma")
         check_cost(cost)
         check_reduction(reduction)
@@ -64,10 +100,13 @@ class SoftDTWLoss(_AlignmentLoss):
 
     Shape:
         input (*, N, D), target (*, M, D), input_lengths and target_lengths None or (*); returns a
-        0-d tensor, or (*) for reduction="none".
+        0-d tensor, or (*) for reduction="none". The batch comes first, as with
+        `batch_first=True`. Forecasts (B, T) of one number a step are B sequences as
+        input[..., None], (B, T, 1); as they are, they would be one sequence of B frames.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`, for the settings at construction.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`; of settings, at
+            construction.
 
     Costs as :func:`soft_dtw`.
 
@@ -90,7 +129,11 @@ class SoftDTWLoss(_AlignmentLoss):
         divergence: bool = False,
         reduction: Reduction = "mean",
         backend: Backend | None = None,
+        **unknown: NoReturn,
     ) -> None:
+        for name in unknown:
+            remedy = _ELSEWHERE.get(name, "those that there are, are in help(SoftDTWLoss)")
+            raise TypeError(f"SoftDTWLoss has no argument {name!r}: {remedy}")
         super().__init__(gamma, cost, reduction, backend)
         self.bandwidth = check_bandwidth(bandwidth)
         self.divergence = divergence
@@ -103,7 +146,8 @@ class SoftDTWLoss(_AlignmentLoss):
         target_lengths: Lengths = None,
     ) -> Tensor:
         function = soft_dtw_divergence if self.divergence else soft_dtw
-        return function(
+        return _call(
+            function,
             input,
             target,
             gamma=self.gamma,
@@ -133,10 +177,13 @@ class S2DTWLoss(_AlignmentLoss):
 
     Shape:
         input (*, N, D), target (*, M, D), input_lengths and target_lengths None or (*); returns a
-        0-d tensor, or (*) for reduction="none".
+        0-d tensor, or (*) for reduction="none". The batch comes first, as with
+        `batch_first=True`. Forecasts (B, T) of one number a step are B sequences as
+        input[..., None], (B, T, 1); as they are, they would be one sequence of B frames.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_dtw`, for the settings at construction.
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`; of settings, at
+            construction.
 
     Costs as :func:`s2dtw`.
 
@@ -174,7 +221,8 @@ class S2DTWLoss(_AlignmentLoss):
         input_lengths: Lengths = None,
         target_lengths: Lengths = None,
     ) -> Tensor:
-        return s2dtw(
+        return _call(
+            s2dtw,
             input,
             target,
             gamma=self.gamma,

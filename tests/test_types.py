@@ -1,4 +1,4 @@
-"""Names that an argument may have are types, so that a type checker sees a typo before a run does."""
+"""Names that an argument may have are types: a type checker sees a typo before a run does."""
 
 from __future__ import annotations
 

@@ -32,6 +32,12 @@ COMPILER_OPTIONS = ("-std=c++17", "--device-int128", "--fmad=false", f"-I{SOURCE
 @cache
 def import_cupy() -> Any:
     """CuPy, or an ImportError that says how to get it."""
+    if torch.version.hip:
+        raise ImportError(
+            f"the CUDA kernels need a GPU of NVIDIA, and this PyTorch is built for ROCm "
+            f"{torch.version.hip}: pass backend='reference' (plain torch, slow), or move the "
+            "tensors with .cpu()"
+        )
     try:
         import cupy  # noqa: PLC0415
         import cupy.cuda  # noqa: PLC0415

@@ -1,0 +1,270 @@
+"""A message says what to pass instead: to those who come from another library or another container
+of sequences, who forgot a dimension, or whose device has no kernels. Where it names a call, that
+call does what it says.
+"""
+
+from __future__ import annotations
+
+import pickle
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
+
+from softdtw_kernels import (
+    S2DTWLoss,
+    SoftDTWFunction,
+    SoftDTWLoss,
+    cost_matrix,
+    s2dtw,
+    soft_dtw,
+    soft_dtw_barycenter,
+    soft_dtw_divergence,
+    soft_dtw_from_cost,
+)
+from softdtw_kernels import _backends as backends
+from softdtw_kernels._cuda import operators as cupy_cuda
+
+SEQUENCES = [torch.rand(4, 3), torch.rand(2, 3)]
+X, Y = torch.rand(2, 4, 3), torch.rand(2, 5, 3)
+MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])
+TRUTH = torch.stack([soft_dtw(x, y) for x, y in zip(SEQUENCES, Y, strict=True)])
+
+
+def raised(error: type[Exception], parts: list[str], call: Callable[[], Any]) -> str:
+    """The message, which has every part."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert type(caught.value) is error
+    for part in parts:
+        assert part in message, f"{part!r} is not in the message {message!r}"
+    return message
+
+
+def nested(layout: torch.layout) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype of torch
+        return torch.nested.nested_tensor(SEQUENCES, layout=layout)
+
+
+CONTAINERS = [
+    (lambda: pack_sequence(SEQUENCES), ["PackedSequence", "pad_packed_sequence", "batch_first"]),
+    (lambda: SEQUENCES, ["list", "pad_sequence", "batch_first=True", "lengths"]),
+    (lambda: tuple(SEQUENCES), ["tuple", "pad_sequence", "batch_first=True", "lengths"]),
+    (lambda: X.tolist(), ["list", "torch.tensor("]),
+    (lambda: X.numpy(), ["ndarray", "torch.as_tensor("]),
+    (lambda: nested(torch.jagged), ["nested", ".to_padded_tensor(0.0)", "lengths", ".unbind()"]),
+    (lambda: nested(torch.strided), ["nested", ".to_padded_tensor(0.0)", "lengths", ".unbind()"]),
+    (lambda: X.cfloat(), ["complex64", ".abs()", ".real", "torch.view_as_real(", ".flatten(-2)"]),
+    (lambda: X.long(), ["int64", ".float()"]),
+    (lambda: X.bool(), ["bool", ".float()"]),
+]
+
+
+@pytest.mark.parametrize("make, parts", CONTAINERS, ids=lambda p: str(p)[:30])
+@pytest.mark.parametrize("function", [soft_dtw, s2dtw, soft_dtw_divergence, cost_matrix])
+def test_other_containers(
+    function: Callable[..., Tensor], make: Callable[[], Any], parts: list[str]
+) -> None:
+    raised(TypeError, ["x must be", *parts], lambda: function(make(), Y))
+    raised(TypeError, ["y must be", *parts], lambda: function(Y, make()))
+
+
+@pytest.mark.parametrize("make, parts", CONTAINERS, ids=lambda p: str(p)[:30])
+@pytest.mark.parametrize("loss", [SoftDTWLoss(), SoftDTWLoss(divergence=True), S2DTWLoss()])
+def test_modules_call_them_by_their_own_names(
+    loss: torch.nn.Module, make: Callable[[], Any], parts: list[str]
+) -> None:
+    raised(TypeError, ["input must be", *parts], lambda: loss(make(), Y))
+    raised(TypeError, ["target must be", *parts], lambda: loss(Y, make()))
+
+
+@pytest.mark.parametrize("loss", [SoftDTWLoss(), SoftDTWLoss(divergence=True), S2DTWLoss()])
+@pytest.mark.parametrize(
+    "arguments, error, parts",
+    [
+        ((X[0, 0], Y), ValueError, ["input must", "(3,)", "input[:, None]"]),
+        ((X, Y[..., :2]), ValueError, ["input and target must", "(2, 4, 3)", "(2, 5, 2)"]),
+        ((X, Y.double()), TypeError, ["input and target must", "float32", "float64"]),
+        ((X, torch.rand(3, 5, 3)), ValueError, ["input (*, N, D) and target (*, M, D)"]),
+        ((X, Y.to("meta")), ValueError, ["input and target must", "cpu", "meta"]),
+        ((X, Y, [1, 9]), ValueError, ["input_lengths must", "1..4", "got 9"]),
+        ((X, Y, None, [0, 1]), ValueError, ["target_lengths must", "1..5", "got 0"]),
+        ((X, Y, None, [1, 1, 1]), ValueError, ["target_lengths must", "(2,)", "(3,)"]),
+        ((X, Y, MASK), TypeError, ["input_lengths must", "bool", "mask.sum(-1)"]),
+        ((X, Y, None, [1.0, 1.0]), TypeError, ["target_lengths", "torch.tensor(target_lengths)"]),
+    ],
+    ids=lambda a: str(a)[-30:],
+)
+def test_modules_use_their_own_names_in_every_message(
+    loss: torch.nn.Module, arguments: tuple[Any, ...], error: type[Exception], parts: list[str]
+) -> None:
+    message = raised(error, parts, lambda: loss(*arguments))
+    words = message.replace("(", " ").replace(".", " ").replace("[", " ").split()
+    assert not {"x", "y", "x_lengths", "y_lengths"} & set(words)
+
+
+def test_what_the_messages_advise_works() -> None:
+    padded, lengths = pad_packed_sequence(pack_sequence(SEQUENCES), batch_first=True)
+    torch.testing.assert_close(soft_dtw(padded, Y, x_lengths=lengths), TRUTH)
+    padded, counts = pad_sequence(SEQUENCES, batch_first=True), [len(s) for s in SEQUENCES]
+    torch.testing.assert_close(soft_dtw(padded, Y, x_lengths=counts), TRUTH)
+    for layout in (torch.jagged, torch.strided):
+        x = nested(layout)
+        counts = [len(sequence) for sequence in x.unbind()]
+        torch.testing.assert_close(soft_dtw(x.to_padded_tensor(0.0), Y, x_lengths=counts), TRUTH)
+    for mask in (MASK.sum(-1), (~~MASK).sum(-1)):
+        torch.testing.assert_close(soft_dtw(padded, Y, x_lengths=mask), TRUTH)
+    parts = torch.view_as_real(torch.complex(X, X + 1)).flatten(-2)
+    assert parts.shape == (2, 4, 6) and soft_dtw(parts, parts).shape == (2,)
+    assert soft_dtw(X[0, 0][:, None], Y[0, 0][:, None]).shape == ()
+
+
+@pytest.mark.parametrize("name", ["x_lengths", "y_lengths"])
+@pytest.mark.parametrize(
+    "lengths, parts",
+    [
+        (MASK, ["bool", "mask.sum(-1)", "(~mask).sum(-1)"]),
+        (MASK.tolist(), ["bool", "mask.sum(-1)"]),
+        (torch.ones(2), ["float32", "lengths.long()"]),
+        ([1.0, 2.0], ["float32", "torch.tensor(", ").long()"]),
+        (torch.ones(2).cfloat(), ["complex64", "lengths.real.long()"]),
+    ],
+    ids=lambda a: str(a)[:30],
+)
+def test_lengths(name: str, lengths: Any, parts: list[str]) -> None:
+    for function in (soft_dtw, s2dtw, soft_dtw_divergence):
+        raised(TypeError, [f"{name} must be integers", *parts], lambda f=function: f(
+            X, Y, **{name: lengths}
+        ))  # fmt: skip
+    raised(TypeError, [name, *parts], lambda: SoftDTWFunction.apply(
+        cost_matrix(X, Y), 1.0, None, *((lengths, None) if name[0] == "x" else (None, lengths))
+    ))  # fmt: skip
+
+
+def test_a_cost_matrix_gets_the_advice_that_fits_one() -> None:
+    message = raised(TypeError, ["cost.abs()"], lambda: soft_dtw_from_cost(X.cfloat()))
+    assert "features" not in message
+    message = raised(ValueError, ["(3,)", "(*, N, M)"], lambda: soft_dtw_from_cost(X[0, 0]))
+    assert "[:, None]" not in message
+    raised(TypeError, ["nested"], lambda: soft_dtw_from_cost(nested(torch.strided)))
+    raised(TypeError, ["nested"], lambda: SoftDTWFunction.apply(nested(torch.strided), 1.0))
+
+
+def test_a_barycenter_of_packed_or_nested_sequences() -> None:
+    packed = pack_sequence(SEQUENCES)
+    raised(TypeError, ["sequences", "pad_packed_sequence"], lambda: soft_dtw_barycenter(packed))
+    for layout in (torch.jagged, torch.strided):
+        x = nested(layout)
+        raised(TypeError, ["sequences", "to_padded_tensor"], lambda x=x: soft_dtw_barycenter(x))
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        ({"use_cuda": True}, ["'use_cuda'", "device follows", "leave it out"]),
+        ({"normalize": True}, ["'normalize'", "divergence=normalize"]),
+        ({"dist_func": torch.cdist}, ["'dist_func'", "cost=dist_func"]),
+        ({"gama": 1.0}, ["'gama'", "help(SoftDTWLoss)"]),
+    ],
+)
+def test_arguments_of_other_libraries(arguments: dict[str, Any], parts: list[str]) -> None:
+    raised(TypeError, ["SoftDTWLoss has no argument", *parts], lambda: SoftDTWLoss(**arguments))
+
+
+@pytest.mark.parametrize("loss", [SoftDTWLoss, S2DTWLoss])
+def test_use_cuda_in_the_place_of_gamma(loss: type) -> None:
+    raised(TypeError, ["gamma must be", "True", "no use_cuda"], lambda: loss(True, 0.1))
+
+
+def test_a_module_is_still_pickled() -> None:
+    loss = pickle.loads(pickle.dumps(SoftDTWLoss(0.3, divergence=True)))
+    torch.testing.assert_close(loss(X, Y), SoftDTWLoss(0.3, divergence=True)(X, Y))
+
+
+def by_index(x: Tensor, y: Tensor) -> Tensor:
+    return torch.einsum("bnd,bmd->bnm", x, y)
+
+
+@pytest.mark.parametrize("function", [soft_dtw, s2dtw, soft_dtw_divergence, cost_matrix])
+def test_a_cost_function_that_fails(function: Callable[..., Tensor]) -> None:
+    assert function(X, Y, cost=by_index).shape[0] == 2
+    shapes = ["(2, 1, 4, 3)", "(1, 2, 5, 3)", "(2, 2, 4, 5)"]
+    with pytest.raises(RuntimeError, match="the cost function failed: RuntimeError") as caught:
+        function(X, Y, cost=by_index, pairwise=True)
+    message, cause = str(caught.value), caught.value.__cause__
+    assert all(shape in message for shape in shapes)
+    assert isinstance(cause, RuntimeError) and str(cause) in message
+
+
+def test_a_module_leaves_the_words_of_a_cost_function_alone() -> None:
+    def fails(a: Tensor, b: Tensor) -> Tensor:
+        raise ValueError("x and y differ")
+
+    raised(RuntimeError, ["ValueError: x and y differ"], lambda: SoftDTWLoss(cost=fails)(X, Y))
+
+
+def test_lack_of_memory_in_a_cost_function_stays_what_it_is() -> None:
+    def fails(a: Tensor, b: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("much")
+
+    raised(torch.OutOfMemoryError, ["much"], lambda: soft_dtw(X, Y, cost=fails))
+
+
+@pytest.mark.parametrize(
+    "cost, error, parts",
+    [
+        (lambda x, y: (x @ y.mT)[..., 0], ValueError, ["(2, 4, 5)", "(2, 4)"]),
+        (lambda x, y: (x @ y.mT).sum(), ValueError, ["(2, 4, 5)", "()"]),
+        (lambda x, y: (x @ y.mT).mT, ValueError, ["(2, 4, 5)", "(2, 5, 4)"]),
+        (lambda x, y: (x @ y.mT).to_sparse(), TypeError, ["dense", "sparse_coo"]),
+        (lambda x, y: nested(torch.strided), TypeError, ["dense", "nested"]),
+        (lambda x, y: (x @ y.mT).cfloat(), TypeError, ["complex64", "float32"]),
+        (lambda x, y: (x @ y.mT) > 0, TypeError, ["bool", "float32"]),
+        (lambda x, y: (x @ y.mT).numpy(), TypeError, ["ndarray", "torch.Tensor"]),
+        (lambda x, y: (x @ y.mT).to("meta"), ValueError, ["meta", "cpu"]),
+    ],
+)
+def test_what_a_cost_function_returns(
+    cost: Callable[..., Any], error: type[Exception], parts: list[str]
+) -> None:
+    for function in (soft_dtw, s2dtw, cost_matrix, SoftDTWLoss(cost=cost)):
+        settings = {} if isinstance(function, SoftDTWLoss) else {"cost": cost}
+        raised(
+            error,
+            ["the cost function must return", *parts],
+            lambda f=function, s=settings: f(X, Y, **s),
+        )
+
+
+def on(device: str) -> Any:
+    return types.SimpleNamespace(device=torch.device(device))
+
+
+@pytest.mark.parametrize("asked", [None, "reference"])
+def test_without_float64_the_advice_is_another_device(asked: str | None) -> None:
+    message = raised(
+        ValueError, ["mps", "float64", ".cpu()"], lambda: backends.select(asked, on("mps"))
+    )
+    assert "backend=" not in message
+
+
+def test_other_devices_have_the_reference() -> None:
+    raised(ValueError, ["xpu", "backend='reference'"], lambda: backends.select(None, on("xpu")))
+    assert backends.select("reference", on("xpu")) == "reference"
+
+
+def test_rocm_is_not_told_to_install_cuda_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    message = raised(
+        ImportError,
+        ["ROCm 6.2", "backend='reference'", ".cpu()"],
+        cupy_cuda.import_cupy.__wrapped__,
+    )
+    assert "[cuda" not in message and "extra" not in message
