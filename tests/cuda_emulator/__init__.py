@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -102,12 +103,11 @@ def _cached(name: str, command: Sequence[str], inputs: bytes, suffix: str) -> Pa
 
 
 @cache
-def _sources(directory: Path) -> bytes:
-    return b"".join(
-        f.name.encode() + f.read_bytes()
-        for f in sorted(directory.iterdir())
-        if f.suffix in (".cu", ".cuh")
-    )
+def sources_of(directory: Path, name: str) -> bytes:
+    """The text of a kernel's file after that of all that it includes from `directory`."""
+    text = (directory / name).read_bytes()
+    included = re.findall(rb'^\s*#\s*include\s*"(.+)"', text, re.MULTILINE)
+    return b"".join(sources_of(directory, file.decode()) for file in included) + text
 
 
 @cache
@@ -157,7 +157,7 @@ def load(
     library = _cached(
         f"{source}-{'checked' if checked else 'fast'}-obj",
         [*common, *flags, "-include", str(header), *options, "-c", str(wrapper_file)],
-        _sources(directory),  # the header's name tells its content
+        sources_of(directory, f"{source}.cu"),  # the header's name tells its content
         ".o",
     )
     shared = _cached(
