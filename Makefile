@@ -9,12 +9,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.softdtw-kernels-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install example example-japanese-vowels example-vttwins test lint bench bench-peers \
-	gpu gpu-ready gpu-tests gpu-benchmark clean
+.PHONY: help install example example-japanese-vowels example-vttwins test fuzz lint bench \
+	bench-peers gpu gpu-ready gpu-tests gpu-benchmark clean
 
 help:
 	@echo 'make example      both examples: real recordings, and VT-TWINS; pictures in build/'
-	@echo 'make test         run the tests'
+	@echo 'make test         run the tests and doctests, with the same examples every time'
+	@echo 'make fuzz         property tests with new examples, until one fails or Ctrl-C;'
+	@echo '                  ROUNDS=n, MINUTES=m, FUZZ=laws|emulator|all, SEED=s, THOROUGH=1'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make bench        the asv suite of benchmarks/'
 	@echo 'make bench-peers  speed and memory next to other implementations'
@@ -46,7 +48,15 @@ example-vttwins: $(STAMP)
 
 # One thread a worker: the workers already fill the cores.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) tests
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+		--doctest-modules tests softdtw_kernels
+
+# exec: Ctrl-C and an end of make reach the process that ends the others.
+FUZZ ?= all
+fuzz: $(STAMP)
+	@OMP_NUM_THREADS=1 MPLBACKEND=Agg exec $(BIN)/python tests/fuzz.py --which $(FUZZ) \
+		--workers $(WORKERS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(THOROUGH),--thorough)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

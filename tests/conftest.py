@@ -1,26 +1,38 @@
-"""Hypothesis profiles and the backends every law runs on.
+"""Hypothesis profiles, rounds of random examples, the order of tests, the backends of the laws.
 
-`ci` (chosen by the variable CI, which continuous integration sets) draws the same examples every
-time; `dev` draws new ones; `thorough` draws many. HYPOTHESIS_PROFILE overrides the choice.
+`fixed`, the default everywhere, draws the same examples every time, `fuzz` those of a seed (see
+fuzz.py), `thorough` many of them. HYPOTHESIS_PROFILE or --hypothesis-profile chooses another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+with contextlib.suppress(ImportError):
+    from hypothesis.internal.conjecture import providers
+
+    # Hypothesis also draws numbers that stand in the modules which happen to be imported so far:
+    # examples would depend on what ran before in the same process.
+    providers.is_local_module_file = lambda path: False
+
 _COMMON = {
     "deadline": None,
+    "database": None,
+    "print_blob": True,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
-settings.register_profile("ci", max_examples=25, derandomize=True, print_blob=True, **_COMMON)
-settings.register_profile("dev", max_examples=25, print_blob=True, **_COMMON)
-settings.register_profile("thorough", max_examples=400, print_blob=True, **_COMMON)
-settings.load_profile(
-    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
-)
+settings.register_profile("fixed", max_examples=25, derandomize=True, **_COMMON)
+settings.register_profile("fuzz", max_examples=25, derandomize=False, **_COMMON)
+settings.register_profile("thorough", max_examples=400, derandomize=False, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "fixed")
+
+LONG_SECONDS = 30  # a test that takes longer is to be marked slow
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,8 +41,92 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="reference,numba",
         help="comma-separated backends that the laws run on (default: reference,numba)",
     )
+    parser.addoption(
+        "--every-gpu",
+        action="store_true",
+        help="compile the CUDA kernels for the GPUs between those that are always tried, too",
+    )
+    parser.addoption(
+        "--fuzz",
+        choices=("laws", "emulator", "all"),
+        help="run the property tests only: those of the CUDA emulator, the others, or all",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", metafunc.config.getoption("--backends").split(","))
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """With --doctest-modules, pytest would import the scripts beside the tests, which run then."""
+    script = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if script else None
+
+
+def is_property(item: pytest.Item) -> bool:
+    """Whether Hypothesis draws the arguments of this test."""
+    return getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+
+
+def needs_emulator(item: pytest.Item) -> bool:
+    """Whether this test is skipped where the emulator's compiler is missing."""
+    reasons = (str(mark.kwargs.get("reason")) for mark in item.iter_markers("skipif"))
+    return any(reason.startswith("the CUDA emulator needs") for reason in reasons)
+
+
+def in_round(item: pytest.Item, which: str) -> bool:
+    """Whether a round of fuzz.py runs this test."""
+    return is_property(item) and which in ("all", "emulator" if needs_emulator(item) else "laws")
+
+
+def in_order(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Slow tests first, shared out among the workers.
+
+    xdist's worksteal gives every worker one part of the list, of equal lengths, and a worker that
+    has done its part takes from the end of another's. A module that is marked slow as a whole stays
+    together, as its tests share what takes long.
+    """
+    slow: dict[str, list[pytest.Item]] = {}
+    rest = []
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            rest.append(item)
+            continue
+        module = item.getparent(pytest.Module)
+        together = module is not None and any(m.name == "slow" for m in module.own_markers)
+        slow.setdefault(module.nodeid if together else item.nodeid, []).append(item)
+    order: list[pytest.Item] = []
+    for k in range(workers):
+        mine = [item for unit in list(slow.values())[k::workers] for item in unit]
+        length = (len(items) - len(order)) // (workers - k)
+        fill = len(rest) if k == workers - 1 else max(0, length - len(mine))
+        order += mine + rest[:fill]
+        del rest[:fill]
+    return order
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    which = config.getoption("--fuzz")
+    if which:
+        config.hook.pytest_deselected(items=[i for i in items if not in_round(i, which)])
+        items[:] = [i for i in items if in_round(i, which)]
+    items[:] = in_order(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """A round that is interrupted after a failure has failed."""
+    if session.testsfailed and session.exitstatus == pytest.ExitCode.INTERRUPTED:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return (yield)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    reports = (r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind))
+    late = [r for r in reports if r.duration > LONG_SECONDS and "slow" not in r.keywords]
+    if late and not terminalreporter.config.getoption("--fuzz"):
+        terminalreporter.section("long tests that start late for lack of the mark `slow`")
+        for report in late:
+            terminalreporter.line(f"{report.duration:4.0f} s {report.nodeid}")

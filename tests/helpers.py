@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import subprocess
@@ -93,12 +94,14 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Run `code` in a fresh interpreter; a hang fails the test instead of blocking it.
 
-    -P keeps the working directory off the path: what runs is the installed package, or the one that
-    PYTHONPATH names.
+    -P keeps the working directory off the path; what runs is the package that is tested here, be
+    another checkout's installed, or the one that PYTHONPATH names.
     """
+    package = importlib.util.find_spec("softdtw_kernels").origin
+    here = {"PYTHONPATH": str(Path(package).parents[1])}
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, *arguments],
-        env={**os.environ, **(environment or {})},
+        env={**here, **os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -11,10 +11,12 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -66,17 +68,30 @@ def _supports(flag: str) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def _run_compiler(command: Sequence[str], output: Path) -> None:
-    """Compile, then rename: several test processes may want the same file."""
+@contextmanager
+def _whole_or_not_at_all(output: Path) -> Iterator[str]:
+    """Write elsewhere, then rename: several test processes may want the same file."""
     with tempfile.NamedTemporaryFile(
         dir=output.parent, suffix=output.suffix, delete=False
     ) as temporary:
         pass
-    done = subprocess.run([*command, "-o", temporary.name], capture_output=True, text=True)
-    if done.returncode:
-        os.unlink(temporary.name)
-        raise RuntimeError(f"the emulator's compiler failed:\n{done.stderr[:4000]}")
-    os.replace(temporary.name, output)
+    try:
+        yield temporary.name
+        os.replace(temporary.name, output)
+    finally:
+        Path(temporary.name).unlink(missing_ok=True)
+
+
+def _write(output: Path, text: bytes) -> None:
+    with _whole_or_not_at_all(output) as temporary:
+        Path(temporary).write_bytes(text)
+
+
+def _run_compiler(command: Sequence[str], output: Path) -> None:
+    with _whole_or_not_at_all(output) as temporary:
+        done = subprocess.run([*command, "-o", temporary], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the emulator's compiler failed:\n{done.stderr[:4000]}")
 
 
 def _cached(name: str, command: Sequence[str], inputs: bytes, suffix: str) -> Path:
@@ -88,12 +103,23 @@ def _cached(name: str, command: Sequence[str], inputs: bytes, suffix: str) -> Pa
 
 
 @cache
-def _sources(directory: Path) -> bytes:
-    return b"".join(
-        f.name.encode() + f.read_bytes()
-        for f in sorted(directory.iterdir())
-        if f.suffix in (".cu", ".cuh")
-    )
+def sources_of(directory: Path, name: str) -> bytes:
+    """The text of a kernel's file after that of all that it includes from `directory`."""
+    text = (directory / name).read_bytes()
+    included = re.findall(rb'^\s*#\s*include\s*"(.+)"', text, re.MULTILINE)
+    return b"".join(sources_of(directory, file.decode()) for file in included) + text
+
+
+@cache
+def _header(command: tuple[str, ...]) -> Path:
+    """The header for -include, precompiled with these flags: half of a kernel's compilation."""
+    source = HERE / "emulator.h"
+    text = source.read_bytes()
+    compiled = _cached("header", [*command, "-x", "c++-header", str(source)], text, ".h.gch")
+    header = compiled.with_suffix("")  # what a compiler reads that does not take to the other
+    if not header.exists():
+        _write(header, text)
+    return header
 
 
 @cache
@@ -105,7 +131,7 @@ def load(
     runtime_source = HERE / "emulator.cpp"
     runtime = _cached(
         "runtime",
-        [*common, "-O2", "-c", str(runtime_source)],
+        [*common, "-O3", "-c", str(runtime_source)],
         runtime_source.read_bytes(),
         ".o",
     )
@@ -120,18 +146,18 @@ def load(
             "--param=tsan-instrument-func-entry-exit=0",
         ]
         flags += ["-mfma"] if _supports("-mfma") else []
-    header = HERE / "emulator.h"
+    header = _header((*common, *flags))
     kernel = (directory / f"{source}.cu").as_posix()
     wrapper = f'#include "{kernel}"\nEMULATOR_ENTRY({source})\n'
     wrapper_file = (
         cache_directory() / f"{source}-{hashlib.sha256(wrapper.encode()).hexdigest()[:12]}.cpp"
     )
     if not wrapper_file.exists():
-        wrapper_file.write_text(wrapper)
+        _write(wrapper_file, wrapper.encode())
     library = _cached(
         f"{source}-{'checked' if checked else 'fast'}-obj",
         [*common, *flags, "-include", str(header), *options, "-c", str(wrapper_file)],
-        header.read_bytes() + _sources(directory),
+        sources_of(directory, f"{source}.cu"),  # the header's name tells its content
         ".o",
     )
     shared = _cached(

@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -78,6 +79,12 @@ struct PendingCopy {
   unsigned char bytes[16];
 };
 
+// A vector clock. All that a barrier joins share one, of which only their own entries differ: those are kept apart.
+struct Clock {
+  std::shared_ptr<const std::vector<uint32_t>> others;
+  uint32_t own = 0;
+};
+
 struct Fiber {
   EmulatorThread where;
   Context context;
@@ -85,9 +92,16 @@ struct Fiber {
   enum { READY, AT_BARRIER, AT_WARP, DONE } state;
   int operation, parameter, width;
   unsigned mask, value, result;
-  std::vector<uint32_t> clock;
+  Clock clock;
   std::vector<PendingCopy> copies;  // asynchronous ones, in order
   int group = 0;                    // the one that is open
+};
+
+struct Warp {
+  unsigned waiting = 0, exited = 0;  // lanes
+  int operation = 0;
+  unsigned mask = 0;
+  bool alike = true;  // all that wait gave this operation and mask
 };
 
 struct Block {
@@ -126,11 +140,11 @@ static EmulatorLaunch* launch;
 static int64_t (*entry)(const void*);
 static const void* argument;
 static std::vector<Fiber> fibers;
+static std::vector<Warp> warps;  // those of a block lie side by side
 static std::vector<Block> blocks;
 static std::vector<Buffer> buffers, shared_shadow;
 static std::vector<Range> data_ranges;
-static std::vector<uint64_t> ready;  // a bit for each fiber
-static std::vector<uint8_t> yielded;
+static std::vector<uint64_t> ready, yielded;  // a bit for each fiber
 static std::map<const void*, std::vector<uint32_t>> released;
 static char* stacks;
 static size_t stacks_mapped;
@@ -138,7 +152,7 @@ static Fiber* running;
 static Context scheduler;
 static bool failed;
 static bool progressed;  // something happened that a polling thread may be waiting for
-static int per_block;
+static int per_block, warps_in_block;
 static int64_t next_block, all_blocks;
 static uint64_t random_state;
 
@@ -170,6 +184,8 @@ static void fail(const char* format, ...) {
   }
 }
 
+static Warp& warp_of(const Fiber& f) { return warps[f.slot * warps_in_block + f.in_block / 32]; }
+
 static void set_ready(int id, bool value) {
   uint64_t bit = uint64_t(1) << (id % 64);
   ready[id / 64] = value ? ready[id / 64] | bit : ready[id / 64] & ~bit;
@@ -182,18 +198,30 @@ static void leave() {  // to the scheduler, until somebody makes this fiber read
 }
 
 static void join(std::vector<uint32_t>& into, const std::vector<uint32_t>& from) {
-  for (size_t k = 0; k < into.size(); ++k)
-    if (from[k] > into[k]) into[k] = from[k];
+  for (size_t k = 0; k < into.size(); ++k) into[k] = std::max(into[k], from[k]);
+}
+
+static uint32_t seen_by(const Fiber& f, int id) { return id == f.id ? f.clock.own : (*f.clock.others)[id]; }
+
+static std::vector<uint32_t> clock_of(const Fiber& f) {
+  std::vector<uint32_t> clock = *f.clock.others;
+  clock[f.id] = f.clock.own;
+  return clock;
 }
 
 // What all of `group` did before happens before whatever any of them does next.
 static void join_all(const std::vector<Fiber*>& group) {
   if (!launch->checked) return;
-  std::vector<uint32_t> clock = group[0]->clock;
-  for (Fiber* f : group) join(clock, f->clock);
+  auto clock = std::make_shared<std::vector<uint32_t>>(*group[0]->clock.others);
+  const void* joined = group[0]->clock.others.get();
   for (Fiber* f : group) {
-    f->clock = clock;
-    f->clock[f->id]++;
+    if (f->clock.others.get() != joined) join(*clock, *f->clock.others);
+    joined = f->clock.others.get();
+  }
+  for (Fiber* f : group) (*clock)[f->id] = f->clock.own;
+  for (Fiber* f : group) {
+    f->clock.others = clock;
+    f->clock.own++;
   }
 }
 
@@ -203,6 +231,7 @@ static void fiber_main() {
   me->state = Fiber::DONE;
   progressed = true;
   set_ready(me->id, false);
+  warp_of(*me).exited |= 1u << me->lane;
   Block& block = blocks[me->slot];
   if (block.waiting) fail("%s exited while others of its block wait at __syncthreads", name(*me).c_str());
   for (int k = 0; k < 32 && me->in_block / 32 * 32 + k < per_block; ++k) {
@@ -227,6 +256,7 @@ static void start_block(int slot) {
   shadow.begin = uintptr_t(block.shared.data() + GUARD);
   shadow.end = shadow.begin + launch->shared_bytes;
   if (launch->checked) shadow.shadow.assign(launch->shared_bytes / 4 + 1, Word());
+  std::fill_n(warps.begin() + slot * warps_in_block, warps_in_block, Warp());
   for (int t = 0; t < per_block; ++t) {
     Fiber& f = fibers[slot * per_block + t];
     const int64_t* g = launch->grid;
@@ -241,8 +271,7 @@ static void start_block(int slot) {
     f.slot = slot;
     f.id = slot * per_block + t;
     f.copies.clear();
-    f.clock.resize(launch->checked ? fibers.size() : 0);
-    if (launch->checked) f.clock[f.id]++;
+    f.clock.own++;
     context_start(f.context, stacks + f.id * STACK, STACK, fiber_main);
     set_ready(f.id, true);
   }
@@ -259,18 +288,18 @@ static void end_block(int slot) {
   start_block(slot);
 }
 
-static int next_ready(int from, int step) {  // the first ready fiber at or after `from`, in the direction of step
-  int count = int(fibers.size());
-  for (int k = 0, at = from; k < count; ++k, at += step) {
-    at = (at % count + count) % count;
-    uint64_t word = ready[at / 64];
-    if (step > 0 && (word >> (at % 64)) == 0) {  // nothing in the rest of this word
-      int skip = std::min(63 - at % 64, count - 1 - at);
-      at += skip;
-      k += skip;
-      continue;
-    }
-    if (word >> (at % 64) & 1 && !yielded[at]) return at;
+// The first fiber that can run at or after `from`, in the direction of step and around the end; -1: none can.
+static int next_ready(int from, int step) {
+  int count = int(fibers.size()), words = int(ready.size());
+  from = (from % count + count) % count;
+  uint64_t upward = ~uint64_t(0) << (from % 64), downward = ~uint64_t(0) >> (63 - from % 64);
+  int w = from / 64;
+  for (int k = 0; k <= words; ++k, w = (w + step + words) % words) {
+    uint64_t word = ready[w] & ~yielded[w];
+    uint64_t ahead = step > 0 ? upward : downward;
+    if (k == 0) word &= ahead;
+    if (k == words) word &= ~ahead;  // what was left of the first word
+    if (word) return 64 * w + (step > 0 ? __builtin_ctzll(word) : 63 - __builtin_clzll(word));
   }
   return -1;
 }
@@ -283,8 +312,8 @@ static int pick(int last) {
     case RANDOM: return next_ready(int(draw() % count), draw() & 1 ? 1 : -1);
     default: {  // stay in one warp as long as it can go on, then to another
       int warp = last / 32 * 32;
-      for (int k = 0; k < 32 && warp + k < count; ++k)
-        if (ready[(warp + k) / 64] >> ((warp + k) % 64) & 1 && !yielded[warp + k]) return warp + k;
+      uint32_t able = uint32_t((ready[warp / 64] & ~yielded[warp / 64]) >> (warp % 64));
+      if (able) return warp + __builtin_ctz(able);
       return next_ready(int(draw() % count), 1);
     }
   }
@@ -301,7 +330,7 @@ static void run() {
     int id = pick(last);
     if (id < 0) {
       bool any = false;
-      for (size_t k = 0; k < yielded.size(); ++k) any |= yielded[k] != 0, yielded[k] = 0;
+      for (uint64_t& word : yielded) any |= word != 0, word = 0;
       if (any) {
         if (++idle_rounds > 2000) {
           running = nullptr;
@@ -334,7 +363,7 @@ static void run() {
 extern "C" {
 
 void emulator_yield() {
-  yielded[running->id] = 1;
+  yielded[running->id / 64] |= uint64_t(1) << (running->id % 64);
   leave();
 }
 
@@ -371,28 +400,39 @@ unsigned emulator_warp(int operation, unsigned mask, unsigned value, int paramet
   me->state = Fiber::AT_WARP;
   progressed = true;
   set_ready(me->id, false);
-  Fiber* warp = me - me->lane;
-  unsigned arrived = 0;
-  for (int k = 0; k < 32; ++k) {
-    if (!(mask >> k & 1)) continue;
-    if (me->in_block - me->lane + k >= per_block) fail("%s names lanes that do not exist", name(*me).c_str());
-    Fiber& other = warp[k];
-    if (other.state == Fiber::DONE)
-      fail("%s waits in %s for %s, which has exited", name(*me).c_str(), operation_names[operation], name(other).c_str());
-    if (other.state != Fiber::AT_WARP) continue;
-    if (other.mask != mask || other.operation != operation)
-      fail("divergent warp: %s is in %s with mask 0x%08x, %s in %s with mask 0x%08x", name(*me).c_str(),
-           operation_names[operation], mask, name(other).c_str(), operation_names[other.operation], other.mask);
-    arrived |= 1u << k;
-  }
-  if (arrived == mask) {
-    unsigned ballot = 0;
-    std::vector<Fiber*> group;
-    for (int k = 0; k < 32; ++k)
-      if (mask >> k & 1) ballot |= (warp[k].value != 0) << k;
+  Fiber* lanes = me - me->lane;
+  Warp& warp = warp_of(*me);
+  if (!warp.waiting) warp.alike = false;
+  // Each lane of the mask is looked at by the first to come, and whenever somebody differs.
+  if (!warp.alike || warp.operation != operation || warp.mask != mask || (warp.exited & mask)) {
     for (int k = 0; k < 32; ++k) {
       if (!(mask >> k & 1)) continue;
-      Fiber& f = warp[k];
+      if (me->in_block - me->lane + k >= per_block) fail("%s names lanes that do not exist", name(*me).c_str());
+      Fiber& other = lanes[k];
+      if (other.state == Fiber::DONE)
+        fail("%s waits in %s for %s, which has exited", name(*me).c_str(), operation_names[operation],
+             name(other).c_str());
+      if (other.state != Fiber::AT_WARP) continue;
+      if (other.mask != mask || other.operation != operation)
+        fail("divergent warp: %s is in %s with mask 0x%08x, %s in %s with mask 0x%08x", name(*me).c_str(),
+             operation_names[operation], mask, name(other).c_str(), operation_names[other.operation], other.mask);
+    }
+    warp.alike = !warp.waiting;
+    warp.operation = operation;
+    warp.mask = mask;
+  }
+  warp.waiting |= 1u << me->lane;
+  unsigned arrived = warp.waiting & mask;
+  if (arrived == mask) {
+    unsigned ballot = 0;
+    static std::vector<Fiber*> group;
+    group.clear();
+    warp.waiting &= ~mask;
+    for (int k = 0; k < 32; ++k)
+      if (mask >> k & 1) ballot |= (lanes[k].value != 0) << k;
+    for (int k = 0; k < 32; ++k) {
+      if (!(mask >> k & 1)) continue;
+      Fiber& f = lanes[k];
       int first = k / f.width * f.width, source = k;
       if (operation == INDEX) source = first + ((f.parameter % f.width) + f.width) % f.width;
       if (operation == UP && k - f.parameter >= first) source = k - f.parameter;
@@ -401,7 +441,7 @@ unsigned emulator_warp(int operation, unsigned mask, unsigned value, int paramet
       if (!(mask >> source & 1))
         fail("%s reads lane %d in %s, which is outside the mask 0x%08x", name(f).c_str(), source,
              operation_names[operation], mask);
-      f.result = operation == BALLOT ? ballot : warp[source].value;
+      f.result = operation == BALLOT ? ballot : lanes[source].value;
       group.push_back(&f);
     }
     for (Fiber* f : group) {
@@ -445,10 +485,14 @@ static Buffer* find(uintptr_t address, size_t size) {
   return nullptr;
 }
 
-static bool is_private(uintptr_t address, size_t size) {
+static bool is_own(uintptr_t address, size_t size) {
   uintptr_t stack = uintptr_t(stacks) + running->id * STACK;
   if (address >= stack && address + size <= stack + STACK) return true;
-  if (address >= uintptr_t(fibers.data()) && address < uintptr_t(fibers.data() + fibers.size())) return true;
+  if (address == uintptr_t(&emulator_current)) return true;
+  return address >= uintptr_t(fibers.data()) && address < uintptr_t(fibers.data() + fibers.size());
+}
+
+static bool is_constant(uintptr_t address, size_t size) {
   for (const Range& r : data_ranges)  // the argument among them, which is read on entry
     if (address >= r.begin && address + size <= r.end) return true;
   return false;
@@ -457,22 +501,24 @@ static bool is_private(uintptr_t address, size_t size) {
 static void access(const volatile void* pointer, size_t size, bool write, bool atomic) {
   if (!launch || !launch->checked || !running || failed) return;
   uintptr_t address = uintptr_t(pointer);
-  if (!atomic && is_private(address, size)) return;
+  if (!atomic && is_own(address, size)) return;
   Buffer* buffer = find(address, size);
   if (!buffer) {
+    bool is_private = is_own(address, size) || is_constant(address, size);
+    if (is_private && !atomic) return;
     fail("%s %s %zu bytes outside every buffer%s", name(*running).c_str(), write ? "writes" : "reads", size,
-         is_private(address, size) ? " (an atomic access to private memory)" : "");
+         is_private ? " (an atomic access to private memory)" : "");
     return;
   }
   Fiber& me = *running;
   for (uintptr_t at = (address - buffer->begin) / 4; at <= (address + size - 1 - buffer->begin) / 4; ++at) {
     Word& word = buffer->shadow[at];
-    if (word.writer >= 0 && word.writer != me.id && me.clock[word.writer] < word.write_clock) {
+    if (word.writer >= 0 && word.writer != me.id && seen_by(me, word.writer) < word.write_clock) {
       fail("race: %s %s word %zu of a buffer that %s wrote, with nothing in between", name(me).c_str(),
            write ? "writes" : "reads", size_t(at), name(fibers[word.writer]).c_str());
       return;
     }
-    if (write && word.reader >= 0 && word.reader != me.id && me.clock[word.reader] < word.read_clock) {
+    if (write && word.reader >= 0 && word.reader != me.id && seen_by(me, word.reader) < word.read_clock) {
       fail("race: %s writes word %zu of a buffer that %s read, with nothing in between", name(me).c_str(), size_t(at),
            name(fibers[word.reader]).c_str());
       return;
@@ -480,10 +526,10 @@ static void access(const volatile void* pointer, size_t size, bool write, bool a
     if (atomic) continue;
     if (write) {
       word.writer = int16_t(me.id);
-      word.write_clock = me.clock[me.id];
+      word.write_clock = me.clock.own;
     } else {
       word.reader = int16_t(me.id);
-      word.read_clock = me.clock[me.id];
+      word.read_clock = me.clock.own;
     }
   }
 }
@@ -492,7 +538,11 @@ int emulator_load_acquire(const int* address) {
   access(address, 4, false, true);
   if (launch->checked) {
     auto found = released.find(address);
-    if (found != released.end()) join(running->clock, found->second);
+    if (found != released.end()) {
+      auto clock = std::make_shared<std::vector<uint32_t>>(*running->clock.others);
+      join(*clock, found->second);
+      running->clock.others = clock;
+    }
   }
   int value = *address;
   // Other threads may run between any two accesses to memory that they share.
@@ -503,8 +553,8 @@ int emulator_load_acquire(const int* address) {
 void emulator_store_release(int* address, int value) {
   access(address, 4, true, true);
   if (launch->checked) {
-    released[address] = running->clock;
-    running->clock[running->id]++;
+    released[address] = clock_of(*running);
+    running->clock.own++;
   }
   *address = value;
   progressed = true;
@@ -575,10 +625,14 @@ int emulator_launch(int64_t (*kernel)(const void*), const void* kernel_argument,
   next_block = 0;
   int slots = int(how->resident < all_blocks ? how->resident : all_blocks);
   fibers.assign(size_t(slots) * per_block, Fiber());
+  auto start = std::make_shared<std::vector<uint32_t>>(how->checked ? fibers.size() : 0);
+  for (Fiber& f : fibers) f.clock.others = start;
   blocks.assign(slots, Block());
+  warps_in_block = (per_block + 31) / 32;
+  warps.assign(size_t(slots) * warps_in_block, Warp());
   shared_shadow.assign(slots, Buffer());
-  ready.assign(fibers.size() / 64 + 1, 0);
-  yielded.assign(fibers.size(), 0);
+  ready.assign((fibers.size() + 63) / 64, 0);
+  yielded.assign(ready.size(), 0);
   if (fibers.size() * STACK > stacks_mapped) {
     if (stacks) munmap(stacks, stacks_mapped);
     stacks_mapped = fibers.size() * STACK;

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,18 +14,20 @@ from torch import nn
 from examples.vttwins.distributed import CrossRankBatchNorm3d, use_cross_rank_batch_norm
 from examples.vttwins.model import VideoTextModel
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("two_processes.py")
+MODES = ["evaluation", "cross-rank"]
 
 
-def run(world: int, mode: str, folder: Path) -> list[dict[str, Any]]:
+def run(world: int, folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    outs = [folder / f"{mode}-{world}-{rank}.pt" for rank in range(world)]
     processes = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), str(world), folder / f"store-{mode}", out, mode],
+            [sys.executable, SCRIPT, str(rank), str(world), folder / "store", folder, *MODES],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for rank, out in enumerate(outs)
+        for rank in range(world)
     ]  # fmt: skip
     try:
         for process in processes:
@@ -35,13 +36,23 @@ def run(world: int, mode: str, folder: Path) -> list[dict[str, Any]]:
     finally:
         for process in processes:
             process.kill()
-    return [torch.load(out, weights_only=True) for out in outs]
 
 
-@pytest.mark.parametrize("mode", ["evaluation", "cross-rank"])
-def test_the_gradient_of_two_processes_is_that_of_one(mode: str, tmp_path: Path) -> None:
-    (one,) = run(1, mode, tmp_path)
-    two = run(2, mode, tmp_path)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one process and of two; each does all modes, as it is slow to start."""
+    folder = tmp_path_factory.mktemp("gradients")
+    for world in (1, 2):
+        run(world, folder)
+    return folder
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gradient_of_two_processes_is_that_of_one(mode: str, runs: Path) -> None:
+    one, *two = (
+        torch.load(runs / f"{mode}-{world}-{rank}.pt", weights_only=True)
+        for world, rank in ((1, 0), (2, 0), (2, 1))
+    )
     torch.testing.assert_close(sum(part["loss"] for part in two) / 2, one["loss"])
     largest = 0.0
     for name, expected in one["gradients"].items():

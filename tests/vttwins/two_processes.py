@@ -1,6 +1,7 @@
-"""One of two processes of test_vtt_distributed.py: the gradient of its half of a batch, by DDP.
+"""One of two processes of test_vtt_distributed.py: the gradients of its half of a batch, by
+DDP.
 
-    python two_processes.py RANK WORLD STORE OUT MODE
+    python two_processes.py RANK WORLD STORE FOLDER MODE...
 
 With WORLD 1 it is the one process that the two are compared with.
 """
@@ -26,8 +27,17 @@ SEQUENCES, CLIPS, CAPTIONS = 4, 2, 3
 
 def main() -> None:
     rank, world = int(sys.argv[1]), int(sys.argv[2])
-    store, out, mode = sys.argv[3:6]
+    store, folder, *modes = sys.argv[3:]
     torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    for mode in modes:
+        torch.save(gradients_in(mode, rank, world), f"{folder}/{mode}-{world}-{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def gradients_in(mode: str, rank: int, world: int) -> dict[str, object]:
     torch.manual_seed(0)
     model = VideoTextModel(vocabulary_size=12, embedding_dim=16, train_words=True).double()
     for name, value in model.named_buffers():  # statistics as after some training
@@ -43,7 +53,6 @@ def main() -> None:
         use_cross_rank_batch_norm(model)
     network: torch.nn.Module = model
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         network = DistributedDataParallel(model, broadcast_buffers=False)
     mine = slice(rank * SEQUENCES // world, (rank + 1) * SEQUENCES // world)
     loss = SequenceLoss(direction="symmetric")
@@ -54,9 +63,7 @@ def main() -> None:
     value.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
-    torch.save({"loss": value.detach(), "gradients": gradients, "buffers": buffers}, out)
-    if world > 1:
-        dist.destroy_process_group()
+    return {"loss": value.detach(), "gradients": gradients, "buffers": buffers}
 
 
 main()
