@@ -2,6 +2,7 @@
 and on CUDA.
 """
 
+from . import _derivatives  # noqa: F401  # of the torch.library operators
 from ._operators.recursion import S2DTWFunction, SoftDTWFunction
 from ._version import __version__
 from .alignment import (
