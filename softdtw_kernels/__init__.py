@@ -3,6 +3,7 @@ and on CUDA.
 """
 
 from ._checks import Backend, Lengths, Number, Reduction
+from ._operators import derivatives  # noqa: F401  # of the torch.library operators
 from ._operators.recursion import S2DTWFunction, SoftDTWFunction
 from ._version import __version__
 from .alignment import (

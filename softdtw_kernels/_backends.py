@@ -5,8 +5,10 @@ needs it.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from ._checks import check_backend
@@ -31,6 +33,13 @@ def load(name: str) -> ModuleType:
         module = importlib.import_module(f".{_MODULES[name]}", __package__)
         _loaded[name] = module
     return module
+
+
+def in_shape(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """A result in another shape, for its maker: not a view of what nobody else holds, since
+    autograd lets nobody change in place a view that a Function returns.
+    """
+    return x if x.shape == shape else torch.ops.aten._unsafe_view.default(x, shape)
 
 
 def select(backend: str | None, x: Tensor) -> str:

@@ -9,10 +9,11 @@ on other devices a bad value gives NaN.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -33,6 +34,31 @@ Lengths = Tensor | Sequence[int] | None
 Number = float | int | Tensor
 
 
+def outside_of_traces(check: Callable[..., Any]) -> Callable[..., Any]:
+    """A check of shapes that torch.jit.trace does not see.
+
+    It makes tensors of shapes, and warns of every question about them. The operators ask again when
+    the traced program runs.
+    """
+
+    @functools.wraps(check)
+    def call(*args: Any) -> Any:
+        state = torch._C._get_tracing_state()
+        if state is None:
+            return check(*args)
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+        try:
+            return check(*args)
+        finally:
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+    return call
+
+
+same_shape = outside_of_traces(operator.eq)
+
+
+@outside_of_traces
 def check_tensor(x: Any, name: str, shape: str) -> None:
     """A real floating-point tensor of at least two dimensions, none of the last two empty."""
     if not isinstance(x, Tensor):
@@ -90,6 +116,7 @@ def _to_tensor(x: Any, name: str) -> str:
     return f"; convert it with torch.tensor({name})"
 
 
+@outside_of_traces
 def check_features(x: Any, y: Any, pairwise: bool) -> None:
     """x (*, N, D) and y (*, M, D) of one dtype and device, broadcastable.
 
@@ -231,7 +258,7 @@ def check_lengths(
         raise TypeError(
             f"{name} must be integers, got {lengths.dtype}; convert with {as_tensor}{part}.long()"
         )
-    if lengths.shape != expected and not _broadcasts(tuple(lengths.shape), expected):
+    if not (same_shape(lengths.shape, expected) or _broadcasts(lengths.shape, expected)):
         raise ValueError(
             f"{name} must be integers of shape {tuple(expected)}, one length a sequence, "
             f"got shape {tuple(lengths.shape)}"
@@ -250,6 +277,7 @@ def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
     return tensor.to(device=device, dtype=dtype)
 
 
+@outside_of_traces
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return len(shape) <= len(target) and all(
         a == b or a == 1 for a, b in zip(reversed(shape), reversed(target), strict=False)
@@ -333,6 +361,8 @@ def check_gamma_and_lengths(
     """
     if gamma.device.type != "cpu" or torch.compiler.is_compiling():
         return
+    if torch._C._get_tracing_state() is not None:
+        return
     bad_gamma = ~gamma_in_range(gamma)
     try:
         if bad_gamma.any():
@@ -353,4 +383,6 @@ def check_gamma_and_lengths(
 
 def lengths_in_range(lengths: Tensor | None, size: int) -> Tensor:
     """Which of the lengths are 1..size; all if there are none."""
-    return torch.tensor(True) if lengths is None else (lengths >= 1) & (lengths <= size)
+    return (
+        torch.ones((), dtype=torch.bool) if lengths is None else (lengths >= 1) & (lengths <= size)
+    )

@@ -18,8 +18,16 @@ from torch.nn.functional import pad
 
 from . import _backends as backends
 from . import _reference as reference
-from ._checks import DTYPES, Backend, broadcast_batch, check_features, is_autocast, is_distance
-from ._operators import ops
+from ._checks import (
+    DTYPES,
+    Backend,
+    broadcast_batch,
+    check_features,
+    is_autocast,
+    is_distance,
+    same_shape,
+)
+from ._operators import kernels
 from ._operators.function import (
     BatchedFunction,
     EagerFunction,
@@ -81,7 +89,9 @@ def cost_matrix(
     check_features(x, y, pairwise)
     check_cost(cost)
     x, y = computing_dtype(x, y)
-    return from_features(x, y, cost, pairwise, backends.select(backend, x))
+    result = from_features(x, y, cost, pairwise, backends.select(backend, x))
+    # The root keeps its result for the gradient; a caller may change what is returned.
+    return result.clone() if cost == "euclidean" and result.requires_grad else result
 
 
 def computing_dtype(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +192,7 @@ def _checked_result(result: Any, shape: tuple[int, ...], device: torch.device) -
 def _dot_cost(x: Tensor, y: Tensor, pairwise: bool, backend: str) -> Tensor:
     y = -y
     if not pairwise:
-        if x.shape[:-2] != y.shape[:-2]:
+        if not same_shape(x.shape[:-2], y.shape[:-2]):
             batch = broadcast_batch(x, y)
             x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
         return product(x, y)
@@ -198,13 +208,13 @@ class _UnitTwin(BatchedFunction):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
-        inverse.reciprocal_()
-        inverse.masked_fill_(inverse == math.inf, 0)
-        unit = x * inverse
-        # torch 2.11 compiles a gradient of 0 where the last thing in forward is a `to` that changes
-        # nothing.
-        return unit if unit.dtype == x.dtype else unit.to(x.dtype), inverse
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+        is_zero = norm.detach().reciprocal() == math.inf
+        # Masked before, so that the derivatives of what is masked afterwards are finite.
+        nonzero = torch.where(is_zero, 1.0, x)
+        norm = torch.linalg.vector_norm(nonzero, dim=-1, keepdim=True, dtype=torch.float64)
+        inverse = torch.where(is_zero, 0.0, norm.reciprocal())
+        return _in_dtype(x * inverse, x.dtype), inverse
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -226,12 +236,26 @@ class _UnitTwin(BatchedFunction):
 
 class _Unit(EagerFunction, _UnitTwin):
     @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+        inverse.reciprocal_()
+        inverse.masked_fill_(inverse == math.inf, 0)
+        return _in_dtype(x * inverse, x.dtype), inverse
+
+    @staticmethod
     @forward_rule
     def jvp(ctx: Any, saved: Sequence[Tensor], tangent: Tensor) -> tuple[Tensor, Tensor]:
         unit, inverse = saved
         along = (unit * tangent).sum(-1, keepdim=True)
         by_unit = (inverse * (tangent - unit * along)).to(unit.dtype)
         return by_unit, -inverse.square() * along
+
+
+def _in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As x.to(dtype): torch 2.11 compiles a gradient of 0 where the last thing in a forward is a
+    `to` that changes nothing.
+    """
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -290,7 +314,7 @@ class _SquaredDistancesVjp(EagerFunction):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return ops.squared_distances_vjp(*args)
+        return kernels.squared_distances_vjp(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -324,10 +348,10 @@ class _SquaredDistancesTwin(BatchedFunction):
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> Tensor:
         batch = x.shape[:-2]
-        if batch != y.shape[:-2]:
+        if not same_shape(batch, y.shape[:-2]):
             batch = torch.broadcast_shapes(batch, y.shape[:-2])
             x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
-        return ops.squared_distances(x, y)
+        return kernels.squared_distances(x, y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -338,7 +362,7 @@ class _SquaredDistancesTwin(BatchedFunction):
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
         args = *ctx.saved_tensors, g, *needs
-        grads = derivative(_SquaredDistancesVjp, ops.squared_distances_vjp, args)
+        grads = derivative(_SquaredDistancesVjp, kernels.squared_distances_vjp, args)
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
     @classmethod
@@ -389,7 +413,9 @@ class _RootTwin(BatchedFunction):
 
     @staticmethod
     def forward(squared: Tensor) -> Tensor:
-        return squared.sqrt()
+        is_zero = squared == 0
+        # Masked before too, so that the derivative of what is masked afterwards is finite.
+        return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).sqrt())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -402,6 +428,10 @@ class _RootTwin(BatchedFunction):
 
 
 class _RootFunction(EagerFunction, _RootTwin):
+    @staticmethod
+    def forward(squared: Tensor) -> Tensor:
+        return squared.sqrt()
+
     @staticmethod
     @forward_rule
     def jvp(ctx: Any, saved: Sequence[Tensor], tangent: Tensor) -> Tensor:

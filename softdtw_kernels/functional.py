@@ -23,6 +23,7 @@ from ._checks import (
     check_origin_count,
     check_reduction,
     check_tensor,
+    same_shape,
 )
 from ._operators import from_features as fused
 from ._operators import recursion as autograd
@@ -115,7 +116,7 @@ def problem_from_features(
 
 
 def _expand(lengths: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
-    return lengths if lengths is None or lengths.shape == batch else lengths.expand(batch)
+    return lengths if lengths is None or same_shape(lengths.shape, batch) else lengths.expand(batch)
 
 
 def reduce(value: Tensor, reduction: Reduction) -> Tensor:

@@ -36,6 +36,11 @@ def as_array(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 
 
+def from_array(x: np.ndarray, shape: torch.Size) -> Tensor:
+    """A result. NumPy shapes it: autograd lets nobody change a view of torch in place."""
+    return torch.from_numpy(x.reshape(shape))
+
+
 def flat(x: Tensor | None) -> np.ndarray:
     return NOTHING if x is None else np.ascontiguousarray(as_array(x)).reshape(-1)
 
@@ -101,7 +106,7 @@ def value(
     bandwidth: int | None,
 ) -> Tensor:
     task = problem(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
-    return torch.from_numpy(solve(task, None)).view(cost.shape[:-2])
+    return from_array(solve(task, None), cost.shape[:-2])
 
 
 def gradient(
@@ -122,11 +127,7 @@ def gradient(
     solve(task, gradients)
     by_gamma = gradients.gamma if with_parameters else np.zeros(task.pairs)
     shape = cost.shape[:-2]
-    return (
-        grad,
-        torch.from_numpy(by_gamma).view(shape),
-        torch.from_numpy(gradients.dummy).view(shape),
-    )
+    return grad, from_array(by_gamma, shape), from_array(gradients.dummy, shape)
 
 
 def hessian_product(
@@ -163,10 +164,10 @@ def hessian_product(
     run_chunks(task.pairs, task.cells, work)
     shape = cost.shape[:-2]
     return (
-        torch.from_numpy(tangent_value).to(cost.dtype).view(shape),
+        from_array(tangent_value, shape).to(cost.dtype),
         out,
-        torch.from_numpy(out_gamma).view(shape),
-        torch.from_numpy(out_dummy).view(shape),
+        from_array(out_gamma, shape),
+        from_array(out_dummy, shape),
     )
 
 
@@ -239,7 +240,7 @@ def smooth_vjp(
     if hard.size:
         _cpu_smoothing.hard_vjp(task.cost, task.n, task.m, hard, adjoint, grad)
         grad_gamma[hard] = 0.0
-    return result, torch.from_numpy(grad_gamma).view(cost.shape[:-2])
+    return result, from_array(grad_gamma, cost.shape[:-2])
 
 
 def smoothed_value(

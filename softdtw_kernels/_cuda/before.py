@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._backends import in_shape
 from . import lattice as host
 from .plan import LANES, Argument, c_type, ceil_divide
 from .recipe import Launcher, Recipe
@@ -99,7 +100,7 @@ def smooth(
     if out.numel():
         items = gamma, x_lengths, y_lengths
         run_smoothing(launcher, 0, cost, items, origin_count, {"out": out})
-    return out.view(shape) if out.shape != shape else out
+    return in_shape(out, shape)
 
 
 def smooth_vjp(
@@ -118,9 +119,7 @@ def smooth_vjp(
         items = gamma, x_lengths, y_lengths
         matrices = {"out": out, "grad_s": host.with_strides_of(out, grad_s)}
         in_gamma = run_smoothing(launcher, 1, cost, items, origin_count, matrices)
-    return out.view(shape) if out.shape != shape else out, host.sum_of_parts(
-        in_gamma, shape[:-2], cost, True
-    )
+    return in_shape(out, shape), host.sum_of_parts(in_gamma, shape[:-2], cost, True)
 
 
 DISTANCE_TILE, DISTANCE_DEPTH, DISTANCE_THREADS = 64, 16, 256  # as in source/distances.cu

@@ -179,6 +179,11 @@ def packed(x: Tensor) -> Tensor:
     return copy
 
 
+def unpacked(x: Tensor, features: int) -> Tensor:
+    """So many features of whole packs: x itself or a copy, never a view."""
+    return x if x.shape[-1] <= features else x[..., :features].contiguous()
+
+
 def pack_strides(prefix: str, stride: tuple[int, ...], itemsize: int) -> dict[str, Argument]:
     length = PACK_BYTES // itemsize
     given = (0,) * (5 - len(stride)) + stride[:-1]
@@ -346,7 +351,7 @@ def gradient(
             others["grad_y"] = by_y
         in_gamma, _ = run(launcher, problem, 1, grad_value, others, with_gamma, size)
     return (
-        by_x[..., : x.shape[-1]].contiguous(),
-        by_y[..., : y.shape[-1]].contiguous(),
+        unpacked(by_x, x.shape[-1]),
+        unpacked(by_y, y.shape[-1]),
         host.sum_of_parts(in_gamma, x.shape[:-2], x, with_gamma),
     )

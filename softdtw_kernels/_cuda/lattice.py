@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._backends import in_shape
 from .._checks import check_lattice
 from .plan import (
     BACKWARD,
@@ -436,7 +437,7 @@ def leaves_cells(x_lengths: Tensor | None, y_lengths: Tensor | None, bandwidth: 
 def sum_of_parts(parts: Tensor | None, batch: torch.Size, like: Tensor, wanted: bool) -> Tensor:
     """(pairs, parts) to the shape `batch`; zeros if None, or anything where it is not wanted."""
     if parts is not None:
-        return (parts if parts.shape[-1] == 1 else parts.sum(-1)).view(batch)
+        return in_shape(parts if parts.shape[-1] == 1 else parts.sum(-1), batch)
     # Zeros would be one more launch.
     new = torch.zeros if wanted else torch.empty
     return new(batch, dtype=torch.float64, device=like.device)
@@ -466,7 +467,7 @@ def gradient(
             launcher, 1, cost, out.stride(), items, bandwidth, others, with_parameters, size
         )
     return (
-        out.view(shape) if out.shape != shape else out,
+        in_shape(out, shape),
         sum_of_parts(in_gamma, shape[:-2], cost, with_parameters),
         sum_of_parts(in_dummy, shape[:-2], cost, with_parameters),
     )
@@ -505,7 +506,7 @@ def hessian_product(
         )
     return (
         tangent_value,
-        out.view(shape) if out.shape != shape else out,
+        in_shape(out, shape),
         sum_of_parts(in_gamma, shape[:-2], cost, True),
         sum_of_parts(in_dummy, shape[:-2], cost, True),
     )

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .._backends import in_shape
 from . import before as _cuda_costs
 from . import lattice as host
 from .plan import Argument, Batch, c_type, ceil_divide
@@ -356,7 +357,7 @@ def tiny_gradient(
     out = host.new_like(cost, host.leaves_cells(*rest[2:]))
     *items, bandwidth = rest
     run(launcher, 1, cost, [*items, grad_value], bandwidth, origin_count, out)
-    return out.view(shape) if out.shape != shape else out
+    return in_shape(out, shape)
 
 
 def no_parameter(cost: Tensor) -> Tensor:

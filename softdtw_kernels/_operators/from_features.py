@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import costs
 from .._checks import broadcast_batch, is_distance
-from . import ops
+from . import kernels
 from . import recursion as autograd
 from .function import (
     BatchedFunction,
@@ -76,7 +76,7 @@ class _FusedValueTwin(BatchedFunction):
         bandwidth: int | None,
         kind: str,
     ) -> Tensor:
-        return ops.fused_value(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
+        return kernels.fused_value(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -88,7 +88,7 @@ class _FusedValueTwin(BatchedFunction):
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad[:3]
         args: list[Any] = [*ctx.saved_tensors, *ctx.constants, grad_value, *needs]
-        gradient = _composed_gradient if may_be_differentiated() else ops.fused_gradient
+        gradient = _composed_gradient if may_be_differentiated() else kernels.fused_gradient
         grads = gradient(*args)
         wanted = [g if need else None for g, need in zip(grads, needs, strict=True)]
         return *wanted, None, None, None, None
@@ -119,7 +119,7 @@ class _FusedValueWithState(EagerFunction):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        value, state = ops.fused_value_and_state(*args)
+        value, state = kernels.fused_value_and_state(*args)
         ctx.save_for_backward(*args[:5], state)
         ctx.constants = args[5:]
         return value
@@ -133,7 +133,7 @@ class _FusedValueWithState(EagerFunction):
         if may_be_differentiated():
             grads = _composed_gradient(*[*problem, *rest])
         else:
-            grads = ops.fused_gradient_from_state(*problem, state, *rest)
+            grads = kernels.fused_gradient_from_state(*problem, state, *rest)
         wanted = [g if need else None for g, need in zip(grads, needs, strict=True)]
         return *wanted, None, None, None, None
 
@@ -159,6 +159,6 @@ def _composed_gradient(
     by_cost, by_gamma, _ = autograd.gradient(*problem, grad_value, with_gamma)
     if distance:
         return *costs.squared_distances_vjp(x, y, by_cost, with_x, with_y), by_gamma
-    by_x = costs.product(by_cost, minus_y.mT) if with_x else x[..., :0]
-    by_y = costs.product(by_cost.mT, minus_x.mT) if with_y else y[..., :0]
+    by_x = costs.product(by_cost, minus_y.mT) if with_x else x.new_empty(*x.shape[:-1], 0)
+    by_y = costs.product(by_cost.mT, minus_x.mT) if with_y else y.new_empty(*y.shape[:-1], 0)
     return by_x, by_y, by_gamma

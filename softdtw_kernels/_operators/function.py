@@ -29,6 +29,14 @@ except ImportError:  # pragma: no cover
         return args
 
 
+try:
+    from torch.compiler import is_exporting
+except ImportError:  # pragma: no cover  # torch 2.6; then not where Dynamo is what exports
+
+    def is_exporting() -> bool:
+        return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
 class BatchedFunction(Function):
     """All tensors have leading batch dimensions, so vmap only adds one more in front."""
 
@@ -46,13 +54,23 @@ def choose(
     """`function` applied to checked arguments, or under torch.compile its twin without jvp; its
     forward alone where nobody asks for a derivative.
 
+    A program that is recorded gets the forward of the twin, whose parts have derivatives.
     torch.compile also refuses one tensor as two arguments (a sequence compared with itself, the
     same lengths on both sides), hence the views.
     """
+    if is_recorded():
+        return twin.forward(*args)
     if not torch.compiler.is_compiling():
         tracked = is_transformed() or gradient_is_due(args)
         return function.apply_checked(*args) if tracked else function.forward(*args)
     return twin.apply(*(arg.view_as(arg) if isinstance(arg, Tensor) else arg for arg in args))
+
+
+def is_recorded() -> bool:
+    """Whether torch.export or torch.jit.trace takes down the operators that are called: all that
+    will be known of a Function then, whose backward is lost, is what its forward calls.
+    """
+    return torch._C._get_tracing_state() is not None or is_exporting()
 
 
 def is_transformed() -> bool:
@@ -91,6 +109,11 @@ class EagerFunction(BatchedFunction):
         """`apply` for the package itself, which has checked the arguments."""
         if in_transform():
             return super().apply(*args)
+        return cls.apply_at_this_level(*args)
+
+    @classmethod
+    def apply_at_this_level(cls, *args: Any) -> Any:
+        """`apply` where torch has already chosen a level of the transforms."""
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
@@ -98,7 +121,9 @@ def keeps_state(operator: str, *args: Any) -> bool:
     """Whether the value of these arguments keeps what its gradient goes on with: in plain eager
     mode, if a gradient is due and the backend of the first argument has such an operator.
     """
-    if torch.compiler.is_compiling() or is_transformed() or not gradient_is_due(args):
+    if torch.compiler.is_compiling() or is_recorded():
+        return False
+    if is_transformed() or not gradient_is_due(args):
         return False
     return hasattr(backends.load(backends.select(None, args[0])), operator)
 

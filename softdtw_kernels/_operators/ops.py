@@ -45,8 +45,8 @@ lengths int64. gamma and dummy may be a number in host memory, expanded, beside 
 a CUDA device. With a dummy cost the lattice is that of weak alignment,
 (2N + 1) x (2M + 1), which has no band: a dummy cost and a bandwidth together raise ValueError.
 A backend is a module with functions of these names and signatures: CPU tensors go to
-`backends.numba_cpu` and CUDA tensors to `backends.cupy_cuda`, each imported at its first call. The
-operators have no derivatives; `autograd` gives them.
+`backends.numba_cpu` and CUDA tensors to `backends.cupy_cuda`, each imported at its first call.
+`derivatives` gives the operators their derivatives.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def _dispatch(name: str, backend: str) -> Callable[..., Any]:
         folded = batch[0], batch[1:].numel()
         result = kernel(*(_replace_batch(arg, len(batch), folded) for arg in (cost, *others)))
         if isinstance(result, Tensor):
-            return _replace_batch(result, 2, batch).contiguous()
-        return tuple(_replace_batch(part, 2, batch).contiguous() for part in result)
+            return _unfolded(result, batch)
+        return tuple(_unfolded(part, batch) for part in result)
 
     return run
 
@@ -170,6 +170,13 @@ def _replace_batch(arg: Any, count: int, batch: tuple[int, ...]) -> Any:
     if not isinstance(arg, Tensor) or _is_state(arg):
         return arg
     return arg.reshape(*batch, *arg.shape[count:])
+
+
+def _unfolded(result: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """A result of two leading dimensions as one of the dimensions `batch`."""
+    if _is_state(result):
+        return result
+    return backends.in_shape(result.contiguous(), (*batch, *result.shape[2:]))
 
 
 def _dispatch_features(name: str, backend: str) -> Callable[..., Any]:

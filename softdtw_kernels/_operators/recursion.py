@@ -30,7 +30,7 @@ from .._checks import (
     check_tensor,
     to_device,
 )
-from . import ops
+from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
@@ -47,7 +47,7 @@ from .function import (
 class _HessianProduct(EagerFunction):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return ops.hessian_product(*args)
+        return kernels.hessian_product(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -81,7 +81,7 @@ class _GradientTwin(BatchedFunction):
         with_parameters: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
-        return ops.gradient(*problem, grad_value, with_parameters)
+        return kernels.gradient(*problem, grad_value, with_parameters)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -97,7 +97,7 @@ class _GradientTwin(BatchedFunction):
         by_cost, by_gamma, by_dummy = tangents
         by_dummy = None if problem[2] is None else by_dummy
         args = *problem, ctx.bandwidth, grad_value, by_cost, by_gamma, by_dummy
-        along, *products = derivative(_HessianProduct, ops.hessian_product, args)
+        along, *products = derivative(_HessianProduct, kernels.hessian_product, args)
         needs = ctx.needs_input_grad
         wanted = [p if need else None for p, need in zip(products, needs[:3], strict=True)]
         return *wanted, None, None, None, along if needs[6] else None, None
@@ -134,7 +134,7 @@ class _ValueTwin(BatchedFunction):
         y_lengths: Tensor | None,
         bandwidth: int | None,
     ) -> Tensor:
-        return ops.value(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
+        return kernels.value(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -146,7 +146,7 @@ class _ValueTwin(BatchedFunction):
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
         args = *ctx.saved_tensors, ctx.bandwidth, grad_value, needs[1] or needs[2]
-        grads = derivative(_Gradient, ops.gradient, args)
+        grads = derivative(_Gradient, kernels.gradient, args)
         wanted = [g if need else None for g, need in zip(grads, needs[:3], strict=True)]
         return *wanted, None, None, None
 
@@ -212,7 +212,7 @@ class _ValueWithState(EagerFunction):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        value, state = ops.value_and_state(*args)
+        value, state = kernels.value_and_state(*args)
         *tensors, ctx.bandwidth = args
         ctx.save_for_backward(*tensors, state)
         return value
@@ -225,7 +225,7 @@ class _ValueWithState(EagerFunction):
         if may_be_differentiated():
             grads = _Gradient.apply(*problem, grad_value, with_parameters)
         else:
-            grads = ops.gradient_from_state(*problem, state, grad_value, with_parameters)
+            grads = kernels.gradient_from_state(*problem, state, grad_value, with_parameters)
         wanted = [g if need else None for g, need in zip(grads, needs[:3], strict=True)]
         return *wanted, None, None, None
 
@@ -233,7 +233,7 @@ class _ValueWithState(EagerFunction):
 class _SmoothVjp(EagerFunction):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return ops.smooth_vjp(*args)
+        return kernels.smooth_vjp(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -273,7 +273,7 @@ class _SmoothTwin(BatchedFunction):
         y_lengths: Tensor | None,
         origin_count: float,
     ) -> Tensor:
-        return ops.smooth(cost, gamma, x_lengths, y_lengths, origin_count)
+        return kernels.smooth(cost, gamma, x_lengths, y_lengths, origin_count)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -284,7 +284,7 @@ class _SmoothTwin(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, grad_s: Tensor) -> tuple[Any, ...]:
         args = *ctx.saved_tensors, ctx.origin_count, grad_s
-        by_cost, by_gamma = derivative(_SmoothVjp, ops.smooth_vjp, args)
+        by_cost, by_gamma = derivative(_SmoothVjp, kernels.smooth_vjp, args)
         return by_cost, by_gamma, None, None, None
 
 
@@ -305,7 +305,7 @@ class _S2DTWTwin(BatchedFunction):
         y_lengths: Tensor | None,
         origin_count: float,
     ) -> Tensor:
-        return ops.smoothed_value(cost, gamma, dummy, x_lengths, y_lengths, origin_count)
+        return kernels.smoothed_value(cost, gamma, dummy, x_lengths, y_lengths, origin_count)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -320,7 +320,7 @@ class _S2DTWTwin(BatchedFunction):
         if may_be_differentiated():
             grads = _smoothed_gradient(*args)
         else:
-            grads = ops.smoothed_gradient(*args)
+            grads = kernels.smoothed_gradient(*args)
         wanted = [g if need else None for g, need in zip(grads, needs[:3], strict=True)]
         return *wanted, None, None, None
 

@@ -1,0 +1,88 @@
+"""The derivatives of the torch.library operators themselves, for programs that do not go through
+the Functions: those of torch.export and torch.jit.trace, and direct calls of `torch.ops`.
+
+An operator is then what its Function is, second derivatives included. The Functions do not come
+here again: they call `kernels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import costs
+from . import from_features as fused
+from . import ops
+from . import recursion as autograd
+from .function import EagerFunction, gradient_is_due, in_transform, is_transformed
+
+_FUNCTIONS: dict[str, type[EagerFunction]] = {
+    "value": autograd.SoftDTWFunction,
+    "gradient": autograd._Gradient,
+    "hessian_product": autograd._HessianProduct,
+    "smooth": autograd._Smooth,
+    "smooth_vjp": autograd._SmoothVjp,
+    "smoothed_value": autograd.S2DTWFunction,
+    "squared_distances": costs._SquaredDistances,
+    "squared_distances_vjp": costs._SquaredDistancesVjp,
+    "fused_value": fused._FusedValue,
+}
+_COMPOSITIONS: dict[str, Callable[..., Any]] = {
+    "smoothed_gradient": autograd._smoothed_gradient,
+    "fused_gradient": fused._composed_gradient,
+}
+# What makes them differentiable takes more than the operators do.
+_WIDER = ("squared_distances", "fused_gradient")
+
+
+def _differentiated(name: str, args: tuple[Any, ...]) -> Any:
+    composition = _COMPOSITIONS.get(name)
+    if in_transform() and (composition or not _is_reverse_mode()):
+        raise NotImplementedError(
+            f"this transform of torch.func takes no torch.ops.softdtw_kernels.{name} called "
+            "directly: call the public functions of softdtw_kernels, which compose with all"
+        )
+    if name in _WIDER:
+        ops._check_features(name, *args)
+    if composition:
+        return composition(*args)
+    function = _FUNCTIONS.get(name)
+    if function is None:
+        raise NotImplementedError(
+            f"torch.ops.softdtw_kernels.{name} has no derivative, and an argument requires a "
+            "gradient: call the operator without a state, or detach the arguments"
+        )
+    if not in_transform():
+        return function.apply_at_this_level(*args)
+    from torch._functorch.autograd_function import (  # noqa: PLC0415
+        enable_single_level_autograd_function,
+    )
+
+    with enable_single_level_autograd_function():
+        return function.apply_at_this_level(*args)
+
+
+def _is_reverse_mode() -> bool:
+    """Of the transform at hand."""
+    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter  # noqa: PLC0415
+
+    interpreter = retrieve_current_functorch_interpreter()
+    return bool(interpreter.key() == torch._C._functorch.TransformType.Grad)
+
+
+def _register(name: str) -> None:
+    operator = getattr(torch.ops.softdtw_kernels, name).default
+
+    def call(*args: Any) -> Any:
+        if is_transformed() or gradient_is_due(args):
+            return _differentiated(name, args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    ops._library.impl(name, call, "Autograd")
+
+
+for _name in ops._SCHEMAS:
+    _register(_name)
