@@ -109,11 +109,11 @@ class EagerFunction(BatchedFunction):
         """`apply` for the package itself, which has checked the arguments."""
         if in_transform():
             return super().apply(*args)
-        return cls.apply_at_this_level(*args)
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
     @classmethod
     def apply_at_this_level(cls, *args: Any) -> Any:
-        """`apply` where torch has already chosen a level of the transforms."""
+        """`apply` inside an operator, where torch has already chosen a level of the transforms."""
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
