@@ -125,6 +125,7 @@ def test_mistakes_in_asynchronous_copies_are_seen(mistake: str, tmp_path: Path) 
         check_against_oracle(launcher, call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bandwidth", [None, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_strips_in_groups_give_the_same_bits(

@@ -342,6 +342,7 @@ def test_float32_keeps_its_bar_over_a_long_path(kind: str, gamma: float) -> None
     assert value == pytest.approx(truth, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "gamma"), [("band", 1e-2), ("forbidden", 1.0)])
 def test_float32_keeps_its_bar_at_4096(limit: str, gamma: float) -> None:
     """Against the CPU kernels in float64 on the same float32 cost."""

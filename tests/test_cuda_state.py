@@ -92,6 +92,7 @@ def test_strips_of_one_item_wait_for_each_other(
         check(EmulatorLauncher(MANY, schedule, True, resident, family=family), call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_items_of_every_status_side_by_side(dtype: torch.dtype, family: str) -> None:

@@ -23,7 +23,7 @@ import sys
 import pytest
 from hypothesis import given, strategies as st
 
-@given(x=st.integers(0, 10**6), y=st.floats(0, 1))
+@given(x=st.integers(0, 10**6), y=st.lists(st.integers(0, 10**4), min_size=20, max_size=20))
 def test_property(x, y):
     print("drawn", x, y, file=sys.__stdout__)
     assert not (SOMETIMES)
@@ -93,7 +93,7 @@ def test_a_round_can_be_ended_at_once(how: str, tmp_path: Path) -> None:
 
 def test_examples_do_not_depend_on_what_is_imported(tmp_path: Path) -> None:
     """Nor on the variable CI, nor on a database of earlier failures."""
-    (tmp_path / "numbers_of_mine.py").write_text(f"numbers = {list(range(1000, 9000, 7))}")
+    (tmp_path / "numbers_of_mine.py").write_text(f"numbers = {list(range(1000, 9000, 40))}")
     file = tmp_path / "test_planted.py"
     results = []
     for ci, extra in (("", ""), ("true", "import numbers_of_mine\n")):

@@ -174,6 +174,7 @@ stop.set()
     )
 
 
+@pytest.mark.slow
 def test_processes_that_race_on_a_cold_cache(tmp_path: Path) -> None:
     """Three processes compile into one empty cache at once; a fourth loads what they left.
 
@@ -197,6 +198,7 @@ def test_processes_that_race_on_a_cold_cache(tmp_path: Path) -> None:
     assert len(set(results)) == 1
 
 
+@pytest.mark.slow
 def test_without_any_place_for_a_cache(tmp_path: Path) -> None:
     """Every location that Numba would write to lies below a regular file, even for root."""
     package = tmp_path / "site" / "softdtw_kernels"

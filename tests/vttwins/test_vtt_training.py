@@ -20,6 +20,8 @@ import torch
 from examples.vttwins import checkpoint, config, evaluate, pictures, synthetic, train
 from examples.vttwins.words import Vocabulary
 
+pytestmark = pytest.mark.slow  # the tests share one run
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
 SMALL = [
