@@ -280,7 +280,7 @@ def solve(
         for lane in range(count):
             value[q + lane], status[q + lane] = conclude(
                 checks[2 * lanes + lane], exponents[lane], checks[lane], checks[lanes + lane],
-                entry(gamma, q + lane), geometry[ROWS, lane] + geometry[COLUMNS, lane],
+                entry(gamma, q + lane), geometry[ROWS, lane], geometry[COLUMNS, lane],
                 floor, bounds, not with_grad,
             )  # fmt: skip
         if not with_grad:

@@ -280,8 +280,9 @@ def end_pair(checks, exponent, rows, columns, gamma, floor, bounds, to_return):
         lowest = min(lowest, checks[lane])
         nan_sum += checks[lanes + lane]
     mantissa = checks[2 * lanes + (rows - 1) % lanes]
-    longest = rows + columns
-    return conclude(mantissa, exponent, lowest, nan_sum, gamma, longest, floor, bounds, to_return)
+    return conclude(
+        mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, bounds, to_return
+    )
 
 
 @inline
