@@ -73,6 +73,7 @@ def pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed):
         base = cost.ctypes.data + row * cost.strides[0] + first * cost.strides[1]
         for t in range(t0, t1, lanes):
             load_block(
+                cost,
                 base + t * cost.strides[1],
                 skew,
                 starts,
@@ -107,6 +108,7 @@ def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
             store_block(
                 mass,
                 (t - t0) * lanes,
+                grad,
                 base + t * grad.strides[1],
                 skew,
                 starts,
