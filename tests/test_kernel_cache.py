@@ -53,16 +53,48 @@ def _damage(folder: Path, ending: str, damage: Callable[[bytes], bytes]) -> list
     return files
 
 
-@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+@pytest.mark.parametrize("ending, damage", [(".nbi", "half"), (".nbc", "noise")])
 def test_damaged_files_are_replaced_with_one_warning(
-    folder: Path, damage: Callable[[bytes], bytes], ending: str
+    folder: Path, ending: str, damage: str
 ) -> None:
-    files = _damage(folder, ending, damage)
+    files = _damage(folder, ending, DAMAGES[damage])
     told = _call(folder)
-    assert told.count("Warning") == 1, told
+    assert told.count("Warning: ") == 1, told
     assert str(files[0].parent) in told
     assert "Warning" not in _call(folder)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_a_damaged_file_counts_as_absent(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[bytes], bytes],
+    ending: str,
+) -> None:
+    monkeypatch.setattr(_jit, "_told", set())
+    files = _jit._Files(str(tmp_path), "name", "stamp")
+    files.save("key", "code" * 10)
+    files.save("other", "text" * 10)
+    assert files.load("key") == "code" * 10
+    _damage(tmp_path, ending, damage)
+    with pytest.warns(RuntimeWarning, match=str(tmp_path)):
+        assert files.load("key") is None
+    assert files.load("other") is None  # told once
+    files.save("key", "code" * 10)
+    files.save("other", "text" * 10)
+    assert (files.load("key"), files.load("other")) == ("code" * 10, "text" * 10)
+
+
+def test_data_of_another_key_is_not_taken(tmp_path: Path) -> None:
+    """Two processes may both find the cache empty, and choose the same name for their data."""
+    first, second = (_jit._Files(str(tmp_path), "name", "stamp") for _ in range(2))
+    first.save("key", "code")
+    (tmp_path / "name.nbi").unlink()
+    second.save("other", "text")
+    first._save_index({"key": "name.1.nbc"})
+    assert first.load("key") is None
 
 
 def test_processes_that_find_the_same_damage_at_once(folder: Path) -> None:
@@ -74,7 +106,7 @@ def test_processes_that_find_the_same_damage_at_once(folder: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(told) == 3
-    assert all(text.count("Warning") <= 1 for text in told)
+    assert all(text.count("Warning: ") <= 1 for text in told)
     assert "Warning" not in _call(folder)
 
 
