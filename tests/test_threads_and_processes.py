@@ -229,7 +229,9 @@ import torch
 from softdtw_kernels import soft_dtw_from_cost
 print(soft_dtw_from_cost(torch.ones(2, 2), gamma=0.0).item())
 """
-    assert float(run_python(short, environment=environment).stdout) == 2.0
+    done = run_python(short, environment=environment)
+    assert float(done.stdout) == 2.0
+    assert done.stderr.count("Warning: ") == 1 and "NUMBA_CACHE_DIR" in done.stderr
 
 
 def test_idle_threads_do_not_keep_a_process_alive() -> None:

@@ -18,10 +18,11 @@ import math
 
 import numpy as np
 
-from .jit import inline, jit
+from .jit import inline, jit, outlined
 from .scaling import entry, length
 
 DIAGONAL, UP, LEFT = 0, 1, 2
+WEIGHTS = 4 * 2**20  # bytes of weights of a pair that are kept without counting
 
 
 @inline
@@ -108,48 +109,110 @@ def softmin(diagonal, up, left, gamma):
 
 
 @inline
-def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
-    """Value of one pair; the weights go to p (rows, columns, 3), zero where no path passes."""
+def begin(columns):
+    """The row above the first: entry j + 1 belongs to column j, entry 0 to the virtual cell before
+    the origin.
+    """
+    above = np.zeros((columns + 1, 3))
+    above[1:, 0] = np.inf
+    return above
+
+
+@inline
+def advance(cost, theta, weak, i, n, m, bandwidth, gamma, above, p):
+    """Row i of the recursion, in place of the row above it; whether a cost is NaN.
+
+    The weights go to p (columns, 3), zero where no path passes, unless p is empty.
+    """
     rows, columns = lattice_shape(n, m, weak)
     low, high = band_limits(rows, columns, bandwidth)
     infinite = (np.inf, 0.0, 0.0)
-    above = np.empty((columns + 1, 3))  # row i - 1; entry j + 1 belongs to column j
-    above[:, 0] = np.inf
-    above[:, 1:] = 0.0
     store = p.shape[0] > 0
     nan_inside = False
     if store:
         p[:] = 0.0
-    for i in range(rows):
-        first, last = max(0, i + low), min(columns - 1, i + high)
-        diagonal = (above[first, 0], above[first, 1], above[first, 2])
-        left = infinite
-        if i == 0:
-            diagonal = (0.0, 0.0, 0.0)  # the virtual cell before the origin
-        for j in range(first, last + 1):
-            up = (above[j + 1, 0], above[j + 1, 1], above[j + 1, 2])
-            d = lattice_cost(cost, theta, weak, i, j)
-            if math.isnan(d):
-                nan_inside = True  # whether or not a path reaches it
-            if d == np.inf:
-                here = infinite
-            else:
-                here, p0, p1, p2 = softmin(diagonal, up, left, gamma)
-                if here[0] != np.inf:
-                    here = add(here, d)
-                if store:
-                    p[i, j, 0], p[i, j, 1], p[i, j, 2] = p0, p1, p2
-            above[j + 1, 0], above[j + 1, 1], above[j + 1, 2] = here
-            diagonal = up
-            if i == 0:
-                diagonal = infinite
-            left = here
-        above[first, 0] = np.inf  # left of the band in the next row
-        if last + 2 <= columns:
-            above[last + 2, 0] = np.inf
+    first, last = max(0, i + low), min(columns - 1, i + high)
+    diagonal = (above[first, 0], above[first, 1], above[first, 2])
+    left = infinite
+    for j in range(first, last + 1):
+        up = (above[j + 1, 0], above[j + 1, 1], above[j + 1, 2])
+        d = lattice_cost(cost, theta, weak, i, j)
+        if math.isnan(d):
+            nan_inside = True  # whether or not a path reaches it
+        if d == np.inf:
+            here = infinite
+        else:
+            here, p0, p1, p2 = softmin(diagonal, up, left, gamma)
+            if here[0] != np.inf:
+                here = add(here, d)
+            if store:
+                p[j, 0], p[j, 1], p[j, 2] = p0, p1, p2
+        above[j + 1, 0], above[j + 1, 1], above[j + 1, 2] = here
+        diagonal = up
+        left = here
+    above[first, 0] = np.inf  # left of the band in the next row
+    if last + 2 <= columns:
+        above[last + 2, 0] = np.inf
+    return nan_inside
+
+
+@inline
+def value_at_end(above, nan_inside):
+    columns = above.shape[0] - 1
     if nan_inside:
         return np.nan
     return above[columns, 0] + (above[columns, 1] + above[columns, 2])
+
+
+@outlined
+def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
+    """Value of one pair; the weights go to p (rows, columns, 3), unless it is empty."""
+    rows, columns = lattice_shape(n, m, weak)
+    above = begin(columns)
+    nowhere = np.empty((0, 3))
+    nan_inside = False
+    for i in range(rows):
+        row = p[i] if p.shape[0] > 0 else nowhere
+        nan_inside |= advance(cost, theta, weak, i, n, m, bandwidth, gamma, above, row)
+    return value_at_end(above, nan_inside)
+
+
+@outlined
+def fill_choices(cost, n, m, bandwidth, theta, weak, choices):
+    """Value of one pair for gamma = 0, and the predecessor of every cell on its cheapest path: two
+    bits a cell, four columns in a byte, 3 where there is none.
+    """
+    rows, columns = lattice_shape(n, m, weak)
+    above, p = begin(columns), np.empty((columns, 3))
+    nan_inside = False
+    for i in range(rows):
+        nan_inside |= advance(cost, theta, weak, i, n, m, bandwidth, 0.0, above, p)
+        choices[i] = 0
+        for j in range(columns):
+            k = 3
+            for step in (LEFT, UP, DIAGONAL):
+                if p[j, step] > 0.0:
+                    k = step
+            choices[i, j >> 2] |= k << (2 * (j & 3))
+    return value_at_end(above, nan_inside)
+
+
+@outlined
+def hard_path(choices, rows, columns, steps):
+    """The cells of the one optimal path, last first; their number, 0 if there is none."""
+    i, j, length = rows - 1, columns - 1, 0
+    while True:
+        steps[length, 0], steps[length, 1] = i, j
+        length += 1
+        if i == 0 and j == 0:
+            return length
+        k = (choices[i, j >> 2] >> (2 * (j & 3))) & 3
+        if k == 3:
+            return 0
+        if k != LEFT:
+            i -= 1
+        if k != UP:
+            j -= 1
 
 
 @inline
@@ -188,6 +251,83 @@ def value(cost4, gamma, dummy, n, m, bandwidth, items, out):
         out[q] = fill_weights(cost, n_q, m_q, bandwidth, entry(gamma, q), theta, weak, nothing)
 
 
+@inline
+def give(grad, weak, i, j, mass):
+    """The expected visits of a cell to the gradient of its cost; returns what goes to the dummy."""
+    if not weak:
+        grad[i, j] = mass
+    elif i & 1 and j & 1:
+        grad[i >> 1, j >> 1] = mass
+    else:
+        return mass
+    return 0.0
+
+
+@outlined
+def hard_gradient(cost, n, m, bandwidth, theta, weak, scale, grad):
+    """Value of one pair, and its gradients by the dummy cost and in bits; see gradient."""
+    rows, columns = lattice_shape(n, m, weak)
+    choices = np.empty((rows, (columns + 3) >> 2), np.uint8)
+    v = fill_choices(cost, n, m, bandwidth, theta, weak, choices)
+    dummies = 0.0
+    if math.isfinite(v):
+        steps = np.empty((rows + columns, 2), np.int64)
+        for k in range(hard_path(choices, rows, columns, steps)):
+            dummies += give(grad, weak, steps[k, 0], steps[k, 1], scale)
+    return v, dummies, 0.0
+
+
+@outlined
+def soft_gradient(cost, n, m, bandwidth, gamma, theta, weak, scale, grad):
+    """As hard_gradient, for gamma > 0.
+
+    Weights that are many are kept for a block of rows at a time: one row of the recursion is kept
+    before each block, from which it is done again, from the last block to the first.
+    """
+    rows, columns = lattice_shape(n, m, weak)
+    height = rows
+    if rows * columns * 24 > WEIGHTS:
+        height = int(math.ceil(math.sqrt(rows)))
+    above, nowhere = begin(columns), np.empty((0, 3))
+    final = (rows - 1) // height
+    kept = np.empty((final + 1, columns + 1, 3))
+    p = np.empty((height, columns, 3))
+    nan_inside = False
+    for i in range(rows):
+        part = i // height
+        if i == part * height:
+            kept[part] = above
+        row = p[i - part * height] if part == final else nowhere
+        nan_inside |= advance(cost, theta, weak, i, n, m, bandwidth, gamma, above, row)
+    v = value_at_end(above, nan_inside)
+    dummies = bits = 0.0
+    if not math.isfinite(v):
+        return v, dummies, bits
+    here, upper = np.zeros(columns), np.zeros(columns)
+    here[columns - 1] = scale
+    for part in range(final, -1, -1):
+        start, stop = part * height, min(rows, (part + 1) * height)
+        if part < final:
+            above[:] = kept[part]
+            for i in range(start, stop):
+                advance(cost, theta, weak, i, n, m, bandwidth, gamma, above, p[i - start])
+        for i in range(stop - 1, start - 1, -1):
+            for j in range(columns - 1, -1, -1):
+                mass = here[j]
+                if mass == 0.0:
+                    continue
+                p0, p1, p2 = p[i - start, j, 0], p[i - start, j, 1], p[i - start, j, 2]
+                if j > 0:
+                    upper[j - 1] += mass * p0
+                    here[j - 1] += mass * p2
+                upper[j] += mass * p1
+                bits += mass * entropy(p0, p1, p2) / math.log(2.0)
+                dummies += give(grad, weak, i, j, mass)
+            here, upper = upper, here
+            upper[:] = 0.0
+    return v, dummies, bits
+
+
 @jit
 def gradient(cost4, gamma, dummy, n, m, bandwidth, items, scale, value, grad4, sums):
     """Values, and gradients of scale[q] * value of the pairs q in items.
@@ -197,36 +337,21 @@ def gradient(cost4, gamma, dummy, n, m, bandwidth, items, scale, value, grad4, s
     weak = dummy.size > 0
     per_row = cost4.shape[1]
     for q in items:
-        theta = entry(dummy, q) if weak else 0.0
+        theta, g, factor = entry(dummy, q) if weak else 0.0, entry(gamma, q), float(scale[q])
         cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
-        rows, columns = lattice_shape(n_q, m_q, weak)
-        p = np.empty((rows, columns, 3))
-        v = fill_weights(cost, n_q, m_q, bandwidth, entry(gamma, q), theta, weak, p)
-        value[q] = v
         grad[:n_q, :m_q] = 0.0
-        sums[0, q] = sums[1, q] = 0.0
-        if v == np.inf:
-            continue
-        if not math.isfinite(v):
-            grad[:n_q, :m_q] = np.nan
-            sums[0, q] = sums[1, q] = np.nan
-            continue
-        e = np.zeros((rows, columns))
-        e[rows - 1, columns - 1] = scale[q]
-        for i in range(rows - 1, -1, -1):
-            for j in range(columns - 1, -1, -1):
-                mass = e[i, j]
-                if mass == 0.0:
-                    continue
-                push(e, p, i, j, mass)
-                sums[1, q] += mass * entropy(p[i, j, 0], p[i, j, 1], p[i, j, 2]) / math.log(2.0)
-                if not weak:
-                    grad[i, j] = mass
-                elif i & 1 and j & 1:
-                    grad[i >> 1, j >> 1] = mass
-                else:
-                    sums[0, q] += mass
+        if g == 0.0:
+            v, by_dummy, bits = hard_gradient(cost, n_q, m_q, bandwidth, theta, weak, factor, grad)
+        else:
+            v, by_dummy, bits = soft_gradient(
+                cost, n_q, m_q, bandwidth, g, theta, weak, factor, grad
+            )
+        if not v < np.inf or v == -np.inf:
+            broken = 0.0 if v == np.inf else np.nan
+            grad[:n_q, :m_q] = broken
+            by_dummy = bits = broken
+        value[q], sums[0, q], sums[1, q] = v, by_dummy, bits
 
 
 @inline
@@ -327,27 +452,6 @@ def hessian_product(
                     out_dummy[q] += change
 
 
-@inline
-def hard_path(p, rows, columns, steps):
-    """The cells of the path of largest weights (gamma = 0: the one optimal path), last first; their
-    number.
-    """
-    i, j, length = rows - 1, columns - 1, 0
-    while True:
-        steps[length, 0], steps[length, 1] = i, j
-        length += 1
-        if i == 0 and j == 0:
-            return length
-        if p[i, j, DIAGONAL] > 0.0:
-            i, j = i - 1, j - 1
-        elif p[i, j, UP] > 0.0:
-            i -= 1
-        elif p[i, j, LEFT] > 0.0:
-            j -= 1
-        else:  # +inf or NaN: there is no path
-            return 0
-
-
 @jit
 def path(cost4, dummy, n, m, bandwidth, q, steps):
     """The cheapest path of the pair q into steps, last cell first; returns its length, 0 if there
@@ -358,8 +462,8 @@ def path(cost4, dummy, n, m, bandwidth, q, steps):
     theta = entry(dummy, q) if weak else 0.0
     n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
     rows, columns = lattice_shape(n_q, m_q, weak)
-    p = np.empty((rows, columns, 3))
-    v = fill_weights(cost4[q // per_row, q % per_row], n_q, m_q, bandwidth, 0.0, theta, weak, p)
-    if not v < np.inf:
+    choices = np.empty((rows, (columns + 3) >> 2), np.uint8)
+    cost = cost4[q // per_row, q % per_row]
+    if not fill_choices(cost, n_q, m_q, bandwidth, theta, weak, choices) < np.inf:
         return 0
-    return hard_path(p, rows, columns, steps)
+    return hard_path(choices, rows, columns, steps)

@@ -7,17 +7,23 @@ softdtw_kernels`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba import types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
+
+
+def sources() -> list[Path]:
+    """What the compiled kernels may depend on: every module of their folder, whatever its name."""
+    return sorted(Path(__file__).parent.glob("*.py"))
 
 
 def _digest_of_sources() -> str:
@@ -27,12 +33,81 @@ def _digest_of_sources() -> str:
     another file does. With the digest in its name it is renewed for every change of the kernels.
     """
     digest = hashlib.blake2b(digest_size=6)
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sources():
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
 _DIGEST = _digest_of_sources()
+_told: set[str] = set()
+
+
+def _tell_once(trouble: str, advice: str) -> None:
+    """Warn of one kind of trouble once a process, however many kernels meet it."""
+    if trouble not in _told:
+        _told.add(trouble)
+        warnings.warn(f"softdtw_kernels: {trouble}{advice}", RuntimeWarning, stacklevel=2)
+
+
+class _Files(IndexDataCacheFile):
+    """Numba's index and data files, each behind a checksum of its content.
+
+    Numba raises whatever a damaged file makes of unpickling, or runs damaged code. Here such a file
+    counts as absent: the kernel is compiled again, and the file replaced.
+    """
+
+    _CHECKSUM = 16  # bytes
+
+    def _checksum(self, content: bytes) -> bytes:
+        return hashlib.blake2b(content, digest_size=self._CHECKSUM).digest()
+
+    def _read(self, path: str) -> bytes | None:
+        """The content of a file; None if it is not there or not whole."""
+        try:
+            stored = Path(path).read_bytes()
+        except OSError:
+            return None
+        content = stored[self._CHECKSUM :]
+        if stored[: self._CHECKSUM] == self._checksum(content):
+            return content
+        _tell_once(
+            f"damaged files of compiled kernels in {self._cache_path}",
+            "; these kernels are compiled again, which takes some seconds, and the files replaced.",
+        )
+        return None
+
+    def _write(self, path: str, content: bytes) -> None:
+        with self._open_for_write(path) as file:
+            file.write(self._checksum(content) + content)
+
+    def _load_index(self) -> dict[Any, str]:
+        content = self._read(self._index_path)
+        if content is None:
+            return {}
+        version, rest = pickle.loads(content)
+        if version != self._version:  # what follows may be pickled in another way
+            return {}
+        stamp, overloads = pickle.loads(rest)
+        return overloads if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        rest = self._dump((self._source_stamp, overloads))
+        self._write(self._index_path, pickle.dumps((self._version, rest)))
+
+    def _load_data(self, name: str) -> Any:
+        content = self._read(self._data_path(name))
+        return (None, None) if content is None else pickle.loads(content)
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(self._data_path(name), self._dump(data))
+
+    def load(self, key: Any) -> Any:
+        """The data of a key, or None. Processes that race may leave the data of another key."""
+        stored = super().load(key)
+        return stored[1] if stored is not None and stored[0] == key else None
+
+    def save(self, key: Any, data: Any) -> None:
+        super().save(key, (key, data))
 
 
 class _Cache(FunctionCache):
@@ -43,24 +118,46 @@ class _Cache(FunctionCache):
     them itself.
     """
 
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _Files(
+            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+        )
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         rtsys.initialize(target_context)  # the memory of arrays that kernels make
         with self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:  # a full disk must not fail a call that has been computed
+            _tell_once(
+                f"compiled kernels could not be written to {self._cache_path} ({error})",
+                f"; {_ADVICE}",
+            )
+
+
+_ADVICE = (
+    "each process compiles the kernels anew, about ten seconds. Set the environment variable "
+    "NUMBA_CACHE_DIR to a folder that can be written."
+)
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """Compile an entry point at its first call: no GIL, cached on disk if any location is writable.
 
     Numba raises if it finds no place for its cache (a read-only installation with no home
-    directory); the kernels then compile once per process instead.
+    directory); the kernels then compile once per process instead, with a warning.
     """
     function.__qualname__ = f"{function.__name__}_{_DIGEST}"
     options |= {"nopython": True, "nogil": True, "error_model": "numpy"}
     dispatcher = numba.jit(**options)(function)
-    # without a place for the cache, Numba's own stays: one that holds nothing
-    with contextlib.suppress(RuntimeError):
+    try:
         dispatcher._cache = _Cache(function)
+    except RuntimeError:  # Numba's own stays: one that holds nothing
+        _tell_once("no folder for compiled kernels can be written", f"; {_ADVICE}")
     return dispatcher
 
 

@@ -72,7 +72,7 @@ def pack(cost4, q, i, starts, stops, columns, packed):
         base = costs.ctypes.data + i * cost4.strides[2]
         for j in range(0, columns, lanes):
             at = base + j * cost4.itemsize
-            load_block(at, cost4.strides[1], starts, stops, j, packed, j * lanes)
+            load_block(cost4, at, cost4.strides[1], starts, stops, j, packed, j * lanes)
         return
     for k in range(packed.size):
         packed[k] = np.inf
@@ -90,7 +90,7 @@ def unpack(mass, grad4, q, i, starts, stops, columns):
         base = grads.ctypes.data + i * grad4.strides[2]
         for j in range(0, columns, lanes):
             at = base + j * grad4.itemsize
-            store_block(mass, j * lanes, at, grad4.strides[1], starts, stops, j)
+            store_block(mass, j * lanes, grad4, at, grad4.strides[1], starts, stops, j)
         return
     for lane in range(lanes):
         for j in range(starts[lane], stops[lane]):
@@ -280,7 +280,7 @@ def solve(
         for lane in range(count):
             value[q + lane], status[q + lane] = conclude(
                 checks[2 * lanes + lane], exponents[lane], checks[lane], checks[lanes + lane],
-                entry(gamma, q + lane), geometry[ROWS, lane] + geometry[COLUMNS, lane],
+                entry(gamma, q + lane), geometry[ROWS, lane], geometry[COLUMNS, lane],
                 floor, bounds, not with_grad,
             )  # fmt: skip
         if not with_grad:

@@ -129,13 +129,16 @@ def set_rates(gamma, bounds, rate, lane):
 
 
 @inline
-def conclude(mantissa, exponent, lowest, nan_sum, gamma, longest, floor, bounds, to_return):
+def conclude(mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, bounds, to_return):
     """The value of a pair, and whether clamping and flushing at the floor changed nothing.
 
     nan_sum is NaN if a cost is. Negative costs raise a flushed or clamped path by less than `rise`,
     so it ends below floor / 2 - rise; the true value lies above floor / 2, further away than any
     precision reaches. The error of a value is a rounding of gamma at each cell of a path, so values
     that are to be returned are not certified near 0; gradients are.
+
+    Two roundings a step are counted in full, for they may all have one sign: where other paths
+    weigh a little less than half a unit of the last place, each sum drops two predecessors.
     """
     if not usable(gamma):
         return 0.0, AGAIN
@@ -143,8 +146,8 @@ def conclude(mantissa, exponent, lowest, nan_sum, gamma, longest, floor, bounds,
         return np.nan, NOT_A_NUMBER
     rate = -LOG2_E / gamma
     value = (exponent + math.log2(mantissa)) / rate
-    sure = lowest * rate * longest < bounds[RISE] and exponent > floor // 2
+    sure = lowest * rate * (rows + columns) < bounds[RISE] and exponent > floor // 2
     if to_return:
-        rounding = bounds[UNIT] * (math.sqrt(longest) + 0.1 * longest)
+        rounding = bounds[UNIT] * (math.sqrt(rows + columns) + 2 * max(rows, columns))
         sure = sure and abs(value) * bounds[WANTED] > rounding * gamma
     return value, SURE if sure else AGAIN

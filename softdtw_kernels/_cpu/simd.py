@@ -29,11 +29,11 @@ FLOAT_OF = {v: k for k, v in INTEGER_OF.items()}
 
 
 class Vector(types.Type):
-    """The Numba type of a vector with lanes of `dtype`."""
+    """The Numba type of a vector with lanes of `dtype`; in memory also half of one."""
 
-    def __init__(self, dtype: Any) -> None:
+    def __init__(self, dtype: Any, lanes: int = 0) -> None:
         self.dtype = dtype
-        self.lanes = BITS // dtype.bitwidth
+        self.lanes = lanes or BITS // dtype.bitwidth
         super().__init__(name=f"Vector({dtype}x{self.lanes})")
 
     @property
@@ -418,48 +418,59 @@ def masked(builder: Any, kind: Vector, name: str, result: ir.Type, arguments: li
     return call_llvm(builder, f"llvm.masked.{name}.{suffix(kind)}.p0", result, arguments)
 
 
+def of_type(builder: Any, vector: Any, source: Vector, target: Vector) -> Any:
+    """The vector with lanes of another float type."""
+    if source.dtype == target.dtype:
+        return vector
+    wider = source.dtype.bitwidth < target.dtype.bitwidth
+    return (builder.fpext if wider else builder.fptrunc)(vector, target.ir_type)
+
+
 @intrinsic
-def load_block(typingctx, address, stride, starts, stops, offset, packed, at):
+def load_block(typingctx, memory, address, stride, starts, stops, offset, packed, at):
     """packed[at + c lanes + l] = element c of the row of lane l, if starts[l] <= offset + c <
     stops[l]; else +inf.
 
     The row of lane l begins at the byte address + l stride. Elements outside the bounds are not
-    read.
+    read. memory: an array of the type of the elements, which are converted to that of packed.
     """
     kind = Vector(packed.dtype)
+    stored = Vector(memory.dtype, kind.lanes)
 
     def codegen(context, builder, sig, args):
-        base, step, first, last, shift, array, index = args
-        limits = [(sig.args[2], first), (sig.args[3], last), shift]
-        align = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
+        _, base, step, first, last, shift, array, index = args
+        limits = [(sig.args[3], first), (sig.args[4], last), shift]
+        align = ir.Constant(ir.IntType(32), stored.dtype.bitwidth // 8)
         rows = []
         for lane in range(kind.lanes):
             arguments = [
-                row_pointer(builder, kind, base, step, lane),
+                row_pointer(builder, stored, base, step, lane),
                 align,
                 row_mask(context, builder, kind, limits, lane),
-                constant(kind, float("inf")),
+                constant(stored, float("inf")),
             ]
-            rows.append(masked(builder, kind, "load", kind.ir_type, arguments))
+            row = masked(builder, stored, "load", stored.ir_type, arguments)
+            rows.append(of_type(builder, row, stored, kind))
         for c, column in enumerate(transpose(builder, rows)):
             where = builder.add(index, ir.Constant(index.type, c * kind.lanes))
-            pointer = vector_pointer(context, builder, sig.args[5], array, where, kind)
+            pointer = vector_pointer(context, builder, sig.args[6], array, where, kind)
             builder.store(column, pointer, align=kind.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     integer = types.intp
-    return types.void(integer, integer, starts, stops, integer, packed, integer), codegen
+    return types.void(memory, integer, integer, starts, stops, integer, packed, integer), codegen
 
 
 @intrinsic
-def store_block(typingctx, packed, at, address, stride, starts, stops, offset):
+def store_block(typingctx, packed, at, memory, address, stride, starts, stops, offset):
     """The inverse of load_block. Elements outside the bounds are not written."""
     kind = Vector(packed.dtype)
+    stored = Vector(memory.dtype, kind.lanes)
 
     def codegen(context, builder, sig, args):
-        array, index, base, step, first, last, shift = args
-        limits = [(sig.args[4], first), (sig.args[5], last), shift]
-        align = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
+        array, index, _, base, step, first, last, shift = args
+        limits = [(sig.args[5], first), (sig.args[6], last), shift]
+        align = ir.Constant(ir.IntType(32), stored.dtype.bitwidth // 8)
         columns = []
         for c in range(kind.lanes):
             where = builder.add(index, ir.Constant(index.type, c * kind.lanes))
@@ -467,13 +478,13 @@ def store_block(typingctx, packed, at, address, stride, starts, stops, offset):
             columns.append(builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type))
         for lane, row in enumerate(transpose(builder, columns)):
             arguments = [
-                row,
-                row_pointer(builder, kind, base, step, lane),
+                of_type(builder, row, kind, stored),
+                row_pointer(builder, stored, base, step, lane),
                 align,
                 row_mask(context, builder, kind, limits, lane),
             ]
-            masked(builder, kind, "store", ir.VoidType(), arguments)
+            masked(builder, stored, "store", ir.VoidType(), arguments)
         return context.get_dummy_value()
 
     integer = types.intp
-    return types.void(packed, integer, integer, integer, starts, stops, integer), codegen
+    return types.void(packed, integer, memory, integer, integer, starts, stops, integer), codegen

@@ -16,6 +16,7 @@ from .jit import inline, jit
 from .lanes import begin_group, pack, row_bounds, unpack
 from .scaling import LOG2_E, length
 from .simd import (
+    fma,
     like,
     load,
     power_of_two,
@@ -32,7 +33,8 @@ from .simd import (
 def factor(d, best, r_high, r_low, smallest, largest):
     """exp(-(d - best) / g), 0 for d = +inf."""
     w, k = exponential(d - best, r_high, r_low, smallest, largest)
-    return w * power_of_two(k)
+    scale = power_of_two(k)
+    return fma(w, scale, scale)
 
 
 @inline

@@ -2,7 +2,9 @@
 
 float32 costs are computed in float32 with exponents of 32 bits. Where these do not suffice (paths
 that cost more than 10^8 gamma, walls of huge costs, no path at all) the pair is done again in
-float64 with 64 bits, and last in the exact tier; so is the hard minimum, gamma = 0.
+float64 with 64 bits, and last in the exact tier; so is the hard minimum, gamma = 0. None of them
+copies all costs: long pairs are converted as they are read, small ones are copied a block at a
+time.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import numpy as np
 from . import exact as _cpu_exact
 from . import lanes as _cpu_lanes
 from . import strips as _cpu_strips
-from .scaling import AGAIN, NOT_A_NUMBER, SMALLEST_GAMMA, precision_of
+from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SMALLEST_GAMMA, SURE, Precision, precision_of
 from .threads import run_chunks
 
 NOTHING = np.empty(0)
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
 SMALL = 1600  # lattice cells up to which lanes are pairs: their weights stay in the second cache
+COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 
 
@@ -42,6 +45,10 @@ class Problem:
     def lattice(self) -> tuple[int, int]:
         rows, columns = self.cost.shape[2:]
         return (2 * rows + 1, 2 * columns + 1) if self.dummy.size else (rows, columns)
+
+    @property
+    def small(self) -> bool:
+        return self.lattice[0] * self.lattice[1] <= SMALL
 
     @property
     def cells(self) -> int:
@@ -110,12 +117,10 @@ def solve(task: Problem, gradients: Gradients | None) -> np.ndarray:
         return out
     if gradients is not None:
         spread_nan(task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
-    rest = np.flatnonzero(status == AGAIN)
     if task.cost.dtype == np.float32:
-        wider = np.setdiff1d(rest, task.hard, assume_unique=True)
-        if wider.size:
-            out[wider] = in_float64(task, gradients, wider)
-        rest = np.intersect1d(rest, task.hard, assume_unique=True)
+        soft = np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
+        (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
+    rest = np.flatnonzero(status == AGAIN)
     if rest.size:
         exact(task, gradients, rest, out)
     return out
@@ -128,35 +133,75 @@ def spread_nan(task: Problem, gradients: Gradients, items: np.ndarray) -> None:
         gradients.sums[:, q] = np.nan
 
 
+def arguments(
+    task: Problem,
+    gradients: Gradients | None,
+    precision: Precision,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> tuple:
+    """What the vectorized kernels take after the first and the last of the pairs to do."""
+    common = (*task.kernel_arguments, *precision.kernel_arguments, out, status)
+    if gradients is None:
+        return (*common, False, out, False, task.cost, NOTHING[None])  # the last four: not used
+    scale, with_gamma = gradients.scale, gradients.with_gamma
+    return (*common, True, scale, with_gamma, gradients.cost, gradients.sums)
+
+
 def vectorized(
     task: Problem, gradients: Gradients | None, out: np.ndarray, status: np.ndarray
 ) -> None:
     """Values, and which of them (and of the gradients written) are certified."""
-    common = (*task.kernel_arguments, *precision_of(task.cost).kernel_arguments, out, status)
-    small = task.lattice[0] * task.lattice[1] <= SMALL
-    if gradients is None:
-        adjoint = (out, False, task.cost, NOTHING[None])  # not used
-    else:
-        adjoint = (gradients.scale, gradients.with_gamma, gradients.cost, gradients.sums)
-
-    tier = _cpu_lanes if small else _cpu_strips
+    common = arguments(task, gradients, precision_of(task.cost), out, status)
+    tier = _cpu_lanes if task.small else _cpu_strips
 
     def work(first: int, last: int) -> None:
-        tier.solve(first, last, *common, gradients is not None, *adjoint)
+        tier.solve(first, last, *common)
 
-    run_chunks(task.groups if small else task.pairs, task.cells, work)
+    run_chunks(task.groups if task.small else task.pairs, task.cells, work)
 
 
-def in_float64(task: Problem, gradients: Gradients | None, items: np.ndarray) -> np.ndarray:
-    """Some pairs of a float32 problem again."""
-    part = task.part(items)
-    if gradients is None:
-        return solve(part, None)
-    scale = gradients.scale[items].astype(np.float64)
-    some = Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
-    out = solve(part, some)
-    gradients.put(items, some, task.cost.shape[1])
-    return out
+def read_as_float64(
+    task: Problem,
+    gradients: Gradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """Some long pairs of a float32 problem again, as vectorized does them."""
+    common = arguments(task, gradients, DOUBLE, out, status)
+
+    def work(first: int, last: int) -> None:
+        for q in items[first:last]:
+            _cpu_strips.solve(q, q + 1, *common)
+
+    if items.size:
+        run_chunks(items.size, task.cells * items.size // task.pairs, work)
+
+
+def copied_to_float64(
+    task: Problem,
+    gradients: Gradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """Some small pairs of a float32 problem again, those that the exact tier has to do included.
+
+    Vectors take neighbors in memory, which these need not be.
+    """
+    block = COPIED // (task.cost.shape[2] * task.cost.shape[3])
+    for first in range(0, items.size, block):
+        some = items[first : first + block]
+        part = task.part(some)
+        if gradients is None:
+            out[some] = solve(part, None)
+            continue
+        scale = gradients.scale[some].astype(np.float64)
+        theirs = Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
+        out[some] = solve(part, theirs)
+        gradients.put(some, theirs, task.cost.shape[1])
+    status[items] = SURE
 
 
 def exact(task: Problem, gradients: Gradients | None, items: np.ndarray, out: np.ndarray) -> None:

@@ -73,6 +73,7 @@ def pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed):
         base = cost.ctypes.data + row * cost.strides[0] + first * cost.strides[1]
         for t in range(t0, t1, lanes):
             load_block(
+                cost,
                 base + t * cost.strides[1],
                 skew,
                 starts,
@@ -107,6 +108,7 @@ def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
             store_block(
                 mass,
                 (t - t0) * lanes,
+                grad,
                 base + t * grad.strides[1],
                 skew,
                 starts,
@@ -280,8 +282,9 @@ def end_pair(checks, exponent, rows, columns, gamma, floor, bounds, to_return):
         lowest = min(lowest, checks[lane])
         nan_sum += checks[lanes + lane]
     mantissa = checks[2 * lanes + (rows - 1) % lanes]
-    longest = rows + columns
-    return conclude(mantissa, exponent, lowest, nan_sum, gamma, longest, floor, bounds, to_return)
+    return conclude(
+        mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, bounds, to_return
+    )
 
 
 @inline
