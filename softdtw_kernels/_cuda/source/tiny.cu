@@ -407,12 +407,6 @@ __device__ __forceinline__ int status_of_costs(const Pair& pair, const Rate<COST
 
 __device__ __forceinline__ double log2_of(const Tiny<COST>& z) { return log2(double(z.mantissa)) + double(z.exponent); }
 
-// Small against gamma, as of a single path of small costs: rounding counts there. In a weak lattice many paths are near
-// the cheapest one, or its dummy cells are dear.
-__device__ __forceinline__ bool is_imprecise(const Pair& pair, double log2_z) {
-  return !WEAK && log2_z * log2_z < (sizeof(COST) == 4 ? 0.06 : 1e-7) * pair.cells();
-}
-
 // False where the numbers do not allow this arithmetic. `mark` where none of this kernel does.
 __device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& rate, const Survey<COST>& survey,
                                             int64 p, bool& mark) {
@@ -422,9 +416,10 @@ __device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& 
   if (!level.is_right(end)) return false;
 #if WITH_ORDER == 0
   const double log2_z = level.log2_of(end, pair.item.n, pair.item.m);
-  mark = is_imprecise(pair, log2_z);
   double value = -log2_z * LN_2 * pair.gamma;
   if (WEAK) value += pair.dummy * double(2 * (pair.item.n + pair.item.m) + 1);
+  // Dummy cells have no weights here.
+  mark = is_near_zero<COST>(value * (LOG2_E / pair.gamma), pair.item.n + pair.item.m);
   if (!mark) static_cast<COST*>(pair.problem.value)[p] = COST(value);
 #else
   const COST scale = static_cast<const COST*>(pair.problem.grad_value)[p * pair.problem.grad_value_stride];
@@ -449,7 +444,7 @@ __device__ __forceinline__ bool solve(const Pair& pair, const Rate<COST>& rate, 
   double value = bad ? not_a_number() : infinity<double>();
   if (!bad && !none) {
     const double log2_z = log2_of(end);
-    mark = mark || is_imprecise(pair, log2_z);
+    mark = mark || is_near_zero<COST>(log2_z, pair.cells());
     value = -log2_z * LN_2 * pair.gamma;
   }
   if (!mark) static_cast<COST*>(pair.problem.value)[p] = COST(value);
