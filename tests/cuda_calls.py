@@ -153,7 +153,7 @@ def no_limits(cost: torch.Tensor, gamma: torch.Tensor) -> dict[str, object]:
     return {"cost": cost, "gamma": gamma, **others}
 
 
-# gamma and dummy cost, for float32 costs that are rounded alike: few paths, values near 0, dear dummies
+# Kinds of float32 costs that are rounded alike, each with gamma and a dummy cost.
 ALIKE = [
     ("constant", 1.0, None),
     ("constant", 0.1, None),

@@ -55,7 +55,7 @@ def test_value_and_gradient_match_the_oracle(data: st.DataObject, weak: bool) ->
 def test_float32_values_keep_their_bar_where_equal_costs_are_rounded_alike(
     shape: tuple[int, int],
 ) -> None:
-    """What one cell loses is then lost at all of them: it grows with the path, not with its root."""
+    """What one cell loses is lost at all of them: it grows with the path, not with its root."""
     large = shape == (512, 512)
     for kind, gamma, dummy in ALIKE[:1] if large else ALIKE:
         cost = costs_rounded_alike(kind, shape, 3 if large else 12)
