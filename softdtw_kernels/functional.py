@@ -351,7 +351,9 @@ def s2dtw_from_cost(
 
     Args:
         cost: (*, N, M), as in :func:`soft_dtw_from_cost`.
-        gamma, smoothing, dummy_cost, origin_count: as in :func:`s2dtw`.
+        gamma, smoothing, dummy_cost, origin_count: as in :func:`s2dtw`. A smoothed cost is one
+            floating-point number: of a cost on top of a mask of 1e30 nothing is left in it. The
+            gradient passes through the softmin at its exact weights, those of masks too.
         x_lengths, y_lengths, reduction, backend: as in :func:`soft_dtw_from_cost`.
 
     Returns:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from strategies import make_cost
 
 from softdtw_kernels import _reference as reference
+from softdtw_kernels._cpu import operators as numba_cpu
 from softdtw_kernels._cuda import lattice as host
 from softdtw_kernels._cuda import plan as _cuda_plan
 from softdtw_kernels._cuda.recipe import Buffer, Launch
@@ -150,6 +151,43 @@ def wide_call(weak: bool, bandwidth: int | None, dtype: torch.dtype = torch.floa
 def no_limits(cost: torch.Tensor, gamma: torch.Tensor) -> dict[str, object]:
     others = dict.fromkeys(("dummy", "x_lengths", "y_lengths", "bandwidth"))
     return {"cost": cost, "gamma": gamma, **others}
+
+
+# Kinds of float32 costs that are rounded alike, each with gamma and a dummy cost.
+ALIKE = [
+    ("constant", 1.0, None),
+    ("constant", 0.1, None),
+    ("constant", 1.0, 0.3),
+    ("integers", 1.0, None),
+    ("integers", 0.7, 0.5),
+    ("forbidden", 10.0, 0.5),
+    ("forbidden", 1.0, 0.5),
+]
+
+
+def costs_rounded_alike(kind: str, shape: tuple[int, int], items: int) -> torch.Tensor:
+    """(items, n, m) in float32: what is lost in the weight of one cost is lost at every cell."""
+    random = np.random.default_rng(7)
+    cost = np.linspace(0.02, 2.0, items)[:, None, None] + np.zeros(shape)
+    if kind == "constant":
+        cost[0] = 1.03632
+    elif kind == "integers":
+        cost = random.integers(0, 3, size=cost.shape).astype(float)
+    else:
+        cost[random.random(cost.shape) < 0.1] = np.inf
+    return torch.from_numpy(cost).float()
+
+
+def check_values(
+    kernels: ModuleType, cost: torch.Tensor, gamma: float, dummy: float | None
+) -> None:
+    """Values to 1e-6 of themselves, not of what cancels in them. The truth is that of float64."""
+    call = no_limits(cost, torch.full(cost.shape[:-2], gamma, dtype=torch.float64))
+    if dummy is not None:
+        call["dummy"] = torch.full(cost.shape[:-2], dummy, dtype=torch.float64)
+    value = kernels.value(EmulatorLauncher(ONE), **call).double()
+    truth = numba_cpu.value(**{**call, "cost": cost.double()})
+    torch.testing.assert_close(value, truth, rtol=1e-6, atol=0)
 
 
 class RecordingLauncher:

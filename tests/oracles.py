@@ -282,10 +282,14 @@ def smooth_vjp(cost: np.ndarray, gamma: float, visits: np.ndarray) -> np.ndarray
     for k, q in np.ndindex(n, m):
         if (k, q) == (0, 0) or visits[k, q] == 0:
             continue
-        sigma = softmin(_neighbors(cost, k, q), gamma)
+        # Each against the least: in softmin itself, beside 1e30, gamma log 3 would be lost.
+        least = min(_neighbors(cost, k, q))
+        part = {}
         for i, j in ((k, q - 1), (k - 1, q), (k - 1, q - 1)):
             if i >= 0 and j >= 0 and not math.isinf(cost[i, j]):
-                out[i, j] += visits[k, q] * math.exp(-(cost[i, j] - sigma) / gamma)
+                part[i, j] = math.exp(-(cost[i, j] - least) / gamma)
+        for cell, weight in part.items():
+            out[cell] += visits[k, q] * weight / math.fsum(part.values())
     return out
 
 

@@ -12,14 +12,18 @@ import re
 import sys
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from cuda_calls import (
+    ALIKE,
     FAMILIES,
     MANY,
     ONE,
     calls,
     check_against_oracle,
+    check_values,
+    costs_rounded_alike,
     inside,
     launchers,
     no_limits,
@@ -45,6 +49,27 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 def test_value_and_gradient_match_the_oracle(data: st.DataObject, weak: bool) -> None:
     launcher = data.draw(launchers(checked=False))
     check_against_oracle(launcher, data.draw(calls(20 if weak else 40, weak)))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (300, 6), (2, 450), (300, 1), (512, 512)], ids=str)
+def test_float32_values_keep_their_bar_where_equal_costs_are_rounded_alike(
+    shape: tuple[int, int],
+) -> None:
+    """What one cell loses is lost at all of them: it grows with the path, not with its root."""
+    large = shape == (512, 512)
+    for kind, gamma, dummy in ALIKE[:1] if large else ALIKE:
+        cost = costs_rounded_alike(kind, shape, 3 if large else 12)
+        check_values(host, cost, gamma, dummy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_value_near_zero_that_other_paths_hardly_change(dtype: torch.dtype) -> None:
+    """Their share of Z is far below its rounding, and yet a tenth of the value."""
+    cost = torch.tensor([[2.5092e-06, 1.3202], [1.3185, 1.8729e-06]], dtype=dtype)
+    call = no_limits(cost, torch.tensor(0.1, dtype=torch.float64))
+    truth = oracles.recursion(cost.double().numpy(), 0.1).value
+    value = float(host.value(EmulatorLauncher(), **call))
+    assert abs(value - truth) <= (1e-6 if dtype == torch.float32 else 1e-12) * truth
 
 
 @pytest.mark.parametrize("wall", [1e9, 1e30])

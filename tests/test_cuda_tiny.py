@@ -14,7 +14,18 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from cuda_calls import abs_difference, calls, check_against_oracle, inside, items, launchers
+from cuda_calls import (
+    ALIKE,
+    abs_difference,
+    calls,
+    check_against_oracle,
+    check_values,
+    costs_rounded_alike,
+    inside,
+    items,
+    launchers,
+    no_limits,
+)
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorLauncher
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -56,6 +67,27 @@ def test_value_and_gradient_match_the_oracle(data: st.DataObject, weak: bool) ->
     assert sources(launcher) == 2 * BOTH
 
 
+@pytest.mark.parametrize(
+    "cost", [[[3.4558e-07]], [[2.5092e-06, 1.3202], [1.3185, 1.8729e-06]]], ids=["one", "four"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_near_zero_keep_their_digits(dtype: torch.dtype, cost: list[list[float]]) -> None:
+    call = no_limits(torch.tensor(cost, dtype=dtype), torch.empty((), dtype=torch.float64))
+    for gamma in (1e-3, 0.1):
+        call["gamma"].fill_(gamma)
+        truth = oracles.recursion(call["cost"].double().numpy(), gamma).value
+        value = float(tiny.value(EmulatorLauncher(), **call))
+        assert abs(value - truth) <= (1e-6 if dtype == torch.float32 else 1e-12) * truth
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 16), (16, 1), (3, 8)], ids=str)
+def test_float32_values_keep_their_bar_where_equal_costs_are_rounded_alike(
+    shape: tuple[int, int],
+) -> None:
+    for kind, gamma, dummy in ALIKE:
+        check_values(tiny, costs_rounded_alike(kind, shape, 40), gamma, dummy)
+
+
 @pytest.mark.parametrize("weak", [False, True])
 @settings(max_examples=12)
 @given(data=st.data())
@@ -88,17 +120,13 @@ def check_smoothed(launcher: EmulatorLauncher, call: dict[str, object], count: f
         error = abs_difference(float(value[index]), truth.value)
         assert error <= (1e-6 if single else 1e-12) * size, (index, gamma, truth.value)
         n, m = real.shape
-        # A path through masks: the oracle's shares of a softmin are lost in 1e30 - gamma log 3.
-        through_masks = 1e8 <= truth.value < math.inf
-        if gamma > 0 and not through_masks:
+        if gamma > 0:
             expected = oracles.s2dtw(real, gamma, True, dummy, count).by_cost
-        elif not through_masks:  # ties: as the CPU breaks them
+        else:  # ties: as the CPU breaks them
             exact = {"cost": cost.double(), **problem}
             ones = torch.ones_like(scale, dtype=torch.float64)
             hard = hard or numba_cpu.smoothed_gradient(**exact, **{**arguments, "grad_value": ones})
             expected = hard[0][index][:n, :m].numpy()
-        else:
-            continue
         tolerance = 5e-5 if single else oracles.gradient_tolerance(real, gamma)
         error = np.abs(grad[index][:n, :m].double().numpy() - float(scale[index]) * expected).max()
         assert error <= 3 * 2 * tolerance, (index, gamma)  # scale is up to 2

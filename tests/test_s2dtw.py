@@ -9,7 +9,7 @@ import oracles
 import pytest
 import torch
 from helpers import assert_close, assert_value, value_and_gradient
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from strategies import Problem, gammas, make_cost, masked, problems
 
@@ -68,6 +68,14 @@ def _check(
         assert_close(by_dummy[0], total, 1e-8 * max(1.0, total), "gradient by the dummy cost")
 
 
+def _smoothed(cost: list[list[float]], gamma: float, dummy: float | None) -> dict[str, object]:
+    """Return one item as the laws below draw it."""
+    problem = Problem(torch.tensor(cost, dtype=torch.float64), gamma, None, None, None)
+    return {"problem": problem, "smoothing": True, "dummy": dummy, "origin_count": 1}
+
+
+@example(**_smoothed([[1.2573e-07], [-1.3210e-07]], 0.01, None))
+@example(**_smoothed([[2e-06, 1.2], [3e-06, -4e-06]], 0.1, None))
 @given(
     problem=problems(largest=3, bands=False),
     smoothing=st.booleans(),
@@ -80,6 +88,8 @@ def test_matches_brute_force_over_the_lattice(
     _check(problem, smoothing, dummy, origin_count, backend, brute=True)
 
 
+@example(**_smoothed([[1e30] * 3, [1e30] * 3, [0.2, 1e30, 0.1]], 0.1, 0.5))
+@example(**_smoothed([[1e30] * 3] * 3, 1e-3, None))
 @given(
     problem=problems(largest=17, bands=False, masks=True),
     smoothing=st.booleans(),

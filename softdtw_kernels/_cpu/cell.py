@@ -101,27 +101,42 @@ def _power_of_fraction(f):
     return evaluate
 
 
-def log2_of_mantissa(m: Any) -> Any:
-    """log2 of 1 <= m < 2: log2(m) = 1/2 + 2 log2(e) artanh(z), z = (m - sqrt 2) / (m + sqrt 2), |z|
-    < 0.172.
-    """
+def artanh(z: Any) -> Any:
+    """artanh(z) for |z| <= 0.2, to a few roundings of itself however small z is."""
     raise NotImplementedError
 
 
-@overload(log2_of_mantissa, jit_options={"forceinline": True, "nogil": True})
-def _log2_of_mantissa(m):
-    terms = 5 if m.dtype == types.float32 else 11  # of the series z + z^3 / 3 + z^5 / 5 ...
+@overload(artanh, jit_options={"forceinline": True, "nogil": True})
+def _artanh(z):
+    terms = 5 if z.dtype == types.float32 else 11  # of the series z + z^3 / 3 + z^5 / 5 ...
 
-    def evaluate(m):
-        root = like(m, 1.4142135623730951)
-        z = (m - root) / (m + root)
+    def evaluate(z):
         square = z * z
-        series = like(m, 1.0 / (2 * terms - 1))
+        series = like(z, 1.0 / (2 * terms - 1))
         for k in range(terms - 2, -1, -1):
-            series = fma(series, square, like(m, 1.0 / (2 * k + 1)))
-        return fma(series * z, like(m, 2.8853900817779268), like(m, 0.5))
+            series = fma(series, square, like(z, 1.0 / (2 * k + 1)))
+        return series * z
 
     return evaluate
+
+
+@inline
+def log2_of_mantissa(m):
+    """log2 of 1 <= m < 2: log2(m) = 1/2 + 2 log2(e) artanh(z), z = (m - sqrt 2) / (m + sqrt 2), |z|
+    < 0.172.
+    """
+    root = like(m, 1.4142135623730951)
+    return fma(artanh((m - root) / (m + root)), like(m, 2.8853900817779268), like(m, 0.5))
+
+
+@inline
+def log2_of_one_plus(x):
+    """log2(1 + x) for 0 <= x <= 2: a small x is not rounded away beside the 1."""
+    one = like(x, 1.0)
+    # Beyond 0.42 the logarithm of (1 + x) / 2, so that the series converges.
+    halved = smaller(nearest(x * like(x, 1.2)), one)
+    z = (x - halved) / ((x + like(x, 2.0)) + halved)
+    return fma(artanh(z), like(x, 2.8853900817779268), halved)
 
 
 @inline

@@ -11,19 +11,18 @@ import math
 
 import numpy as np
 
-from .cell import exponential, log2_of_mantissa, quotient, surprise
+from .cell import exponential, log2_of_one_plus, quotient, surprise
 from .jit import inline, jit
 from .lanes import begin_group, pack, row_bounds, unpack
 from .scaling import LOG2_E, length
 from .simd import (
     fma,
+    larger,
     like,
     load,
     power_of_two,
     smaller,
-    split_exponent,
     store,
-    to_float,
     where_finite,
     without_infinity,
 )
@@ -45,6 +44,13 @@ def softmin(diagonal, up, left, r_high, r_low, smallest, largest):
     f1 = factor(up, best, r_high, r_low, smallest, largest)
     f2 = factor(left, best, r_high, r_low, smallest, largest)
     return best, f0, f1, f2, (f0 + f1) + f2
+
+
+@inline
+def beside_the_largest(f0, f1, f2, total):
+    """The sum of the three factors but for the largest, which is 1; NaN if the total is."""
+    smaller_ones = smaller(f0, f1) + smaller(larger(f0, f1), f2)
+    return smaller_ones + (total - total)
 
 
 @jit
@@ -72,10 +78,13 @@ def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
             for j in range(columns):
                 d = load(here, j * lanes)
                 up = load(above, j * lanes) if i > 0 else infinite
-                best, _, _, _, total = softmin(diagonal, up, left, r_high, r_low, smallest, largest)
-                mantissa, e = split_exponent(total)
-                # softmin = best - g ln(total) = best + log2(total) / rate
-                s = d + (best + (log2_of_mantissa(mantissa) + to_float(e)) / r_high)
+                best, f0, f1, f2, total = softmin(
+                    diagonal, up, left, r_high, r_low, smallest, largest
+                )
+                # softmin = best - g ln(total) = best + log2(total) / rate. With costs small against
+                # gamma it is the sum of small numbers: log2(1) must be 0, not a rounding of it.
+                others = beside_the_largest(f0, f1, f2, total)
+                s = d + (best + log2_of_one_plus(others) / r_high)
                 s = where_finite(best, s, d + best)
                 if i == 0 and j == 0:
                     s = d + like(d, origin * LOG2_E) / r_high

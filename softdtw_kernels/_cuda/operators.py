@@ -26,7 +26,7 @@ from .lattice import SOURCES
 from .plan import SHARED_BYTES
 from .recipe import Buffer, Launch, addresses_of
 
-COMPILER_OPTIONS = ("-std=c++17", "--device-int128", "--fmad=false", f"-I{SOURCES}")
+COMPILER_OPTIONS = ("-std=c++17", "--fmad=false", f"-I{SOURCES}")
 
 
 @cache

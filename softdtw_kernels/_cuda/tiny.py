@@ -219,7 +219,7 @@ def exact_doubles(task: Batch) -> int:
     probabilities for each cell of the lattice.
     """
     rows, columns = task.shape.n, task.shape.m
-    return (4 + 2) * columns + task.cost.shape[-2] * task.cost.shape[-1] + 3 * rows * columns
+    return (3 + 2) * columns + task.cost.shape[-2] * task.cost.shape[-1] + 3 * rows * columns
 
 
 def value(

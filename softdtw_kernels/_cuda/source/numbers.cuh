@@ -8,7 +8,7 @@
 //
 // Two arithmetics share one interface:
 //   Scaled<float>, Scaled<double>   exponents of 32 bits; says where they do not do
-//   Wide<Cost>                      slow; exponents of 128 bits and, for gamma = 0, the hard minimum
+//   Wide<Cost>                      slow; R itself to 159 bits and, for gamma = 0, the hard minimum
 // Where Scaled<float> would do, a chunk of steps is tried in Narrow (narrow.cuh) first.
 #pragma once
 #include "portability.cuh"
@@ -118,6 +118,15 @@ struct Bits<double> {
   static __device__ __forceinline__ double round(double x) { return rint(x); }
   static __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 };
+
+// Whether what is lost to rounding may be more than 1e-6 or 1e-12 of R / gamma, here in units of ln 2: a value small
+// against gamma, as of a single path of small costs, or where costs and the number of paths cancel. Some of that is random
+// from cell to cell, some not: the weights of equal costs are rounded alike, by up to 1.2e-7 or 2.2e-16 of R / gamma in all.
+template <typename T>
+__device__ __forceinline__ bool is_near_zero(double log2_z, int cells) {
+  const double alike = sizeof(T) == 4 ? 0.17 : 3.2e-4, random = sizeof(T) == 4 ? 0.25 : 3.2e-4;
+  return fabs(log2_z) < alike * cells + random * sqrt(double(cells));
+}
 
 // The probabilities of having come from each predecessor. Of no meaning where Z is 0: nothing visits such a cell.
 template <typename T>
@@ -236,17 +245,12 @@ struct Scaled {
     return status & MASKED && (status & LARGE_GAIN || log2_of_number(z) < -WEIGHT_LIMIT / 4);
   }
 
-  // Whether rounding, random and about 1e-7 or 1e-16 a cell, may be more than 1e-6 or 1e-12 of log Z: a value that is
-  // small against gamma, as of a single path of small costs.
   static __device__ __forceinline__ bool is_imprecise(const Number& z, int cells) {
-    const double log2_z = log2_of_number(z);
-    return !is_zero(z) && log2_z * log2_z < (sizeof(T) == 4 ? 0.06 : 1e-7) * cells;
+    return !is_zero(z) && is_near_zero<T>(log2_of_number(z), cells);
   }
 
   // R = -gamma log Z
   __device__ __forceinline__ double value(const Number& z, double gamma, int) const { return -log2_of_number(z) * LN_2 * gamma; }
-
-  static __device__ __forceinline__ bool hard() { return false; }
 };
 
 // An unevaluated sum of three float64, about 159 bits: small costs are not lost beside masks of 1e30.
@@ -278,130 +282,85 @@ struct Triple {
   }
 };
 
-// Exponents of 128 bits, or for gamma = 0 the plain minimum of R as a sum of three floats.
+// R itself, as a sum of three floats, by the recursion that the slow tier of the CPU uses: any costs, gamma = 0, and values
+// near 0. Beside a path that costs next to nothing the others may add less to Z than its rounding, and yet much to R.
 template <typename C>
 struct Wide {
   using Real = double;
   using Cost = C;
-  using B = Bits<double>;
-  static constexpr int UNIT = B::UNIT;
   static constexpr bool HAS_SHORTCUT = false;
 
-  struct Number {
-    double mantissa;
-    double smallest;  // R of the hard minimum: the value where the exponent saturates
-    int128 exponent;
-
-    // At gamma = 0 nothing but R, with its second and third part where mantissa and exponent are otherwise.
-    __device__ __forceinline__ Triple hard() const {
-      return {smallest, mantissa, __longlong_as_double(int64(exponent))};
-    }
-    static __device__ __forceinline__ Number of(const Triple& r) {
-      return {r.middle, r.high, int128(__double_as_longlong(r.low))};
-    }
-  };
+  struct alignas(16) Number : Triple {};
 
   struct Weight {
-    double factor, cost;
-    int128 exponent;
+    double cost;  // +inf where forbidden
   };
 
-  static constexpr double SATURATION = 1.2676506002282294e30;  // 2^100 units: a path of 2^25 cells stays above zero's
-  double scale, scale_rest;
-  bool is_hard, saturated = false;
+  double gamma;
 
-  __device__ __forceinline__ int start(double gamma) {
-    if (!is_gamma(gamma)) return NOT_A_NUMBER;
-    is_hard = gamma == 0;
-    scale = is_hard ? 1.0 : LOG2_E / gamma;
-    scale_rest = is_hard ? 0.0 : fma(-scale, gamma, LOG2_E) / gamma;
-    return FINE;
+  __device__ __forceinline__ int start(double gamma_of_item) {
+    gamma = gamma_of_item;
+    return is_gamma(gamma) ? FINE : NOT_A_NUMBER;
   }
 
-  static __device__ __forceinline__ Number zero() { return {0.0, infinity<double>(), -(int128(1) << 126)}; }
-  __device__ __forceinline__ Number one() const { return is_hard ? Number::of({0.0, 0.0, 0.0}) : Number{1.0, 0.0, 0}; }
-  static __device__ __forceinline__ bool is_zero(const Number& z) {
-    return z.mantissa == 0 && z.smallest == infinity<double>();
-  }
+  static __device__ __forceinline__ Number number_of(const Triple& r) { return {{r.high, r.middle, r.low}}; }
+  static __device__ __forceinline__ Number zero() { return number_of({infinity<double>(), 0.0, 0.0}); }
+  static __device__ __forceinline__ Number one() { return number_of({0.0, 0.0, 0.0}); }
+  static __device__ __forceinline__ bool is_zero(const Number& z) { return z.high == infinity<double>(); }
 
-  __device__ __forceinline__ Weight careful_weight(double cost, int& status) { return weight(cost, status); }
-  __device__ __forceinline__ Weight weight(double cost, int& status) {
+  static __device__ __forceinline__ Weight careful_weight(double cost, int& status) { return weight(cost, status); }
+  static __device__ __forceinline__ Weight weight(double cost, int& status) {
     if (!(cost > -infinity<double>())) status |= NOT_A_NUMBER;
-    if (!(fabs(cost) < infinity<double>())) return {0.0, infinity<double>(), 0};
-    if (is_hard) return {1.0, cost, 0};
-    double x = -cost, product = x * scale;
-    if (!(fabs(product) < SATURATION * UNIT)) {
-      saturated = true;
-      return {1.0, cost, product > 0 ? int128(1) << 100 : -(int128(1) << 100)};
-    }
-    double rest = fma(x, scale_rest, fma(x, scale, -product));
-    double units = rint(product * (1.0 / UNIT)), more_units = rint(rest * (1.0 / UNIT));
-    double remainder = fma(units, -UNIT, product), more = fma(more_units, -UNIT, rest);
-    double whole = rint(remainder + more);
-    double fraction = (remainder - whole) + more;
-    return {B::times_power(exp2_of_fraction(fraction), int(whole)), cost, int128(units) + int128(more_units)};
-  }
-
-  static __device__ __forceinline__ double align(int128 difference) {
-    return difference == 0 ? 1.0 : (difference == -1 ? 0.5 * B::aligning(-1) : 0.0);
+    return {fabs(cost) < infinity<double>() ? cost : infinity<double>()};
   }
 
   // Of equal predecessors the diagonal one, then the one above. Not all three are zero.
-  static __device__ __forceinline__ Triple hard_minimum(const Number& diagonal, const Number& up, const Number& left,
-                                                        Transition<double>& p) {
-    Triple least = diagonal.hard();
-    p.diagonal = 1;
+  static __device__ __forceinline__ Number minimum(const Number& diagonal, const Number& up, const Number& left,
+                                                   Transition<double>& p) {
+    Number least = diagonal;
+    p = {1.0, 0.0, 0.0};
     if (is_less(up, least)) {
-      least = up.hard();
+      least = up;
       p = {0.0, 1.0, 0.0};
     }
     if (is_less(left, least)) {
-      least = left.hard();
+      least = left;
       p = {0.0, 0.0, 1.0};
     }
     return least;
   }
 
-  static __device__ __forceinline__ bool is_less(const Number& z, const Triple& least) {
+  static __device__ __forceinline__ bool is_less(const Number& z, const Number& least) {
     if (is_zero(z)) return false;
-    return least.high == infinity<double>() || z.hard().minus(least) < 0;
+    return is_zero(least) || z.minus(least) < 0;
+  }
+
+  // exp((least - R) / gamma)
+  __device__ __forceinline__ double share(const Number& z, const Number& least) const {
+    return is_zero(z) ? 0.0 : exp(-z.minus(least) / gamma);
   }
 
   __device__ __forceinline__ Number combine(const Number& diagonal, const Number& up, const Number& left, const Weight& weight,
-                            Transition<double>& p, bool) {
+                                            Transition<double>& p, bool) const {
+    Transition<double> chosen;
     p = {0.0, 0.0, 0.0};
-    if (weight.factor == 0 || (is_zero(diagonal) && is_zero(up) && is_zero(left))) return zero();
-    if (is_hard) return Number::of(hard_minimum(diagonal, up, left, p).plus(weight.cost));
-    Number z;
-    z.smallest = fmin(fmin(diagonal.smallest, up.smallest), left.smallest) + weight.cost;
-    int128 exponent = diagonal.exponent > up.exponent ? diagonal.exponent : up.exponent;
-    exponent = left.exponent > exponent ? left.exponent : exponent;
-    double d = diagonal.mantissa * align(diagonal.exponent - exponent);
-    double u = up.mantissa * align(up.exponent - exponent);
-    double l = left.mantissa * align(left.exponent - exponent);
-    double sum = (d + u) + l, inverse = 1.0 / sum;
-    p = {d * inverse, u * inverse, l * inverse};
-    double mantissa = sum * weight.factor;
-    int units = B::units(mantissa);
-    z.mantissa = B::without(mantissa, units);
-    z.exponent = exponent + weight.exponent + units;
-    return z;
+    if (weight.cost == infinity<double>() || (is_zero(diagonal) && is_zero(up) && is_zero(left))) return zero();
+    const Number least = minimum(diagonal, up, left, chosen);
+    if (gamma == 0) {
+      p = chosen;
+      return number_of(least.plus(weight.cost));
+    }
+    p = {share(diagonal, least), share(up, least), share(left, least)};
+    // The sum but for the least one's share, which is 1: beside it the others may be far below rounding.
+    const double others = chosen.diagonal > 0 ? p.up + p.left : p.diagonal + (chosen.up > 0 ? p.left : p.up);
+    const double sum = 1.0 + others;
+    p = {p.diagonal / sum, p.up / sum, p.left / sum};
+    return number_of(least.plus(-gamma * log1p(others)).plus(weight.cost));
   }
 
   static __device__ __forceinline__ int look(const Number&) { return FINE; }
-  __device__ __forceinline__ int final_status(int) const { return FINE; }
+  static __device__ __forceinline__ int final_status(int) { return FINE; }
   static __device__ __forceinline__ bool masks_matter(const Number&, int) { return false; }
   static __device__ __forceinline__ bool is_imprecise(const Number&, int) { return false; }
-
-  __device__ __forceinline__ double value(const Number& z, double gamma, int cells) const {
-    double units = double(z.exponent);
-    // Beyond 2^100 units the soft and the hard minimum are equal to rounding, and saturation does not touch the latter.
-    if (is_hard) return z.smallest + (z.mantissa + z.hard().low);
-    if (fabs(units) > 1e30) return z.smallest;
-    double soft = -(log2_of(z.mantissa) + UNIT * units) * LN_2 * gamma;
-    // Rounding hides how far the soft minimum is below the hard one: the latter is exact where there is one path.
-    return fabs(soft - z.smallest) <= 4e-16 * cells * gamma ? z.smallest : soft;
-  }
-
-  __device__ __forceinline__ bool hard() const { return is_hard; }
+  static __device__ __forceinline__ double value(const Number& z, double, int) { return z.high + (z.middle + z.low); }
 };

@@ -6,7 +6,6 @@
 
 typedef long long int64;
 typedef unsigned long long uint64;
-typedef __int128 int128;  // NVRTC: --device-int128
 
 #define SOFTDTW_FIELD(type, name) type name;  // of a list of fields, in the struct that a kernel takes
 

@@ -22,7 +22,7 @@ struct Smoothing : Batch {
 // The softmin of the predecessors of a cell other than the origin.
 struct Predecessors {
   COST diagonal, up, left;  // their costs, +inf outside
-  COST smallest, sum;       // sum of exp((smallest - x) / gamma)
+  COST smallest, others;    // sum of exp((smallest - x) / gamma), but for the smallest one's 1
 
   __device__ __forceinline__ Predecessors(const COST* cost, const Smoothing& problem, int row, int column, COST gamma) {
     const COST outside = infinity<COST>();
@@ -31,7 +31,9 @@ struct Predecessors {
     up = row > 0 ? here[-problem.stride_row] : outside;
     left = column > 0 ? here[-problem.stride_column] : outside;
     smallest = min(min(diagonal, up), left);
-    sum = weight(diagonal, gamma) + weight(up, gamma) + weight(left, gamma);
+    const bool is_diagonal = diagonal == smallest, is_up = !is_diagonal && up == smallest;
+    others = (is_diagonal ? COST(0) : weight(diagonal, gamma)) + (is_up ? COST(0) : weight(up, gamma)) +
+             (is_diagonal || is_up ? weight(left, gamma) : COST(0));
   }
 
   __device__ __forceinline__ COST weight(COST x, COST gamma) const {
@@ -42,14 +44,14 @@ struct Predecessors {
   __device__ __forceinline__ COST softmin(COST gamma) const {
     if (diagonal != diagonal || up != up || left != left) return COST(not_a_number());
     if (smallest == infinity<COST>() || !(gamma > COST(0))) return smallest;
-    return smallest - gamma * log(sum);
+    return smallest - gamma * log1p(others);
   }
 
   // Derivative of the softmin in one of the three; at gamma = 0 the first of equal ones, in the order of the members.
   __device__ __forceinline__ COST share(int which, COST gamma) const {
     COST x = which == 0 ? diagonal : which == 1 ? up : left;
     if (smallest == infinity<COST>()) return COST(0);
-    if (gamma > COST(0)) return weight(x, gamma) / sum;
+    if (gamma > COST(0)) return weight(x, gamma) / (COST(1) + others);
     bool is_first = x == smallest && !(which > 0 && diagonal == smallest) && !(which > 1 && up == smallest);
     return is_first ? COST(1) : COST(0);
   }

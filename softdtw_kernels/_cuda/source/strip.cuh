@@ -97,7 +97,7 @@ struct Strip {
     tangent_ratio = TANGENT && problem.tangent_gamma && gamma > 0 ? problem.tangent_gamma[item.pair] / gamma : 0.0;
     if (WEAK) {
       dummy = problem.dummy_of(item.pair);
-      dummy_weight = arithmetic.careful_weight(Cost(dummy), status);
+      dummy_weight = arithmetic.careful_weight(Real(dummy), status);
       if (!(fabs(dummy) < infinity<double>())) status |= NOT_A_NUMBER;
       tangent_dummy = TANGENT ? problem.tangent_dummy[item.pair] - tangent_ratio * dummy : 0.0;
     }

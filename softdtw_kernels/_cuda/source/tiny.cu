@@ -407,10 +407,11 @@ __device__ __forceinline__ int status_of_costs(const Pair& pair, const Rate<COST
 
 __device__ __forceinline__ double log2_of(const Tiny<COST>& z) { return log2(double(z.mantissa)) + double(z.exponent); }
 
-// Small against gamma, as of a single path of small costs: rounding counts there. In a weak lattice many paths are near
-// the cheapest one, or its dummy cells are dear.
-__device__ __forceinline__ bool is_imprecise(const Pair& pair, double log2_z) {
-  return !WEAK && log2_z * log2_z < (sizeof(COST) == 4 ? 0.06 : 1e-7) * pair.cells();
+// A weak lattice has a term of the size of `dummy` in its value, of which rounding is a part: where real costs cancel it,
+// its pair is not left to the other kernel. One in ten of a video and a text would be.
+__device__ __forceinline__ bool is_imprecise(const Pair& pair, double value, int cells) {
+  const double size = WEAK ? max(fabs(value), fabs(pair.dummy)) : fabs(value);
+  return is_near_zero<COST>(size * (LOG2_E / pair.gamma), cells);
 }
 
 // False where the numbers do not allow this arithmetic. `mark` where none of this kernel does.
@@ -422,9 +423,10 @@ __device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& 
   if (!level.is_right(end)) return false;
 #if WITH_ORDER == 0
   const double log2_z = level.log2_of(end, pair.item.n, pair.item.m);
-  mark = is_imprecise(pair, log2_z);
   double value = -log2_z * LN_2 * pair.gamma;
   if (WEAK) value += pair.dummy * double(2 * (pair.item.n + pair.item.m) + 1);
+  // Dummy cells have no weights here.
+  mark = is_imprecise(pair, value, pair.item.n + pair.item.m);
   if (!mark) static_cast<COST*>(pair.problem.value)[p] = COST(value);
 #else
   const COST scale = static_cast<const COST*>(pair.problem.grad_value)[p * pair.problem.grad_value_stride];
@@ -448,9 +450,8 @@ __device__ __forceinline__ bool solve(const Pair& pair, const Rate<COST>& rate, 
 #if WITH_ORDER == 0
   double value = bad ? not_a_number() : infinity<double>();
   if (!bad && !none) {
-    const double log2_z = log2_of(end);
-    mark = mark || is_imprecise(pair, log2_z);
-    value = -log2_z * LN_2 * pair.gamma;
+    value = -log2_of(end) * LN_2 * pair.gamma;
+    mark = mark || is_imprecise(pair, value, pair.cells());
   }
   if (!mark) static_cast<COST*>(pair.problem.value)[p] = COST(value);
 #else

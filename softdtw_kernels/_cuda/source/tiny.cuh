@@ -512,7 +512,8 @@ struct Level {
 
   // -gamma log Z = gamma_ln_2 * -log2_of(end) + steps of the weak lattice * dummy
   __device__ __forceinline__ double log2_of(T end, int rows, int columns) const {
-    const double steps = rows + columns - (WEAK ? 0 : 1);
-    return log2(double(end)) + (steps * (double(step) + double(correction)) - double(B::LEVEL_START));
+    // What is whole first: the logarithm of a number near 2^LEVEL_START is rounded to far more than that of its mantissa.
+    const int steps = rows + columns - (WEAK ? 0 : 1), whole = B::exponent(end) + steps * step - B::LEVEL_START;
+    return log2(double(B::mantissa(end))) + double(whole) + double(steps) * double(correction);
   }
 };

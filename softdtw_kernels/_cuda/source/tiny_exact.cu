@@ -29,7 +29,7 @@ struct TinyExactProblem : Batch {
   SOFTDTW_TINY_EXACT_FIELDS(SOFTDTW_FIELD)
 };
 
-constexpr int DOUBLES_OF_NUMBER = 4;  // mantissa, smallest, and an exponent of two words
+constexpr int DOUBLES_OF_NUMBER = 3;
 
 // An array in scratch memory: neighboring threads have neighboring elements.
 struct Scratch {
@@ -40,17 +40,13 @@ struct Scratch {
 
   __device__ __forceinline__ Number number(int k) const {
     const Scratch here = from(k * DOUBLES_OF_NUMBER);
-    const uint64 low = __double_as_longlong(here[2]);
-    const int64 high = __double_as_longlong(here[3]);
-    Number z = {here[0], here[1], (int128(high) << 64) | int128(low)};
-    return z;
+    return Arithmetic::number_of({here[0], here[1], here[2]});
   }
-  __device__ __forceinline__ void set_number(int k, const Number& z) const {
+  __device__ __forceinline__ void set_number(int k, const Number& r) const {
     const Scratch here = from(k * DOUBLES_OF_NUMBER);
-    here[0] = z.mantissa;
-    here[1] = z.smallest;
-    here[2] = __longlong_as_double(int64(z.exponent));
-    here[3] = __longlong_as_double(int64(z.exponent >> 64));
+    here[0] = r.high;
+    here[1] = r.middle;
+    here[2] = r.low;
   }
 };
 
@@ -84,12 +80,17 @@ struct ExactPair {
     const double smallest = fmin(fmin(x[0], x[1]), x[2]);
     if (!(x[which] < infinity<double>())) return 0.0;
     if (!(gamma > 0)) return x[which] == smallest && !(which > 0 && x[0] == smallest) && !(which > 1 && x[1] == smallest);
-    return exp((smallest - x[which]) / gamma) / sum_of(x, smallest);
+    return exp((smallest - x[which]) / gamma) / (1.0 + others_of(x, smallest));
   }
 
-  __device__ __forceinline__ double sum_of(const double (&x)[3], double smallest) const {
+  // The sum of the weights but for the smallest one's, which is 1.
+  __device__ __forceinline__ double others_of(const double (&x)[3], double smallest) const {
     double sum = 0;
-    for (int k = 0; k < 3; ++k) sum += x[k] == infinity<double>() ? 0.0 : exp((smallest - x[k]) / gamma);
+    bool skipped = false;
+    for (int k = 0; k < 3; ++k) {
+      if (!skipped && x[k] == smallest) skipped = true;
+      else if (x[k] < infinity<double>()) sum += exp((smallest - x[k]) / gamma);
+    }
     return sum;
   }
 
@@ -102,7 +103,7 @@ struct ExactPair {
     if (x[0] != x[0] || x[1] != x[1] || x[2] != x[2]) return not_a_number();
     const double smallest = fmin(fmin(x[0], x[1]), x[2]);
     if (smallest == infinity<double>() || !(gamma > 0)) return here + smallest;
-    return here + (smallest - gamma * log(sum_of(x, smallest)));
+    return here + (smallest - gamma * log1p(others_of(x, smallest)));
   }
 };
 
