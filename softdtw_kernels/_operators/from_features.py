@@ -53,15 +53,35 @@ def value(
 
     `cost` is a name other than "euclidean"; gamma and the lengths have the shape (*).
     """
-    if cost != "sqeuclidean":
-        x, y = costs.dot_features(x, y, cost)
-        cost = "negative_dot"
-    batch = broadcast_batch(x, y)
-    x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
+    x, y, cost = _operands(x, y, cost)
     args = x, y, gamma, x_lengths, y_lengths, bandwidth, cost
     if keeps_state("fused_value_and_state", x, y, gamma):
         return _FusedValueWithState.apply_checked(*args)
     return choose(_FusedValue, _FusedValueTwin, args)
+
+
+def slope(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    cost: str,
+) -> Tensor:
+    """Zeros that have the derivatives of `value`."""
+    x, y, cost = _operands(x, y, cost)
+    args = x, y, gamma, x_lengths, y_lengths, bandwidth, cost
+    return choose(_FusedSlope, _FusedSlopeTwin, args)
+
+
+def _operands(x: Tensor, y: Tensor, cost: str) -> tuple[Tensor, Tensor, str]:
+    """The features of equal leading dimensions that the operators take, and their kind of cost."""
+    if cost != "sqeuclidean":
+        x, y = costs.dot_features(x, y, cost)
+        cost = "negative_dot"
+    batch = broadcast_batch(x, y)
+    return x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:]), cost
 
 
 class _FusedValueTwin(BatchedFunction):
@@ -111,6 +131,26 @@ class _FusedValue(EagerFunction, _FusedValueTwin):
         if tangents[2] is not None:
             total = total + grads[2] * tangents[2]
         return total.to(x.dtype)
+
+
+class _FusedSlopeTwin(_FusedValueTwin):
+    """As `autograd._SlopeTwin`."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor,
+        gamma: Tensor,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        bandwidth: int | None,
+        kind: str,
+    ) -> Tensor:
+        return x.new_zeros(x.shape[:-2])
+
+
+class _FusedSlope(_FusedValue):
+    forward = staticmethod(_FusedSlopeTwin.forward)
 
 
 class _FusedValueWithState(EagerFunction):
