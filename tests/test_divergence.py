@@ -14,7 +14,7 @@ from strategies import gammas, seeds
 from torch import Tensor, nn
 from torch.func import grad, hessian, jvp, vmap
 
-from softdtw_kernels import SoftDTWLoss, soft_dtw, soft_dtw_divergence
+from softdtw_kernels import SoftDTWLoss, divergence, soft_dtw, soft_dtw_divergence
 
 COSTS = ["sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot"]
 
@@ -191,3 +191,19 @@ def test_half_precision_is_exact_for_its_numbers(dtype: torch.dtype) -> None:
     got = soft_dtw_divergence(x, y)
     assert got.dtype == torch.float32
     assert_close(got, soft_dtw_divergence(x.double(), y.double()), 0.0, "value", rtol=1e-6)
+
+
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_blocks_of_items_are_the_batch(monkeypatch: pytest.MonkeyPatch, pairwise: bool) -> None:
+    x, y = _near(150, 6, 2, noise=0.1)
+    x, y = (x[:40], y) if pairwise else (x.view(75, 2, 6, 2), y.view(75, 2, 6, 2)[:, :1])
+    n = torch.arange(x.shape[:-2].numel()).view(x.shape[:-2]) % 6 + 1
+    arguments = {
+        "x_lengths": n,
+        "gamma": 0.3 if pairwise else torch.linspace(0.1, 2, 75)[:, None],
+        "pairwise": pairwise,
+    }
+    monkeypatch.setattr(divergence, "BLOCK", 1)
+    blocks = soft_dtw_divergence(x, y, **arguments)
+    monkeypatch.setattr(divergence, "BLOCK", 1 << 40)
+    assert_close(blocks, soft_dtw_divergence(x, y, **arguments), 1e-12, "blocks", rtol=1e-6)
