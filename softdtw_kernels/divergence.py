@@ -155,10 +155,9 @@ def _in_blocks(
 ) -> Tensor:
     """The value, on the CPU of some items after others: costs that fit a cache take less time."""
     backend, batch, x, y, x_lengths, y_lengths = wide
-    cells = math.prod(batch[1:]) * x.shape[-2] * y.shape[-2] if batch else 0
-    several = LEAST_ITEMS * torch.get_num_threads()  # that keep all lanes and threads busy
-    step = -(-BLOCK // max(1, cells * several)) * several
-    if backend != "numba" or not batch or step >= batch[0] or derivative_is_due(()):
+    # Neither compiled code nor a transform gains by blocks.
+    step = _items(wide) if backend == "numba" and not derivative_is_due(()) else 0
+    if step == 0:
         return value_of_sequences(wide, gamma, cost, bandwidth, pairwise)
     gamma = batch_parameter(gamma, "gamma", batch, x.device)
     if not pairwise:
@@ -179,6 +178,17 @@ def _in_blocks(
         )
         values.append(value_of_sequences(block, gamma[rows], cost, bandwidth, pairwise))
     return torch.cat(values)
+
+
+def _items(wide: Sequences) -> int:
+    """How many of the first dimension make a block that keeps lanes and threads busy; 0 is all."""
+    batch = wide.batch
+    if not batch:
+        return 0
+    several = LEAST_ITEMS * torch.get_num_threads()
+    cells = math.prod(batch[1:]) * wide.x.shape[-2] * wide.y.shape[-2]
+    step = -(-BLOCK // max(1, cells * several)) * several
+    return step if step < batch[0] else 0
 
 
 def _problem_of_function(
