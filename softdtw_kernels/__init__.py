@@ -15,13 +15,8 @@ from .alignment import (
 )
 from .barycenter import soft_dtw_barycenter
 from .costs import Cost, cost_matrix
-from .functional import (
-    s2dtw,
-    s2dtw_from_cost,
-    soft_dtw,
-    soft_dtw_divergence,
-    soft_dtw_from_cost,
-)
+from .divergence import soft_dtw_divergence
+from .functional import s2dtw, s2dtw_from_cost, soft_dtw, soft_dtw_from_cost
 from .losses import S2DTWLoss, SoftDTWLoss
 
 __all__ = [

@@ -165,13 +165,19 @@ def broadcast_batch(x: Tensor, y: Tensor) -> torch.Size:
 def batch_parameter(
     value: Number, name: str, batch: tuple[int, ...], device: torch.device, backend: str = ""
 ) -> Tensor:
-    """A number or 0-d tensor as a float64 tensor of shape `batch`, differentiable if it was.
+    """A number, or a tensor that broadcasts to `batch`, as a float64 tensor of that shape,
+    differentiable if it was.
 
     For the CUDA kernels a number stays in host memory: on the device it would cost a launch. But
     not in what torch.compile traces, where it would be a kernel for the CPU.
     """
     value = check_parameter(value, name)
     if isinstance(value, Tensor):
+        if not _broadcasts(tuple(value.shape), batch):
+            raise ValueError(
+                f"{name} must be a number or a tensor, 0-d or one that broadcasts to the batch "
+                f"{tuple(batch)}, got shape {tuple(value.shape)}"
+            )
         return to_device(value, device, torch.float64).expand(batch)
     if backend == "cuda" and not torch.compiler.is_compiling():
         device = torch.device("cpu")
@@ -179,21 +185,25 @@ def batch_parameter(
 
 
 def check_parameter(value: Any, name: str) -> Number:
-    """A number or a real 0-d tensor, whose value the operator checks."""
+    """A number or a real tensor; the operator checks its values, `batch_parameter` its shape."""
     if not isinstance(value, Tensor):
         return check_number(value, name)
-    if value.dim() != 0:
-        raise ValueError(
-            f"{name} must be a number or a 0-d tensor, got a tensor of shape {tuple(value.shape)}"
-        )
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must be a real tensor, got {value.dtype}")
     return value
 
 
+def check_scalar(value: Any, name: str, where: str) -> None:
+    """A number or a real 0-d tensor, where each item of a batch cannot have its own."""
+    if isinstance(check_parameter(value, name), Tensor) and value.dim() != 0:
+        raise ValueError(
+            f"{name} must be a number or a 0-d tensor with {where}, got shape {tuple(value.shape)}"
+        )
+
+
 def check_number(value: Any, name: str) -> float:
     """A finite real number, NumPy's included; gamma in its range."""
-    value = _number(value, name, "a number or a 0-d tensor")
+    value = _number(value, name, "a number or a tensor (0-d, or one value an item)")
     # Comparisons, not math.isfinite: torch.compile makes numbers symbolic.
     if name == "gamma":
         if not 0 <= value <= LARGEST_GAMMA:

@@ -34,6 +34,7 @@ class Alignment:
     _problem: Problem
     _dummy: Tensor | None = None
     _bandwidth: int | None = None
+    _versions: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         shapes = tuple(self.value.shape), tuple(self.expected.shape)
@@ -47,8 +48,15 @@ class Alignment:
         allowed path, or a NaN, gives (0, 2). A batch gives a list of such tensors, a batch of
         several leading dimensions a list of lists.
 
-        Costs O(N M) time and memory, one item at a time. Not differentiable.
+        Costs O(N M) time and memory, one item at a time. Not differentiable. A RuntimeError tells
+        that costs, lengths or dummy cost were changed in place since: they are not copied.
         """
+        if _versions(self._problem, self._dummy) != self._versions:
+            raise RuntimeError(
+                "the costs, lengths or dummy cost of this alignment were changed in place after it "
+                "was computed, so its path can no longer be told; call path() before, or give a "
+                "clone() of what will change"
+            )
         with torch.no_grad():
             _, cost, x_lengths, y_lengths = self._problem
             paths = self._problem.engine.path(
@@ -254,6 +262,24 @@ def _align(
     arguments = cost, problem.parameter(gamma, "gamma"), dummy, x_lengths, y_lengths, bandwidth
     ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
     expected, _, _ = problem.engine.gradient(*arguments, ones, False)
-    dummy = None if dummy is None else dummy.detach()
-    problem = problem._replace(cost=cost.detach())
-    return Alignment(problem.engine.value(*arguments), expected, problem, dummy, bandwidth)
+    value = problem.engine.value(*arguments)
+    if torch.compiler.is_compiling():  # what was traced has no version that its path could check
+        return Alignment(value, expected, problem, dummy, bandwidth)
+    problem = Problem(problem.backend, *(_own(part) for part in problem[1:]))  # type: ignore[arg-type]
+    dummy = _own(dummy)
+    return Alignment(value, expected, problem, dummy, bandwidth, _versions(problem, dummy))
+
+
+def _own(tensor: Tensor | None) -> Tensor | None:
+    """Without its graph; copied only if of inference mode, whose tensors count no versions."""
+    if tensor is None:
+        return None
+    if not tensor.is_inference():
+        return tensor.detach()
+    with torch.inference_mode(False):
+        return tensor.clone()
+
+
+def _versions(problem: Problem, dummy: Tensor | None) -> tuple[int, ...]:
+    """How often what a path is computed from has been written to."""
+    return tuple(t._version for t in (*problem[1:], dummy) if isinstance(t, Tensor))

@@ -17,6 +17,7 @@ from ._checks import (
     Number,
     check_count,
     check_lengths,
+    check_scalar,
     check_tensor,
     check_tolerance,
     lengths_in_range,
@@ -52,8 +53,10 @@ def soft_dtw_barycenter(
             L; or None, a length that is the rounded weighted mean of the lengths. Without a
             tensor, the start is the weighted mean of the sequences, each resampled linearly to L.
             The problem is not convex: another start may end at another barycenter.
-        gamma: smoothing, at least 0. A larger one gives a smoother objective and barycenter.
-        cost: as in :func:`soft_dtw`; differentiable.
+        gamma: smoothing, at least 0, a number or a 0-d tensor. A larger one gives a smoother
+            objective and barycenter.
+        cost: as in :func:`soft_dtw`; differentiable, and bounded below, as "negative_dot" is only
+            with divergence=True.
         bandwidth: as in :func:`soft_dtw`.
         divergence: minimize the divergence, which does not shrink the barycenter.
         max_iter: iterations of L-BFGS at most, each of one or a few evaluations.
@@ -65,8 +68,8 @@ def soft_dtw_barycenter(
         (L, D) in the dtype of the sequences, detached from them.
 
     Raises:
-        TypeError, ValueError: for arguments of another type, dtype, shape or range, and where the
-            first value is not finite.
+        TypeError, ValueError: for arguments of another type, dtype, shape or range, where the
+            first value is not finite, and where the descent leaves the finite numbers.
         RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs the time and memory of :func:`soft_dtw` forward and backward for B pairs an evaluation.
@@ -82,6 +85,7 @@ def soft_dtw_barycenter(
     Source: Cuturi and Blondel 2017, Section 3.2; Blondel et al. 2021 for the divergence.
     """
     max_iter, tol = check_count(max_iter, "max_iter"), check_tolerance(tol, "tol")
+    check_scalar(gamma, "gamma", "barycenters")
     if not isinstance(sequences, Tensor):
         sequences, lengths = _padded(sequences, lengths)
     check_tensor(sequences, "sequences", "(B, N, D)")
@@ -244,4 +248,12 @@ def _minimize(
         line_search_fn="strong_wolfe",
     )
     optimizer.step(evaluate)
+    last = evaluate()
+    # Far below, no digit of the first value is left: nothing bounds the descent but its iterations.
+    bottom = -max(1.0, abs(first.item())) / torch.finfo(torch.float64).eps
+    if not bool((last > bottom) & last.isfinite() & z.isfinite().all()):
+        raise ValueError(
+            f"the objective went from {first.item()} to {last.item()}: it must be bounded below, "
+            'which a cost like "negative_dot" is not without divergence=True, and differentiable'
+        )
     return z.detach()

@@ -150,10 +150,11 @@ def soft_dtw(
             comes first. Forecasts (B, T) of one number a step are x[..., None], (B, T, 1): a
             matrix alone is one sequence, here of B frames.
         y: (*, M, D); the leading dimensions broadcast with those of x.
-        gamma: smoothing, a number or a 0-d tensor (which gets a gradient), at least 0; in the
-            units of the cost. At 0 the gradient is that of one optimal path, and 0 in gamma. No
-            call waits for the device, but the gradient of a tensor in host memory comes there with
-            a wait.
+        gamma: smoothing, at least 0, in the units of the cost: a number or a tensor, 0-d or of
+            one value an item, which broadcasts to (*), or to (A, B) for all pairs; a tensor gets a
+            gradient of its own shape. At 0 the gradient is that of one optimal path, and 0 in
+            gamma. No call waits for the device, but the gradient of a tensor in host memory comes
+            there with a wait.
         cost: "sqeuclidean" |x_i - y_j|^2 (no factor 1/2), "euclidean" (with subgradient 0 at
             distance 0), "cosine" 1 - cos, "shifted_cosine" -cos, "negative_dot" -<x_i, y_j>, or a
             function of broadcastable (..., N, D) and (..., M, D) that returns (..., N, M).
@@ -203,7 +204,7 @@ def soft_dtw(
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
     checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    return reduce(_value_of_sequences(checked, gamma, cost, bandwidth, pairwise), reduction)
+    return reduce(value_of_sequences(checked, gamma, cost, bandwidth, pairwise), reduction)
 
 
 def soft_dtw_from_cost(
@@ -251,24 +252,35 @@ def soft_dtw_from_cost(
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
     problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
-    return reduce(_plain_value(problem, gamma, bandwidth), reduction)
+    return reduce(value_of_problem(problem, gamma, bandwidth), reduction)
 
 
-def _value_of_sequences(
-    checked: Sequences, gamma: Number, cost: Cost, bandwidth: int | None, pairwise: bool
+def value_of_sequences(
+    checked: Sequences,
+    gamma: Number,
+    cost: Cost,
+    bandwidth: int | None,
+    pairwise: bool,
+    only_slope: bool = False,
 ) -> Tensor:
+    """The value or, on a kernel backend, `only_slope`: zeros that have the derivatives of it."""
     name, batch, x, y, x_lengths, y_lengths = checked
     if not fused.applies(name, x, y, cost, pairwise):
-        return _plain_value(checked.problem(cost, pairwise), gamma, bandwidth)
+        return value_of_problem(checked.problem(cost, pairwise), gamma, bandwidth, only_slope)
     limits = _expand(x_lengths, batch), _expand(y_lengths, batch)
     gamma = batch_parameter(gamma, "gamma", batch, x.device, name)
-    return fused.value(x, y, gamma, *limits, bandwidth, cost)
+    function = fused.slope if only_slope else fused.value
+    return function(x, y, gamma, *limits, bandwidth, cost)
 
 
-def _plain_value(problem: Problem, gamma: Number, bandwidth: int | None) -> Tensor:
+def value_of_problem(
+    problem: Problem, gamma: Number, bandwidth: int | None, only_slope: bool = False
+) -> Tensor:
+    """As `value_of_sequences`."""
     _, cost, x_lengths, y_lengths = problem
     gamma = problem.parameter(gamma, "gamma")
-    return problem.engine.value(cost, gamma, None, x_lengths, y_lengths, bandwidth)
+    function = autograd.slope if only_slope else problem.engine.value
+    return function(cost, gamma, None, x_lengths, y_lengths, bandwidth)
 
 
 def s2dtw(
@@ -298,11 +310,11 @@ def s2dtw(
 
     Args:
         x, y: (*, N, D) and (*, M, D), as in :func:`soft_dtw`.
-        gamma: smoothing, a number or a 0-d tensor (which gets a gradient), at least 0.
+        gamma: smoothing, as in :func:`soft_dtw`.
         cost: as in :func:`soft_dtw`; the paper's is "shifted_cosine".
         smoothing: whether costs are smoothed locally.
-        dummy_cost: the cost of a dummy cell, a number or a 0-d tensor (which gets a gradient);
-            None is no dummies at all, which is not the same as 0.
+        dummy_cost: the cost of a dummy cell, a number or a tensor as gamma may be (which gets a
+            gradient); None is no dummies at all, which is not the same as 0.
         origin_count: the first pair has no predecessor and gets the softmin of this many zeros,
             -gamma log(origin_count): 1 by default, 3 in the authors' released code.
         x_lengths, y_lengths, pairwise, reduction, backend: as in :func:`soft_dtw`.
@@ -392,64 +404,3 @@ def _weak_value(
     if not smoothing:
         return problem.engine.value(cost, gamma, dummy, x_lengths, y_lengths, None)
     return problem.engine.smoothed_value(cost, gamma, dummy, x_lengths, y_lengths, origin_count)
-
-
-def soft_dtw_divergence(
-    x: Tensor,
-    y: Tensor,
-    *,
-    gamma: Number = 1.0,
-    cost: Cost = "sqeuclidean",
-    x_lengths: Lengths = None,
-    y_lengths: Lengths = None,
-    bandwidth: int | None = None,
-    pairwise: bool = False,
-    reduction: Reduction = "none",
-    backend: Backend | None = None,
-) -> Tensor:
-    """The soft-DTW divergence: soft-DTW without its bias, 0 where x = y.
-
-        D(x, y) = V(x, y) - V(x, x) / 2 - V(y, y) / 2
-
-    V itself is not smallest at x = y and may be negative there. Of nonnegative costs, D is 0 or
-    more (conjectured for "sqeuclidean", proven for others).
-
-    Args:
-        x, y, gamma, cost, x_lengths, y_lengths, bandwidth, pairwise, reduction, backend: as in
-            :func:`soft_dtw`. Each self-term takes the lengths of its own side; for all pairs they
-            are computed once a sequence, not once a pair.
-
-    Returns:
-        The divergences (*), or (A, B) for all pairs, or a 0-d tensor if reduced.
-
-    Raises:
-        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
-
-    Costs the time and memory of three calls of :func:`soft_dtw`.
-
-    >>> import torch
-    >>> x = torch.randn(10, 3)
-    >>> soft_dtw_divergence(x, x)
-    tensor(0.)
-
-    Source: Blondel, Mensch and Vert, "Differentiable Divergences Between Time Series", AISTATS
-    2021, Eq. (9).
-    """
-    check_reduction(reduction)
-    bandwidth = check_bandwidth(bandwidth)
-    checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    between = _value_of_sequences(checked, gamma, cost, bandwidth, pairwise)
-    x, y = computing_dtype(x, y)
-
-    def to_itself(z: Tensor, lengths: Tensor | None) -> Tensor:
-        if lengths is not None:
-            batch = torch.broadcast_shapes(z.shape[:-2], lengths.shape)
-            z = z.expand(*batch, *z.shape[-2:])
-        itself = sequences(z, z, cost, lengths, lengths, False, backend)
-        return _value_of_sequences(itself, gamma, cost, bandwidth, False)
-
-    of_x, of_y = to_itself(x, checked.x_lengths), to_itself(y, checked.y_lengths)
-    if pairwise:
-        of_x = of_x[:, None]
-    # Half of the sum, not two halves: exactly 0 at x = y.
-    return reduce(between - 0.5 * (of_x + of_y), reduction)

@@ -21,7 +21,8 @@ from ._checks import (
     check_reduction,
 )
 from .costs import Cost, check_cost
-from .functional import s2dtw, soft_dtw, soft_dtw_divergence
+from .divergence import soft_dtw_divergence
+from .functional import s2dtw, soft_dtw
 
 # What the functions call the arguments of `forward`.
 _OWN_NAMES = {
@@ -51,23 +52,34 @@ def _call(function: Callable[..., Tensor], *args: Any, **settings: Any) -> Tenso
 
 
 class _AlignmentLoss(nn.Module):
+    gamma: Number
+
     def __init__(
         self, gamma: Number, cost: Cost, reduction: Reduction, backend: Backend | None
     ) -> None:
         super().__init__()
         if isinstance(gamma, bool):
             raise TypeError(
-                f"gamma must be a number or a 0-d tensor, got {gamma}: it comes first, and there "
+                f"gamma must be a number or a tensor, got {gamma}: it comes first, and there "
                 f"is no use_cuda ({_ELSEWHERE['use_cuda']})"
             )
-        check_parameter(gamma, "gamma")
         check_cost(cost)
         check_reduction(reduction)
         check_backend(backend)
-        self.gamma = gamma
+        self._keep("gamma", gamma)
         self.cost = cost
         self.reduction = reduction
         self.backend = backend
+
+    def _keep(self, name: str, value: Number) -> None:
+        """A number or parameter as it is; another tensor as a buffer, which moves with the module
+        and is saved with it.
+        """
+        check_parameter(value, name)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
 
     def _settings(self) -> dict[str, object]:
         raise NotImplementedError
@@ -91,7 +103,10 @@ class SoftDTWLoss(_AlignmentLoss):
         loss = mean over the batch of V(input, target),  or of D(input, target)
 
     Args:
-        gamma: smoothing, a number at least 0, or a 0-d tensor; an nn.Parameter is learned.
+        gamma: smoothing, a number at least 0, or a tensor, 0-d or one that broadcasts to (*). An
+            nn.Parameter is learned; another tensor is a buffer, which `.to` moves and
+            `state_dict` holds. It is computed in float64, whatever dtype it has or `.half()` gives
+            it.
         cost: as in :func:`soft_dtw`; a function must be picklable for the module to be.
         bandwidth: as in :func:`soft_dtw`.
         divergence: use :func:`soft_dtw_divergence`, which is 0 at input = target.
@@ -169,9 +184,12 @@ class S2DTWLoss(_AlignmentLoss):
         loss = mean over the batch of V(input, target)
 
     Args:
-        gamma: smoothing, a number at least 0, or a 0-d tensor; an nn.Parameter is learned.
-        cost, smoothing, dummy_cost, origin_count: as in :func:`s2dtw`. A dummy cost that is an
-            nn.Parameter is learned.
+        gamma: smoothing, a number at least 0, or a tensor, 0-d or one that broadcasts to (*). An
+            nn.Parameter is learned; another tensor is a buffer, which `.to` moves and
+            `state_dict` holds. It is computed in float64, whatever dtype it has or `.half()` gives
+            it.
+        cost, smoothing, dummy_cost, origin_count: as in :func:`s2dtw`. A dummy cost that is a
+            tensor is a parameter or a buffer, as gamma.
         reduction: "mean", "sum" or "none".
         backend: as in :func:`soft_dtw`.
 
@@ -195,6 +213,8 @@ class S2DTWLoss(_AlignmentLoss):
     Source: Ko et al. 2022, Section 3.
     """
 
+    dummy_cost: Number | None
+
     def __init__(
         self,
         gamma: Number = 0.1,
@@ -207,11 +227,12 @@ class S2DTWLoss(_AlignmentLoss):
         backend: Backend | None = None,
     ) -> None:
         super().__init__(gamma, cost, reduction, backend)
-        if dummy_cost is not None:
-            check_parameter(dummy_cost, "dummy_cost")
+        if dummy_cost is None:
+            self.dummy_cost = None
+        else:
+            self._keep("dummy_cost", dummy_cost)
         check_origin_count(origin_count)
         self.smoothing = smoothing
-        self.dummy_cost = dummy_cost
         self.origin_count = origin_count
 
     def forward(

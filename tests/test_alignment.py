@@ -194,3 +194,35 @@ def test_a_batch_gives_a_list_and_one_pair_a_tensor(backend: str) -> None:
     assert isinstance(many.path(), list)
     assert len(many.path()) == 3
     assert "Alignment" in repr(one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_path_is_that_of_its_value_or_an_error(dtype: torch.dtype, backend: str) -> None:
+    cost, n = _data(2, 4, 5).to(dtype), torch.tensor([4, 3])
+    alignment = soft_dtw_alignment_from_cost(cost, x_lengths=n, backend=backend)
+    before = alignment.path()
+    assert all(torch.equal(a, b) for a, b in zip(before, alignment.path(), strict=True))
+    cost.neg_()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        alignment.path()
+    alignment = soft_dtw_alignment_from_cost(cost, x_lengths=n, backend=backend)
+    n.fill_(1)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        alignment.path()
+    dummy = torch.tensor(0.5, dtype=torch.float64)
+    weak = s2dtw_alignment_from_cost(cost, smoothing=False, dummy_cost=dummy, backend=backend)
+    weak.path()
+    dummy.fill_(-9)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        weak.path()
+
+
+def test_a_path_of_inference_mode_is_that_of_its_value() -> None:
+    with torch.inference_mode():
+        cost = _data(4, 5)
+        alignment = soft_dtw_alignment_from_cost(cost)
+        before = alignment.path()
+        cost.copy_(cost.flip(0))
+        assert not torch.equal(soft_dtw_alignment_from_cost(cost).path(), before)
+        assert torch.equal(alignment.path(), before)
+    assert torch.equal(alignment.path(), before)

@@ -107,3 +107,29 @@ def test_dtype_and_length_of_the_result(dtype: torch.dtype, backend: str) -> Non
     assert soft_dtw_barycenter(x, backend=backend).dtype == dtype
     assert soft_dtw_barycenter(x, init=9, backend=backend).shape == (9, 2)
     assert soft_dtw_barycenter(x, init=x[1, :3], backend=backend).shape == (3, 2)
+
+
+def _minus_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return -(x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cost", ["negative_dot", _minus_squares])
+def test_an_objective_without_a_bottom_is_an_error(dtype: torch.dtype, cost: object) -> None:
+    x = _walks(3, 6).to(dtype)
+    with pytest.raises(ValueError, match="bounded below"):
+        soft_dtw_barycenter(x, cost=cost)
+    if cost == "negative_dot":  # the self-term bounds it
+        assert soft_dtw_barycenter(x, cost=cost, divergence=True).isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("cost", ["sqeuclidean", "cosine", "negative_dot"])
+def test_frames_that_are_not_finite_are_an_error(bad: float, cost: str) -> None:
+    x = _walks(3, 6)
+    start = x[0].clone()
+    x[1, 2] = bad
+    for init in (None, start):
+        with pytest.raises(ValueError, match="finite"):
+            soft_dtw_barycenter(x, cost=cost, init=init)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 import softdtw_kernels as sk
 from softdtw_kernels import _backends as backends
-from softdtw_kernels._checks import COSTS
 from softdtw_kernels._cuda import before as _cuda_costs
 from softdtw_kernels._cuda import features as _cuda_features
 from softdtw_kernels._cuda import lattice as _cuda_host
 from softdtw_kernels._cuda import tiny as _cuda_tiny
 from softdtw_kernels._operators import ops
+from softdtw_kernels.costs import NAMED
 
 LENGTHS = torch.tensor([4, 2, 3])
 
@@ -66,7 +66,7 @@ COST_MATRICES: dict[str, Callable[..., Tensor]] = {
     f"cost_matrix {name} {pairwise}": lambda x, y, c, name=name, pairwise=pairwise, **k: (
         sk.cost_matrix(x, y, name, pairwise=pairwise, **k)
     )
-    for name in COSTS
+    for name in NAMED
     for pairwise in (False, True)
 }
 PROGRAMS = VALUES | ALIGNMENTS | COST_MATRICES

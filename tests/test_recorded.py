@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import softdtw_kernels as sk
-from softdtw_kernels._checks import COSTS
 from softdtw_kernels._operators import ops
+from softdtw_kernels.costs import NAMED
 
 
 def data(batch: int, n: int, m: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ class Program(nn.Module):
 EACH_COST = {
     f"{function.__name__} {cost}": Program(function, cost=cost)
     for function in (sk.soft_dtw, sk.cost_matrix)
-    for cost in COSTS
+    for cost in NAMED
 }
 LOSSES = {
     "divergence": sk.SoftDTWLoss(divergence=True, bandwidth=3),

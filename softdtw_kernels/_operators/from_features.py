@@ -53,16 +53,36 @@ def value(
 
     `cost` is one that `applies` allows; gamma and the lengths have the shape (*).
     """
+    x, y, kind = _operands(x, y, cost)
+    args = x, y, gamma, x_lengths, y_lengths, bandwidth, kind
+    if keeps_state("fused_value_and_state", x, y, gamma):
+        return _FusedValueWithState.apply_checked(*args)
+    return choose(_FusedValue, _FusedValueTwin, args)
+
+
+def slope(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    bandwidth: int | None,
+    cost: costs.Cost,
+) -> Tensor:
+    """Zeros that have the derivatives of `value`."""
+    x, y, kind = _operands(x, y, cost)
+    args = x, y, gamma, x_lengths, y_lengths, bandwidth, kind
+    return choose(_FusedSlope, _FusedSlopeTwin, args)
+
+
+def _operands(x: Tensor, y: Tensor, cost: costs.Cost) -> tuple[Tensor, Tensor, str]:
+    """The features of equal leading dimensions that the operators take, and their kind of cost."""
     rule = costs.fused_rule(cost)
     if rule is None:
         raise ValueError(f"the cost {cost!r} needs its matrix")
     x, y = rule.prepare(x, y)
     batch = broadcast_batch(x, y)
-    x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
-    args = x, y, gamma, x_lengths, y_lengths, bandwidth, rule.kind
-    if keeps_state("fused_value_and_state", x, y, gamma):
-        return _FusedValueWithState.apply_checked(*args)
-    return choose(_FusedValue, _FusedValueTwin, args)
+    return x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:]), rule.kind
 
 
 class _FusedValueTwin(BatchedFunction):
@@ -112,6 +132,26 @@ class _FusedValue(EagerFunction, _FusedValueTwin):
         if tangents[2] is not None:
             total = total + grads[2] * tangents[2]
         return total.to(x.dtype)
+
+
+class _FusedSlopeTwin(_FusedValueTwin):
+    """As `autograd._SlopeTwin`."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor,
+        gamma: Tensor,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        bandwidth: int | None,
+        kind: str,
+    ) -> Tensor:
+        return x.new_zeros(x.shape[:-2])
+
+
+class _FusedSlope(_FusedValue):
+    forward = staticmethod(_FusedSlopeTwin.forward)
 
 
 class _FusedValueWithState(EagerFunction):

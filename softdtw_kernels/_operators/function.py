@@ -61,7 +61,7 @@ def choose(
     if is_recorded():
         return twin.forward(*args)
     if not torch.compiler.is_compiling():
-        tracked = is_transformed() or gradient_is_due(args)
+        tracked = derivative_is_due(args)
         return function.apply_checked(*args) if tracked else function.forward(*args)
     return twin.apply(*(arg.view_as(arg) if isinstance(arg, Tensor) else arg for arg in args))
 
@@ -83,6 +83,11 @@ def gradient_is_due(args: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(
         arg.requires_grad for arg in args if isinstance(arg, Tensor)
     )
+
+
+def derivative_is_due(args: tuple[Any, ...]) -> bool:
+    """Whether a derivative by these arguments may be asked for; compiled code drops what is not."""
+    return torch.compiler.is_compiling() or is_transformed() or gradient_is_due(args)
 
 
 def batch_first(arg: Any, dim: int | None, batch_size: int) -> Any:

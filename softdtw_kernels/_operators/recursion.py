@@ -202,6 +202,25 @@ class SoftDTWFunction(EagerFunction, _ValueTwin):
         return _along(grads, tangents[:3]).to(problem[0].dtype)
 
 
+class _SlopeTwin(_ValueTwin):
+    """Zeros with the derivatives of the value, for those who have the value from elsewhere."""
+
+    @staticmethod
+    def forward(
+        cost: Tensor,
+        gamma: Tensor,
+        dummy: Tensor | None,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        bandwidth: int | None,
+    ) -> Tensor:
+        return cost.new_zeros(cost.shape[:-2])
+
+
+class _Slope(SoftDTWFunction):
+    forward = staticmethod(_SlopeTwin.forward)
+
+
 class _ValueWithState(EagerFunction):
     """The value where a gradient in plain eager mode is all that is likely to follow: what the
     forward sweep has left stays in memory until then, as a saved tensor. Its derivatives otherwise,
@@ -463,6 +482,11 @@ def value(*args: Any) -> Tensor:
     if keeps_state("value_and_state", *args[:3]):
         return _ValueWithState.apply_checked(*args)
     return choose(SoftDTWFunction, _ValueTwin, args)
+
+
+def slope(*args: Any) -> Tensor:
+    """Zeros that have the derivatives of `value`."""
+    return choose(_Slope, _SlopeTwin, args)
 
 
 def gradient(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,265 @@
+"""The soft-DTW divergence: its value in float64, its derivatives in the dtype of the sequences.
+
+Where x is near y, the divergence is a small difference of large values: in float32 nothing of it
+would be left. Its derivatives lose nothing by float32, and cost twice as much in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import costs
+from ._checks import (
+    Backend,
+    Lengths,
+    Number,
+    Reduction,
+    batch_parameter,
+    check_bandwidth,
+    check_reduction,
+    check_scalar,
+)
+from ._operators.function import (
+    BatchedFunction,
+    EagerFunction,
+    choose,
+    derivative_is_due,
+    forward_rule,
+    is_recorded,
+    zeros_if_none,
+)
+from .costs import Cost
+from .functional import (
+    Problem,
+    Sequences,
+    reduce,
+    sequences,
+    value_of_problem,
+    value_of_sequences,
+)
+
+BLOCK = 1 << 20  # cells whose float64 costs are in memory at a time
+LEAST_ITEMS = 16
+
+
+def soft_dtw_divergence(
+    x: Tensor,
+    y: Tensor,
+    *,
+    gamma: Number = 1.0,
+    cost: Cost = "sqeuclidean",
+    x_lengths: Lengths = None,
+    y_lengths: Lengths = None,
+    bandwidth: int | None = None,
+    pairwise: bool = False,
+    reduction: Reduction = "none",
+    backend: Backend | None = None,
+) -> Tensor:
+    """The soft-DTW divergence: soft-DTW without its bias, 0 where x = y.
+
+        D(x, y) = V(x, y) - V(x, x) / 2 - V(y, y) / 2
+
+    V itself is not smallest at x = y and may be negative there. Of nonnegative costs, D is 0 or
+    more (conjectured for "sqeuclidean", proven for others).
+
+    The values are computed in float64 whatever the dtype, since the terms cancel where x is near y:
+    the result is the divergence of these very numbers to 1e-5 relative, and 4e-15 of the terms.
+    It is exactly 0 for sequences that are equal within their lengths. The derivatives are computed
+    in the dtype of the sequences, as those of :func:`soft_dtw`.
+
+    Args:
+        x, y, cost, x_lengths, y_lengths, bandwidth, pairwise, reduction, backend: as in
+            :func:`soft_dtw`. Each self-term takes the lengths of its own side; for all pairs they
+            are computed once a sequence, not once a pair. A cost that is a function is called
+            once a term, with features in float64; if it takes none (a module with parameters in
+            float32, say) it gets them as they are, and the divergence is as exact as its costs.
+        gamma: as in :func:`soft_dtw`, the same in all three terms of an item; for all pairs a
+            number or a 0-d tensor.
+
+    Returns:
+        The divergences (*), or (A, B) for all pairs, or a 0-d tensor if reduced; in the dtype of
+        the sequences, float32 for half precision.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
+
+    Costs the time and memory of three calls of :func:`soft_dtw` in float64, and if a gradient is
+    due, of the costs of three more in the dtype of the sequences, which are what stays in memory
+    until then. One float64 matrix is in memory at a time.
+
+    >>> import torch
+    >>> x = torch.randn(10, 3)
+    >>> soft_dtw_divergence(x, x)
+    tensor(0.)
+
+    Source: Blondel, Mensch and Vert, "Differentiable Divergences Between Time Series", AISTATS
+    2021, Eq. (9).
+    """
+    check_reduction(reduction)
+    bandwidth = check_bandwidth(bandwidth)
+    if pairwise:
+        check_scalar(gamma, "gamma", "pairwise=True")
+    pairs = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
+    settings = gamma, cost, bandwidth
+    of_pairs = _term(pairs, *settings, pairwise)
+    of_x = _term(_to_itself(pairs, pairs.x, pairs.x_lengths, gamma), *settings, False)
+    of_y = _term(_to_itself(pairs, pairs.y, pairs.y_lengths, gamma), *settings, False)
+    if pairwise:
+        slope = of_x.slope
+        of_x = _Term(of_x.value[:, None], slope if slope is None else slope[:, None])
+    value = _combine(of_pairs.value, of_x.value, of_y.value)
+    # All pairs may be rounded in another order than sequences with themselves.
+    value = torch.where(_equal(pairs, pairwise) & value.isfinite(), 0, value)
+    value = reduce(value, reduction).to(pairs.x.dtype)
+    if of_pairs.slope is None:
+        return value
+    slope = _combine(of_pairs.slope, of_x.slope, of_y.slope)
+    return choose(_WithSlope, _WithSlopeTwin, (reduce(slope, reduction).to(value.dtype), value))
+
+
+class _Term(NamedTuple):
+    """A soft-DTW value in float64, and a tensor of any value that has its derivatives, or None."""
+
+    value: Tensor
+    slope: Tensor | None
+
+
+def _term(
+    checked: Sequences, gamma: Number, cost: Cost, bandwidth: int | None, pairwise: bool
+) -> _Term:
+    """One term: the kernels compute the derivatives for a named cost of float32 features from the
+    float32 costs, whose values nobody needs.
+    """
+    x, y = checked.x, checked.y
+    wide = checked._replace(x=x.double(), y=y.double())
+    if not isinstance(cost, str):
+        problem = _problem_of_function(wide, checked, cost, pairwise)
+        value = value_of_problem(problem, gamma, bandwidth)
+        return _Term(value, None) if is_recorded() else _Term(value.detach(), value)
+    settings = cost, bandwidth, pairwise
+    if is_recorded():  # a program that is exported has the derivatives of its parts
+        return _Term(value_of_sequences(wide, gamma, *settings), None)
+    if x.dtype == torch.float64 or checked.backend == "reference":
+        value = value_of_sequences(wide, gamma, *settings)
+        return _Term(value.detach(), value)
+    wide = wide._replace(x=wide.x.detach(), y=wide.y.detach())
+    constant = gamma.detach() if isinstance(gamma, Tensor) else gamma
+    value = _in_blocks(wide, constant, *settings)
+    if not derivative_is_due((x, y, gamma)):
+        return _Term(value, None)
+    return _Term(value, value_of_sequences(checked, gamma, *settings, only_slope=True))
+
+
+def _in_blocks(
+    wide: Sequences, gamma: Number, cost: Cost, bandwidth: int | None, pairwise: bool
+) -> Tensor:
+    """The value, on the CPU of some items after others: costs that fit a cache take less time."""
+    backend, batch, x, y, x_lengths, y_lengths = wide
+    # Neither compiled code nor a transform gains by blocks.
+    step = _items(wide) if backend == "numba" and not derivative_is_due(()) else 0
+    if step == 0:
+        return value_of_sequences(wide, gamma, cost, bandwidth, pairwise)
+    gamma = batch_parameter(gamma, "gamma", batch, x.device)
+    if not pairwise:
+        x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
+        y_lengths = None if y_lengths is None else y_lengths.expand(batch)
+    if x_lengths is not None:
+        x_lengths = x_lengths.expand(batch[:1] if pairwise else batch)
+    values = []
+    for first in range(0, batch[0], step):
+        rows = slice(first, first + step)
+        block = Sequences(
+            backend,
+            gamma[rows].shape,
+            x[rows],
+            y if pairwise else y[rows],
+            None if x_lengths is None else x_lengths[rows],
+            y_lengths if pairwise or y_lengths is None else y_lengths[rows],
+        )
+        values.append(value_of_sequences(block, gamma[rows], cost, bandwidth, pairwise))
+    return torch.cat(values)
+
+
+def _items(wide: Sequences) -> int:
+    """How many of the first dimension make a block that keeps lanes and threads busy; 0 is all."""
+    batch = wide.batch
+    if not batch:
+        return 0
+    several = LEAST_ITEMS * torch.get_num_threads()
+    cells = math.prod(batch[1:]) * wide.x.shape[-2] * wide.y.shape[-2]
+    step = -(-BLOCK // max(1, cells * several)) * several
+    return step if step < batch[0] else 0
+
+
+def _problem_of_function(
+    wide: Sequences, checked: Sequences, cost: Cost, pairwise: bool
+) -> Problem:
+    """The costs by a function: in float64, or of the features as they are if it refuses others."""
+    try:
+        problem = wide.problem(cost, pairwise)
+    except (RuntimeError, TypeError, ValueError):
+        if checked.x.dtype == torch.float64:
+            raise
+        problem = checked.problem(cost, pairwise)
+    return problem._replace(cost=problem.cost.double())
+
+
+def _to_itself(pairs: Sequences, z: Tensor, lengths: Tensor | None, gamma: Number) -> Sequences:
+    """Each sequence of one side with itself: as many as differ in frames, length or gamma."""
+    shapes = (t.shape for t in (lengths, gamma) if isinstance(t, Tensor))
+    batch = torch.broadcast_shapes(z.shape[:-2], *shapes)
+    z = z.expand(*batch, *z.shape[-2:])
+    return Sequences(pairs.backend, batch, z, z, lengths, lengths)
+
+
+def _combine(of_pairs: Tensor, of_x: Tensor | None, of_y: Tensor | None) -> Tensor:
+    """The divergence from its terms; those that are None count for nothing."""
+    selves = [term for term in (of_x, of_y) if term is not None]
+    # Half of the sum, not two halves: exactly 0 where all three are equal.
+    return of_pairs - 0.5 * sum(selves[1:], selves[0]) if selves else of_pairs
+
+
+def _equal(pairs: Sequences, pairwise: bool) -> Tensor:
+    """Which pairs are one sequence twice, within their lengths; padding has been overwritten."""
+    x, y = pairs.x.detach(), pairs.y.detach()
+    of_x: Tensor | int = x.shape[-2] if pairs.x_lengths is None else pairs.x_lengths
+    of_y: Tensor | int = y.shape[-2] if pairs.y_lengths is None else pairs.y_lengths
+    if pairwise and isinstance(of_x, Tensor):
+        of_x = of_x[..., None]
+    as_long = torch.as_tensor(of_x == of_y, device=x.device)
+    size = min(x.shape[-2], y.shape[-2])
+    x, y = x[..., :size, :].flatten(-2), y[..., :size, :].flatten(-2)
+    if not pairwise:
+        return as_long & (x == y).all(-1)
+    # Distances, for the comparison of all pairs of frames would need D / M times their costs. Only
+    # 0 where all differences are: the squares of those of float32 do not underflow in float64.
+    x, y = x.double(), y.double()
+    return as_long & (costs.from_features(x, y, "sqeuclidean", False, pairs.backend) == 0)
+
+
+class _WithSlopeTwin(BatchedFunction):
+    """A value with the derivatives of another tensor."""
+
+    @staticmethod
+    def forward(slope: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return grad, None
+
+
+class _WithSlope(EagerFunction, _WithSlopeTwin):
+    @staticmethod
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> Tensor:
+        return zeros_if_none(tangents[0], saved[0])

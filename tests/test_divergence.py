@@ -1,0 +1,209 @@
+"""The divergence in float32 is that of its inputs: what cancels is computed in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_close, value_and_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import gammas, seeds
+from torch import Tensor, nn
+from torch.func import grad, hessian, jvp, vmap
+
+from softdtw_kernels import SoftDTWLoss, divergence, soft_dtw, soft_dtw_divergence
+
+COSTS = ["sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot"]
+
+
+def _squares(x: Tensor, y: Tensor) -> Tensor:
+    return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+
+
+def _near(*shape: int, noise: float, size: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randn(shape, generator=generator)
+    x = y + noise * torch.randn(shape, generator=generator)
+    return size * x, size * y
+
+
+def _assert_exact(x: Tensor, y: Tensor, **arguments: Any) -> None:
+    """The promise: 1e-5 relative, and 4e-15 of the absolute values of the three terms."""
+    got = soft_dtw_divergence(x, y, **arguments)
+    assert got.dtype == torch.float32
+    x, y = x.double(), y.double()
+    truth = soft_dtw_divergence(x, y, **arguments)
+    terms = dict(arguments)
+    of_x, of_y = terms.pop("x_lengths", None), terms.pop("y_lengths", None)
+    size = soft_dtw(x, y, x_lengths=of_x, y_lengths=of_y, **terms).abs()
+    terms.pop("pairwise", None)
+    own_x = soft_dtw(x, x, x_lengths=of_x, y_lengths=of_x, **terms).abs()
+    own_y = soft_dtw(y, y, x_lengths=of_y, y_lengths=of_y, **terms).abs()
+    size = size + (own_x[:, None] if arguments.get("pairwise") else own_x) / 2 + own_y / 2
+    assert ((got - truth).abs() <= 1e-5 * truth.abs() + 4e-15 * size).all(), (got, truth)
+
+
+@pytest.mark.parametrize(
+    ("n", "noise", "size"), [(500, 1e-3, 1.0), (100, 1.0, 1e-6), (1000, 0.02, 1.0)]
+)
+def test_a_small_divergence_in_float32_does_not_cancel(n: int, noise: float, size: float) -> None:
+    x, y = _near(n, 2, noise=noise, size=size)
+    _assert_exact(x, y)
+    value = soft_dtw_divergence(x.clone().requires_grad_(), y)
+    assert torch.equal(value.detach(), soft_dtw_divergence(x, y))
+
+
+@settings(max_examples=20)
+@given(
+    seed=seeds(),
+    cost=st.sampled_from([*COSTS, _squares]),
+    gamma=gammas(1e-2, 10.0) | st.just(0.0),
+    pairwise=st.booleans(),
+    bandwidth=st.none() | st.integers(0, 3),
+    lengths=st.booleans(),
+)
+def test_all_variants_are_exact_and_zero_at_equal_sequences(
+    seed: int, cost: Any, gamma: float, pairwise: bool, bandwidth: int | None,
+    lengths: bool, backend: str,
+) -> None:  # fmt: skip
+    x, y = _near(4, 9, 5, noise=1e-3, seed=seed)
+    arguments: dict[str, Any] = {
+        "cost": cost, "gamma": gamma, "pairwise": pairwise, "bandwidth": bandwidth,
+        "backend": backend,
+    }  # fmt: skip
+    sides = [torch.tensor([9, 4, 1, 7])] * 2 if lengths else [None, None]
+    arguments |= {"x_lengths": sides[0], "y_lengths": sides[1]}
+    _assert_exact(x, y, **arguments)
+    for features in (x, x.double()):
+        zero = soft_dtw_divergence(features, features.clone(), **arguments)
+        zero = zero.diagonal() if pairwise else zero
+        assert torch.equal(zero, torch.zeros_like(zero))
+
+
+def test_equal_within_their_lengths_is_zero() -> None:
+    x = torch.randn(3, 9, 2, generator=torch.Generator().manual_seed(0))
+    y = torch.cat((x[:, :7], torch.full((3, 40, 2), math.nan)), dim=1)
+    n = torch.tensor([7, 3, 1])
+    value = soft_dtw_divergence(x, y, x_lengths=n, y_lengths=n)
+    assert torch.equal(value, torch.zeros(3))
+    assert (soft_dtw_divergence(x, y, x_lengths=n + 1, y_lengths=n) != 0).all()
+
+
+def test_what_is_not_finite_stays_so_at_equal_sequences() -> None:
+    x = torch.zeros(2, 3, 1)
+    x[1, 1] = math.nan
+    value = soft_dtw_divergence(x, x)
+    assert value[0] == 0
+    assert value[1].isnan()
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_float32_gradients_are_those_of_the_three_terms(cost: str) -> None:
+    x, y = _near(3, 8, 3, noise=0.5)
+    arguments: dict[str, Any] = {"cost": cost, "gamma": 0.3}
+
+    def three_terms(x: Tensor, y: Tensor) -> Tensor:
+        own = soft_dtw(x, x, **arguments) + soft_dtw(y, y, **arguments)
+        return soft_dtw(x, y, **arguments) - 0.5 * own
+
+    truth = value_and_gradient(three_terms, x, y)[1:]
+    got = value_and_gradient(lambda x, y: soft_dtw_divergence(x, y, **arguments), x, y)[1:]
+    for a, b in zip(got, truth, strict=True):
+        assert a.dtype == torch.float32
+        assert_close(a, b, 1e-5, "gradient")
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "cosine", _squares])
+def test_derivatives_of_all_modes_in_float32(cost: Any) -> None:
+    x, y = _near(3, 5, 2, noise=0.3)
+    direction = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(9))
+
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        return soft_dtw_divergence(x, y, gamma=0.5, cost=cost, reduction="sum")
+
+    wide = x.double(), y.double()
+    tangent = jvp(lambda x: call(x, y), (x,), (direction,))
+    truth = jvp(lambda x: call(x, wide[1]), wide[:1], (direction.double(),))
+    for got, expected, name in zip(tangent, truth, ("value", "tangent"), strict=True):
+        assert got.dtype == torch.float32
+        assert_close(got, expected, 1e-4, name)
+    assert_close(vmap(call)(x, y), vmap(call)(*wide), 1e-5, "vmap")
+    assert_close(vmap(grad(call))(x, y), vmap(grad(call))(*wide), 1e-4, "vmap of grad")
+    assert_close(hessian(call)(x, y), hessian(call)(*wide), 1e-3, "hessian")
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(call(leaf, y), leaf, create_graph=True)
+    (product,) = torch.autograd.grad((first * direction).sum(), leaf)
+    along = jvp(grad(call), wide, (direction.double(), torch.zeros_like(wide[1])))[1]
+    assert_close(product, along, 1e-3, "double backward")
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "cosine", "euclidean", _squares])
+def test_compile_in_float32(cost: Any) -> None:
+    torch._dynamo.reset()
+
+    def loss(x: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        return soft_dtw_divergence(x, y, gamma=gamma, cost=cost, reduction="mean")
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    x, y = _near(3, 6, 2, noise=0.1)
+    gamma = torch.tensor([0.2, 1.0, 3.0])
+    assert_close(compiled(x, y, gamma), loss(x, y, gamma), 0.0, "value without gradient")
+    x.requires_grad_()
+    gamma.requires_grad_()
+    got, truth = compiled(x, y, gamma), loss(x, y, gamma)
+    assert_close(got.detach(), truth.detach(), 0.0, "value")
+    pairs = (torch.autograd.grad(v, (x, gamma)) for v in (got, truth))
+    for a, b in zip(*pairs, strict=True):
+        assert_close(a, b, 1e-6, "gradient")
+
+
+def test_a_function_is_called_once_a_term_and_its_parameters_learn() -> None:
+    layer, calls = nn.Linear(2, 3), []
+
+    def cost(x: Tensor, y: Tensor) -> Tensor:
+        calls.append(x.dtype)
+        scale = layer.weight.sum() + layer.bias.sum()
+        return scale.square() * _squares(x, y)
+
+    x, y = _near(2, 6, 2, noise=0.1)
+    soft_dtw_divergence(x, y, cost=cost).sum().backward()
+    assert calls == [torch.float64] * 3
+    assert layer.weight.grad is not None
+    assert (layer.weight.grad != 0).all()
+
+
+def test_a_module_in_float32_is_a_cost_too() -> None:
+    layer = nn.Linear(2, 3)
+    x, y = _near(2, 6, 2, noise=0.1)
+    value = SoftDTWLoss(cost=lambda a, b: _squares(layer(a), layer(b)), divergence=True)(x, y)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_exact_for_its_numbers(dtype: torch.dtype) -> None:
+    x, y = (t.to(dtype) for t in _near(30, 2, noise=0.1))
+    got = soft_dtw_divergence(x, y)
+    assert got.dtype == torch.float32
+    assert_close(got, soft_dtw_divergence(x.double(), y.double()), 0.0, "value", rtol=1e-6)
+
+
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_blocks_of_items_are_the_batch(monkeypatch: pytest.MonkeyPatch, pairwise: bool) -> None:
+    x, y = _near(150, 6, 2, noise=0.1)
+    x, y = (x[:40], y) if pairwise else (x.view(75, 2, 6, 2), y.view(75, 2, 6, 2)[:, :1])
+    n = torch.arange(x.shape[:-2].numel()).view(x.shape[:-2]) % 6 + 1
+    arguments = {
+        "x_lengths": n,
+        "gamma": 0.3 if pairwise else torch.linspace(0.1, 2, 75)[:, None],
+        "pairwise": pairwise,
+    }
+    monkeypatch.setattr(divergence, "BLOCK", 1)
+    blocks = soft_dtw_divergence(x, y, **arguments)
+    monkeypatch.setattr(divergence, "BLOCK", 1 << 40)
+    assert_close(blocks, soft_dtw_divergence(x, y, **arguments), 1e-12, "blocks", rtol=1e-6)
