@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._operators import compositions as _cuda_features
 from . import before as _cuda_costs
+from . import features as _cuda_features
 from . import lattice as _cuda_host
 from . import tiny as _cuda_tiny
 from .lattice import SOURCES
