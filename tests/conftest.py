@@ -42,11 +42,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="comma-separated backends that the laws run on (default: reference,numba)",
     )
     parser.addoption(
-        "--every-gpu",
-        action="store_true",
-        help="compile the CUDA kernels for the GPUs between those that are always tried, too",
-    )
-    parser.addoption(
         "--fuzz",
         choices=("laws", "emulator", "all"),
         help="run the property tests only: those of the CUDA emulator, the others, or all",
