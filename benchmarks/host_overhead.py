@@ -19,19 +19,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 
 import softdtw_kernels as sk
 from softdtw_kernels import _backends as backends
-from softdtw_kernels._cuda import before as _cuda_costs
-from softdtw_kernels._cuda import tiny as _cuda_tiny
+from softdtw_kernels._cuda.operators import Operators
 from softdtw_kernels._cuda.recipe import Buffer, Launch, addresses_of
+from softdtw_kernels._operators import compositions
 
 
 class IdleLauncher:
-    """Does what `cupy_cuda.CupyLauncher` does up to the call of CuPy."""
+    """Does what `launcher.CupyLauncher` does up to the call of CuPy."""
 
     multiprocessors, shared_limit = 132, 227 << 10
     family: str | None = None
@@ -51,17 +50,15 @@ class Recorder(IdleLauncher):
         self.recorded = launches
 
 
-def pretended_backend(launcher: IdleLauncher) -> Any:
+class PretendedBackend(Operators):
     """Takes the place of the CPU's."""
-    return SimpleNamespace(
-        value=lambda *args: _cuda_tiny.value(launcher, *args),
-        gradient=lambda *args: _cuda_tiny.gradient(launcher, *args),
-        value_and_state=lambda *args: _cuda_tiny.value_and_state(launcher, *args),
-        gradient_from_state=lambda *args: _cuda_tiny.gradient_from_state(launcher, *args),
-        squared_distances=lambda *args: _cuda_costs.squared_distances(launcher, *args),
-        smoothed_value=lambda *args: _cuda_tiny.smoothed_value(launcher, *args),
-        smoothed_gradient=lambda *args: _cuda_tiny.smoothed_gradient(launcher, *args),
-    )
+
+    squared_distances_vjp = staticmethod(compositions.squared_distances_vjp)  # CUDA has no kernel
+
+
+def pretend(launcher: IdleLauncher) -> None:
+    """Calls on CPU tensors go to the host of the CUDA kernels, and these to the launcher."""
+    backends._loaded["numba"] = PretendedBackend(lambda _: launcher)
 
 
 def microseconds(call: Callable[[], object], repeats: int = 2000) -> float:
@@ -113,7 +110,7 @@ def of_cupy(repeats: int = 2000) -> float | None:
             kernel((1,), (64,), arguments, shared_mem=0, stream=stream)
 
     recorder = Recorder()
-    backends._loaded["numba"] = pretended_backend(recorder)
+    pretend(recorder)
     sk.soft_dtw_from_cost(torch.rand(1, 8, 8))
     struct = recorder.recorded[0].argument([0] * 16)
     return microseconds(lambda: launch(struct), repeats) - microseconds(launch, repeats)
@@ -126,7 +123,7 @@ def main() -> None:
     cupy = of_cupy()
     print("CuPy is not installed" if cupy is None else f"CuPy adds {cupy:.1f} us to a launch")
     launcher = IdleLauncher()
-    backends._loaded["numba"] = pretended_backend(launcher)
+    pretend(launcher)
     for name, call in small_calls().items():
         call()
         before = launcher.launches

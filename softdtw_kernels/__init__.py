@@ -4,7 +4,8 @@ and on CUDA.
 
 from ._checks import Backend, Lengths, Number, Reduction
 from ._operators import derivatives  # noqa: F401  # of the torch.library operators
-from ._operators.recursion import S2DTWFunction, SoftDTWFunction
+from ._operators.recursion import SoftDTWFunction
+from ._operators.smoothing import S2DTWFunction
 from ._version import __version__
 from .alignment import (
     Alignment,

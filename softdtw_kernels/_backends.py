@@ -4,35 +4,89 @@ needs it.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ._checks import check_backend
+from ._problem import Problem, SmoothedProblem, Smoothing
 
-_MODULES = {
-    "numba": "_cpu.operators",
-    "cuda": "_cuda.operators",
-    "reference": "_reference",
-    "features": "_operators.compositions",
-    "cpu_features": "_cpu.distance_gradient",
-}
+
+class Engine(Protocol):
+    """The operators of `_operators.ops`, on the tensors of one kind of device, without derivatives.
+
+    Two leading dimensions at most; every tensor is checked and expanded. An engine may also have
+    the operators on features, and `value_and_state` with `gradient_from_state`, where that gains
+    something.
+    """
+
+    def value(self, problem: Problem) -> Tensor: ...
+
+    def gradient(
+        self, problem: Problem, grad_value: Tensor, with_parameters: bool
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def hessian_product(
+        self,
+        problem: Problem,
+        grad_value: Tensor,
+        tangent_cost: Tensor,
+        tangent_gamma: Tensor,
+        tangent_dummy: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+    def smooth(self, smoothing: Smoothing) -> Tensor: ...
+
+    def smooth_vjp(self, smoothing: Smoothing, grad_s: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def smoothed_value(self, problem: SmoothedProblem) -> Tensor: ...
+
+    def smoothed_gradient(
+        self, problem: SmoothedProblem, grad_value: Tensor, with_parameters: bool
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def squared_distances(self, x: Tensor, y: Tensor) -> Tensor: ...
+
+    def path(self, problem: Problem) -> list[Tensor]: ...
+
+
+class Differentiable(Protocol):
+    """What the public functions call: operators with derivatives, by kernels or by `_reference`."""
+
+    def value(self, problem: Problem) -> Tensor: ...
+
+    def gradient(
+        self, problem: Problem, grad_value: Tensor, with_parameters: bool
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def smooth(self, smoothing: Smoothing) -> Tensor: ...
+
+    def smoothed_value(self, problem: SmoothedProblem) -> Tensor: ...
+
+    def path(self, problem: Problem) -> list[Tensor]: ...
+
+
 _BY_DEVICE = {"cpu": "numba", "cuda": "cuda"}
 _DEVICES = {"numba": "cpu", "cuda": "cuda"}
 _WITHOUT_FLOAT64 = ("mps",)  # in which the reference computes
-_loaded: dict[str, ModuleType] = {}
+_loaded: dict[str, Engine] = {}
 
 
-def load(name: str) -> ModuleType:
-    """The module of a backend, imported at its first use."""
-    module = _loaded.get(name)
-    if module is None:
-        module = importlib.import_module(f".{_MODULES[name]}", __package__)
-        _loaded[name] = module
-    return module
+def load(name: str) -> Engine:
+    """An engine, imported at its first use."""
+    return _loaded.get(name) or _import(name)
+
+
+def _import(name: str) -> Engine:
+    engine: Engine
+    if name == "cuda":
+        from ._cuda.operators import OF_GPUS as engine  # noqa: PLC0415
+    else:
+        from ._cpu import operators as engine  # noqa: PLC0415
+    _loaded[name] = engine
+    return engine
 
 
 def in_shape(x: Tensor, shape: Sequence[int]) -> Tensor:

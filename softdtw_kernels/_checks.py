@@ -279,8 +279,8 @@ def check_lengths(
 def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Differentiable; from host memory to another device without waiting for that device.
 
-    What is copied then is a copy itself, which nobody can write to before it has been read. The
-    gradient takes the way back, on which torch waits.
+    The tensor is copied first, so that nobody can write to it before the device has read it. Its
+    gradient is copied back to host memory, and torch waits for that.
     """
     if tensor.device.type == "cpu" != device.type:
         return tensor.to(dtype=dtype, copy=True).to(device, non_blocking=True)

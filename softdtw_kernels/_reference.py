@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_gamma_and_lengths, check_lattice, gamma_in_range, lengths_in_range
+from ._problem import Problem, SmoothedProblem, Smoothing
 
 
 def softmin(a: Tensor, b: Tensor, c: Tensor, gamma: Tensor) -> Tensor:
@@ -86,17 +87,11 @@ def allowed_cells(cost: Tensor, n: Tensor, m: Tensor, bandwidth: int | None) -> 
     return inside
 
 
-def value(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-) -> Tensor:
+def value(problem: Problem) -> Tensor:
     """R[n, m] of R[i, j] = cost[i, j] + softmin(R[i-1, j-1], R[i-1, j], R[i, j-1]); NaN where gamma
     or a length is out of range.
     """
+    cost, gamma, dummy, x_lengths, y_lengths, bandwidth = problem
     check_lattice(dummy, bandwidth)
     rows, columns = cost.shape[-2:]
     check_gamma_and_lengths(gamma, x_lengths, y_lengths, rows, columns)
@@ -156,12 +151,7 @@ def down(column: Tensor) -> Tensor:
 
 
 def gradient(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
+    problem: Problem,
     grad_value: Tensor,
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,25 +159,31 @@ def gradient(
     dummy (zeros if None).
     """
 
-    def of_inputs(cost: Tensor, gamma: Tensor, dummy: Tensor | None = None) -> Tensor:
-        return value(cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
+    def of_inputs(*inputs: Tensor) -> Tensor:
+        return value(_with_inputs(problem, inputs))
 
-    inputs = (cost, gamma) if dummy is None else (cost, gamma, dummy)
-    grads: tuple[Tensor, ...] = torch.func.vjp(of_inputs, *inputs)[1](grad_value)
+    grads: tuple[Tensor, ...] = torch.func.vjp(of_inputs, *_inputs(problem))[1](grad_value)
+    nothing = torch.zeros_like(problem.gamma)
     return (
         grads[0],
-        grads[1] if with_parameters else torch.zeros_like(gamma),
-        torch.zeros_like(gamma) if dummy is None else grads[2],
+        grads[1] if with_parameters else nothing,
+        nothing if problem.dummy is None else grads[2],
     )
 
 
+def _inputs(problem: Problem) -> tuple[Tensor, ...]:
+    """What has a derivative."""
+    cost, gamma, dummy, *_ = problem
+    return (cost, gamma) if dummy is None else (cost, gamma, dummy)
+
+
+def _with_inputs(problem: Problem, inputs: tuple[Tensor, ...]) -> Problem:
+    cost, gamma, *dummy = inputs
+    return problem._replace(cost=cost, gamma=gamma, dummy=dummy[0] if dummy else None)
+
+
 def hessian_product(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
+    problem: Problem,
     grad_value: Tensor,
     tangent_cost: Tensor,
     tangent_gamma: Tensor,
@@ -197,8 +193,8 @@ def hessian_product(
     gradient along them.
     """
 
-    def along(cost: Tensor, gamma: Tensor, dummy: Tensor | None, scale: Tensor) -> Tensor:
-        grads = gradient(cost, gamma, dummy, x_lengths, y_lengths, bandwidth, scale, True)
+    def along(problem: Problem, scale: Tensor) -> Tensor:
+        grads = gradient(problem, scale, True)
         # A cell without expected visits contributes nothing, whatever its tangent holds (padding
         # may hold NaN).
         tangent = torch.where(grads[0] == 0, 0, tangent_cost)
@@ -206,55 +202,43 @@ def hessian_product(
         total = total + grads[1] * tangent_gamma
         return total if tangent_dummy is None else total + grads[2] * tangent_dummy
 
-    inputs = (cost, gamma) if dummy is None else (cost, gamma, dummy)
     total, pull_back, *_ = torch.func.vjp(
-        lambda *args: along(args[0], args[1], args[2] if len(args) > 2 else None, grad_value),
-        *inputs,
+        lambda *inputs: along(_with_inputs(problem, inputs), grad_value), *_inputs(problem)
     )
     products = pull_back(torch.ones_like(total))
-    tangent_value = along(cost, gamma, dummy, torch.ones_like(grad_value)).to(cost.dtype)
+    tangent_value = along(problem, torch.ones_like(grad_value)).to(problem.cost.dtype)
     return (
         tangent_value,
         products[0],
         products[1],
-        torch.zeros_like(gamma) if dummy is None else products[2],
+        torch.zeros_like(problem.gamma) if problem.dummy is None else products[2],
     )
 
 
-def path(
-    cost: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-) -> list[Tensor]:
+def path(problem: Problem) -> list[Tensor]:
     """The cheapest path of every item as (L, 2) indices; of a weak lattice the real pairs on it;
     (0, 2) if none.
 
     It is the support of the gradient at gamma = 0, which is one optimal path.
     """
+    cost, _, _, x_lengths, y_lengths, bandwidth = problem
     lattice = cost.detach().double()
     n = per_item_lengths(x_lengths, cost.shape[-2], cost)
     m = per_item_lengths(y_lengths, cost.shape[-1], cost)
     inside = allowed_cells(lattice, n, m, bandwidth)
     ones = torch.ones(cost.shape[:-2], dtype=torch.float64, device=cost.device)
-    visits, _, _ = gradient(lattice, 0 * ones, dummy, x_lengths, y_lengths, bandwidth, ones, False)
+    visits, _, _ = gradient(problem._replace(cost=lattice, gamma=0 * ones), ones, False)
     on_path = ((visits > 0) & inside).reshape(-1, *cost.shape[-2:])
     return [item.nonzero() for item in on_path]
 
 
-def smooth(
-    cost: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    origin_count: float,
-) -> Tensor:
+def smooth(smoothing: Smoothing) -> Tensor:
     """s[i, j] = cost[i, j] + softmin of the costs of the predecessors inside the matrix; 0 beyond
     the lengths.
 
     The origin has no predecessor: it is given the softmin of `origin_count` zeros.
     """
+    cost, gamma, x_lengths, y_lengths, origin_count = smoothing
     rows, columns = cost.shape[-2:]
     check_gamma_and_lengths(gamma, x_lengths, y_lengths, rows, columns)
     n, m = per_item_lengths(x_lengths, rows, cost), per_item_lengths(y_lengths, columns, cost)
@@ -269,33 +253,32 @@ def smooth(
     return torch.where(inside, smoothed, 0).to(cost.dtype)
 
 
-def smoothed_value(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    origin_count: float,
-) -> Tensor:
+def smoothed_value(problem: SmoothedProblem) -> Tensor:
     """S2DTW: the value of the smoothed costs, which stay in float64 on the way."""
-    s = smooth(cost.double(), gamma, x_lengths, y_lengths, origin_count)
-    return value(s, gamma, dummy, x_lengths, y_lengths, None).to(cost.dtype)
+    wide = problem._replace(cost=problem.cost.double())
+    return value(wide.of(smooth(wide.smoothing))).to(problem.cost.dtype)
 
 
-def smooth_vjp(
-    cost: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    origin_count: float,
-    grad_s: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The gradient of <grad_s, smooth(cost, gamma)> in cost and gamma."""
+def smoothed_gradient(
+    problem: SmoothedProblem, grad_value: Tensor, with_parameters: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad_value times the gradient of `smoothed_value`, as `gradient`."""
+    smoothed = problem.of(smooth(problem.smoothing))
+    by_s, by_gamma, by_dummy = gradient(smoothed, grad_value, with_parameters)
+    by_cost, by_smoothing = smooth_vjp(problem.smoothing, by_s)
+    return by_cost, by_gamma + by_smoothing if with_parameters else by_gamma, by_dummy
+
+
+def smooth_vjp(smoothing: Smoothing, grad_s: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of <grad_s, smooth> in cost and gamma."""
 
     def of_inputs(cost: Tensor, gamma: Tensor) -> Tensor:
-        return smooth(cost, gamma, x_lengths, y_lengths, origin_count)
+        return smooth(smoothing._replace(cost=cost, gamma=gamma))
 
-    return torch.func.vjp(of_inputs, cost, gamma)[1](grad_s)
+    grads: tuple[Tensor, Tensor] = torch.func.vjp(of_inputs, smoothing.cost, smoothing.gamma)[1](
+        grad_s
+    )
+    return grads
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ._checks import Backend, Lengths, Number, check_bandwidth, check_origin_count
+from ._inputs import Costs, costs_of_matrix, operators_of, sequences
+from ._problem import Problem
 from .costs import Cost
-from .functional import Problem, problem_from_cost, problem_from_features
 
 Paths: TypeAlias = "Tensor | list[Paths]"
 
@@ -31,9 +32,8 @@ class Alignment:
 
     value: Tensor
     expected: Tensor
+    _backend: str
     _problem: Problem
-    _dummy: Tensor | None = None
-    _bandwidth: int | None = None
     _versions: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
@@ -51,18 +51,15 @@ class Alignment:
         Costs O(N M) time and memory, one item at a time. Not differentiable. A RuntimeError tells
         that costs, lengths or dummy cost were changed in place since: they are not copied.
         """
-        if _versions(self._problem, self._dummy) != self._versions:
+        if _versions(self._problem) != self._versions:
             raise RuntimeError(
                 "the costs, lengths or dummy cost of this alignment were changed in place after it "
                 "was computed, so its path can no longer be told; call path() before, or give a "
                 "clone() of what will change"
             )
         with torch.no_grad():
-            _, cost, x_lengths, y_lengths = self._problem
-            paths = self._problem.engine.path(
-                cost.detach(), self._dummy, x_lengths, y_lengths, self._bandwidth
-            )
-        return _nested(paths, cost.shape[:-2])
+            paths = operators_of(self._backend).path(self._problem)
+        return _nested(paths, self._problem.cost.shape[:-2])
 
 
 def _nested(paths: list[Tensor], batch: tuple[int, ...]) -> Paths:
@@ -116,8 +113,8 @@ def soft_dtw_alignment(
     its derivative.
     """
     bandwidth = check_bandwidth(bandwidth)
-    problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    return _align(problem, gamma, None, bandwidth)
+    costs = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend).costs(cost)
+    return _align(costs, costs.problem(gamma, bandwidth=bandwidth))
 
 
 def soft_dtw_alignment_from_cost(
@@ -151,8 +148,8 @@ def soft_dtw_alignment_from_cost(
     Source: Cuturi and Blondel 2017, Algorithm 2.
     """
     bandwidth = check_bandwidth(bandwidth)
-    problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
-    return _align(problem, gamma, None, bandwidth)
+    costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
+    return _align(costs, costs.problem(gamma, bandwidth=bandwidth))
 
 
 def s2dtw_alignment(
@@ -197,8 +194,8 @@ def s2dtw_alignment(
     Source: Ko et al. 2022, Section 3; Mensch and Blondel 2018 for the derivative.
     """
     origin_count = check_origin_count(origin_count)
-    problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    return _align_smoothed(problem, gamma, smoothing, dummy_cost, origin_count)
+    costs = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend).costs(cost)
+    return _align_smoothed(costs, gamma, smoothing, dummy_cost, origin_count)
 
 
 def s2dtw_alignment_from_cost(
@@ -234,52 +231,49 @@ def s2dtw_alignment_from_cost(
     Source: Ko et al. 2022, Section 3.
     """
     origin_count = check_origin_count(origin_count)
-    problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
-    return _align_smoothed(problem, gamma, smoothing, dummy_cost, origin_count)
+    costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
+    return _align_smoothed(costs, gamma, smoothing, dummy_cost, origin_count)
 
 
 def _align_smoothed(
-    problem: Problem,
+    costs: Costs,
     gamma: Number,
     smoothing: bool,
     dummy_cost: Number | None,
     origin_count: float,
 ) -> Alignment:
     """The alignment at the smoothed costs: not the derivative through the smoothing."""
-    dummy = None if dummy_cost is None else problem.parameter(dummy_cost, "dummy_cost")
+    problem = costs.problem(gamma, dummy_cost)
     if smoothing:
-        _, cost, *lengths = problem
-        gamma_batch = problem.parameter(gamma, "gamma")
-        smoothed = problem.engine.smooth(cost, gamma_batch, *lengths, origin_count)
+        smoothed = costs.operators.smooth(costs.smoothing(gamma, origin_count))
         problem = problem._replace(cost=smoothed)
-    return _align(problem, gamma, dummy, None)
+    return _align(costs, problem)
 
 
-def _align(
-    problem: Problem, gamma: Number, dummy: Tensor | None, bandwidth: int | None
-) -> Alignment:
-    _, cost, x_lengths, y_lengths = problem
-    arguments = cost, problem.parameter(gamma, "gamma"), dummy, x_lengths, y_lengths, bandwidth
+def _align(costs: Costs, problem: Problem) -> Alignment:
+    operators, cost = costs.operators, problem.cost
     ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
-    expected, _, _ = problem.engine.gradient(*arguments, ones, False)
-    value = problem.engine.value(*arguments)
+    expected, _, _ = operators.gradient(problem, ones, False)
+    value = operators.value(problem)
     if torch.compiler.is_compiling():  # what was traced has no version that its path could check
-        return Alignment(value, expected, problem, dummy, bandwidth)
-    problem = Problem(problem.backend, *(_own(part) for part in problem[1:]))  # type: ignore[arg-type]
-    dummy = _own(dummy)
-    return Alignment(value, expected, problem, dummy, bandwidth, _versions(problem, dummy))
+        return Alignment(value, expected, costs.backend, problem)
+    problem = Problem(*[_own(part) for part in problem])
+    return Alignment(value, expected, costs.backend, problem, _versions(problem))
 
 
-def _own(tensor: Tensor | None) -> Tensor | None:
-    """Without its graph; copied only if of inference mode, whose tensors count no versions."""
-    if tensor is None:
-        return None
-    if not tensor.is_inference():
-        return tensor.detach()
+def _own(part: Any) -> Any:
+    """A tensor without its graph; copied only if of inference mode, whose tensors count no
+    versions.
+    """
+    if not isinstance(part, Tensor):
+        return part
+    if not part.is_inference():
+        return part.detach()
     with torch.inference_mode(False):
-        return tensor.clone()
+        return part.clone()
 
 
-def _versions(problem: Problem, dummy: Tensor | None) -> tuple[int, ...]:
+def _versions(problem: Problem) -> tuple[int, ...]:
     """How often what a path is computed from has been written to."""
-    return tuple(t._version for t in (*problem[1:], dummy) if isinstance(t, Tensor))
+    used = problem.cost, problem.dummy, problem.x_lengths, problem.y_lengths
+    return tuple(tensor._version for tensor in used if tensor is not None)

@@ -24,6 +24,7 @@ from ._checks import (
     check_reduction,
     check_scalar,
 )
+from ._inputs import Sequences, expand, reduce, sequences
 from ._operators.function import (
     BatchedFunction,
     EagerFunction,
@@ -34,14 +35,6 @@ from ._operators.function import (
     zeros_if_none,
 )
 from .costs import Cost
-from .functional import (
-    Problem,
-    Sequences,
-    reduce,
-    sequences,
-    value_of_problem,
-    value_of_sequences,
-)
 
 BLOCK = 1 << 20  # cells whose float64 costs are in memory at a time
 LEAST_ITEMS = 16
@@ -106,15 +99,17 @@ def soft_dtw_divergence(
         check_scalar(gamma, "gamma", "pairwise=True")
     pairs = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
     settings = gamma, cost, bandwidth
-    of_pairs = _term(pairs, *settings, pairwise)
-    of_x = _term(_to_itself(pairs, pairs.x, pairs.x_lengths, gamma), *settings, False)
-    of_y = _term(_to_itself(pairs, pairs.y, pairs.y_lengths, gamma), *settings, False)
+    of_pairs = _term(pairs, *settings)
+    of_x = _term(_to_itself(pairs, pairs.x, pairs.x_lengths, gamma), *settings)
+    of_y = _term(_to_itself(pairs, pairs.y, pairs.y_lengths, gamma), *settings)
     if pairwise:
         slope = of_x.slope
         of_x = _Term(of_x.value[:, None], slope if slope is None else slope[:, None])
     value = _combine(of_pairs.value, of_x.value, of_y.value)
-    # All pairs may be rounded in another order than sequences with themselves.
-    value = torch.where(_equal(pairs, pairwise) & value.isfinite(), 0, value)
+    # All pairs may be rounded in another order than sequences with themselves. Programs that are
+    # recorded keep that rounding of float64: they can't compare sizes that they don't know.
+    if not is_recorded():
+        value = torch.where(_equal(pairs) & value.isfinite(), 0, value)
     value = reduce(value, reduction).to(pairs.x.dtype)
     if of_pairs.slope is None:
         return value
@@ -129,59 +124,68 @@ class _Term(NamedTuple):
     slope: Tensor | None
 
 
-def _term(
-    checked: Sequences, gamma: Number, cost: Cost, bandwidth: int | None, pairwise: bool
-) -> _Term:
+def _term(checked: Sequences, gamma: Number, cost: Cost, bandwidth: int | None) -> _Term:
     """One term: the kernels compute the derivatives for a named cost of float32 features from the
     float32 costs, whose values nobody needs.
     """
     x, y = checked.x, checked.y
     wide = checked._replace(x=x.double(), y=y.double())
-    if not isinstance(cost, str):
-        problem = _problem_of_function(wide, checked, cost, pairwise)
-        value = value_of_problem(problem, gamma, bandwidth)
+    settings = cost, gamma, bandwidth
+    in_one = not isinstance(cost, str) or x.dtype == torch.float64
+    # A program that is recorded has the derivatives of its parts.
+    if in_one or checked.backend == "reference" or is_recorded():
+        value = (
+            wide.value(*settings)
+            if isinstance(cost, str)
+            else _of_function(wide, checked, *settings)
+        )
         return _Term(value, None) if is_recorded() else _Term(value.detach(), value)
-    settings = cost, bandwidth, pairwise
-    if is_recorded():  # a program that is exported has the derivatives of its parts
-        return _Term(value_of_sequences(wide, gamma, *settings), None)
-    if x.dtype == torch.float64 or checked.backend == "reference":
-        value = value_of_sequences(wide, gamma, *settings)
-        return _Term(value.detach(), value)
-    wide = wide._replace(x=wide.x.detach(), y=wide.y.detach())
     constant = gamma.detach() if isinstance(gamma, Tensor) else gamma
-    value = _in_blocks(wide, constant, *settings)
-    if not derivative_is_due((x, y, gamma)):
-        return _Term(value, None)
-    return _Term(value, value_of_sequences(checked, gamma, *settings, only_slope=True))
+    wide = wide._replace(x=wide.x.detach(), y=wide.y.detach())
+    value = _in_blocks(wide, cost, constant, bandwidth)
+    slope = checked.slope(*settings) if derivative_is_due((x, y, gamma)) else None
+    return _Term(value, slope)
 
 
-def _in_blocks(
-    wide: Sequences, gamma: Number, cost: Cost, bandwidth: int | None, pairwise: bool
+def _of_function(
+    wide: Sequences, checked: Sequences, cost: Cost, gamma: Number, bandwidth: int | None
 ) -> Tensor:
+    """The value by a function's costs: in float64, or of the features as they are if it refuses
+    others.
+    """
+    try:
+        costs = wide.costs(cost)
+    except (RuntimeError, TypeError, ValueError):
+        if checked.x.dtype == torch.float64:
+            raise
+        costs = checked.costs(cost)
+    costs = costs._replace(cost=costs.cost.double())
+    return costs.operators.value(costs.problem(gamma, bandwidth=bandwidth))
+
+
+def _in_blocks(wide: Sequences, cost: Cost, gamma: Number, bandwidth: int | None) -> Tensor:
     """The value, on the CPU of some items after others: costs that fit a cache take less time."""
-    backend, batch, x, y, x_lengths, y_lengths = wide
+    _, batch, x, y, x_lengths, y_lengths, pairwise = wide
     # Neither compiled code nor a transform gains by blocks.
-    step = _items(wide) if backend == "numba" and not derivative_is_due(()) else 0
+    step = _items(wide) if wide.backend == "numba" and not derivative_is_due(()) else 0
     if step == 0:
-        return value_of_sequences(wide, gamma, cost, bandwidth, pairwise)
+        return wide.value(cost, gamma, bandwidth)
     gamma = batch_parameter(gamma, "gamma", batch, x.device)
     if not pairwise:
         x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
-        y_lengths = None if y_lengths is None else y_lengths.expand(batch)
-    if x_lengths is not None:
-        x_lengths = x_lengths.expand(batch[:1] if pairwise else batch)
+        y_lengths = expand(y_lengths, batch)
+    x_lengths = expand(x_lengths, batch[:1] if pairwise else batch)
     values = []
     for first in range(0, batch[0], step):
         rows = slice(first, first + step)
-        block = Sequences(
-            backend,
-            gamma[rows].shape,
-            x[rows],
-            y if pairwise else y[rows],
-            None if x_lengths is None else x_lengths[rows],
-            y_lengths if pairwise or y_lengths is None else y_lengths[rows],
+        block = wide._replace(
+            batch=gamma[rows].shape,
+            x=x[rows],
+            y=y if pairwise else y[rows],
+            x_lengths=None if x_lengths is None else x_lengths[rows],
+            y_lengths=y_lengths if pairwise or y_lengths is None else y_lengths[rows],
         )
-        values.append(value_of_sequences(block, gamma[rows], cost, bandwidth, pairwise))
+        values.append(block.value(cost, gamma[rows], bandwidth))
     return torch.cat(values)
 
 
@@ -196,25 +200,12 @@ def _items(wide: Sequences) -> int:
     return step if step < batch[0] else 0
 
 
-def _problem_of_function(
-    wide: Sequences, checked: Sequences, cost: Cost, pairwise: bool
-) -> Problem:
-    """The costs by a function: in float64, or of the features as they are if it refuses others."""
-    try:
-        problem = wide.problem(cost, pairwise)
-    except (RuntimeError, TypeError, ValueError):
-        if checked.x.dtype == torch.float64:
-            raise
-        problem = checked.problem(cost, pairwise)
-    return problem._replace(cost=problem.cost.double())
-
-
 def _to_itself(pairs: Sequences, z: Tensor, lengths: Tensor | None, gamma: Number) -> Sequences:
     """Each sequence of one side with itself: as many as differ in frames, length or gamma."""
     shapes = (t.shape for t in (lengths, gamma) if isinstance(t, Tensor))
     batch = torch.broadcast_shapes(z.shape[:-2], *shapes)
     z = z.expand(*batch, *z.shape[-2:])
-    return Sequences(pairs.backend, batch, z, z, lengths, lengths)
+    return Sequences(pairs.backend, batch, z, z, lengths, lengths, False)
 
 
 def _combine(of_pairs: Tensor, of_x: Tensor | None, of_y: Tensor | None) -> Tensor:
@@ -224,9 +215,9 @@ def _combine(of_pairs: Tensor, of_x: Tensor | None, of_y: Tensor | None) -> Tens
     return of_pairs - 0.5 * sum(selves[1:], selves[0]) if selves else of_pairs
 
 
-def _equal(pairs: Sequences, pairwise: bool) -> Tensor:
+def _equal(pairs: Sequences) -> Tensor:
     """Which pairs are one sequence twice, within their lengths; padding has been overwritten."""
-    x, y = pairs.x.detach(), pairs.y.detach()
+    x, y, pairwise = pairs.x.detach(), pairs.y.detach(), pairs.pairwise
     of_x: Tensor | int = x.shape[-2] if pairs.x_lengths is None else pairs.x_lengths
     of_y: Tensor | int = y.shape[-2] if pairs.y_lengths is None else pairs.y_lengths
     if pairwise and isinstance(of_x, Tensor):
@@ -239,7 +230,7 @@ def _equal(pairs: Sequences, pairwise: bool) -> Tensor:
     # Distances, for the comparison of all pairs of frames would need D / M times their costs. Only
     # 0 where all differences are: the squares of those of float32 do not underflow in float64.
     x, y = x.double(), y.double()
-    return as_long & (costs.from_features(x, y, "sqeuclidean", False, pairs.backend) == 0)
+    return as_long & (costs.matrix(x, y, "sqeuclidean", False, pairs.backend) == 0)
 
 
 class _WithSlopeTwin(BatchedFunction):

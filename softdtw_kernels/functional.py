@@ -1,128 +1,20 @@
-"""The public functions: validate, compute the cost, call the operator, reduce."""
+"""Soft-DTW and S2DTW: check the arguments, compute the costs, call the operator, reduce."""
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from . import _backends as backends
-from . import _reference as reference
 from ._checks import (
     Backend,
     Lengths,
     Number,
     Reduction,
-    batch_parameter,
-    broadcast_batch,
     check_bandwidth,
-    check_features,
-    check_lengths,
     check_origin_count,
     check_reduction,
-    check_tensor,
-    same_shape,
 )
-from ._operators import from_features as fused
-from ._operators import recursion as autograd
-from .costs import Cost, check_cost, computing_dtype, from_features, repeat_first_beyond
-
-
-class Problem(NamedTuple):
-    """A checked problem: costs, lengths expanded to the batch, and the backend that solves it."""
-
-    backend: str
-    cost: Tensor  # (*, N, M)
-    x_lengths: Tensor | None  # (*)
-    y_lengths: Tensor | None
-
-    @property
-    def engine(self) -> ModuleType:
-        """`autograd` (the kernels) or `backends.reference`: the same functions, differentiable."""
-        return reference if self.backend == "reference" else autograd
-
-    def parameter(self, value: Number, name: str) -> Tensor:
-        cost = self.cost
-        return batch_parameter(value, name, cost.shape[:-2], cost.device, self.backend)
-
-
-def problem_from_cost(
-    cost: Tensor, x_lengths: Lengths, y_lengths: Lengths, backend: Backend | None
-) -> Problem:
-    check_tensor(cost, "cost", "(*, N, M)")
-    name = backends.select(backend, cost)
-    batch = cost.shape[:-2]
-    return Problem(
-        name,
-        cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else cost,
-        _expand(check_lengths(x_lengths, "x_lengths", batch, cost.device), batch),
-        _expand(check_lengths(y_lengths, "y_lengths", batch, cost.device), batch),
-    )
-
-
-class Sequences(NamedTuple):
-    """Checked sequences of the dtype to compute in, their padding overwritten."""
-
-    backend: str
-    batch: tuple[int, ...]
-    x: Tensor
-    y: Tensor
-    x_lengths: Tensor | None  # of the sequences' own shapes, which broadcast
-    y_lengths: Tensor | None
-
-    def problem(self, cost: Cost, pairwise: bool) -> Problem:
-        costs = from_features(self.x, self.y, cost, pairwise, self.backend)
-        own_x = self.x_lengths
-        if pairwise and own_x is not None:
-            own_x = own_x[..., None]
-        limits = _expand(own_x, self.batch), _expand(self.y_lengths, self.batch)
-        return Problem(self.backend, costs, *limits)
-
-
-def sequences(
-    x: Tensor,
-    y: Tensor,
-    cost: Cost,
-    x_lengths: Lengths,
-    y_lengths: Lengths,
-    pairwise: bool,
-    backend: Backend | None,
-) -> Sequences:
-    check_features(x, y, pairwise)
-    check_cost(cost)
-    name = backends.select(backend, x)
-    batch = (x.shape[0], y.shape[0]) if pairwise else broadcast_batch(x, y)
-    of_x, of_y = (batch[:1], batch[1:]) if pairwise else (batch, batch)
-    own_x = check_lengths(x_lengths, "x_lengths", of_x, x.device)
-    own_y = check_lengths(y_lengths, "y_lengths", of_y, y.device)
-    x, y = computing_dtype(x, y)
-    x, y = repeat_first_beyond(x, own_x), repeat_first_beyond(y, own_y)
-    return Sequences(name, batch, x, y, own_x, own_y)
-
-
-def problem_from_features(
-    x: Tensor,
-    y: Tensor,
-    cost: Cost,
-    x_lengths: Lengths,
-    y_lengths: Lengths,
-    pairwise: bool,
-    backend: Backend | None,
-) -> Problem:
-    checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    return checked.problem(cost, pairwise)
-
-
-def _expand(lengths: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
-    return lengths if lengths is None or same_shape(lengths.shape, batch) else lengths.expand(batch)
-
-
-def reduce(value: Tensor, reduction: Reduction) -> Tensor:
-    if reduction == "none":
-        return value
-    return value.mean() if reduction == "mean" else value.sum()
+from ._inputs import Costs, costs_of_matrix, reduce, sequences
+from .costs import Cost
 
 
 def soft_dtw(
@@ -182,10 +74,11 @@ def soft_dtw(
         ImportError: for CUDA tensors without CuPy.
 
     Costs O(N M (D + 1)) time a pair, O(N M w / max(N, M)) with a narrow band; one cost matrix of
-    memory forward, one more backward. On CUDA neither is stored for the first derivatives, unless
-    cost is "euclidean" or a function, for all pairs, or where N or M is below 32; checkpoints of
-    up to a fifth of the matrix (a third in float64) stay between forward and backward, of few
-    hundred pairs or where they are small. Differentiable twice, in forward mode too.
+    memory forward, one more backward. On CUDA the first derivatives store neither of the two. They
+    do store them if cost is "euclidean" or a function, for all pairs, or if N or M is below 32.
+    Checkpoints stay between forward and backward if they are small or of at most some hundred
+    pairs: up to a fifth of the matrix (a third in float64). Differentiable twice, in forward mode
+    too.
 
     >>> import torch
     >>> x = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
@@ -204,7 +97,7 @@ def soft_dtw(
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
     checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    return reduce(value_of_sequences(checked, gamma, cost, bandwidth, pairwise), reduction)
+    return reduce(checked.value(cost, gamma, bandwidth), reduction)
 
 
 def soft_dtw_from_cost(
@@ -251,36 +144,9 @@ def soft_dtw_from_cost(
     """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
-    problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
-    return reduce(value_of_problem(problem, gamma, bandwidth), reduction)
-
-
-def value_of_sequences(
-    checked: Sequences,
-    gamma: Number,
-    cost: Cost,
-    bandwidth: int | None,
-    pairwise: bool,
-    only_slope: bool = False,
-) -> Tensor:
-    """The value or, on a kernel backend, `only_slope`: zeros that have the derivatives of it."""
-    name, batch, x, y, x_lengths, y_lengths = checked
-    if not fused.applies(name, x, y, cost, pairwise):
-        return value_of_problem(checked.problem(cost, pairwise), gamma, bandwidth, only_slope)
-    limits = _expand(x_lengths, batch), _expand(y_lengths, batch)
-    gamma = batch_parameter(gamma, "gamma", batch, x.device, name)
-    function = fused.slope if only_slope else fused.value
-    return function(x, y, gamma, *limits, bandwidth, cost)
-
-
-def value_of_problem(
-    problem: Problem, gamma: Number, bandwidth: int | None, only_slope: bool = False
-) -> Tensor:
-    """As `value_of_sequences`."""
-    _, cost, x_lengths, y_lengths = problem
-    gamma = problem.parameter(gamma, "gamma")
-    function = autograd.slope if only_slope else problem.engine.value
-    return function(cost, gamma, None, x_lengths, y_lengths, bandwidth)
+    costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
+    problem = costs.problem(gamma, bandwidth=bandwidth)
+    return reduce(costs.operators.value(problem), reduction)
 
 
 def s2dtw(
@@ -343,8 +209,8 @@ def s2dtw(
     """
     check_reduction(reduction)
     origin_count = check_origin_count(origin_count)
-    problem = problem_from_features(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    return reduce(_weak_value(problem, gamma, smoothing, dummy_cost, origin_count), reduction)
+    costs = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend).costs(cost)
+    return reduce(_weak_value(costs, gamma, smoothing, dummy_cost, origin_count), reduction)
 
 
 def s2dtw_from_cost(
@@ -380,27 +246,24 @@ def s2dtw_from_cost(
     >>> cost = torch.full((1, 1), -1.0)
     >>> s2dtw_from_cost(cost, gamma=0.0)  # dummy, pair, dummy
     tensor(0.)
-    >>> s2dtw_from_cost(-cost, gamma=0.0, dummy_cost=0.25)  # four dummies: it avoids a dear pair
+    >>> s2dtw_from_cost(-cost, gamma=0.0, dummy_cost=0.25)  # four dummies: the pair costs more
     tensor(1.)
 
     Source: Ko et al. 2022, Section 3.
     """
     check_reduction(reduction)
     origin_count = check_origin_count(origin_count)
-    problem = problem_from_cost(cost, x_lengths, y_lengths, backend)
-    return reduce(_weak_value(problem, gamma, smoothing, dummy_cost, origin_count), reduction)
+    costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
+    return reduce(_weak_value(costs, gamma, smoothing, dummy_cost, origin_count), reduction)
 
 
 def _weak_value(
-    problem: Problem,
+    costs: Costs,
     gamma: Number,
     smoothing: bool,
     dummy_cost: Number | None,
     origin_count: float,
 ) -> Tensor:
-    _, cost, x_lengths, y_lengths = problem
-    gamma = problem.parameter(gamma, "gamma")
-    dummy = None if dummy_cost is None else problem.parameter(dummy_cost, "dummy_cost")
     if not smoothing:
-        return problem.engine.value(cost, gamma, dummy, x_lengths, y_lengths, None)
-    return problem.engine.smoothed_value(cost, gamma, dummy, x_lengths, y_lengths, origin_count)
+        return costs.operators.value(costs.problem(gamma, dummy_cost))
+    return costs.operators.smoothed_value(costs.smoothed(gamma, dummy_cost, origin_count))

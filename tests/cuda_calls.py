@@ -15,15 +15,15 @@ from strategies import make_cost
 
 from softdtw_kernels import _reference as reference
 from softdtw_kernels._cpu import operators as numba_cpu
-from softdtw_kernels._cuda import lattice as host
-from softdtw_kernels._cuda import plan as _cuda_plan
+from softdtw_kernels._cuda import lattice
+from softdtw_kernels._cuda.plan import FAMILIES, SHARED_BYTES
 from softdtw_kernels._cuda.recipe import Buffer, Launch
+from softdtw_kernels._problem import Problem
 
 KINDS = ("normal", "walk", "integers", "negative", "large", "tiny")
-FAMILIES = _cuda_plan.FAMILIES
 # With many multiprocessors an item has many narrow strips. With one, a warp has several items.
 MANY, ONE = 64, 1
-LITTLE, MUCH = _cuda_plan.SHARED_BYTES, 227 << 10  # shared memory of a block
+LITTLE, MUCH = SHARED_BYTES, 227 << 10  # shared memory of a block
 
 
 @st.composite
@@ -41,7 +41,7 @@ def launchers(draw: st.DrawFn, checked: bool) -> EmulatorLauncher:
 
 @st.composite
 def calls(draw: st.DrawFn, largest: int, weak: bool) -> dict[str, object]:
-    """Arguments of one call: costs of any strides, what may differ from item to item."""
+    """Fields of one problem: costs of any strides, what may differ from item to item."""
     lead = draw(st.sampled_from(((), (3,), (2, 2), (1,))))
     n, m = draw(st.integers(1, largest)), draw(st.integers(1, largest))
     seed = draw(st.integers(0, 2**16))
@@ -90,35 +90,40 @@ def items(call: dict[str, object]) -> Iterator[tuple[tuple[int, ...], np.ndarray
                 (call["y_lengths"], cost.shape[-1]),
             )
         )
-        lattice = oracles.restrict(cost[index], n, m, call["bandwidth"])
-        yield index, lattice, float(call["gamma"][index])
+        restricted = oracles.restrict(cost[index], n, m, call["bandwidth"])
+        yield index, restricted, float(call["gamma"][index])
 
 
 def check_against_oracle(
     launcher: EmulatorLauncher,
     call: dict[str, object],
-    kernels: ModuleType = host,
+    kernels: ModuleType = lattice,
     with_parameters: bool = True,
 ) -> None:
-    """Value and gradient of each item against the fixed-point recursion, gamma = 0 included."""
-    cost, single = call["cost"], call["cost"].dtype == torch.float32
-    value = kernels.value(launcher, **call)
+    """Value and gradient of each item against the fixed-point recursion, gamma = 0 included.
+
+    `with_parameters` is whether the kernels have the derivatives in gamma and dummy.
+    """
+    problem, cost = Problem(**call), call["cost"]
+    single = cost.dtype == torch.float32
+    value = kernels.value(launcher, problem)
     ones = torch.ones(cost.shape[:-2], dtype=cost.dtype)
-    visits, in_gamma, in_dummy = kernels.gradient(
-        launcher, **call, grad_value=ones, with_parameters=with_parameters
-    )
+    if with_parameters:
+        visits, in_gamma, in_dummy = kernels.gradient(launcher, problem, ones, True)
+    else:
+        visits = kernels.gradient(launcher, problem, ones)
     assert visits.stride() == torch.empty_like(cost).stride()
     assert (visits[~inside(call)] == 0).all()
     for index, real, gamma in items(call):
         weak = call["dummy"] is not None
-        lattice = oracles.weak_lattice(real, float(call["dummy"][index])) if weak else real
-        truth = oracles.recursion(lattice, gamma)
+        costs = oracles.weak_lattice(real, float(call["dummy"][index])) if weak else real
+        truth = oracles.recursion(costs, gamma)
         scale = 1.0
         if truth.value < math.inf:
-            scale = oracles.value_scale(truth, lattice, gamma)
+            scale = oracles.value_scale(truth, costs, gamma)
         error = abs_difference(float(value[index]), truth.value)
         assert error <= (1e-6 if single else 1e-12) * scale, (index, gamma, truth.value)
-        tolerance = oracles.gradient_tolerance(lattice, gamma)
+        tolerance = oracles.gradient_tolerance(costs, gamma)
         if single:
             tolerance = 5e-5
         n, m = real.shape
@@ -185,8 +190,8 @@ def check_values(
     call = no_limits(cost, torch.full(cost.shape[:-2], gamma, dtype=torch.float64))
     if dummy is not None:
         call["dummy"] = torch.full(cost.shape[:-2], dummy, dtype=torch.float64)
-    value = kernels.value(EmulatorLauncher(ONE), **call).double()
-    truth = numba_cpu.value(**{**call, "cost": cost.double()})
+    value = kernels.value(EmulatorLauncher(ONE), Problem(**call)).double()
+    truth = numba_cpu.value(Problem(**{**call, "cost": cost.double()}))
     torch.testing.assert_close(value, truth, rtol=1e-6, atol=0)
 
 

@@ -22,8 +22,9 @@ from cuda_calls import (
 )
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, EmulatorLauncher
 
-from softdtw_kernels._cuda import lattice as host
-from softdtw_kernels._cuda import plan as _cuda_plan
+from softdtw_kernels._cuda import lattice, plan, variants
+from softdtw_kernels._cuda.fields import SOURCES, Layout, item_buffers, items_of
+from softdtw_kernels._problem import Problem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -38,9 +39,9 @@ def test_strips_of_one_item_wait_for_each_other(
     for resident in (1, 3):  # one block at a time must do as well: no co-residency is assumed
         launcher = EmulatorLauncher(MANY, schedule, True, resident, family=family)
         check_against_oracle(launcher, call)
-        plan = plan_of(call, family)
-        assert plan.strips > 1
-        assert plan.team < plan.strips  # a warp of a block has several
+        found = plan_of(call, family)
+        assert found.strips > 1
+        assert found.team < found.strips  # a warp of a block has several
 
 
 MISTAKES = {
@@ -71,7 +72,7 @@ MISTAKES = {
 def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) -> None:
     """Planted in the kernel itself, one at a time."""
     file, (right, wrong) = MISTAKES[mistake]
-    for source in host.SOURCES.glob("*.cu*"):
+    for source in SOURCES.glob("*.cu*"):
         text = source.read_text()
         if source.name == file:
             assert text.count(right) == 1, f"{file} has changed: plant the mistake anew"
@@ -84,11 +85,11 @@ def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) 
     call = wide_call(False, None)
     call["cost"][0, 44, 139] = 1e9  # beyond the fast arithmetic, which only the last strip sees
     ones, zeros = torch.ones(2), torch.zeros(2, dtype=torch.float64)
-    tangents = {"tangent_cost": call["cost"], "tangent_gamma": zeros, "tangent_dummy": None}
+    problem = Problem(**call)
     with pytest.raises(EmulatorError, match="race|deadlock"):
-        host.gradient(launcher, **call, grad_value=ones, with_parameters=True)
+        lattice.gradient(launcher, problem, ones, True)
         # Without a ring of rows, whose barriers hide some mistakes.
-        host.hessian_product(launcher, **call, grad_value=ones, **tangents)
+        lattice.hessian_product(launcher, problem, ones, problem.cost, zeros, None)
 
 
 MISTAKES_IN_COPIES = {
@@ -111,7 +112,7 @@ MISTAKES_IN_COPIES = {
 def test_mistakes_in_asynchronous_copies_are_seen(mistake: str, tmp_path: Path) -> None:
     """By the race detector, or by the NaN that stands where a copy has yet to arrive."""
     right, wrong = MISTAKES_IN_COPIES[mistake]
-    for source in host.SOURCES.glob("*.cu*"):
+    for source in SOURCES.glob("*.cu*"):
         text = source.read_text()
         if source.name == "strip.cuh":
             assert text.count(right) == 1, "strip.cuh has changed: plant the mistake anew"
@@ -138,34 +139,34 @@ def test_strips_in_groups_give_the_same_bits(
     cost[1, 5, 600] = -1e30
     call = no_limits(cost, torch.tensor([0.0, 0.3], dtype=torch.float64))
     call |= {"bandwidth": bandwidth, "x_lengths": torch.tensor([30, 21])}
+    problem = Problem(**call)
     ones, doubles = torch.ones(2, dtype=dtype), torch.ones(2, dtype=torch.float64)
-    tangents = {"tangent_cost": cost.clamp(0), "tangent_gamma": doubles, "tangent_dummy": None}
 
     def results(checked: bool) -> bytes:
-        for cached in (_cuda_plan._wide_plan, host.lattice_recipe):
+        for cached in (plan.wide_plan, lattice.recipe_of):
             cached.cache_clear()
         launcher = EmulatorLauncher(ONE, "random", checked)
-        grads = host.gradient(launcher, **call, grad_value=ones, with_parameters=True)
-        products = host.hessian_product(launcher, **call, grad_value=ones, **tangents)
+        grads = lattice.gradient(launcher, problem, ones, True)
+        products = lattice.hessian_product(launcher, problem, ones, cost.clamp(0), doubles, None)
         return as_bytes((*grads[:2], *products[:3]))
 
     truth = results(False)
     with monkeypatch.context() as few_bytes:
-        few_bytes.setattr(_cuda_plan, "WIDE_ITEM_BYTES", 0)
+        few_bytes.setattr(plan, "WIDE_ITEM_BYTES", 0)
         assert results(True) == results(False) == truth
-        shape = _cuda_plan.Shape(dtype, 2, 30, 1000, False, -1)
-        assert _cuda_plan._wide_plan(shape, 1, ONE).group == 3
-    _cuda_plan._wide_plan.cache_clear()
-    host.lattice_recipe.cache_clear()
+        shape = plan.Shape(dtype, 2, 30, 1000, False, -1)
+        assert plan.wide_plan(shape, 1, ONE).group == 3
+    plan.wide_plan.cache_clear()
+    lattice.recipe_of.cache_clear()
 
 
 def plan_of(
     call: dict[str, object], family: str | None = None, multiprocessors: int = MANY, order: int = 1
-) -> _cuda_plan.Plan:
-    *items, bandwidth = list(call.values())[1:]
-    forms, _ = host.item_buffers(items, torch.device("cpu"))
-    task = host.batch(call["cost"], None, forms, bandwidth, {"cost": None})
-    return _cuda_plan.fast_plan(task, order, multiprocessors, MUCH, family)
+) -> plan.Plan:
+    problem = Problem(**call)
+    forms, _ = item_buffers(items_of(problem), torch.device("cpu"))
+    shape = Layout.of(problem.cost, forms, problem.bandwidth).batch({}).shape
+    return plan.fast_plan(shape, order, multiprocessors, MUCH, family)
 
 
 def as_bytes(tensors: Iterable[torch.Tensor]) -> bytes:
@@ -176,7 +177,7 @@ def as_bytes(tensors: Iterable[torch.Tensor]) -> bytes:
 def test_numbers_beyond_the_range_of_one_exponent_are_seen(planted: bool, tmp_path: Path) -> None:
     """Costs of many times gamma beside small ones; without the check results would be wrong."""
     right = "return beyond || !(least >= SMALLEST) || !(fabs(all) < infinity<float>());"
-    for source in host.SOURCES.glob("*.cu*"):
+    for source in SOURCES.glob("*.cu*"):
         text = source.read_text()
         if source.name == "narrow.cuh":
             assert text.count(right) == 1, "narrow.cuh has changed: plant the mistake anew"
@@ -209,10 +210,8 @@ def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(
             columns = plan_of(call, family, multiprocessors).variant.columns
             for schedule in ("ascending", "random"):
                 launcher = EmulatorLauncher(multiprocessors, schedule, False, family=family)
-                value = host.value(launcher, **call)
-                visits, *parts = host.gradient(
-                    launcher, **call, grad_value=ones, with_parameters=True
-                )
+                value = lattice.value(launcher, Problem(**call))
+                visits, *parts = lattice.gradient(launcher, Problem(**call), ones, True)
                 results.setdefault(columns, set()).add(as_bytes((value, visits, *parts)))
                 without_sums.add(as_bytes((value, visits)))
     assert all(len(of_width) == 1 for of_width in results.values())
@@ -237,9 +236,9 @@ def test_families_are_chosen_by_shape() -> None:
 
 
 def test_the_host_counts_in_the_chunks_of_the_kernels() -> None:
-    text = (host.SOURCES / "cells.cuh").read_text()
-    assert f"constexpr int CHUNK = {_cuda_plan.CHUNK};" in text
-    assert _cuda_plan.REACH == -(-(_cuda_plan.LANES - 1) // _cuda_plan.CHUNK)
+    text = (SOURCES / "cells.cuh").read_text()
+    assert f"constexpr int CHUNK = {variants.CHUNK};" in text
+    assert variants.REACH == -(-(variants.LANES - 1) // variants.CHUNK)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -263,12 +262,9 @@ def scratch_of(shape: tuple[int, int, int], dtype: torch.dtype, order: int) -> f
     """As a share of the cost, of which nothing is allocated here: what the launches are given."""
     cost = torch.empty(1, dtype=dtype).expand(shape)
     launcher = RecordingLauncher()
-    items = [
-        torch.ones(shape[:1], dtype=torch.float64),
-        *[None] * 3,
-        *[torch.ones(1)] * (order > 0),
-    ]
-    host.run_lattice(launcher, order, cost, None, items, None, {}, False)
+    problem = Problem(**no_limits(cost, torch.ones(shape[:1], dtype=torch.float64)))
+    items = items_of(problem, *[torch.ones(1)] * (order > 0))
+    lattice.run(launcher, order, problem, items, {})
     return sum(launcher.storages.values()) / (cost.numel() * cost.element_size())
 
 
@@ -285,12 +281,10 @@ def test_no_result_depends_on_what_memory_held_before(family: str, weak: bool) -
     def results() -> list[torch.Tensor]:
         launcher = EmulatorLauncher(family=family)
         found = []
-        for problem in (call, single):
-            found.append(host.value(launcher, **problem))
+        for problem in (Problem(**call), Problem(**single)):
+            found.append(lattice.value(launcher, problem))
             for with_parameters in (False, True):
-                grads = host.gradient(
-                    launcher, **problem, grad_value=ones, with_parameters=with_parameters
-                )
+                grads = lattice.gradient(launcher, problem, ones, with_parameters)
                 found += grads if with_parameters else grads[:1]
         return found
 

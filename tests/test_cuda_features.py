@@ -22,11 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from softdtw_kernels import _reference as reference
 from softdtw_kernels._checks import KINDS
-from softdtw_kernels._cuda import before as _cuda_costs
-from softdtw_kernels._cuda import features
-from softdtw_kernels._cuda import lattice as host
-from softdtw_kernels._cuda import plan as _cuda_plan
-from softdtw_kernels._cuda.features import Problem
+from softdtw_kernels._cuda import distances, features, lattice, plan
+from softdtw_kernels._problem import FeatureProblem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -53,7 +50,7 @@ def walks(seed: int, *shapes: tuple[int, ...], scale: float = 0.3) -> list[torch
 
 
 @st.composite
-def problems(draw: st.DrawFn, largest: int) -> Problem:
+def problems(draw: st.DrawFn, largest: int) -> FeatureProblem:
     """NaN beyond the lengths, where nothing may look."""
     lead = draw(st.sampled_from(((), (3,), (2, 2), (1,))))
     n, m, d = (draw(st.integers(1, k)) for k in (largest, largest, 40))
@@ -74,7 +71,7 @@ def problems(draw: st.DrawFn, largest: int) -> Problem:
         strided(draw(st.sampled_from(LAYOUTS)), with_nan_beyond(z.to(dtype), own))
         for z, own in zip((x, y), lengths, strict=True)
     )
-    return Problem(x, y, gamma.expand(lead), *lengths, bandwidth, kind)
+    return FeatureProblem(x, y, gamma.expand(lead), *lengths, bandwidth, kind)
 
 
 LAYOUTS = ("contiguous", "transposed", "every other feature")
@@ -98,16 +95,16 @@ def beyond(x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
     return (torch.arange(x.shape[-2]) >= lengths[..., None])[..., None]
 
 
-def exact(problem: Problem, grad_value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def exact(problem: FeatureProblem, grad_value: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Value and gradient in float64, by the reference."""
-    x, y, gamma, *limits, kind = problem
+    lengths = problem.x_lengths, problem.y_lengths
     x, y = (
         z.double().masked_fill(beyond(z, own), 0).requires_grad_()
-        for z, own in zip((x, y), limits, strict=False)
+        for z, own in zip((problem.x, problem.y), lengths, strict=True)
     )
-    gamma = gamma.clone().requires_grad_()
-    cost = reference.squared_distances(x, y) if kind == "sqeuclidean" else -x @ y.mT
-    value = reference.value(cost, gamma, None, *limits)
+    gamma = problem.gamma.clone().requires_grad_()
+    cost = reference.squared_distances(x, y) if problem.kind == "sqeuclidean" else -x @ y.mT
+    value = reference.value(problem._replace(gamma=gamma).of(cost))
     # At 1 x 1 the value does not depend on gamma, and torch would say so by an error.
     grads = torch.autograd.grad(
         (value * grad_value.double()).sum(),
@@ -118,12 +115,12 @@ def exact(problem: Problem, grad_value: torch.Tensor) -> tuple[torch.Tensor, ...
     return value.detach(), *grads
 
 
-def largest_cost(problem: Problem) -> float:
+def largest_cost(problem: FeatureProblem) -> float:
     x, y = problem.x.double().nan_to_num(), problem.y.double().nan_to_num()
     return float((x.amax() - y.amin()).square() + (y.amax() - x.amin()).square()) * x.shape[-1]
 
 
-def check(launcher: EmulatorLauncher, problem: Problem) -> None:
+def check(launcher: EmulatorLauncher, problem: FeatureProblem) -> None:
     x, y, gamma, x_lengths, y_lengths, _, _ = problem
     single, lead = x.dtype == torch.float32, x.shape[:-2]
     grad_value = torch.linspace(-1, 2, math.prod(lead)).reshape(lead).to(x.dtype)
@@ -160,7 +157,7 @@ def test_every_access_is_in_bounds_and_ordered(data: st.DataObject) -> None:
     check(data.draw(launchers(checked=True)), data.draw(problems(50)))
 
 
-def check_state(launcher: EmulatorLauncher, problem: Problem) -> None:
+def check_state(launcher: EmulatorLauncher, problem: FeatureProblem) -> None:
     """The gradient from what the value has kept has the bits of the one without, as often as it is
     asked for, and only reads it.
     """
@@ -199,7 +196,7 @@ def test_a_gradient_from_state_leaves_to_the_slow_arithmetic_what_the_value_does
     x, y = (z.to(dtype) for z in walks(3, (4, 70, 6), (4, 150, 6)))
     x[2, 7, 1] = math.nan
     gammas = torch.tensor([0.0, 0.3, 0.3, 1e12], dtype=torch.float64)
-    problem = Problem(x, y, gammas, None, None, None, "sqeuclidean")
+    problem = FeatureProblem(x, y, gammas, None, None, None, "sqeuclidean")
     check_state(EmulatorLauncher(multiprocessors, "random", True), problem)
 
 
@@ -210,10 +207,10 @@ def test_strips_in_groups_give_the_same_bits(
     """What the slow arithmetic does with one very long item: here with five strips."""
     x, y = (z.to(dtype) for z in walks(3, (2, 30, 3), (2, 600, 3)))
     gammas = torch.tensor([0.0, 1e-12], dtype=torch.float64)
-    problem = Problem(x, y, gammas, None, None, None, "sqeuclidean")
+    problem = FeatureProblem(x, y, gammas, None, None, None, "sqeuclidean")
 
     def results(checked: bool) -> bytes:
-        features.plan_of_shape.cache_clear()
+        features.plan_of.cache_clear()
         features.recipe_of.cache_clear()
         launcher = EmulatorLauncher(ONE, "random", checked)
         ones = torch.ones(2, dtype=dtype)
@@ -221,19 +218,21 @@ def test_strips_in_groups_give_the_same_bits(
 
     truth = results(False)
     with monkeypatch.context() as few_bytes:
-        few_bytes.setattr(_cuda_plan, "WIDE_ITEM_BYTES", 0)
+        few_bytes.setattr(plan, "WIDE_ITEM_BYTES", 0)
         assert results(True) == results(False) == truth
-    features.plan_of_shape.cache_clear()
+    features.plan_of.cache_clear()
     features.recipe_of.cache_clear()
 
 
 def wide_problem(
     kind: str = "sqeuclidean", dtype: torch.dtype = torch.float32, bandwidth: int | None = None
-) -> Problem:
+) -> FeatureProblem:
     """Several strips wide and tiles long, so that blocks wait for each other."""
     x, y = (z.to(dtype) for z in walks(3, (2, 100, 6), (2, 150, 6)))
     lengths = torch.tensor([100, 60]), torch.tensor([150, 70])
-    return Problem(x, y, torch.full((2,), 0.3, dtype=torch.float64), *lengths, bandwidth, kind)
+    return FeatureProblem(
+        x, y, torch.full((2,), 0.3, dtype=torch.float64), *lengths, bandwidth, kind
+    )
 
 
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
@@ -272,7 +271,7 @@ def test_what_is_no_number_makes_its_item_nan_whatever_else_is_wrong_with_it(
         x, y = x.float(), y.float()
         x[0, 7], y[0, 9] = bad, 3e38
         gammas = torch.full((2,), gamma, dtype=torch.float64)
-        problem = Problem(x, y, gammas, None, None, None, kind)
+        problem = FeatureProblem(x, y, gammas, None, None, None, kind)
         launcher = EmulatorLauncher(multiprocessors)
         value = features.value(launcher, problem)
         grads = features.gradient(launcher, problem, torch.ones(2), True, True, True)
@@ -287,13 +286,12 @@ def test_squared_distances_give_the_value_of_the_cost_matrix(data: st.DataObject
     """To the bit in float64; in float32 only the sweep of costs tries one exponent a lane."""
     launcher = data.draw(launchers(checked=False))
     problem = data.draw(problems(70))._replace(kind="sqeuclidean")
-    x, y, gamma, *limits, _ = problem
-    cost = _cuda_costs.squared_distances(launcher, x, y)
+    cost = distances.squared_distances(launcher, problem.x, problem.y)
     value = features.value(launcher, problem)
-    expected = host.value(launcher, cost, gamma, None, *limits)
-    if x.dtype == torch.float64:
+    expected = lattice.value(launcher, problem.of(cost))
+    if cost.dtype == torch.float64:
         assert bits(value) == bits(expected)
-    scale = expected.abs() + gamma
+    scale = expected.abs() + problem.gamma
     torch.testing.assert_close(value / scale, expected / scale, rtol=0, atol=1e-6, equal_nan=True)
 
 
@@ -356,7 +354,9 @@ def test_float32_keeps_its_bar_over_a_long_path(offset: float) -> None:
     """y near x: costs as small as can be next to the features."""
     x, y = walks(2, (600, 4), (600, 4), scale=0.05)
     x, y = (x + offset).float(), (x + 0.02 * y + offset).float()
-    problem = Problem(x, y, torch.tensor(0.1, dtype=torch.float64), None, None, None, "sqeuclidean")
+    problem = FeatureProblem(
+        x, y, torch.tensor(0.1, dtype=torch.float64), None, None, None, "sqeuclidean"
+    )
     exactly = problem._replace(x=x.double(), y=y.double())
     single, double = (
         features.gradient(
@@ -409,7 +409,7 @@ def test_no_matrix_is_allocated(shape: tuple[int, int, int, int]) -> None:
     items, n, m, d = shape
     x, y = torch.empty(items, n, d), torch.empty(items, m, d)
     gamma = torch.ones(items, dtype=torch.float64)
-    problem = Problem(x, y, gamma, None, None, None, "sqeuclidean")
+    problem = FeatureProblem(x, y, gamma, None, None, None, "sqeuclidean")
     matrix = 4 * items * n * m
     with allocations() as of_value:
         features.value(NoLauncher(), problem)
@@ -430,7 +430,7 @@ def test_no_matrix_is_allocated(shape: tuple[int, int, int, int]) -> None:
 def test_of_many_items_nothing_is_kept() -> None:
     x, y = torch.empty(4096, 256, 8), torch.empty(4096, 256, 8)
     gamma = torch.ones(4096, dtype=torch.float64)
-    problem = Problem(x, y, gamma, None, None, None, "sqeuclidean")
+    problem = FeatureProblem(x, y, gamma, None, None, None, "sqeuclidean")
     _, state = features.value_and_state(NoLauncher(), problem)
     assert state.numel() == 0
 

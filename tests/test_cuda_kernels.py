@@ -36,9 +36,9 @@ from strategies import make_cost
 
 from softdtw_kernels import _reference as reference
 from softdtw_kernels._cpu import operators as numba_cpu
-from softdtw_kernels._cuda import before as _cuda_costs
-from softdtw_kernels._cuda import lattice as host
-from softdtw_kernels._cuda import operators as cupy_cuda
+from softdtw_kernels._cuda import distances, fields, lattice, smoothing
+from softdtw_kernels._cuda.launcher import import_cupy
+from softdtw_kernels._problem import Problem, Smoothing
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -59,7 +59,7 @@ def test_float32_values_keep_their_bar_where_equal_costs_are_rounded_alike(
     large = shape == (512, 512)
     for kind, gamma, dummy in ALIKE[:1] if large else ALIKE:
         cost = costs_rounded_alike(kind, shape, 3 if large else 12)
-        check_values(host, cost, gamma, dummy)
+        check_values(lattice, cost, gamma, dummy)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -68,7 +68,7 @@ def test_a_value_near_zero_that_other_paths_hardly_change(dtype: torch.dtype) ->
     cost = torch.tensor([[2.5092e-06, 1.3202], [1.3185, 1.8729e-06]], dtype=dtype)
     call = no_limits(cost, torch.tensor(0.1, dtype=torch.float64))
     truth = oracles.recursion(cost.double().numpy(), 0.1).value
-    value = float(host.value(EmulatorLauncher(), **call))
+    value = float(lattice.value(EmulatorLauncher(), Problem(**call)))
     assert abs(value - truth) <= (1e-6 if dtype == torch.float32 else 1e-12) * truth
 
 
@@ -111,35 +111,19 @@ def test_hessian_product_matches_the_reference(data: st.DataObject, weak: bool) 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=torch.float64, generator=random)
 
-    tangents = (
-        normal(*lead),
-        normal(*cost.shape),
-        normal(*lead),
-        normal(*lead) if weak else None,
+    grad_value, tangent_cost = (normal(*shape).to(cost.dtype) for shape in (lead, cost.shape))
+    of_parameters = normal(*lead), normal(*lead) if weak else None
+    problem = Problem(**call)
+    got = lattice.hessian_product(launcher, problem, grad_value, tangent_cost, *of_parameters)
+    exact = problem._replace(cost=cost.double())
+    truth = reference.hessian_product(
+        exact, grad_value.double(), tangent_cost.double(), *of_parameters
     )
-    got = host.hessian_product(
-        launcher,
-        **call,
-        **named(tangents[0].to(cost.dtype), tangents[1].to(cost.dtype), *tangents[2:]),
-    )
-    exact = {**call, "cost": cost.double()}
-    tangent_cost = tangents[1].to(cost.dtype).double()
-    grad_value = tangents[0].to(cost.dtype).double()
-    truth = reference.hessian_product(**exact, **named(grad_value, tangent_cost, *tangents[2:]))
     for name, a, b in zip(("value", "cost", "gamma", "dummy"), got, truth, strict=True):
         scale = 1 + b.abs().max().item() + truth[1].abs().sum().item()
         largest = finite.max().item() if finite.numel() else 1.0
         scale *= (1 + largest / gamma) if name in ("gamma",) else 1
         assert (a.double() - b).abs().max().item() <= (2e-4 if single else 1e-9) * scale, name
-
-
-def named(grad_value, tangent_cost, tangent_gamma, tangent_dummy) -> dict[str, torch.Tensor]:
-    return {
-        "grad_value": grad_value,
-        "tangent_cost": tangent_cost,
-        "tangent_gamma": tangent_gamma,
-        "tangent_dummy": tangent_dummy,
-    }
 
 
 @settings(max_examples=30)
@@ -148,14 +132,16 @@ def test_smoothing_and_its_gradient_match_the_reference(data: st.DataObject) -> 
     call = data.draw(calls(40, True))
     launcher = data.draw(launchers(checked=data.draw(st.booleans())))
     cost = call["cost"]
-    arguments = (
+    task = Smoothing(
+        cost,
         call["gamma"],
         call["x_lengths"],
         call["y_lengths"],
         data.draw(st.sampled_from((1.0, 3.0))),
     )
-    got = _cuda_costs.smooth(launcher, cost, *arguments)
-    truth = reference.smooth(cost.double(), *arguments)
+    exact = task._replace(cost=cost.double())
+    got = smoothing.smooth(launcher, task)
+    truth = reference.smooth(exact)
     single = cost.dtype == torch.float32
     finite = truth.isfinite()
     assert torch.equal(got.isfinite(), finite)
@@ -163,8 +149,8 @@ def test_smoothing_and_its_gradient_match_the_reference(data: st.DataObject) -> 
     assert (error <= (1e-6 if single else 1e-12)).all()
     grad = torch.from_numpy(np.random.default_rng(1).normal(size=tuple(cost.shape))).to(cost.dtype)
     grad = torch.where(inside(call) & truth.isfinite(), grad, 0)
-    got_cost, got_gamma = _cuda_costs.smooth_vjp(launcher, cost, *arguments, grad)
-    true_cost, true_gamma = reference.smooth_vjp(cost.double(), *arguments, grad.double())
+    got_cost, got_gamma = smoothing.smooth_vjp(launcher, task, grad)
+    true_cost, true_gamma = reference.smooth_vjp(exact, grad.double())
     assert (got_cost.double() - true_cost).abs().max() <= (5e-5 if single else 1e-9)
     assert (
         (got_gamma - true_gamma).abs()
@@ -183,7 +169,7 @@ def test_squared_distances_come_from_differences(
     y = torch.randn(3, m, d, dtype=torch.float64, generator=random).to(dtype).expand(2, 3, m, d)
     y = y.mT.contiguous().mT + 100
     for checked in (False, True):
-        got = _cuda_costs.squared_distances(EmulatorLauncher(checked=checked), x + 100, y)
+        got = distances.squared_distances(EmulatorLauncher(checked=checked), x + 100, y)
         truth = reference.squared_distances((x + 100).double(), y.double())
         assert (
             (got.double() - truth).abs() <= (1e-5 if dtype == torch.float32 else 1e-13) * truth
@@ -209,8 +195,8 @@ def test_what_is_out_of_range_makes_its_item_nan_and_no_other(bad: str, family: 
     launcher = EmulatorLauncher(MANY, "random", True, family=family)
     ones = torch.ones(3)
     good = (
-        host.value(launcher, **call),
-        *host.gradient(launcher, **call, grad_value=ones, with_parameters=True),
+        lattice.value(launcher, Problem(**call)),
+        *lattice.gradient(launcher, Problem(**call), ones, True),
     )
     if "gamma" in bad:
         call["gamma"][1] = -1.0 if bad == "negative gamma" else math.nan
@@ -220,10 +206,8 @@ def test_what_is_out_of_range_makes_its_item_nan_and_no_other(bad: str, family: 
         call["dummy"][1] = math.nan
     else:
         call["cost"][1, 6, 149] = math.nan
-    value = host.value(launcher, **call)
-    visits, in_gamma, in_dummy = host.gradient(
-        launcher, **call, grad_value=ones, with_parameters=True
-    )
+    value = lattice.value(launcher, Problem(**call))
+    visits, in_gamma, in_dummy = lattice.gradient(launcher, Problem(**call), ones, True)
     assert value.isnan().tolist() == in_gamma.isnan().tolist() == [False, True, False]
     assert visits[1, :7].isnan().all()
     others = [0, 2]
@@ -234,13 +218,9 @@ def test_what_is_out_of_range_makes_its_item_nan_and_no_other(bad: str, family: 
 def test_padding_is_never_read_and_gets_gradient_zero() -> None:
     call = wide_call(False, 7)
     beyond = ~inside(call)
-    plain = host.gradient(
-        EmulatorLauncher(MANY), **call, grad_value=torch.ones(2), with_parameters=True
-    )
+    plain = lattice.gradient(EmulatorLauncher(MANY), Problem(**call), torch.ones(2), True)
     call["cost"] = call["cost"].masked_fill(beyond, math.nan)
-    filled = host.gradient(
-        EmulatorLauncher(MANY), **call, grad_value=torch.ones(2), with_parameters=True
-    )
+    filled = lattice.gradient(EmulatorLauncher(MANY), Problem(**call), torch.ones(2), True)
     for a, b in zip(plain, filled, strict=True):
         assert torch.equal(a, b)
     assert (filled[0][beyond] == 0).all()
@@ -250,17 +230,11 @@ def test_padding_is_never_read_and_gets_gradient_zero() -> None:
 def test_no_path_has_value_infinity_and_gradient_zero(dtype: torch.dtype) -> None:
     cost = torch.rand(2, 20, 150, dtype=dtype)
     cost[0, 10] = math.inf
-    call = {
-        "cost": cost,
-        "gamma": torch.ones(2, dtype=torch.float64),
-        **dict.fromkeys(("dummy", "x_lengths", "y_lengths", "bandwidth")),
-    }
+    problem = Problem(**no_limits(cost, torch.ones(2, dtype=torch.float64)))
     for family in FAMILIES:
         launcher = EmulatorLauncher(MANY, checked=True, family=family)
-        assert host.value(launcher, **call).isfinite().tolist() == [False, True]
-        parts = host.gradient(
-            launcher, **call, grad_value=torch.ones(2, dtype=dtype), with_parameters=True
-        )
+        assert lattice.value(launcher, problem).isfinite().tolist() == [False, True]
+        parts = lattice.gradient(launcher, problem, torch.ones(2, dtype=dtype), True)
         assert all((part[0] == 0).all() for part in parts)
         assert parts[0][1].sum() > 150 - 1e-3
 
@@ -270,10 +244,10 @@ def test_no_path_has_value_infinity_and_gradient_zero(dtype: torch.dtype) -> Non
 @given(data=st.data())
 def test_path_matches_that_of_the_cpu(data: st.DataObject, weak: bool) -> None:
     call = data.draw(calls(12, weak))
-    call.pop("gamma")
     call["cost"] = call["cost"].double().round(decimals=2)
-    got = host.path(data.draw(launchers(checked=False)), **call)
-    truth = numba_cpu.path(**call)  # exact too where every path crosses masks of 1e30
+    problem = Problem(**call)
+    got = lattice.path(data.draw(launchers(checked=False)), problem)
+    truth = numba_cpu.path(problem)  # exact too where every path crosses masks of 1e30
     assert all(torch.equal(a, b) for a, b in zip(got, truth, strict=True))
 
 
@@ -287,12 +261,10 @@ def test_what_is_no_number_makes_its_item_nan_whatever_else_is_wrong_with_it(
     cost = torch.rand(3, 40, 100, generator=torch.Generator().manual_seed(1))
     cost[0, 3, 4] = bad
     cost[2, 3, 4], cost[2, 30, 50] = bad, -1e12
-    call = no_limits(cost, torch.full((3,), gamma, dtype=torch.float64))
+    problem = Problem(**no_limits(cost, torch.full((3,), gamma, dtype=torch.float64)))
     launcher = EmulatorLauncher(ONE, family=family)
-    value = host.value(launcher, **call)
-    visits, by_gamma, _ = host.gradient(
-        launcher, **call, grad_value=torch.ones(3), with_parameters=True
-    )
+    value = lattice.value(launcher, problem)
+    visits, by_gamma, _ = lattice.gradient(launcher, problem, torch.ones(3), True)
     assert value.isnan().tolist() == [True, False, True]
     assert visits[[0, 2]].isnan().all() and not visits[1].isnan().any()
     assert by_gamma.isnan().tolist() == [True, False, True]
@@ -306,7 +278,7 @@ def test_a_path_too_faint_for_the_fast_arithmetic_is_seen_on_a_bare_diagonal(
     cost = torch.full((1, 500, 500), math.inf, dtype=dtype)
     cost[0].diagonal().fill_(9e7 if dtype == torch.float32 else 1e9)
     call = no_limits(cost, torch.ones(1, dtype=torch.float64))
-    value = host.value(EmulatorLauncher(MANY, family=family), **call)
+    value = lattice.value(EmulatorLauncher(MANY, family=family), Problem(**call))
     truth = cost[0].diagonal().double().sum().item()
     assert value.item() == pytest.approx(truth, rel=1e-6 if dtype == torch.float32 else 1e-12)
 
@@ -315,7 +287,7 @@ def test_long_paths_of_huge_costs_keep_their_visits() -> None:
     cost = torch.full((1, 1, 20_000), 1e30, dtype=torch.float64)
     call = no_limits(cost, torch.full((1,), 1e-7, dtype=torch.float64))
     ones = torch.ones(1, dtype=torch.float64)
-    visits, *_ = host.gradient(EmulatorLauncher(ONE), **call, grad_value=ones, with_parameters=True)
+    visits, *_ = lattice.gradient(EmulatorLauncher(ONE), Problem(**call), ones, True)
     assert (visits == 1).all()
 
 
@@ -326,9 +298,7 @@ def test_gamma_of_minus_zero_is_zero() -> None:
         call = no_limits(cost, torch.full((1,), gamma, dtype=torch.float64))
         launcher = EmulatorLauncher(ONE)
         check_against_oracle(launcher, call)
-        results.append(
-            host.gradient(launcher, **call, grad_value=torch.ones(1), with_parameters=True)
-        )
+        results.append(lattice.gradient(launcher, Problem(**call), torch.ones(1), True))
     assert torch.equal(results[0][0], results[1][0])
 
 
@@ -338,10 +308,10 @@ def test_a_hessian_product_reads_no_tangent_beside_the_matrix(layout: str) -> No
     cost = torch.full((1, 560, 33), -9e7)
     if layout == "transposed":
         cost = cost.mT.contiguous().mT
-    call = no_limits(cost, torch.ones(1, dtype=torch.float64))
     one = torch.ones(1, dtype=torch.float64)
+    problem = Problem(**no_limits(cost, one))
     launcher = EmulatorLauncher(ONE, checked=True, family="warp")
-    host.hessian_product(launcher, **call, **named(one.float(), torch.ones_like(cost), one, None))
+    lattice.hessian_product(launcher, problem, one.float(), torch.ones_like(cost), one, None)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1e-3])
@@ -349,21 +319,13 @@ def test_a_hessian_product_reads_no_tangent_beside_the_matrix(layout: str) -> No
 def test_float32_keeps_its_bar_over_a_long_path(kind: str, gamma: float) -> None:
     n = 700
     cost = torch.from_numpy(make_cost(kind, (n, n), 3)).float()
-    call = {
-        "cost": cost,
-        "gamma": torch.tensor(gamma, dtype=torch.float64),
-        **dict.fromkeys(("dummy", "x_lengths", "y_lengths", "bandwidth")),
-    }
+    problem = Problem(**no_limits(cost, torch.tensor(gamma, dtype=torch.float64)))
+    exact = problem._replace(cost=cost.double())
     one = torch.ones(())
-    single = host.gradient(EmulatorLauncher(MANY), **call, grad_value=one, with_parameters=False)[0]
-    exact = {**call, "cost": cost.double()}
-    double = host.gradient(
-        EmulatorLauncher(MANY), **exact, grad_value=one.double(), with_parameters=False
-    )[0]
+    single, *_ = lattice.gradient(EmulatorLauncher(MANY), problem, one, False)
+    double, *_ = lattice.gradient(EmulatorLauncher(MANY), exact, one.double(), False)
     assert (single - double).abs().max() <= 5e-5
-    value, truth = (
-        float(host.value(EmulatorLauncher(MANY), **arguments)) for arguments in (call, exact)
-    )
+    value, truth = (float(lattice.value(EmulatorLauncher(MANY), p)) for p in (problem, exact))
     assert value == pytest.approx(truth, rel=1e-6)
 
 
@@ -381,30 +343,31 @@ def test_float32_keeps_its_bar_at_4096(limit: str, gamma: float) -> None:
         call["bandwidth"] = n // 10
     else:
         cost[torch.from_numpy(random.random((n, n)) < 0.1)] = math.inf
-    exact = {**call, "cost": cost.double()}
+    problem = Problem(**call)
+    exact = problem._replace(cost=cost.double())
     one = torch.ones((), dtype=torch.float64)
-    truth = numba_cpu.gradient(**exact, grad_value=one, with_parameters=False)[0]
+    truth, *_ = numba_cpu.gradient(exact, one, False)
     launcher = EmulatorLauncher(family="warp")
-    visits = host.gradient(launcher, **call, grad_value=one.float(), with_parameters=False)[0]
+    visits, *_ = lattice.gradient(launcher, problem, one.float(), False)
     assert (visits - truth).abs().max() <= 5e-5
-    value, true_value = float(host.value(launcher, **call)), float(numba_cpu.value(**exact))
+    value, true_value = float(lattice.value(launcher, problem)), float(numba_cpu.value(exact))
     assert value == pytest.approx(true_value, rel=1e-6)
 
 
 def test_without_cupy_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    cupy_cuda.import_cupy.cache_clear()
+    import_cupy.cache_clear()
     with pytest.raises(ImportError, match=r"softdtw-kernels\[cuda1[23]\]"):
-        cupy_cuda.import_cupy()
-    cupy_cuda.import_cupy.cache_clear()
+        import_cupy()
+    import_cupy.cache_clear()
 
 
 def test_a_scalar_gamma_in_host_memory_is_passed_by_value() -> None:
     """What a 0-d gamma on the CPU becomes beside a cost on a GPU; here the device is pretended."""
     gamma = torch.tensor(0.25, dtype=torch.float64).expand(3, 2)
-    form, number = host.item_buffer(gamma, torch.device("meta"))
-    fields = host.item_fields("gamma", form, number)
-    assert fields == {"gamma": None, "gamma_stride": 0, "gamma_number": 0.25}
+    form, number = fields.item_buffer(gamma, torch.device("meta"))
+    of_gamma = fields.item_fields("gamma", form, number)
+    assert of_gamma == {"gamma": None, "gamma_stride": 0, "gamma_number": 0.25}
 
 
 def test_a_number_in_place_of_gamma_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,17 +376,17 @@ def test_a_number_in_place_of_gamma_gives_the_same_bits(monkeypatch: pytest.Monk
 
     def results() -> list[torch.Tensor]:
         gammas = [torch.tensor(g, dtype=torch.float64).expand(3) for g in (0.5, 0.25)]
-        calls = [no_limits(cost, gamma) for gamma in gammas]
-        return [host.value(EmulatorLauncher(MANY), **call) for call in calls]
+        problems = [Problem(**no_limits(cost, gamma)) for gamma in gammas]
+        return [lattice.value(EmulatorLauncher(MANY), problem) for problem in problems]
 
     truth = results()
     asked = []
 
     def read(tensor: torch.Tensor | None, device: torch.device) -> tuple[str, float | None]:
         asked.append(tensor)
-        return (host.ABSENT, None) if tensor is None else (host.NUMBER, tensor[0].item())
+        return (fields.ABSENT, None) if tensor is None else (fields.NUMBER, tensor[0].item())
 
-    monkeypatch.setattr(host, "item_buffer", read)
+    monkeypatch.setattr(fields, "item_buffer", read)
     assert all(torch.equal(a, b) for a, b in zip(truth, results(), strict=True))
     assert len(asked) == 8 and not torch.equal(*truth)
 
@@ -438,10 +401,10 @@ def test_every_field_of_a_launch_is_8_bytes_wide() -> None:
         ("tiny.cu", "SOFTDTW_TINY_FIELDS"),
         ("tiny_exact.cu", "SOFTDTW_TINY_EXACT_FIELDS"),
     ):
-        text = (host.SOURCES / file).read_text()
+        text = (fields.SOURCES / file).read_text()
         body = text[text.index(f"#define {macro}(X)") :].split("\n\n", 1)[0]
         declared = re.findall(r"X\(([^,]+), (\w+)\)", body)
-        assert len(declared) == len(host.own_field_names(file, macro)) > 0
+        assert len(declared) == len(fields.own_field_names(file, macro)) > 0
         for kind, name in declared:
             assert kind.endswith("*") or kind in ("int64", "double"), (kind, name)
-            assert (kind == "double") == (name in host.DOUBLES), name
+            assert (kind == "double") == (name in fields.DOUBLES), name

@@ -34,28 +34,30 @@ from torch.utils.checkpoint import checkpoint
 
 from softdtw_kernels import _backends as backends
 from softdtw_kernels import soft_dtw_from_cost
-from softdtw_kernels._cuda import features as _cuda_features
-from softdtw_kernels._cuda import lattice as host
-from softdtw_kernels._cuda import tiny as _cuda_tiny
-from softdtw_kernels._cuda.plan import Shape, state_plans_of_shape
+from softdtw_kernels._cuda import lattice
+from softdtw_kernels._cuda.fields import items_of
+from softdtw_kernels._cuda.operators import Operators
+from softdtw_kernels._cuda.plan import state_plans
+from softdtw_kernels._cuda.variants import Shape
 from softdtw_kernels._operators import from_features as fused
 from softdtw_kernels._operators import ops
+from softdtw_kernels._problem import FeatureProblem, Problem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
 
 def check(launcher: EmulatorLauncher, call: dict[str, object], with_parameters: bool = True) -> int:
     """The laws; returns the bytes kept."""
-    cost = call["cost"]
-    value, state = host.value_and_state(launcher, **call)
-    assert bits(value) == bits(host.value(launcher, **call))
+    cost, problem = call["cost"], Problem(**call)
+    value, state = lattice.value_and_state(launcher, problem)
+    assert bits(value) == bits(lattice.value(launcher, problem))
     lead = cost.shape[:-2]
     grad_value = torch.linspace(-1, 2, math.prod(lead)).reshape(lead).to(cost.dtype)
-    backward = {"grad_value": grad_value, "with_parameters": with_parameters}
-    truth = host.gradient(launcher, **call, **backward)
+    backward = problem, grad_value, with_parameters
+    truth = lattice.gradient(launcher, *backward)
     before = bits(state)
     for _ in range(2):
-        grads = host.gradient(launcher, **call, state=state, **backward)
+        grads = lattice.gradient(launcher, *backward, state)
         names = ("cost", "gamma", "dummy")[: 3 if with_parameters else 1]
         for name, a, b in zip(names, grads, truth, strict=False):
             assert bits(a) == bits(b), name
@@ -127,9 +129,9 @@ def test_what_is_kept_is_a_small_part_of_the_cost() -> None:
             assert kept_by(shape, dtype)[0] < most, shape
     # A weak lattice has four times the cells of its cost, and short rows leave most lanes idle.
     for shape in (Shape(torch.float32, 4096, 513, 513, True, -1), shape_of((50_000, 64, 8))):
-        assert state_plans_of_shape(shape, 132, MUCH, None) is None
+        assert state_plans(shape, 132, MUCH, None) is None
     # But for little memory that is no matter.
-    assert state_plans_of_shape(shape_of((1, 8, 8)), 132, MUCH, None)
+    assert state_plans(shape_of((1, 8, 8)), 132, MUCH, None)
 
 
 def shape_of(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> Shape:
@@ -142,13 +144,13 @@ def kept_by(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[float, flo
     """
     cost = torch.empty(1, dtype=dtype).expand(shape)
     launcher = RecordingLauncher()
-    items = [torch.ones(shape[:1], dtype=torch.float64), None, None, None]
-    _, state = host.run_value(launcher, cost, items, None, 0)
-    assert state is not None
-    launcher.storages.clear()
-    items.append(torch.ones(1))
+    problem = Problem(**no_limits(cost, torch.ones(shape[:1], dtype=torch.float64)))
+    _, state = lattice.value_and_state(launcher, problem)
     size = state.numel()
-    host.run_lattice(launcher, 1, cost, None, items, None, {"state": state}, False, size)
+    assert size
+    launcher.storages.clear()
+    items = items_of(problem, torch.ones(1))
+    lattice.run(launcher, 1, problem, items, {"state": state}, state=size)
     bytes_of_cost = cost.numel() * cost.element_size()
     return size / bytes_of_cost, (sum(launcher.storages.values()) - size) / bytes_of_cost
 
@@ -160,13 +162,12 @@ def kept_by(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[float, flo
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the operators that reach the CUDA backend."""
     launcher, names = EmulatorLauncher(MANY), []
+    emulated = Operators(lambda _: launcher)
 
     def routed(name: str) -> Callable[..., object]:
-        kernel = getattr(_cuda_tiny, name, None) or getattr(host, name)
-
         def run(*args: object) -> object:
             names.append(name)
-            return kernel(launcher, *args)
+            return getattr(emulated, name)(*args)
 
         return run
 
@@ -190,9 +191,8 @@ def test_training_goes_forward_once(called: list[str]) -> None:
     for a, b in zip(*grads, strict=True):
         assert bits(a) == bits(b)
     ones = torch.ones(2, dtype=torch.float64)
-    truth = host.gradient(
-        EmulatorLauncher(MANY), cost, gamma.expand(2), *[None] * 4, ones, with_parameters=True
-    )
+    problem = Problem(**no_limits(cost, gamma.expand(2)))
+    truth = lattice.gradient(EmulatorLauncher(MANY), problem, ones, True)
     assert bits(grads[0][0]) == bits(truth[0])
 
 
@@ -318,16 +318,15 @@ def test_what_is_no_state_of_the_call_is_refused(called: list[str], wrong: str) 
 def test_from_features_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the emulator in the place of what the CPU has for the fused operators."""
     launcher, names = EmulatorLauncher(MANY), []
+    emulated = Operators(lambda _: launcher)
 
-    def value_and_state(*args: object) -> object:
+    def value_and_state(problem: FeatureProblem) -> object:
         names.append("value_and_state")
-        return _cuda_features.value_and_state(launcher, _cuda_features.Problem(*args))
+        return emulated.fused_value_and_state(problem)
 
     def gradient_from_state(*args: object) -> object:
         names.append("gradient_from_state")
-        *problem, state, grad_value, x, y, gamma = args
-        problem = _cuda_features.Problem(*problem)
-        return _cuda_features.gradient(launcher, problem, grad_value, x, y, gamma, state)
+        return emulated.fused_gradient_from_state(*args)
 
     fused_operators = {
         "fused_value_and_state": value_and_state,
@@ -339,18 +338,26 @@ def test_from_features_too(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     gamma = torch.full((2,), 0.5, dtype=torch.float64, requires_grad=True)
     rest = None, None, None, "sqeuclidean"
-    plain = torch.autograd.grad(fused.value(x, y, gamma, *rest).sum(), (x, y, gamma))
-    for name, function in fused_operators.items():  # the first says that a state is kept
-        monkeypatch.setattr(backends.load("numba"), name, function, raising=False)
-        monkeypatch.setattr(backends.load("features"), name, function, raising=False)
-    value = fused.value(x, y, gamma, *rest)
-    grads = [torch.autograd.grad(value.sum(), (x, y, gamma), retain_graph=True) for _ in range(2)]
-    assert names == ["value_and_state", *["gradient_from_state"] * 2]
-    for a, b, c in zip(*grads, plain, strict=True):
-        assert bits(a) == bits(b)
-        torch.testing.assert_close(a, c)
-    assert torch.autograd.gradgradcheck(lambda *z: fused.value(*z, *rest), (x, y, gamma))
-    names.clear()
-    with torch.no_grad():
-        fused.value(x, y, gamma, *rest)
-    assert not names
+
+    def fused_value(*features: torch.Tensor) -> torch.Tensor:
+        return fused.value(FeatureProblem(*features, *rest))
+
+    plain = torch.autograd.grad(fused_value(x, y, gamma).sum(), (x, y, gamma))
+    with torch.library._scoped_library("softdtw_kernels", "IMPL") as library:
+        for name, function in fused_operators.items():
+            library.impl(name, ops.on_features(name, function), "CPU")
+            # The first says that a state is kept.
+            monkeypatch.setattr(backends.load("numba"), name, function, raising=False)
+        value = fused_value(x, y, gamma)
+        grads = [
+            torch.autograd.grad(value.sum(), (x, y, gamma), retain_graph=True) for _ in range(2)
+        ]
+        assert names == ["value_and_state", *["gradient_from_state"] * 2]
+        for a, b, c in zip(*grads, plain, strict=True):
+            assert bits(a) == bits(b)
+            torch.testing.assert_close(a, c)
+        assert torch.autograd.gradgradcheck(fused_value, (x, y, gamma))
+        names.clear()
+        with torch.no_grad():
+            fused_value(x, y, gamma)
+        assert not names

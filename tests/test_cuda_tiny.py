@@ -32,7 +32,9 @@ from hypothesis import strategies as st
 
 from softdtw_kernels._cpu import operators as numba_cpu
 from softdtw_kernels._cuda import tiny
-from softdtw_kernels._cuda.plan import Argument
+from softdtw_kernels._cuda.operators import Operators
+from softdtw_kernels._cuda.recipe import Argument
+from softdtw_kernels._problem import Problem, SmoothedProblem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -76,7 +78,7 @@ def test_values_near_zero_keep_their_digits(dtype: torch.dtype, cost: list[list[
     for gamma in (1e-3, 0.1):
         call["gamma"].fill_(gamma)
         truth = oracles.recursion(call["cost"].double().numpy(), gamma).value
-        value = float(tiny.value(EmulatorLauncher(), **call))
+        value = float(tiny.value(EmulatorLauncher(), Problem(**call)))
         assert abs(value - truth) <= (1e-6 if dtype == torch.float32 else 1e-12) * truth
 
 
@@ -99,11 +101,12 @@ def test_every_access_is_in_bounds_and_ordered(data: st.DataObject, weak: bool) 
 def check_smoothed(launcher: EmulatorLauncher, call: dict[str, object], count: float) -> None:
     """S2DTW of each item, and its gradient through the smoothing, against the oracle."""
     cost, single = call["cost"], call["cost"].dtype == torch.float32
-    problem = {name: call[name] for name in ("gamma", "dummy", "x_lengths", "y_lengths")}
-    value = tiny.smoothed_value(launcher, cost, **problem, origin_count=count)
+    *fields, bandwidth = Problem(**call)
+    assert bandwidth is None
+    problem, on_cuda = SmoothedProblem(*fields, count), Operators(lambda _: launcher)
+    value = on_cuda.smoothed_value(problem)
     scale = torch.linspace(-1, 2, max(1, value.numel()), dtype=cost.dtype).view(value.shape)
-    arguments = {"origin_count": count, "grad_value": scale, "with_parameters": False}
-    grad, _, _ = tiny.smoothed_gradient(launcher, cost, **problem, **arguments)
+    grad, _, _ = on_cuda.smoothed_gradient(problem, scale, False)
     assert sources(launcher) == 2 * BOTH
     assert grad.stride() == torch.empty_like(cost).stride()
     assert (grad[~inside(call)] == 0).all()
@@ -123,9 +126,9 @@ def check_smoothed(launcher: EmulatorLauncher, call: dict[str, object], count: f
         if gamma > 0:
             expected = oracles.s2dtw(real, gamma, True, dummy, count).by_cost
         else:  # ties: as the CPU breaks them
-            exact = {"cost": cost.double(), **problem}
+            exact = problem._replace(cost=cost.double())
             ones = torch.ones_like(scale, dtype=torch.float64)
-            hard = hard or numba_cpu.smoothed_gradient(**exact, **{**arguments, "grad_value": ones})
+            hard = hard or numba_cpu.smoothed_gradient(exact, ones, False)
             expected = hard[0][index][:n, :m].numpy()
         tolerance = 5e-5 if single else oracles.gradient_tolerance(real, gamma)
         error = np.abs(grad[index][:n, :m].double().numpy() - float(scale[index]) * expected).max()
@@ -163,6 +166,18 @@ def per_pair(cost: torch.Tensor, number: float) -> torch.Tensor:
     return torch.tensor(number, dtype=torch.float64).expand(cost.shape[:-2])
 
 
+def problem_of(
+    cost: torch.Tensor,
+    gamma: torch.Tensor,
+    dummy: torch.Tensor | None,
+    x_lengths: torch.Tensor | None,
+    y_lengths: torch.Tensor | None,
+    smoothing: bool,
+) -> Problem | SmoothedProblem:
+    fields = cost, gamma, dummy, x_lengths, y_lengths
+    return SmoothedProblem(*fields, 1.0) if smoothing else Problem(*fields, None)
+
+
 class FastKernelAlone(EmulatorLauncher):
     """What the slow kernel would do stays as it is: NaN."""
 
@@ -187,18 +202,19 @@ def test_no_pair_of_a_video_and_a_text_is_left_to_the_slow_kernel(
 ) -> None:
     cost = all_pairs(9, dtype)
     cost[0, 0] = -1  # collapsed captions: the widest range
-    arguments = cost, per_pair(cost, gamma), per_pair(cost, 0.5), None, None, 1.0
+    problem = SmoothedProblem(cost, per_pair(cost, gamma), per_pair(cost, 0.5), None, None, 1.0)
     launcher = FastKernelAlone()
+    on_cuda = Operators(lambda _: launcher)
     ones = torch.ones(cost.shape[:-2], dtype=dtype)
-    value = tiny.smoothed_value(launcher, *arguments)
+    value = on_cuda.smoothed_value(problem)
     assert launcher.left == 0
-    grad = tiny.smoothed_gradient(launcher, *arguments, ones, False)[0]
+    grad = on_cuda.smoothed_gradient(problem, ones, False)[0]
     assert launcher.left == 0
-    exact = cost.double(), *arguments[1:]
-    true_grad = numba_cpu.smoothed_gradient(*exact, ones.double(), False)[0]
+    exact = problem._replace(cost=cost.double())
+    true_grad = numba_cpu.smoothed_gradient(exact, ones.double(), False)[0]
     single = dtype == torch.float32
     torch.testing.assert_close(
-        value.double(), numba_cpu.smoothed_value(*exact), rtol=1e-6 if single else 1e-12, atol=1e-12
+        value.double(), numba_cpu.smoothed_value(exact), rtol=1e-6 if single else 1e-12, atol=1e-12
     )
     assert (grad.double() - true_grad).abs().max() <= (1e-5 if single else 1e-10)
 
@@ -215,16 +231,17 @@ def test_cheap_cells_beside_dear_ones_lose_no_path(dear: float, dummy: float) ->
     pattern = torch.cat((rows.expand(144, 8, 8), rows.mT.expand(144, 8, 8)))
     cheap = pattern ^ (torch.rand(288, 8, 8, generator=random) < 0.1)
     cost = torch.where(cheap, torch.tensor(-1.2), torch.tensor(dear))
-    arguments = cost, per_pair(cost, 0.1), per_pair(cost, dummy), None, None, 1.0
+    problem = SmoothedProblem(cost, per_pair(cost, 0.1), per_pair(cost, dummy), None, None, 1.0)
     ones = torch.ones(288)
     launcher = FastKernelAlone()
-    value = tiny.smoothed_value(launcher, *arguments)
-    grad = tiny.smoothed_gradient(launcher, *arguments, ones, False)[0]
-    exact = cost.double(), *arguments[1:]
-    true_grad = numba_cpu.smoothed_gradient(*exact, ones.double(), False)[0]
+    on_cuda = Operators(lambda _: launcher)
+    value = on_cuda.smoothed_value(problem)
+    grad = on_cuda.smoothed_gradient(problem, ones, False)[0]
+    exact = problem._replace(cost=cost.double())
+    true_grad = numba_cpu.smoothed_gradient(exact, ones.double(), False)[0]
     assert (grad.double() - true_grad).abs().max() <= 1e-5
     # Costs of either sign may cancel.
-    assert (value.double() - numba_cpu.smoothed_value(*exact)).abs().max() <= 1e-6 * 8
+    assert (value.double() - numba_cpu.smoothed_value(exact)).abs().max() <= 1e-6 * 8
 
 
 @pytest.mark.parametrize("weak", [False, True])
@@ -245,11 +262,12 @@ def test_gradients_are_right_on_both_sides_of_every_change_of_arithmetic(
     noise[::2] = (noise < share)[::2].double()
     cost = (3 * shift - 2 + 3 * spread**2 * noise).to(dtype)
     ones = torch.ones(count, dtype=dtype)
-    last = 1.0 if smoothing else None
     gradient = "smoothed_gradient" if smoothing else "gradient"
-    arguments = gamma, dummy, None, None, last
-    found = getattr(tiny, gradient)(EmulatorLauncher(), cost, *arguments, ones, False)[0]
-    true = getattr(numba_cpu, gradient)(cost.double(), *arguments, ones.double(), False)[0]
+    problem = problem_of(cost, gamma, dummy, None, None, smoothing)
+    exact = problem._replace(cost=cost.double())
+    on_cuda = Operators(lambda _: EmulatorLauncher())
+    found = getattr(on_cuda, gradient)(problem, ones, False)[0]
+    true = getattr(numba_cpu, gradient)(exact, ones.double(), False)[0]
     assert (found.double() - true).abs().max() <= (1e-5 if dtype == torch.float32 else 1e-11)
 
 
@@ -258,14 +276,15 @@ def test_results_are_the_same_to_the_bit_however_the_work_is_shared_out(frames: 
     cost = all_pairs(14, frames=frames)
     cost[3, 4, 2, 1] = 1e30
     cost[5, 6, 1, 1] = -1e9  # for the slow kernel
-    arguments = cost, per_pair(cost, 0.1), per_pair(cost, 0.5), None, None, 1.0
+    problem = SmoothedProblem(cost, per_pair(cost, 0.1), per_pair(cost, 0.5), None, None, 1.0)
     ones = torch.ones(cost.shape[:-2])
     results = set()
     for multiprocessors in (1, 64):
         for schedule in sorted(SCHEDULES):
             launcher = EmulatorLauncher(multiprocessors, schedule, False)
-            value = tiny.smoothed_value(launcher, *arguments)
-            grad = tiny.smoothed_gradient(launcher, *arguments, ones, False)[0]
+            on_cuda = Operators(lambda _, launcher=launcher: launcher)
+            value = on_cuda.smoothed_value(problem)
+            grad = on_cuda.smoothed_gradient(problem, ones, False)[0]
             assert grad.stride() == cost.stride()
             results.add(value.numpy().tobytes() + grad.numpy().tobytes())
     assert len(results) == 1
@@ -280,8 +299,9 @@ def test_rows_read_in_vectors_give_the_same_bits(weak: bool) -> None:
     results = []
     for cost in (together, together.contiguous(), apart):
         launcher = EmulatorLauncher(checked=True)
-        grad = tiny.gradient(launcher, cost, *limits, torch.ones(6, 6), False)[0]
-        results.append((tiny.value(launcher, cost, *limits), grad.contiguous()))
+        problem = Problem(cost, *limits)
+        grad = tiny.gradient(launcher, problem, torch.ones(6, 6))
+        results.append((tiny.value(launcher, problem), grad.contiguous()))
         aligned = cost is not apart
         options = {o for _, every, _ in launcher.launches for o in every if "VECTORS" in o}
         # The gradient has memory of its own, aligned; both must be for vectors.
@@ -297,15 +317,16 @@ def test_padding_is_never_read_and_gets_gradient_zero() -> None:
     lengths = [torch.randint(1, 9, (5, 5), generator=random) for _ in range(2)]
     call = {"cost": cost, "x_lengths": lengths[0], "y_lengths": lengths[1], "bandwidth": None}
     beyond = ~inside(call)
-    arguments = per_pair(cost, 0.1), per_pair(cost, 0.5), *lengths, 1.0
-    ones = torch.ones(5, 5)
-    launcher = EmulatorLauncher(checked=True)
-    plain = tiny.smoothed_gradient(launcher, cost, *arguments, ones, False)[0]
-    padded = cost.masked_fill(beyond, math.nan)
-    filled = tiny.smoothed_gradient(launcher, padded, *arguments, ones, False)[0]
-    assert torch.equal(plain.contiguous(), filled)
+    plain = SmoothedProblem(cost, per_pair(cost, 0.1), per_pair(cost, 0.5), *lengths, 1.0)
+    padded = plain._replace(cost=cost.masked_fill(beyond, math.nan))
+    on_cuda = Operators(lambda _: EmulatorLauncher(checked=True))
+    of_plain, filled = (
+        on_cuda.smoothed_gradient(problem, torch.ones(5, 5), False)[0]
+        for problem in (plain, padded)
+    )
+    assert torch.equal(of_plain.contiguous(), filled)
     assert (filled[beyond] == 0).all()
-    assert torch.equal(*(tiny.smoothed_value(launcher, c, *arguments) for c in (cost, padded)))
+    assert torch.equal(*(on_cuda.smoothed_value(problem) for problem in (plain, padded)))
 
 
 @pytest.mark.parametrize(
@@ -319,13 +340,14 @@ def test_what_is_out_of_range_makes_its_item_nan_and_no_other(bad: str, smoothin
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:
         launcher = EmulatorLauncher(schedule="random", checked=True)
-        arguments = cost, gamma, dummy, *lengths, 1.0 if smoothing else None
+        problem = problem_of(cost, gamma, dummy, *lengths, smoothing)
+        on_cuda = Operators(lambda _: launcher)
         value, grad = (
-            (tiny.smoothed_value, tiny.smoothed_gradient)
+            (on_cuda.smoothed_value, on_cuda.smoothed_gradient)
             if smoothing
-            else (tiny.value, tiny.gradient)
+            else (on_cuda.value, on_cuda.gradient)
         )
-        return value(launcher, *arguments), grad(launcher, *arguments, torch.ones(6), False)[0]
+        return value(problem), grad(problem, torch.ones(6), False)[0]
 
     good = run()
     if "gamma" in bad:
@@ -349,10 +371,10 @@ def test_no_path_has_value_infinity_and_gradient_zero(dtype: torch.dtype) -> Non
     cost = torch.rand(3, 7, 8, dtype=dtype)
     cost[1, 3] = math.inf
     launcher = EmulatorLauncher(checked=True)
-    limits = torch.full((3,), 0.1, dtype=torch.float64), None, None, None, None
-    assert tiny.value(launcher, cost, *limits).isfinite().tolist() == [True, False, True]
+    problem = Problem(**no_limits(cost, torch.full((3,), 0.1, dtype=torch.float64)))
+    assert tiny.value(launcher, problem).isfinite().tolist() == [True, False, True]
     ones = torch.tensor([1.0, math.nan, 1.0], dtype=dtype)
-    grad = tiny.gradient(launcher, cost, *limits, ones, False)[0]
+    grad = tiny.gradient(launcher, problem, ones)
     assert (grad[1] == 0).all()
     assert (grad[[0, 2]].sum((-2, -1)) >= 8 - 1e-5).all()
 
@@ -365,12 +387,15 @@ def test_few_pairs_large_pairs_and_gradients_in_parameters_go_to_the_other_kerne
 
     def used(cost: torch.Tensor, with_parameters: bool) -> set[str]:
         launcher = EmulatorLauncher(multiprocessors=2)
-        limits = per_pair(cost, 0.1), per_pair(cost, 0.5), None, None, 1.0 if smoothing else None
+        items = per_pair(cost, 0.1), per_pair(cost, 0.5)
+        problem = problem_of(cost, *items, None, None, smoothing)
         ones = torch.ones(cost.shape[:-2])
-        gradient = tiny.smoothed_gradient if smoothing else tiny.gradient
-        grads.append(gradient(launcher, cost, *limits, ones, with_parameters)[0])
-        value = tiny.smoothed_value if smoothing else tiny.value
-        values.append(value(EmulatorLauncher(multiprocessors=2), cost, *limits))
+        on_cuda = Operators(lambda _: launcher)
+        gradient = on_cuda.smoothed_gradient if smoothing else on_cuda.gradient
+        grads.append(gradient(problem, ones, with_parameters)[0])
+        on_another = Operators(lambda _: EmulatorLauncher(multiprocessors=2))
+        value = on_another.smoothed_value if smoothing else on_another.value
+        values.append(value(problem))
         return set(sources(launcher))
 
     grads: list[torch.Tensor] = []

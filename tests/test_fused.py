@@ -12,8 +12,15 @@ from torch.library import opcheck
 
 from softdtw_kernels import soft_dtw
 from softdtw_kernels._checks import KINDS
-from softdtw_kernels._operators import from_features as fused
-from softdtw_kernels._operators import ops
+from softdtw_kernels._inputs import Sequences
+from softdtw_kernels._operators import from_features, ops
+from softdtw_kernels._problem import FeatureProblem
+
+
+@pytest.fixture(autouse=True)
+def of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(from_features, "LEAST_LENGTH", 1)
+
 
 COSTS = ("sqeuclidean", "negative_dot", "cosine", "shifted_cosine")
 
@@ -33,8 +40,8 @@ def value_of(
     lengths = torch.full(batch, 4), torch.full(batch, 3)
 
     def value(x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-        limits = (*lengths, bandwidth) if batch else (None, None, bandwidth)
-        return fused.value(x, y, gamma.expand(batch), *limits, cost)
+        given = Sequences("cuda", batch, x, y, *(lengths if batch else (None, None)), False)
+        return from_features.value(given.without_matrix(cost, gamma, bandwidth))
 
     return value
 
@@ -54,7 +61,8 @@ def test_it_is_soft_dtw(cost: str) -> None:
     x, y = features((2,), 7, 6)
     gamma = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     truth = soft_dtw(x, y, gamma=gamma, cost=cost)
-    value = fused.value(x, y, gamma.expand(2), None, None, None, cost)
+    given = Sequences("cuda", (2,), x, y, None, None, False)
+    value = from_features.value(given.without_matrix(cost, gamma, None))
     torch.testing.assert_close(value, truth)
     wanted = torch.autograd.grad(truth.sum(), (x, y, gamma))
     for inputs in ((x, y, gamma), (x,), (y,), (gamma,)):  # those that need none get none
@@ -67,8 +75,9 @@ def test_it_is_soft_dtw(cost: str) -> None:
 def test_leading_dimensions_broadcast() -> None:
     x, _ = features((3, 1), 6, 5)
     _, y = features((2,), 6, 5)
-    gamma = torch.ones((), dtype=torch.float64).expand(3, 2)
-    value = fused.value(x, y, gamma, None, None, None, "sqeuclidean")
+    given = Sequences("cuda", (3, 2), x, y, None, None, False)
+    gamma = torch.ones((), dtype=torch.float64)
+    value = from_features.value(given.without_matrix("sqeuclidean", gamma, None))
     truth = soft_dtw(x, y)
     torch.testing.assert_close(value, truth)
     got, wanted = (torch.autograd.grad(v.sum(), (x, y)) for v in (value, truth))
@@ -104,7 +113,8 @@ def test_compile() -> None:
 
     # Nothing but our operators: inductor then has no C++ to write, whose compilation is slow.
     def value(x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-        return fused.value(x, y, gamma, None, None, None, "sqeuclidean")
+        problem = FeatureProblem(x, y, gamma, None, None, None, "sqeuclidean")
+        return from_features.value(problem)
 
     compiled = torch.compile(value, fullgraph=True)
     got, wanted = (torch.autograd.grad(f(x, y, gamma), (x, y), ones) for f in (compiled, value))

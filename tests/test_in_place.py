@@ -16,11 +16,10 @@ from torch import Tensor
 
 import softdtw_kernels as sk
 from softdtw_kernels import _backends as backends
-from softdtw_kernels._cuda import before as _cuda_costs
-from softdtw_kernels._cuda import features as _cuda_features
-from softdtw_kernels._cuda import lattice as _cuda_host
-from softdtw_kernels._cuda import tiny as _cuda_tiny
-from softdtw_kernels._operators import ops
+from softdtw_kernels._cuda import features
+from softdtw_kernels._cuda.operators import Operators
+from softdtw_kernels._operators import compositions, ops
+from softdtw_kernels._problem import FeatureProblem
 from softdtw_kernels.costs import NAMED
 
 LENGTHS = torch.tensor([4, 2, 3])
@@ -101,26 +100,10 @@ def data(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-class Emulated:
-    """The host of the CUDA kernels in the place of the CPU's."""
+class Emulated(Operators):
+    """The CUDA backend in the place of the CPU's."""
 
-    def __init__(self, launcher: EmulatorLauncher) -> None:
-        homes = {
-            "smooth": _cuda_costs,
-            "smooth_vjp": _cuda_costs,
-            "squared_distances": _cuda_costs,
-            "hessian_product": _cuda_host,
-        }
-        names = [name for name in ops._SCHEMAS if not name.startswith("fused")]
-        for name in (*names, "path"):
-            if name == "squared_distances_vjp":  # in plain torch on every device but the CPU
-                continue
-            home = homes.get(name, _cuda_host if name == "path" else _cuda_tiny)
-            setattr(self, name, self.call(getattr(home, name), launcher))
-
-    @staticmethod
-    def call(function: Callable[..., Any], launcher: EmulatorLauncher) -> Callable[..., Any]:
-        return lambda *args: function(launcher, *args)
+    squared_distances_vjp = staticmethod(compositions.squared_distances_vjp)  # CUDA has no kernel
 
 
 @pytest.fixture
@@ -129,7 +112,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     if COMPILER is None:
         pytest.skip(NO_COMPILER)
     backends.load("numba")
-    monkeypatch.setitem(backends._loaded, "numba", Emulated(EmulatorLauncher(MANY)))
+    launcher = EmulatorLauncher(MANY)
+    monkeypatch.setitem(backends._loaded, "numba", Emulated(lambda _: launcher))
 
 
 @pytest.fixture(params=["reference", "numba", "cuda"])
@@ -248,7 +232,7 @@ def results(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
 
 
 SHAPES = [(4, 5), (3, 4, 5), (2, 1, 4, 5), (2, 3, 2, 4, 5), (0, 4, 5)]
-PLAIN = [name for name in ops._SCHEMAS if "state" not in name]
+PLAIN = [name for name in ops.OPERATORS if "state" not in name]
 
 
 def check_results(name: str, shape: tuple[int, ...]) -> None:
@@ -271,12 +255,12 @@ def test_nor_do_those_of_cuda(emulated: None, name: str, shape: tuple[int, ...])
 
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
-@pytest.mark.parametrize("features", [3, 4])  # of which four fill a pack
-def test_nor_do_the_fused_kernels(features: int) -> None:
+@pytest.mark.parametrize("count", [3, 4])  # of which four fill a pack
+def test_nor_do_the_fused_kernels(count: int) -> None:
     launcher = EmulatorLauncher(MANY)
-    x, y = torch.rand(2, 6, features), torch.rand(2, 5, features)
+    x, y = torch.rand(2, 6, count), torch.rand(2, 5, count)
     gamma = torch.ones(2, dtype=torch.float64)
-    problem = _cuda_features.Problem(x, y, gamma, None, None, None, "sqeuclidean")
-    grads = _cuda_features.gradient(launcher, problem, torch.ones(2), True, True, True)
-    for result in (*_cuda_features.value_and_state(launcher, problem), *grads):
+    problem = FeatureProblem(x, y, gamma, None, None, None, "sqeuclidean")
+    grads = features.gradient(launcher, problem, torch.ones(2), True, True, True)
+    for result in (*features.value_and_state(launcher, problem), *grads):
         assert not result._is_view()

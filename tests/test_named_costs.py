@@ -23,9 +23,10 @@ from softdtw_kernels import (
     soft_dtw_divergence,
 )
 from softdtw_kernels._checks import KINDS, is_distance
-from softdtw_kernels._cuda import features as _cuda_features
-from softdtw_kernels._operators import compositions as features
-from softdtw_kernels._operators import from_features as fused
+from softdtw_kernels._cuda import features as on_cuda
+from softdtw_kernels._inputs import Sequences
+from softdtw_kernels._operators import compositions, from_features, ops
+from softdtw_kernels._problem import FeatureProblem
 from softdtw_kernels.costs import KernelCost
 
 OPERATORS = torch.ops.softdtw_kernels
@@ -97,25 +98,31 @@ def test_second_derivatives_of_a_new_cost(new: str) -> None:
     assert torch.autograd.gradgradcheck(lambda x, y: soft_dtw(x, y, cost=new), (x, y))
 
 
+def without_matrix(
+    x: Tensor, y: Tensor, cost: Any, pairwise: bool = False
+) -> FeatureProblem | None:
+    """What a call on CUDA has for the kernels that store no cost."""
+    batch = (len(x), len(y)) if pairwise else (len(x),)
+    given = Sequences("cuda", batch, x, y, None, None, pairwise)
+    return given.without_matrix(cost, torch.tensor(1.0, dtype=torch.float64), None)
+
+
 def test_only_what_kernels_can_compute_is_fused(new: str) -> None:
     x, y = sequences(2, sides=LONG)
-    assert fused.applies("cuda", x, y, new, False) == NEW[new][2]
-    gamma = torch.ones(2, dtype=torch.float64)
-    call = x, y, gamma, None, None, None, new
-    if NEW[new][2]:
-        torch.testing.assert_close(fused.value(*call), soft_dtw(x, y, cost=NEW[new][1]))
-    else:
-        with pytest.raises(ValueError, match=f"the cost '{new}' needs its matrix"):
-            fused.value(*call)
+    problem = without_matrix(x, y, new)
+    assert (problem is not None) == NEW[new][2]
+    if problem is not None:
+        truth = soft_dtw(x, y, cost=NEW[new][1])
+        torch.testing.assert_close(from_features.value(problem), truth)
 
 
 def test_what_is_fused_today() -> None:
     x, y = sequences(2, sides=LONG)
-    fusible = {name for name in costs.NAMED if fused.applies("cuda", x, y, name, False)}
+    fusible = {name for name in costs.NAMED if without_matrix(x, y, name) is not None}
     assert fusible == {"sqeuclidean", "cosine", "shifted_cosine", "negative_dot"}
     assert {costs.NAMED[name].kind for name in fusible} == set(KINDS)
-    assert not any(fused.applies("cuda", x, y, name, True) for name in costs.NAMED)
-    assert not fused.applies("cuda", x, y, manhattan, False)
+    assert all(without_matrix(x, y, name, pairwise=True) is None for name in costs.NAMED)
+    assert without_matrix(x, y, manhattan) is None
 
 
 UNKNOWN = "manhattan"
@@ -127,16 +134,16 @@ UNKNOWN = "manhattan"
         lambda x, y, g: soft_dtw(x, y, cost=UNKNOWN),
         lambda x, y, g: cost_matrix(x, y, UNKNOWN),
         lambda x, y, g: SoftDTWLoss(cost=UNKNOWN),
-        lambda x, y, g: costs.from_features(x, y, UNKNOWN, False, "numba"),
-        lambda x, y, g: costs.from_features(x, y, UNKNOWN, True, "reference"),
-        lambda x, y, g: fused.applies("cuda", x, y, UNKNOWN, False),
-        lambda x, y, g: fused.value(x, y, g, None, None, None, UNKNOWN),
+        lambda x, y, g: costs.matrix(x, y, UNKNOWN, False, "numba"),
+        lambda x, y, g: costs.matrix(x, y, UNKNOWN, True, "reference"),
+        lambda x, y, g: without_matrix(x, y, UNKNOWN),
+        lambda x, y, g: Sequences("cuda", (2,), x, y, None, None, False).value(UNKNOWN, g, None),
     ],
 )
 def test_an_unknown_name_is_refused(call: Callable[..., Any]) -> None:
     gamma = torch.ones(2, dtype=torch.float64)
     with pytest.raises(ValueError, match="^cost must be one of .*sqeuclidean.*got 'manhattan'"):
-        call(*sequences(2), gamma)
+        call(*sequences(2, sides=LONG), gamma)
 
 
 class Launcher:
@@ -147,19 +154,19 @@ class Launcher:
 def test_an_unknown_kind_is_refused(kind: str) -> None:
     x, y = sequences(2)
     gamma, ones = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-    problem = x, y, gamma, None, None, None, kind
+    problem = FeatureProblem(x, y, gamma, None, None, None, kind)
     gradient = ones, True, True, True
     state = torch.empty(0, dtype=torch.uint8)
-    on_cuda = _cuda_features.Problem(*problem)
     calls: list[Callable[[], Any]] = [
         lambda: OPERATORS.fused_value(*problem),
         lambda: OPERATORS.fused_gradient(*problem, *gradient),
-        lambda: OPERATORS.fused_value_and_state(*problem),
-        lambda: OPERATORS.fused_gradient_from_state(*problem, state, *gradient),
-        lambda: features.fused_value(*problem),
-        lambda: features.fused_gradient(*problem, *gradient),
-        lambda: _cuda_features.value(Launcher(), on_cuda),
-        lambda: _cuda_features.gradient(Launcher(), on_cuda, *gradient),
+        # Of the operators with a state, what CUDA tensors go to: the CPU has neither.
+        lambda: ops._of_backend("fused_value_and_state", "cuda")(*problem),
+        lambda: ops._of_backend("fused_gradient_from_state", "cuda")(*problem, state, *gradient),
+        lambda: compositions.fused_value(problem),
+        lambda: compositions.fused_gradient(problem, *gradient),
+        lambda: on_cuda.value(Launcher(), problem),
+        lambda: on_cuda.gradient(Launcher(), problem, *gradient),
         lambda: is_distance(kind),
     ]
     for call in calls:

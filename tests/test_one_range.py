@@ -24,10 +24,9 @@ from softdtw_kernels import (
 from softdtw_kernels import _reference as reference
 from softdtw_kernels._checks import LARGEST_GAMMA
 from softdtw_kernels._cpu import operators as numba_cpu
-from softdtw_kernels._cuda import before as _cuda_costs
-from softdtw_kernels._cuda import features as _cuda_features
-from softdtw_kernels._cuda import lattice as _cuda_host
-from softdtw_kernels._cuda import tiny as _cuda_tiny
+from softdtw_kernels._cuda import features, fields, lattice, smoothing, tiny
+from softdtw_kernels._cuda.operators import Operators
+from softdtw_kernels._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
 
 OPERATORS = torch.ops.softdtw_kernels
 COST, ITEM = torch.rand(2, 3, 6), torch.ones(2)
@@ -45,14 +44,13 @@ BANDED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def on_cuda(name: str, launcher: Any) -> Callable[..., Any]:
-    """The operator as `backends.cupy_cuda` calls it, with another launcher."""
-    home = _cuda_host if name == "hessian_product" else _cuda_tiny
-    return lambda *args: getattr(home, name)(launcher, *args)
-
-
 def ways_to_call(name: str) -> list[Callable[..., Any]]:
-    ways = [on_cuda(name, RecordingLauncher()), getattr(OPERATORS, name)]
+    """With the problem, and the rest."""
+    operator = getattr(OPERATORS, name)
+    ways = [
+        getattr(Operators(lambda _: RecordingLauncher()), name),
+        lambda problem, *rest: operator(*problem, *rest),
+    ]
     if hasattr(numba_cpu, name):
         ways.append(getattr(reference, name))
     else:  # an operator of CUDA alone, whose other homes are the checks of torch.ops
@@ -66,7 +64,7 @@ def test_a_dummy_cost_with_a_band_is_refused_everywhere_alike(name: str, band: i
     said = set()
     for call in ways_to_call(name):
         with pytest.raises(ValueError, match=f"bandwidth must be None with a dummy.*{band}") as e:
-            call(COST, GAMMA, GAMMA, None, None, band, *BANDED[name])
+            call(Problem(COST, GAMMA, GAMMA, None, None, band), *BANDED[name])
         said.add(str(e.value))
     with pytest.raises(ValueError) as e:
         SoftDTWFunction.apply(COST, 0.1, 0.7, None, None, band)
@@ -75,40 +73,43 @@ def test_a_dummy_cost_with_a_band_is_refused_everywhere_alike(name: str, band: i
 
 @pytest.mark.parametrize("dummy, band", [(None, 2), (GAMMA, None), (None, None)])
 def test_either_of_the_two_is_taken(dummy: torch.Tensor | None, band: int | None) -> None:
-    call = COST, GAMMA, dummy, None, None, band
-    truth = reference.value(*call)
-    torch.testing.assert_close(OPERATORS.value(*call), truth)
-    torch.testing.assert_close(_cuda_tiny.value(EmulatorLauncher(), *call), truth)
+    problem = Problem(COST, GAMMA, dummy, None, None, band)
+    truth = reference.value(problem)
+    torch.testing.assert_close(OPERATORS.value(*problem), truth)
+    on_cuda = Operators(lambda _: EmulatorLauncher())
+    torch.testing.assert_close(on_cuda.value(problem), truth)
 
 
 def test_small_pairs_on_cuda_refuse_a_dummy_cost_with_a_band_too() -> None:
     cost, many = torch.rand(32, 3, 4), torch.ones(32, dtype=torch.float64)
-    launcher = EmulatorLauncher(multiprocessors=1)
-    assert _cuda_tiny.applies(cost, 1)
+    on_cuda = Operators(lambda _: EmulatorLauncher(multiprocessors=1))
+    problem = Problem(cost, many, many, None, None, 1)
+    assert tiny.applies(cost, 1)
     with pytest.raises(ValueError, match="bandwidth must be None with a dummy"):
-        _cuda_tiny.value(launcher, cost, many, many, None, None, 1)
+        on_cuda.value(problem)
     with pytest.raises(ValueError, match="bandwidth must be None with a dummy"):
-        _cuda_tiny.gradient(launcher, cost, many, many, None, None, 1, torch.ones(32), False)
+        on_cuda.gradient(problem, torch.ones(32), False)
 
 
 BEYOND = [1e29, math.nextafter(LARGEST_GAMMA, math.inf), math.inf, -1e-300, -1.0, math.nan]
 
 
 def operators_of_cost(gamma: torch.Tensor) -> list[Callable[[], Any]]:
-    problem = COST, gamma, None, None, None, None
-    smoothing = COST, gamma, None, None, 1.0
+    problem = Problem(COST, gamma, None, None, None, None)
+    smoothing = Smoothing(COST, gamma, None, None, 1.0)
+    smoothed = SmoothedProblem(COST, gamma, None, None, None, 1.0)
     return [
         lambda: OPERATORS.value(*problem),
         lambda: OPERATORS.gradient(*problem, ITEM, True),
         lambda: OPERATORS.hessian_product(*problem, ITEM, COST, GAMMA, None),
         lambda: OPERATORS.smooth(*smoothing),
         lambda: OPERATORS.smooth_vjp(*smoothing, COST),
-        lambda: OPERATORS.smoothed_value(COST, gamma, None, None, None, 1.0),
+        lambda: OPERATORS.smoothed_value(*smoothed),
         lambda: OPERATORS.fused_value(COST, COST, gamma, None, None, None, "sqeuclidean"),
-        lambda: reference.value(*problem),
-        lambda: reference.gradient(*problem, ITEM, True),
-        lambda: reference.smooth(*smoothing),
-        lambda: reference.smoothed_value(COST, gamma, None, None, None, 1.0),
+        lambda: reference.value(problem),
+        lambda: reference.gradient(problem, ITEM, True),
+        lambda: reference.smooth(smoothing),
+        lambda: reference.smoothed_value(smoothed),
         lambda: SoftDTWFunction.apply(COST, gamma),
         lambda: S2DTWFunction.apply(COST, gamma),
     ]
@@ -139,13 +140,13 @@ def test_gamma_out_of_range_is_refused_everywhere_alike(bad: float) -> None:
 def test_the_ends_of_the_range_are_taken_by_every_backend(gamma: float) -> None:
     gammas = torch.tensor([gamma, 0.1], dtype=torch.float64)
     for dtype in (torch.float32, torch.float64):
-        problem = COST.to(dtype), gammas, None, None, None, None
-        truth = reference.value(*problem)
+        problem = Problem(COST.to(dtype), gammas, None, None, None, None)
+        truth = reference.value(problem)
         assert truth.isfinite().all()
         torch.testing.assert_close(OPERATORS.value(*problem), truth)
         for family in FAMILIES:
             launcher = EmulatorLauncher(MANY, family=family)
-            torch.testing.assert_close(_cuda_host.value(launcher, *problem), truth)
+            torch.testing.assert_close(lattice.value(launcher, problem), truth)
 
 
 def is_nan(result: torch.Tensor | Sequence[torch.Tensor]) -> list[list[bool]]:
@@ -162,26 +163,28 @@ def test_on_cuda_gamma_out_of_range_makes_its_item_nan(bad: float, dtype: torch.
     gamma = torch.full((count,), 0.5, dtype=torch.float64)
     gamma[wrong] = bad
     expected = [k == wrong for k in range(count)]
-    problem, smoothing = (gamma, None, None, None, None), (gamma, None, None, 1.0)
+    problem = Problem(cost, gamma, None, None, None, None)
+    smoothed = SmoothedProblem(cost, gamma, gamma * 0, None, None, 1.0)
     results = []
     for family in FAMILIES:
         launcher = EmulatorLauncher(MANY, family=family)
-        results += is_nan(_cuda_host.value(launcher, cost, *problem))
-        results += is_nan(_cuda_host.gradient(launcher, cost, *problem, ones, True)[:2])
+        results += is_nan(lattice.value(launcher, problem))
+        results += is_nan(lattice.gradient(launcher, problem, ones, True)[:2])
     small = EmulatorLauncher(multiprocessors=1)
-    assert _cuda_tiny.applies(cost, 1)
-    results += is_nan(_cuda_tiny.value(small, cost, *problem))
-    results += is_nan(_cuda_tiny.gradient(small, cost, *problem, ones, False)[0])
-    results += is_nan(_cuda_tiny.smoothed_value(small, cost, gamma, gamma * 0, None, None, 1.0))
-    results += is_nan(_cuda_costs.smooth(small, cost, *smoothing))
-    results += is_nan(_cuda_costs.smooth_vjp(small, cost, *smoothing, cost))
-    features = torch.rand(count, 40, 2, dtype=dtype)
-    call = _cuda_features.Problem(features, features, gamma, None, None, None, "sqeuclidean")
-    results += is_nan(_cuda_features.value(small, call))
+    on_small = Operators(lambda _: small)
+    assert tiny.applies(cost, 1)
+    results += is_nan(on_small.value(problem))
+    results += is_nan(on_small.gradient(problem, ones, False)[0])
+    results += is_nan(on_small.smoothed_value(smoothed))
+    results += is_nan(smoothing.smooth(small, smoothed.smoothing))
+    results += is_nan(smoothing.smooth_vjp(small, smoothed.smoothing, cost))
+    x = torch.rand(count, 40, 2, dtype=dtype)
+    fused = FeatureProblem(x, x, gamma, None, None, None, "sqeuclidean")
+    results += is_nan(features.value(small, fused))
     assert results == [expected] * len(results)
 
 
 def test_the_kernels_have_the_range_of_the_checks() -> None:
-    source = (_cuda_host.SOURCES / "numbers.cuh").read_text()
+    source = (fields.SOURCES / "numbers.cuh").read_text()
     found = re.search(r"LARGEST_GAMMA = ([^;]+);", source)
     assert found is not None and float(found.group(1)) == LARGEST_GAMMA

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from softdtw_kernels import (
     S2DTWFunction,
     SoftDTWFunction,
+    _problem,
     s2dtw,
     s2dtw_from_cost,
     soft_dtw,
@@ -293,20 +294,24 @@ def test_numbers_in_host_memory_meet_no_tensor_of_a_device(
 def test_only_expanded_numbers_may_be_in_host_memory() -> None:
     cost = torch.empty(3, 5, 6, device="meta")
     number = torch.tensor(0.5, dtype=torch.float64).expand(3)
-    ops._check_problem("value", cost, number, number, None, None, None)
-    for others in (
-        (number.clone(), None),
-        (number.float(), None),
-        (number, None, number.long()),
-        (number, None, None, None, None, number),
+    ops._check_costs("value", (cost, number, number, None, None, None))
+    problem = _problem.Problem(cost, number, None, None, None, None)
+    grad_value = torch.empty(3, device="meta")
+    ops._check_costs("gradient", (*problem, grad_value, False))
+    for args in (
+        (*problem._replace(gamma=number.clone()), grad_value, False),
+        (*problem._replace(gamma=number.float()), grad_value, False),
+        (*problem._replace(x_lengths=number.long()), grad_value, False),
+        (*problem, number, False),
     ):
         with pytest.raises(ValueError, match="another tensor of the same call on cpu"):
-            ops._check_problem("gradient", cost, *others)
+            ops._check_costs("gradient", args)
     x, y = torch.empty(3, 5, 2, device="meta"), torch.empty(3, 6, 2, device="meta")
-    ops._check_features("fused_value", x, y, number, None, None, None, "sqeuclidean")
-    for others in ((number.clone(),), (number, number.long())):
+    fused = _problem.FeatureProblem(x, y, number, None, None, None, "sqeuclidean")
+    ops.check_features("fused_value", fused)
+    for wrong in (fused._replace(gamma=number.clone()), fused._replace(x_lengths=number.long())):
         with pytest.raises(ValueError, match="on one device"):
-            ops._check_features("fused_value", x, y, *others)
+            ops.check_features("fused_value", wrong)
 
 
 @pytest.mark.parametrize("pairwise", [False, True])

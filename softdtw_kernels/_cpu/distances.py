@@ -1,40 +1,71 @@
-"""Squared Euclidean distances from differences: exact when x is near y, or far from the origin."""
+"""Squared distances and their gradient on CPU tensors."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from .jit import jit
+from . import distance_kernels
+from .arrays import as_array, four_dimensional
+from .threads import run_chunks
 
-BLOCK = 256  # columns whose running sums stay in the first cache level
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    rows, columns = x.shape[-2], y.shape[-2]
+    out = x.new_empty(*x.shape[:-1], columns)
+    ax, ay, aout = (as_array(four_dimensional(t)) for t in (x, y, out))
+
+    def work(first: int, last: int) -> None:
+        distance_kernels.squared_distances(ax, ay, first, last, aout)
+
+    total = aout.shape[0] * aout.shape[1] * rows
+    run_chunks(total, total * columns, work)
+    return out
 
 
-@jit
-def squared_distances(x, y, first, last, out):
-    """out[a, b, i, j] = sum over d of (x[a, b, i, d] - y[a, b, j, d])^2 for the rows first <= a N B
-    + b N + i < last.
+def squared_distances_vjp(
+    x: Tensor, y: Tensor, g: Tensor, with_x: bool, with_y: bool
+) -> tuple[Tensor, Tensor]:
+    """As `compositions.squared_distances_vjp`, without a float64 copy of g.
+
+    Sequences that broadcast belong to many items of g; each is given to one thread, so that their
+    sums have a fixed order. One pass over g serves x and y where neither broadcasts.
     """
-    _, pairs, n, size = x.shape
-    m = y.shape[2]
-    columns = np.empty((size, BLOCK), dtype=y.dtype)
-    row = np.empty(BLOCK, dtype=y.dtype)
-    block_of = -1
-    for start in range(0, m, BLOCK):
-        width = min(BLOCK, m - start)
-        block_of = -1
-        for r in range(first, last):
-            q = r // n
-            a, b, i = q // pairs, q % pairs, r % n
-            if q != block_of:
-                block_of = q
-                for j in range(width):
-                    for d in range(size):
-                        columns[d, j] = y[a, b, start + j, d]
-            row[:] = 0
-            for d in range(size):
-                v = x[a, b, i, d]
-                for j in range(width):
-                    difference = v - columns[d, j]
-                    row[j] += difference * difference
-            for j in range(width):
-                out[a, b, i, start + j] = row[j]
+    batch = g.shape[:-2]
+    x_of, y_of = _sequence_of_item(x, batch), _sequence_of_item(y, batch)
+    xs, ys, gs = (
+        t.detach().reshape(t.shape[:-2].numel(), *t.shape[-2:]).contiguous().numpy()
+        for t in (x, y, g)
+    )
+    grad_x = x.new_empty(*x.shape[:-1], x.shape[-1] if with_x else 0)
+    grad_y = y.new_empty(*y.shape[:-1], y.shape[-1] if with_y else 0)
+    flat_x = grad_x.view(xs.shape).numpy() if with_x else xs[:0]
+    flat_y = grad_y.view(ys.shape).numpy() if with_y else ys[:0]
+
+    def run(units: np.ndarray, count: int, for_x: bool, for_y: bool) -> None:
+        order = np.argsort(units, kind="stable")
+        starts = np.searchsorted(units[order], np.arange(count + 1))
+
+        def work(first: int, last: int) -> None:
+            distance_kernels.squared_distances_vjp(
+                *(order, starts, x_of, y_of, xs, ys, gs),
+                *(for_x, for_y, first, last, flat_x, flat_y),
+            )
+
+        run_chunks(count, gs.size * x.shape[-1], work)
+
+    if len(xs) == len(ys) == len(gs):
+        run(x_of, len(xs), with_x, with_y)
+    else:
+        if with_x:
+            run(x_of, len(xs), True, False)
+        if with_y:
+            run(y_of, len(ys), False, True)
+    return grad_x, grad_y
+
+
+def _sequence_of_item(x: Tensor, batch: torch.Size) -> np.ndarray:
+    """For every item of the broadcast batch, the index of its sequence among the flattened ones."""
+    own = np.arange(x.shape[:-2].numel()).reshape(x.shape[:-2])
+    return np.ascontiguousarray(np.broadcast_to(own, batch)).reshape(-1)

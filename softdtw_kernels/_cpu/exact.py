@@ -19,7 +19,7 @@ import math
 import numpy as np
 
 from .jit import inline, jit, outlined
-from .scaling import entry, length
+from .lattice import band_of, cost_at, entry, give, length, size_of
 
 DIAGONAL, UP, LEFT = 0, 1, 2
 WEIGHTS = 4 * 2**20  # bytes of weights of a pair that are kept without counting
@@ -54,30 +54,6 @@ def difference(a, b):
     t, f = two_sum(a[1], -b[1])
     s, g = two_sum(s, t)
     return s + (g + (e + (f + (a[2] - b[2]))))
-
-
-@inline
-def band_limits(n, m, bandwidth):
-    """Smallest and largest j - i inside the band (all of the lattice if bandwidth is negative)."""
-    if bandwidth < 0:
-        return -n, m
-    return min(0, m - n) - bandwidth, max(0, m - n) + bandwidth
-
-
-@inline
-def lattice_shape(n, m, weak):
-    if weak:
-        return 2 * n + 1, 2 * m + 1
-    return n, m
-
-
-@inline
-def lattice_cost(cost, theta, weak, i, j):
-    if weak:
-        if i & 1 and j & 1:
-            return float(cost[i >> 1, j >> 1])
-        return theta
-    return float(cost[i, j])
 
 
 @inline
@@ -124,8 +100,8 @@ def advance(cost, theta, weak, i, n, m, bandwidth, gamma, above, p):
 
     The weights go to p (columns, 3), zero where no path passes, unless p is empty.
     """
-    rows, columns = lattice_shape(n, m, weak)
-    low, high = band_limits(rows, columns, bandwidth)
+    rows, columns = size_of(n, m, weak)
+    low, high = band_of(rows, columns, bandwidth)
     infinite = (np.inf, 0.0, 0.0)
     store = p.shape[0] > 0
     nan_inside = False
@@ -136,7 +112,7 @@ def advance(cost, theta, weak, i, n, m, bandwidth, gamma, above, p):
     left = infinite
     for j in range(first, last + 1):
         up = (above[j + 1, 0], above[j + 1, 1], above[j + 1, 2])
-        d = lattice_cost(cost, theta, weak, i, j)
+        d = cost_at(cost, theta, weak, i, j)
         if math.isnan(d):
             nan_inside = True  # whether or not a path reaches it
         if d == np.inf:
@@ -167,7 +143,7 @@ def value_at_end(above, nan_inside):
 @outlined
 def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
     """Value of one pair; the weights go to p (rows, columns, 3), unless it is empty."""
-    rows, columns = lattice_shape(n, m, weak)
+    rows, columns = size_of(n, m, weak)
     above = begin(columns)
     nowhere = np.empty((0, 3))
     nan_inside = False
@@ -182,7 +158,7 @@ def fill_choices(cost, n, m, bandwidth, theta, weak, choices):
     """Value of one pair for gamma = 0, and the predecessor of every cell on its cheapest path: two
     bits a cell, four columns in a byte, 3 where there is none.
     """
-    rows, columns = lattice_shape(n, m, weak)
+    rows, columns = size_of(n, m, weak)
     above, p = begin(columns), np.empty((columns, 3))
     nan_inside = False
     for i in range(rows):
@@ -251,22 +227,10 @@ def value(cost4, gamma, dummy, n, m, bandwidth, items, out):
         out[q] = fill_weights(cost, n_q, m_q, bandwidth, entry(gamma, q), theta, weak, nothing)
 
 
-@inline
-def give(grad, weak, i, j, mass):
-    """The expected visits of a cell to the gradient of its cost; returns what goes to the dummy."""
-    if not weak:
-        grad[i, j] = mass
-    elif i & 1 and j & 1:
-        grad[i >> 1, j >> 1] = mass
-    else:
-        return mass
-    return 0.0
-
-
 @outlined
 def hard_gradient(cost, n, m, bandwidth, theta, weak, scale, grad):
     """Value of one pair, and its gradients by the dummy cost and in bits; see gradient."""
-    rows, columns = lattice_shape(n, m, weak)
+    rows, columns = size_of(n, m, weak)
     choices = np.empty((rows, (columns + 3) >> 2), np.uint8)
     v = fill_choices(cost, n, m, bandwidth, theta, weak, choices)
     dummies = 0.0
@@ -284,7 +248,7 @@ def soft_gradient(cost, n, m, bandwidth, gamma, theta, weak, scale, grad):
     Weights that are many are kept for a block of rows at a time: one row of the recursion is kept
     before each block, from which it is done again, from the last block to the first.
     """
-    rows, columns = lattice_shape(n, m, weak)
+    rows, columns = size_of(n, m, weak)
     height = rows
     if rows * columns * 24 > WEIGHTS:
         height = int(math.ceil(math.sqrt(rows)))
@@ -354,104 +318,6 @@ def gradient(cost4, gamma, dummy, n, m, bandwidth, items, scale, value, grad4, s
         value[q], sums[0, q], sums[1, q] = v, by_dummy, bits
 
 
-@inline
-def tangent_weight(p, a, mean, gamma):
-    return -p / gamma * (a - mean) if p > 0.0 else 0.0
-
-
-@jit
-def hessian_product(
-    cost4,
-    gamma,
-    dummy,
-    n,
-    m,
-    bandwidth,
-    items,
-    scale,
-    tangent4,
-    tangent_gamma,
-    tangent_dummy,
-    tangent_value,
-    out4,
-    out_gamma,
-    out_dummy,
-):
-    """Directional derivative of the value, and scale[q] times that of its gradient (Mensch &
-    Blondel 2018).
-
-    With a_k = R'_k + g' log p_k and mean = sum of p_k a_k: R' = D' + mean and p'_k = -(p_k / g)
-    (a_k - mean); then F = sum over the successors of p' E + p F, and dV/dg = -sum of E H(p) is
-    differentiated term by term.
-    """
-    weak = dummy.size > 0
-    per_row = cost4.shape[1]
-    for q in items:
-        theta = entry(dummy, q) if weak else 0.0
-        a4, b4 = q // per_row, q % per_row
-        cost, tangent, out = cost4[a4, b4], tangent4[a4, b4], out4[a4, b4]
-        n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
-        rows, columns = lattice_shape(n_q, m_q, weak)
-        low, high = band_limits(rows, columns, bandwidth)
-        g, dg = entry(gamma, q), tangent_gamma[q]
-        dtheta = tangent_dummy[q] if weak else 0.0
-        p = np.empty((rows, columns, 3))
-        v = fill_weights(cost, n_q, m_q, bandwidth, g, theta, weak, p)
-        out[:n_q, :m_q] = 0.0
-        out_gamma[q] = out_dummy[q] = tangent_value[q] = 0.0
-        if v == np.inf:
-            continue
-        if not math.isfinite(v):
-            out[:n_q, :m_q] = np.nan
-            out_gamma[q] = out_dummy[q] = tangent_value[q] = np.nan
-            continue
-        dr = np.zeros((rows + 1, columns + 1))  # R' with a border of zeros
-        dp = np.zeros((rows, columns, 3))
-        for i in range(rows):
-            for j in range(max(0, i + low), min(columns - 1, i + high) + 1):
-                d = lattice_cost(tangent, dtheta, weak, i, j)
-                p0, p1, p2 = p[i, j, 0], p[i, j, 1], p[i, j, 2]
-                if p0 + p1 + p2 == 0.0:  # no path passes: nothing depends on this cell
-                    continue
-                a0 = dr[i, j] + (dg * math.log(p0) if p0 > 0.0 else 0.0)
-                a1 = dr[i, j + 1] + (dg * math.log(p1) if p1 > 0.0 else 0.0)
-                a2 = dr[i + 1, j] + (dg * math.log(p2) if p2 > 0.0 else 0.0)
-                mean = 0.0
-                if p0 > 0.0:
-                    mean += p0 * a0
-                if p1 > 0.0:
-                    mean += p1 * a1
-                if p2 > 0.0:
-                    mean += p2 * a2
-                dr[i + 1, j + 1] = d + mean
-                if g > 0.0:
-                    dp[i, j, 0] = tangent_weight(p0, a0, mean, g)
-                    dp[i, j, 1] = tangent_weight(p1, a1, mean, g)
-                    dp[i, j, 2] = tangent_weight(p2, a2, mean, g)
-        tangent_value[q] = dr[rows, columns]
-        e, f = np.zeros((rows, columns)), np.zeros((rows, columns))
-        e[rows - 1, columns - 1] = scale[q]
-        for i in range(rows - 1, -1, -1):
-            for j in range(columns - 1, -1, -1):
-                mass, change = e[i, j], f[i, j]
-                if mass == 0.0 and change == 0.0:
-                    continue
-                push(e, p, i, j, mass)
-                push(f, dp, i, j, mass)
-                push(f, p, i, j, change)
-                h, dh = entropy(p[i, j, 0], p[i, j, 1], p[i, j, 2]), 0.0
-                for k in range(3):
-                    if p[i, j, k] > 0.0:
-                        dh -= dp[i, j, k] * math.log(p[i, j, k])
-                out_gamma[q] -= change * h + mass * dh
-                if not weak:
-                    out[i, j] = change
-                elif i & 1 and j & 1:
-                    out[i >> 1, j >> 1] = change
-                else:
-                    out_dummy[q] += change
-
-
 @jit
 def path(cost4, dummy, n, m, bandwidth, q, steps):
     """The cheapest path of the pair q into steps, last cell first; returns its length, 0 if there
@@ -461,7 +327,7 @@ def path(cost4, dummy, n, m, bandwidth, q, steps):
     per_row = cost4.shape[1]
     theta = entry(dummy, q) if weak else 0.0
     n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
-    rows, columns = lattice_shape(n_q, m_q, weak)
+    rows, columns = size_of(n_q, m_q, weak)
     choices = np.empty((rows, (columns + 3) >> 2), np.uint8)
     cost = cost4[q // per_row, q % per_row]
     if not fill_choices(cost, n_q, m_q, bandwidth, theta, weak, choices) < np.inf:

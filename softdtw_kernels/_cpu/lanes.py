@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from .blocks import load_block, store_block
 from .cell import exponential, quotient, step, surprise
 from .jit import inline, jit, outlined, plain
-from .scaling import TINY, conclude, entry, lattice_of, length, set_rates
-from .simd import keep_above, like, load, load_block, smaller, store, store_block
+from .lattice import entry, has_pairs, lattice_of, length, of_cost, size_of
+from .scaling import TINY, conclude, set_rates
+from .simd import keep_above, like, load, smaller, store
 
 # Rows of the geometry of a group, one column for each lane: lengths of the sequences, rows and
 # columns of the lattice, smallest and largest column minus row inside the band.
@@ -122,9 +124,9 @@ def forward(
         lowest, nan_sum = load(theta, 0), w_dummy
     at = 0
     for i in range(rows):
-        real = not weak or i & 1 == 1
+        real = has_pairs(weak, i)
         if real:
-            cost_row = i >> 1 if weak else i
+            cost_row = of_cost(weak, i)
             row_bounds(cost_row, geometry, count, full, starts, stops)
             pack(
                 cost4,
@@ -132,7 +134,7 @@ def forward(
                 cost_row,
                 starts,
                 stops,
-                columns >> 1 if weak else columns,
+                of_cost(weak, columns),
                 packed,
             )
         left_m, left_k = one, bottom
@@ -141,8 +143,8 @@ def forward(
             up_k = like(bottom, 0)  # the virtual cell before the origin, Z = 1
         for j in range(columns):
             w, k = w_dummy, k_dummy
-            if real and (not weak or j & 1 == 1):
-                d = load(packed, (j >> 1 if weak else j) * lanes)
+            if real and has_pairs(weak, j):
+                d = load(packed, of_cost(weak, j) * lanes)
                 w, k = exponential(d, r_high, r_low, smallest, largest)
                 lowest = smaller(d, lowest)
                 nan_sum = nan_sum + w
@@ -191,14 +193,14 @@ def backward(
         for lane in range(count if i >= first_end else 0):
             if i == geometry[ROWS, lane] - 1:
                 below[(geometry[COLUMNS, lane] - 1) * lanes + lane] += 1.0
-        real = not weak or i & 1 == 1
+        real = has_pairs(weak, i)
         from_right, diagonal = zero, zero
         dummies, bits = zero, zero
         for j in range(columns - 1, -1, -1):
             at -= 3 * lanes
             e = keep_above(from_right + load(below, j * lanes), threshold)
-            if real and (not weak or j & 1 == 1):
-                store(mass, (j >> 1 if weak else j) * lanes, e * factor)
+            if real and has_pairs(weak, j):
+                store(mass, of_cost(weak, j) * lanes, e * factor)
             else:
                 dummies = dummies + e
             p_diagonal, p_up = load(weights, at), load(weights, at + lanes)
@@ -208,7 +210,7 @@ def backward(
             store(below, j * lanes, e * p_up + diagonal)
             from_right, diagonal = e * p_left, e * p_diagonal
         if real:
-            cost_row = i >> 1 if weak else i
+            cost_row = of_cost(weak, i)
             row_bounds(cost_row, geometry, count, full, starts, stops)
             unpack(
                 mass,
@@ -217,7 +219,7 @@ def backward(
                 cost_row,
                 starts,
                 stops,
-                columns >> 1 if weak else columns,
+                of_cost(weak, columns),
             )
         if weak:
             store(mass, 0, dummies)
@@ -242,7 +244,7 @@ def solve(
     """
     weak = dummy.size > 0
     lanes = 64 // floats.itemsize
-    most_rows, most_columns, _, _ = lattice_of(cost4.shape[2], cost4.shape[3], weak, -1)
+    most_rows, most_columns = size_of(cost4.shape[2], cost4.shape[3], weak)
     padded = (most_columns + lanes) * lanes  # whole squares
     packed, below = np.empty(padded, floats.dtype), np.empty(padded, floats.dtype)
     row_m, row_k = np.empty(padded, floats.dtype), np.empty(padded, integers.dtype)

@@ -76,30 +76,6 @@ def precision_of(costs: np.ndarray) -> Precision:
 
 
 @inline
-def entry(values, q):
-    """What belongs to the pair q, of an array with one entry for each pair or one for all."""
-    return values[min(q, values.size - 1)]
-
-
-@inline
-def length(lengths, q, size):
-    """The length of a sequence of the pair q; no lengths are whole ones."""
-    return lengths[q] if lengths.size > 0 else size
-
-
-@inline
-def lattice_of(n, m, weak, bandwidth):
-    """Rows and columns of the lattice, and the smallest and largest column minus row in the band.
-
-    No band if the bandwidth is negative.
-    """
-    rows, columns = (2 * n + 1, 2 * m + 1) if weak else (n, m)
-    if bandwidth < 0:
-        return rows, columns, -rows, columns
-    return rows, columns, min(0, m - n) - bandwidth, max(0, m - n) + bandwidth
-
-
-@inline
 def usable(gamma):
     """Where 1 / gamma fits either precision; gamma = 0, the hard minimum, does not."""
     return gamma > SMALLEST_GAMMA

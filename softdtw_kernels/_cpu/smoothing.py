@@ -14,7 +14,8 @@ import numpy as np
 from .cell import exponential, log2_of_one_plus, quotient, surprise
 from .jit import inline, jit
 from .lanes import begin_group, pack, row_bounds, unpack
-from .scaling import LOG2_E, length
+from .lattice import length
+from .scaling import LOG2_E
 from .simd import (
     fma,
     larger,

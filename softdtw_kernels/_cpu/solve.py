@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import exact as _cpu_exact
-from . import lanes as _cpu_lanes
-from . import strips as _cpu_strips
+from .._lattice import band_limits, lattice_size
+from . import exact, lanes, strips
 from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SMALLEST_GAMMA, SURE, Precision, precision_of
 from .threads import run_chunks
 
@@ -27,7 +26,7 @@ EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 
 
 @dataclass
-class Problem:
+class Batch:
     """Four-dimensional costs and what goes with them, one entry for each pair or one for all."""
 
     cost: np.ndarray  # (A, B, N, M), any strides; pair q is cost[q // B, q % B]
@@ -38,13 +37,19 @@ class Problem:
     bandwidth: int  # negative: none
 
     @property
+    def partial(self) -> bool:
+        """Whether cells beyond lengths or band stay as they are."""
+        return self.n.size > 0 or self.m.size > 0 or self.bandwidth >= 0
+
+    @property
     def pairs(self) -> int:
         return self.cost.shape[0] * self.cost.shape[1]
 
     @property
     def lattice(self) -> tuple[int, int]:
+        """Rows and columns of it."""
         rows, columns = self.cost.shape[2:]
-        return (2 * rows + 1, 2 * columns + 1) if self.dummy.size else (rows, columns)
+        return lattice_size(rows, columns, weak=self.dummy.size > 0)
 
     @property
     def small(self) -> bool:
@@ -55,7 +60,8 @@ class Problem:
         """About the size of all lattices."""
         rows, columns = self.lattice
         if self.bandwidth >= 0:
-            columns = min(columns, abs(rows - columns) + 2 * self.bandwidth + 1)
+            low, high = band_limits(rows, columns, self.bandwidth)
+            columns = min(columns, high - low + 1)
         return self.pairs * rows * columns
 
     @property
@@ -67,12 +73,12 @@ class Problem:
     def kernel_arguments(self) -> tuple:
         return self.cost, self.gamma, self.dummy, self.n, self.m, self.bandwidth
 
-    def part(self, items: np.ndarray) -> Problem:
+    def part(self, items: np.ndarray) -> Batch:
         """Some of the pairs, in float64."""
         cost = self.cost[np.divmod(items, self.cost.shape[1])].astype(np.float64)[None]
         gamma, dummy = (a[items] if a.size > 1 else a for a in (self.gamma, self.dummy))
         n, m = (a[items] if a.size else a for a in (self.n, self.m))
-        return Problem(cost, gamma, dummy, n, m, self.bandwidth)
+        return Batch(cost, gamma, dummy, n, m, self.bandwidth)
 
     @property
     def hard(self) -> np.ndarray:
@@ -106,7 +112,7 @@ class Gradients:
         self.sums[:, items] = part.sums
 
 
-def solve(task: Problem, gradients: Gradients | None) -> np.ndarray:
+def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     """Values of all pairs, and their gradients if asked for."""
     out = np.empty(task.pairs, task.cost.dtype)
     status = np.empty(task.pairs, np.uint8)
@@ -122,11 +128,11 @@ def solve(task: Problem, gradients: Gradients | None) -> np.ndarray:
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
     rest = np.flatnonzero(status == AGAIN)
     if rest.size:
-        exact(task, gradients, rest, out)
+        in_exact_tier(task, gradients, rest, out)
     return out
 
 
-def spread_nan(task: Problem, gradients: Gradients, items: np.ndarray) -> None:
+def spread_nan(task: Batch, gradients: Gradients, items: np.ndarray) -> None:
     for q in items:
         n, m = (a[q] if a.size else None for a in (task.n, task.m))
         gradients.cost[divmod(q, task.cost.shape[1])][:n, :m] = np.nan
@@ -134,7 +140,7 @@ def spread_nan(task: Problem, gradients: Gradients, items: np.ndarray) -> None:
 
 
 def arguments(
-    task: Problem,
+    task: Batch,
     gradients: Gradients | None,
     precision: Precision,
     out: np.ndarray,
@@ -149,11 +155,11 @@ def arguments(
 
 
 def vectorized(
-    task: Problem, gradients: Gradients | None, out: np.ndarray, status: np.ndarray
+    task: Batch, gradients: Gradients | None, out: np.ndarray, status: np.ndarray
 ) -> None:
     """Values, and which of them (and of the gradients written) are certified."""
     common = arguments(task, gradients, precision_of(task.cost), out, status)
-    tier = _cpu_lanes if task.small else _cpu_strips
+    tier = lanes if task.small else strips
 
     def work(first: int, last: int) -> None:
         tier.solve(first, last, *common)
@@ -162,7 +168,7 @@ def vectorized(
 
 
 def read_as_float64(
-    task: Problem,
+    task: Batch,
     gradients: Gradients | None,
     items: np.ndarray,
     out: np.ndarray,
@@ -173,14 +179,14 @@ def read_as_float64(
 
     def work(first: int, last: int) -> None:
         for q in items[first:last]:
-            _cpu_strips.solve(q, q + 1, *common)
+            strips.solve(q, q + 1, *common)
 
     if items.size:
         run_chunks(items.size, task.cells * items.size // task.pairs, work)
 
 
 def copied_to_float64(
-    task: Problem,
+    task: Batch,
     gradients: Gradients | None,
     items: np.ndarray,
     out: np.ndarray,
@@ -204,14 +210,16 @@ def copied_to_float64(
     status[items] = SURE
 
 
-def exact(task: Problem, gradients: Gradients | None, items: np.ndarray, out: np.ndarray) -> None:
+def in_exact_tier(
+    task: Batch, gradients: Gradients | None, items: np.ndarray, out: np.ndarray
+) -> None:
     def work(first: int, last: int) -> None:
         some = items[first:last]
         if gradients is None:
-            _cpu_exact.value(*task.kernel_arguments, some, out)
+            exact.value(*task.kernel_arguments, some, out)
         else:
             scale, grad, sums = gradients.scale, gradients.cost, gradients.sums
-            _cpu_exact.gradient(*task.kernel_arguments, some, scale, out, grad, sums)
+            exact.gradient(*task.kernel_arguments, some, scale, out, grad, sums)
 
     cells = task.cells * items.size // task.pairs
     run_chunks(items.size, EXACT_COST * cells, work)

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from .blocks import load_block, store_block
 from .cell import exponential, quotient, step, surprise
 from .jit import inline, jit, outlined, plain
-from .scaling import SURE, TINY, conclude, entry, lattice_of, length, set_rates
+from .lattice import cost_at, entry, give, lattice_of, length
+from .scaling import SURE, TINY, conclude, set_rates
 from .simd import (
     first_lane,
     keep_above,
@@ -26,12 +28,10 @@ from .simd import (
     last_lane,
     like,
     load,
-    load_block,
     shift_down,
     shift_up,
     smaller,
     store,
-    store_block,
 )
 
 CHUNK = 64  # steps packed at a time: they stay in the first cache level
@@ -88,12 +88,7 @@ def pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed):
     for lane in range(lanes):
         i, j = row + lane, first - lane
         for t in range(max(starts[lane], t0), min(stops[lane], t1)):
-            if not weak:
-                packed[(t - t0) * lanes + lane] = cost[i, j + t]
-            elif i & 1 and (j + t) & 1:
-                packed[(t - t0) * lanes + lane] = cost[i >> 1, (j + t) >> 1]
-            else:
-                packed[(t - t0) * lanes + lane] = theta
+            packed[(t - t0) * lanes + lane] = cost_at(cost, theta, weak, i, j + t)
 
 
 @outlined
@@ -120,12 +115,7 @@ def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
         i, j = row + lane, first - lane
         for t in range(max(starts[lane], t0), min(stops[lane], t1)):
             e = mass[(t - t0) * lanes + lane]
-            if not weak:
-                grad[i, j + t] = e
-            elif i & 1 and (j + t) & 1:
-                grad[i >> 1, (j + t) >> 1] = e
-            else:
-                dummies += e
+            dummies += give(grad, weak, i, j + t, e)
     return dummies
 
 

@@ -1,13 +1,14 @@
-"""Soft-DTW from features on CUDA tensors: what the host does for source/features.cu.
+"""The kernels of source/features.cu: soft-DTW from features.
 
-Requirements: torch only. As `_cuda_host`, with whose launchers these functions run: nothing waits
-for the device. Neither the costs nor their gradient are ever in memory; what is kept between the
-sweeps is about 1 byte a cell in float32 (3 in float64) of at most as many items as run at once. A
-value that keeps this for its gradient to come (`_cuda_host`) does so if it is no more than that.
+Requirements: torch only. Nothing here waits for the device. Neither the costs nor their gradient
+are ever in memory. What is kept between the sweeps is about 1 byte a cell in float32 (3 in float64)
+of at most as many items as run at once. A value keeps this for its gradient to come if that is no
+more than so much.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -16,24 +17,13 @@ import torch
 from torch import Tensor
 
 from .._checks import is_distance
-from . import lattice as host
-from .plan import (
-    BACKWARD,
-    LANES,
-    WIDE_SCRATCH_BYTES,
-    WIDE_SHARE_OF_COST,
-    Argument,
-    Batch,
-    Plan,
-    Shape,
-    StatePlans,
-    Variant,
-    c_type,
-    ceil_divide,
-    in_groups,
-    total,
-)
-from .recipe import Recipe
+from .._problem import FeatureProblem
+from . import fields
+from .fields import Layout, few_dimensions, sum_of_parts
+from .plan import WIDE_SCRATCH_BYTES, WIDE_SHARE_OF_COST, Plan, StatePlans, in_groups, total
+from .recipe import Argument, Launcher, Recipe
+from .sweeps import Counters, Sweeps, from_state, launches_of, no_state, phases_of, sums, with_state
+from .variants import BACKWARD, LANES, Shape, Variant, c_type, ceil_divide
 
 # As in source/features.cuh.
 PACK_BYTES, STAGE_PACKS, WORKERS = 16, 4, 4
@@ -129,13 +119,9 @@ class FeaturePlan(Plan):
         return {**super().scratch_bytes, "rings": rings}
 
 
-def plan_of(task: Batch, variant: FeatureVariant, multiprocessors: int) -> FeaturePlan:
-    """Of the families of `_cuda_plan`, long or (a block for a warp) warp."""
-    return plan_of_shape(task.shape, variant, multiprocessors)
-
-
 @lru_cache(maxsize=1024)
-def plan_of_shape(shape: Shape, variant: FeatureVariant, multiprocessors: int) -> FeaturePlan:
+def plan_of(shape: Shape, variant: FeatureVariant, multiprocessors: int) -> FeaturePlan:
+    """Of the families of `plan`, long or (a block for a warp) warp."""
     strips, span = ceil_divide(shape.m, variant.width), shape.span(variant.width)
 
     def plan(family: str, blocks: int, slots: int) -> FeaturePlan:
@@ -154,18 +140,16 @@ def plan_of_shape(shape: Shape, variant: FeatureVariant, multiprocessors: int) -
     return plan("warp", blocks, blocks)
 
 
-def state_plans(
-    task: Batch, dtype: torch.dtype, distance: bool, multiprocessors: int
-) -> StatePlans | None:
+def state_plans(shape: Shape, distance: bool, multiprocessors: int) -> StatePlans | None:
     """Of a value that keeps its state and of the gradient from it; None if that takes more memory
     than a gradient without: from features there is no cost to compare it with.
     """
     forward, backward = (
-        plan_of(task, FeatureVariant(dtype, False, distance, order), multiprocessors)
+        plan_of(shape, FeatureVariant(shape.dtype, False, distance, order), multiprocessors)
         for order in (0, 1)
     )
-    plans = StatePlans(*(replace(plan, kept_items=task.pairs) for plan in (forward, backward)))
-    return plans.within(total(backward.swept_bytes | {"status": 4 * task.pairs}))
+    plans = StatePlans(*(replace(plan, kept_items=shape.pairs) for plan in (forward, backward)))
+    return plans.within(total(backward.swept_bytes | {"status": 4 * shape.pairs}))
 
 
 def packed(x: Tensor) -> Tensor:
@@ -188,54 +172,55 @@ def pack_strides(prefix: str, stride: tuple[int, ...], itemsize: int) -> dict[st
     length = PACK_BYTES // itemsize
     given = (0,) * (5 - len(stride)) + stride[:-1]
     return {
-        f"{prefix}_{name}": s // length for name, s in zip(host.STRIDES[:-1], given, strict=True)
+        f"{prefix}_{name}": s // length for name, s in zip(fields.STRIDES[:-1], given, strict=True)
     }
 
 
-class Problem(NamedTuple):
-    """The arguments of a call; x (*, N, D) and y (*, M, D) have equal leading dimensions."""
+class FeatureLayout(NamedTuple):
+    """As `fields.Layout`, of x and y in whole packs."""
 
-    x: Tensor
-    y: Tensor
-    gamma: Tensor
-    x_lengths: Tensor | None
-    y_lengths: Tensor | None
+    dtype: torch.dtype
+    x_shape: torch.Size
+    x_stride: tuple[int, ...]
+    columns: int
+    y_stride: tuple[int, ...]
+    distance: bool
+    forms: tuple[str, ...]
     bandwidth: int | None
-    kind: str  # of checks.KINDS
+
+    @property
+    def of_cost(self) -> Layout:
+        """Of a cost that has no memory."""
+        shape = torch.Size((*self.x_shape[:-1], self.columns))
+        return Layout(self.dtype, shape, (0,) * len(shape), self.forms, self.bandwidth)
 
 
 def run(
-    launcher: host.Launcher,
-    problem: Problem,
+    launcher: Launcher,
     order: int,
-    grad_value: Tensor | None,
+    problem: FeatureProblem,
+    grad_value: Sequence[Tensor],
     others: dict[str, Tensor],
-    with_gamma: bool,
+    with_gamma: bool = False,
     state: int | None = None,
 ) -> list[Any]:
     """All launches of one call. Returns the derivative in gamma, (pairs, parts), and the state that
-    a value has kept; `others` and `state` as those of `_cuda_host.run_lattice`.
+    a value has kept; `others` and `state` as those of `lattice.run`.
     """
-    x, y = packed(host.few_dimensions(problem.x)), packed(host.few_dimensions(problem.y))
-    items = [problem.gamma, None, problem.x_lengths, problem.y_lengths]
-    if grad_value is not None:
-        items.append(grad_value)
-    forms, buffers = host.item_buffers(items, x.device)
-    recipe = recipe_of(
-        order,
-        launcher.multiprocessors,
-        is_distance(problem.kind),
+    x, y = packed(few_dimensions(problem.x)), packed(few_dimensions(problem.y))
+    items = problem.gamma, None, problem.x_lengths, problem.y_lengths, *grad_value
+    forms, buffers = fields.item_buffers(items, x.device)
+    layout = FeatureLayout(
         x.dtype,
         x.shape,
         x.stride(),
         y.shape[-2],
         y.stride(),
+        is_distance(problem.kind),
         forms,
         problem.bandwidth,
-        tuple(others),
-        with_gamma,
-        state,
     )
+    recipe = recipe_of(order, launcher.multiprocessors, layout, tuple(others), with_gamma, state)
     return recipe.follow(launcher, x.device, (x, y, *buffers, *others.values()))
 
 
@@ -243,52 +228,43 @@ def run(
 def recipe_of(
     order: int,
     multiprocessors: int,
-    distance: bool,
-    dtype: torch.dtype,
-    x_shape: torch.Size,
-    x_stride: tuple[int, ...],
-    columns: int,
-    y_stride: tuple[int, ...],
-    forms: tuple[str, ...],
-    bandwidth: int | None,
+    layout: FeatureLayout,
     others: tuple[str, ...],
     with_gamma: bool,
     state: int | None,
 ) -> Recipe:
-    """What `run` does with x and y in whole packs."""
-    recipe = Recipe("x", "y", *host.ITEMS[: len(forms)], *others)
+    """What `run` does."""
+    of_cost, dtype = layout.of_cost, layout.dtype
+    recipe = of_cost.recipe(*others, first=("x", "y"))
     buffers = recipe.inputs
-    shape_of_cost = (*x_shape[:-1], columns)  # which has no memory
-    cost = host.without_memory(dtype, shape_of_cost, (0,) * len(shape_of_cost))
-    task = host.batch(cost, None, forms, bandwidth, {**buffers, "cost": None})
+    task = of_cost.batch(buffers)
     pairs = task.pairs
-    forms_here = [FeatureVariant(dtype, wide, distance, order) for wide in (False, True)]
+    forms_here = [FeatureVariant(dtype, wide, layout.distance, order) for wide in (False, True)]
     fast, wide = (
-        host.Sweeps(plan_of(task, form, multiprocessors), host.phases_of(order))
-        for form in forms_here
+        Sweeps(plan_of(task.shape, form, multiprocessors), phases_of(order)) for form in forms_here
     )
     if state is not None:
-        plans = state_plans(task, dtype, distance, multiprocessors)
-        fast = fast if plans is None else host.with_state(recipe, plans, order, state)
+        plans = state_plans(task.shape, layout.distance, multiprocessors)
+        fast = fast if plans is None else with_state(recipe, plans, order, state)
     parts = max(fast.plan.strips, wide.plan.strips)
-    grad_gamma = host.sums(recipe, pairs, parts, with_gamma)
+    grad_gamma = sums(recipe, pairs, parts, with_gamma)
     fast.returns_state(recipe)
-    counters = host.Counters(recipe, fast.plan, pairs, fast.kept.get("status"), progresses=3)
+    counters = Counters(recipe, fast.plan, pairs, fast.kept.get("status"), progresses=3)
     # The wide launch comes when the fast ones are done with the scratch memory.
     scratch = recipe.scratch(max(fast.plan.total_bytes, wide.plan.total_bytes))
-    fields: dict[str, Argument] = {
+    given: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in ("x", "y", *others) if name != "state"},
         "grad_gamma": grad_gamma,
         "parts": parts,
         "status": counters.status,
-        **pack_strides("x", x_stride, dtype.itemsize),
-        **pack_strides("y", y_stride, dtype.itemsize),
-        "packs": x_shape[-1] * dtype.itemsize // PACK_BYTES,
+        **pack_strides("x", layout.x_stride, dtype.itemsize),
+        **pack_strides("y", layout.y_stride, dtype.itemsize),
+        "packs": layout.x_shape[-1] * dtype.itemsize // PACK_BYTES,
     }
-    names = host.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS")
-    names += host.own_field_names("features.cuh", "SOFTDTW_FEATURE_FIELDS")
-    for plan, launch in host.launches_of(fast, wide, counters, scratch):
+    names = fields.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS")
+    names += fields.own_field_names("features.cuh", "SOFTDTW_FEATURE_FIELDS")
+    for plan, launch in launches_of(fast, wide, counters, scratch):
         form = forms_here[plan.variant.wide]
         if plan.by_ticket:
             launch["grad_x_progress"] = counters.progress(2)
@@ -298,35 +274,35 @@ def recipe_of(
             plan.warps,
             WARPS * LANES,
             form.shared_bytes(launch["phases"]),
-            host.in_order(names, fields | launch),
+            fields.in_order(names, given | launch),
         )
     return recipe
 
 
-def value(launcher: host.Launcher, problem: Problem) -> Tensor:
-    return run_value(launcher, problem, None)[0]
+def value(launcher: Launcher, problem: FeatureProblem) -> Tensor:
+    return _value(launcher, problem, None)[0]
 
 
-def value_and_state(launcher: host.Launcher, problem: Problem) -> tuple[Tensor, Tensor]:
+def value_and_state(launcher: Launcher, problem: FeatureProblem) -> tuple[Tensor, Tensor]:
     """The value, and what `gradient` may go on with: empty where it would be too large."""
-    out, state = run_value(launcher, problem, 0)
-    return out, host.no_state(out) if state is None else state
+    out, state = _value(launcher, problem, 0)
+    return out, no_state(out) if state is None else state
 
 
-def run_value(
-    launcher: host.Launcher, problem: Problem, state: int | None
+def _value(
+    launcher: Launcher, problem: FeatureProblem, state: int | None
 ) -> tuple[Tensor, Tensor | None]:
     """`state` as in `run`."""
     x = problem.x
     out, kept = x.new_empty(x.shape[:-2]), None
     if out.numel():
-        _, kept = run(launcher, problem, 0, None, {"value": out}, False, state)
+        _, kept = run(launcher, 0, problem, (), {"value": out}, state=state)
     return out, kept
 
 
 def gradient(
-    launcher: host.Launcher,
-    problem: Problem,
+    launcher: Launcher,
+    problem: FeatureProblem,
     grad_value: Tensor,
     with_x: bool,
     with_y: bool,
@@ -344,14 +320,14 @@ def gradient(
     by_y = y.new_zeros(*y.shape[:-1], whole if with_y else 0)
     in_gamma = None
     if x.shape[:-2].numel():
-        others, size = host.from_state(state)
+        others, size = from_state(state)
         if with_x:
             others["grad_x"] = by_x
         if with_y:
             others["grad_y"] = by_y
-        in_gamma, _ = run(launcher, problem, 1, grad_value, others, with_gamma, size)
+        in_gamma, _ = run(launcher, 1, problem, (grad_value,), others, with_gamma, size)
     return (
         unpacked(by_x, x.shape[-1]),
         unpacked(by_y, y.shape[-1]),
-        host.sum_of_parts(in_gamma, x.shape[:-2], x, with_gamma),
+        sum_of_parts(in_gamma, x.shape[:-2], x, with_gamma),
     )

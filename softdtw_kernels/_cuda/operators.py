@@ -1,362 +1,138 @@
-"""The operators on CUDA tensors: the kernels of source/, compiled and launched through CuPy.
+"""The operators on CUDA tensors.
 
-Requirements: CuPy 14 or newer for CUDA 12 or 13, as the extras `softdtw-kernels[cuda12]` and
-`[cuda13]` install it. Imported by the first call on a CUDA tensor. Importing this module needs no
-CuPy; calling it does. Kernels run on the current stream of torch and the device of the tensors.
-The host reads no value from the device: an item whose gamma, dummy cost or length is out of range
-is NaN. See `_cuda_host`, and `_cuda_tiny` for many small pairs, for what is launched when, and
-`_cuda_plan` for what a value keeps in memory for its gradient.
+Here is asked which kernels a call goes to: those of `tiny` for many small pairs, those of `lattice`
+for all others, those of `features` where no cost is stored. Nothing reads a value from the device:
+an item whose gamma, dummy cost or length is out of range is NaN.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from . import before as _cuda_costs
-from . import features as _cuda_features
-from . import lattice as _cuda_host
-from . import tiny as _cuda_tiny
-from .lattice import SOURCES
-from .plan import SHARED_BYTES
-from .recipe import Buffer, Launch, addresses_of
-
-COMPILER_OPTIONS = ("-std=c++17", "--fmad=false", f"-I{SOURCES}")
+from .._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
+from . import distances, features, lattice, smoothing, tiny
+from .fields import sum_of_parts
+from .launcher import launcher_for
+from .recipe import Launcher
+from .sweeps import no_state
 
 
-@cache
-def import_cupy() -> Any:
-    """CuPy, or an ImportError that says how to get it."""
-    if torch.version.hip:
-        raise ImportError(
-            f"the CUDA kernels need a GPU of NVIDIA, and this PyTorch is built for ROCm "
-            f"{torch.version.hip}: pass backend='reference' (plain torch, slow), or move the "
-            "tensors with .cpu()"
-        )
-    try:
-        import cupy  # noqa: PLC0415
-        import cupy.cuda  # noqa: PLC0415
-    except ImportError as error:
-        major = (torch.version.cuda or "").split(".")[0]
-        extras = [f"softdtw-kernels[cuda{v}]" for v in ("12", "13") if major in ("", v)]
-        raise ImportError(
-            f"CUDA tensors need CuPy, which compiles the kernels, but: {error}. Install "
-            f"the extra {' or '.join(extras)}, or pass backend='reference' (plain torch, slow)"
-        ) from error
-    return cupy
+class Operators:
+    """A backend, given what launches kernels for a tensor: a GPU, or the emulator of the tests."""
+
+    def __init__(self, launcher_for: Callable[[Tensor], Launcher]) -> None:
+        self.launcher_for = launcher_for
+
+    def value(self, problem: Problem) -> Tensor:
+        launcher = self.launcher_for(problem.cost)
+        if tiny.applies(problem.cost, launcher.multiprocessors):
+            return tiny.value(launcher, problem)
+        return lattice.value(launcher, problem)
+
+    def gradient(
+        self, problem: Problem, grad_value: Tensor, with_parameters: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self._gradient(problem, grad_value, with_parameters, None)
+
+    def value_and_state(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """The tiny kernels keep nothing: their gradients go forward in registers."""
+        launcher = self.launcher_for(problem.cost)
+        if tiny.applies(problem.cost, launcher.multiprocessors):
+            return tiny.value(launcher, problem), no_state(problem.cost)
+        return lattice.value_and_state(launcher, problem)
+
+    def gradient_from_state(
+        self, problem: Problem, state: Tensor, grad_value: Tensor, with_parameters: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self._gradient(problem, grad_value, with_parameters, state)
+
+    def _gradient(
+        self, problem: Problem, grad_value: Tensor, with_parameters: bool, state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        cost, launcher = problem.cost, self.launcher_for(problem.cost)
+        if not with_parameters and tiny.applies(cost, launcher.multiprocessors):
+            by_cost = tiny.gradient(launcher, problem, grad_value)
+            return by_cost, _no_parameter(cost), _no_parameter(cost)
+        return lattice.gradient(launcher, problem, grad_value, with_parameters, state)
+
+    def hessian_product(
+        self,
+        problem: Problem,
+        grad_value: Tensor,
+        tangent_cost: Tensor,
+        tangent_gamma: Tensor,
+        tangent_dummy: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        launcher = self.launcher_for(problem.cost)
+        tangents = tangent_cost, tangent_gamma, tangent_dummy
+        return lattice.hessian_product(launcher, problem, grad_value, *tangents)
+
+    def path(self, problem: Problem) -> list[Tensor]:
+        return lattice.path(self.launcher_for(problem.cost), problem)
+
+    def smooth(self, task: Smoothing) -> Tensor:
+        return smoothing.smooth(self.launcher_for(task.cost), task)
+
+    def smooth_vjp(self, task: Smoothing, grad_s: Tensor) -> tuple[Tensor, Tensor]:
+        return smoothing.smooth_vjp(self.launcher_for(task.cost), task, grad_s)
+
+    def smoothed_value(self, task: SmoothedProblem) -> Tensor:
+        launcher = self.launcher_for(task.cost)
+        if tiny.applies(task.cost, launcher.multiprocessors):
+            return tiny.value(launcher, task.of(task.cost), task.origin_count)
+        return lattice.value(launcher, task.of(smoothing.smooth(launcher, task.smoothing)))
+
+    def smoothed_gradient(
+        self, task: SmoothedProblem, grad_value: Tensor, with_parameters: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        cost, launcher = task.cost, self.launcher_for(task.cost)
+        if not with_parameters and tiny.applies(cost, launcher.multiprocessors):
+            by_cost = tiny.gradient(launcher, task.of(cost), grad_value, task.origin_count)
+            return by_cost, _no_parameter(cost), _no_parameter(cost)
+        problem = task.of(smoothing.smooth(launcher, task.smoothing))
+        by_s, by_gamma, by_dummy = lattice.gradient(launcher, problem, grad_value, with_parameters)
+        by_cost, by_smoothing = smoothing.smooth_vjp(launcher, task.smoothing, by_s)
+        return by_cost, by_gamma + by_smoothing if with_parameters else by_gamma, by_dummy
+
+    def squared_distances(self, x: Tensor, y: Tensor) -> Tensor:
+        return distances.squared_distances(self.launcher_for(x), x, y)
+
+    def fused_value(self, problem: FeatureProblem) -> Tensor:
+        return features.value(self.launcher_for(problem.x), problem)
+
+    def fused_gradient(
+        self,
+        problem: FeatureProblem,
+        grad_value: Tensor,
+        with_x: bool,
+        with_y: bool,
+        with_gamma: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = with_x, with_y, with_gamma
+        return features.gradient(self.launcher_for(problem.x), problem, grad_value, *wanted)
+
+    def fused_value_and_state(self, problem: FeatureProblem) -> tuple[Tensor, Tensor]:
+        return features.value_and_state(self.launcher_for(problem.x), problem)
+
+    def fused_gradient_from_state(
+        self,
+        problem: FeatureProblem,
+        state: Tensor,
+        grad_value: Tensor,
+        with_x: bool,
+        with_y: bool,
+        with_gamma: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = with_x, with_y, with_gamma
+        launcher = self.launcher_for(problem.x)
+        return features.gradient(launcher, problem, grad_value, *wanted, state)
 
 
-@cache
-def source_code(source: str) -> str:
-    """A kernel's text, with a digest of the headers.
-
-    CuPy knows what it has compiled by this text and the options, in memory and on disk: it would
-    not see that an included file has changed.
-    """
-    headers = b"".join(header.read_bytes() for header in sorted(SOURCES.glob("*.cuh")))
-    text = (SOURCES / f"{source}.cu").read_text()
-    return f"// headers {hashlib.sha256(headers).hexdigest()}\n{text}"
+def _no_parameter(cost: Tensor) -> Tensor:
+    """The gradient in gamma or the dummy cost where it is not wanted."""
+    return sum_of_parts(None, cost.shape[:-2], cost, False)
 
 
-class CupyLauncher:
-    """Launches on torch's current stream of one device."""
-
-    family: str | None = None  # by shape
-
-    def __init__(self, device: int) -> None:
-        self.cupy = import_cupy()
-        self.device = device
-        self.multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-        attributes = self.cupy.cuda.Device(device).attributes
-        self.shared_limit = int(attributes["MaxSharedMemoryPerBlockOptin"])
-        self.kernels: dict[tuple[str, tuple[str, ...]], Callable[..., None]] = {}
-        self.streams: dict[int, Any] = {}  # CuPy's, by torch's handle
-
-    def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
-        if not self.is_current():
-            with torch.cuda.device(self.device), self.cupy.cuda.Device(self.device):
-                self.run(launches, buffers)
-            return
-        addresses = addresses_of(buffers)
-        # What torch.cuda.current_stream makes an object of, which costs two microseconds.
-        handle = torch._C._cuda_getCurrentRawStream(self.device)
-        stream = self.streams.get(handle) or self.stream_of(handle)
-        for launch in launches:
-            kernel = self.kernels.get(launch.kernel) or self.compile(*launch.kernel)
-            kernel(
-                launch.grid,
-                launch.block,
-                (launch.argument(addresses),),
-                shared_mem=launch.shared_bytes,
-                stream=stream,
-            )
-
-    def stream_of(self, handle: int) -> Any:
-        """Of CuPy, for a stream of torch: it holds the handle and nothing else."""
-        stream = self.cupy.cuda.Stream.from_external(StreamOfTorch(handle))
-        self.streams[handle] = stream
-        return stream
-
-    def is_current(self) -> bool:
-        """The device, for torch and for CuPy; asking costs less than setting."""
-        current = self.cupy.cuda.runtime.getDevice()
-        return bool(torch.cuda.current_device() == current == self.device)
-
-    def compile(self, source: str, options: tuple[str, ...]) -> Callable[..., None]:
-        """One kernel of source/, compiled for the device or loaded from CuPy's cache on disk."""
-        module = self.cupy.RawModule(
-            code=source_code(source), options=(*COMPILER_OPTIONS, *options), backend="nvrtc"
-        )
-        of_any_device = module.get_function(source)
-        if self.shared_limit > SHARED_BYTES:  # more than every launch may have must be asked for
-            of_any_device.max_dynamic_shared_size_bytes = self.shared_limit
-        kernel: Callable[..., None] = of_any_device.kernel
-        self.kernels[source, options] = kernel
-        return kernel
-
-
-class StreamOfTorch:
-    """A stream of torch by the protocol that CuPy takes streams by: torch 2.6 has it not."""
-
-    def __init__(self, stream: int) -> None:
-        self.stream = stream
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.stream
-
-
-@cache
-def launcher_of(device: int) -> CupyLauncher:
-    return CupyLauncher(device)
-
-
-def launcher_for(tensor: Tensor) -> CupyLauncher:
-    return launcher_of(tensor.get_device())
-
-
-def value(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-) -> Tensor:
-    launcher = launcher_for(cost)
-    return _cuda_tiny.value(launcher, cost, gamma, dummy, x_lengths, y_lengths, bandwidth)
-
-
-def gradient(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    grad_value: Tensor,
-    with_parameters: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    launcher = launcher_for(cost)
-    return _cuda_tiny.gradient(
-        launcher, cost, gamma, dummy, x_lengths, y_lengths, bandwidth, grad_value, with_parameters
-    )
-
-
-def value_and_state(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-) -> tuple[Tensor, Tensor]:
-    problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
-    return _cuda_tiny.value_and_state(launcher_for(cost), *problem)
-
-
-def gradient_from_state(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    state: Tensor,
-    grad_value: Tensor,
-    with_parameters: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    problem = cost, gamma, dummy, x_lengths, y_lengths, bandwidth
-    return _cuda_tiny.gradient_from_state(
-        launcher_for(cost), *problem, state, grad_value, with_parameters
-    )
-
-
-def hessian_product(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    grad_value: Tensor,
-    tangent_cost: Tensor,
-    tangent_gamma: Tensor,
-    tangent_dummy: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _cuda_host.hessian_product(
-        launcher_for(cost),
-        cost,
-        gamma,
-        dummy,
-        x_lengths,
-        y_lengths,
-        bandwidth,
-        grad_value,
-        tangent_cost,
-        tangent_gamma,
-        tangent_dummy,
-    )
-
-
-def smooth(
-    cost: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    origin_count: float,
-) -> Tensor:
-    launcher = launcher_for(cost)
-    return _cuda_costs.smooth(launcher, cost, gamma, x_lengths, y_lengths, origin_count)
-
-
-def smooth_vjp(
-    cost: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    origin_count: float,
-    grad_s: Tensor,
-) -> tuple[Tensor, Tensor]:
-    launcher = launcher_for(cost)
-    return _cuda_costs.smooth_vjp(launcher, cost, gamma, x_lengths, y_lengths, origin_count, grad_s)
-
-
-def smoothed_value(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    origin_count: float,
-) -> Tensor:
-    return _cuda_tiny.smoothed_value(
-        launcher_for(cost), cost, gamma, dummy, x_lengths, y_lengths, origin_count
-    )
-
-
-def smoothed_gradient(
-    cost: Tensor,
-    gamma: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    origin_count: float,
-    grad_value: Tensor,
-    with_parameters: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _cuda_tiny.smoothed_gradient(
-        launcher_for(cost),
-        cost,
-        gamma,
-        dummy,
-        x_lengths,
-        y_lengths,
-        origin_count,
-        grad_value,
-        with_parameters,
-    )
-
-
-def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return _cuda_costs.squared_distances(launcher_for(x), x, y)
-
-
-def fused_value(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    kind: str,
-) -> Tensor:
-    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
-    return _cuda_features.value(launcher_for(x), problem)
-
-
-def fused_gradient(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    kind: str,
-    grad_value: Tensor,
-    with_x: bool,
-    with_y: bool,
-    with_gamma: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
-    return _cuda_features.gradient(launcher_for(x), problem, grad_value, with_x, with_y, with_gamma)
-
-
-def fused_value_and_state(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    kind: str,
-) -> tuple[Tensor, Tensor]:
-    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
-    return _cuda_features.value_and_state(launcher_for(x), problem)
-
-
-def fused_gradient_from_state(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    kind: str,
-    state: Tensor,
-    grad_value: Tensor,
-    with_x: bool,
-    with_y: bool,
-    with_gamma: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    problem = _cuda_features.Problem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
-    wanted = with_x, with_y, with_gamma
-    return _cuda_features.gradient(launcher_for(x), problem, grad_value, *wanted, state)
-
-
-def path(
-    cost: Tensor,
-    dummy: Tensor | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-) -> list[Tensor]:
-    """The cheapest path of every item as (L, 2) indices, of a weak lattice the real pairs on it.
-
-    Waits for the device, as the length of a path is not known before.
-    """
-    return _cuda_host.path(launcher_for(cost), cost, dummy, x_lengths, y_lengths, bandwidth)
+OF_GPUS = Operators(launcher_for)

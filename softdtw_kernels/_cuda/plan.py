@@ -1,4 +1,4 @@
-"""How the work of one call on CUDA tensors is cut up: kernel variants, warps, scratch memory.
+"""How the work of one call on CUDA tensors is cut up: warps, strips, scratch memory.
 
 Requirements: torch only; nothing here needs a GPU or looks at one.
 """
@@ -8,153 +8,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import ceil, sqrt
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import torch
-from torch import Tensor
-
-from .recipe import round_up
-
-LANES = 32
-# As in source/cells.cuh.
-CHUNK = 16
-REACH = 2
-FORWARD, BACKWARD = 1, 2  # as in source/problem.cuh
-
-Argument: TypeAlias = Tensor | int | float | None  # null where None
-
-
-def c_type(dtype: torch.dtype) -> str:
-    return "double" if dtype == torch.float64 else "float"
-
-
-def ceil_divide(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One compiled form of lattice.cu; see the list of macros there."""
-
-    dtype: torch.dtype
-    wide: bool
-    columns: int
-    weak: bool
-    order: int
-
-    @property
-    def real_bytes(self) -> int:
-        """Of probabilities and visits: float64 in the wide arithmetic."""
-        return 8 if self.wide or self.dtype == torch.float64 else 4
-
-    @property
-    def node_bytes(self) -> int:
-        number = 32 if self.wide else 2 * self.real_bytes
-        if self.order < 2:
-            return number
-        return 48 if self.wide else 2 * number
-
-    @property
-    def flow_bytes(self) -> int:
-        return self.real_bytes * (4 if self.order == 2 else 2)
-
-    @property
-    def width(self) -> int:
-        """Columns of a strip."""
-        return LANES * self.columns
-
-    @property
-    def step_bytes(self) -> int:
-        """Of the transition probabilities, and their derivatives, of one step of a warp."""
-        return LANES * self.columns * (4 if self.order == 2 else 2) * self.real_bytes
-
-    @property
-    def staged(self) -> bool:
-        """Whether costs and results pass through a ring of rows in shared memory."""
-        return not self.wide and self.order < 2
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Of a chunk of rows in the ring; a weak lattice has a row and column of it for two."""
-        return CHUNK * LANES * self.columns * self.dtype.itemsize // (4 if self.weak else 1)
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        return (
-            f"-DWITH_COST={c_type(self.dtype)}",
-            f"-DWITH_WIDE={int(self.wide)}",
-            f"-DWITH_COLUMNS={self.columns}",
-            f"-DWITH_WEAK={int(self.weak)}",
-            f"-DWITH_ORDER={self.order}",
-            f"-DWITH_STAGED={int(self.staged)}",
-            f"-DWITH_NODE_BYTES={self.node_bytes}",
-            f"-DWITH_FLOW_BYTES={self.flow_bytes}",
-        )
-
-
-def variants() -> list[Variant]:
-    """Every form of lattice.cu that a call can ask for."""
-    found = []
-    for dtype in (torch.float32, torch.float64):
-        for weak in (False, True):
-            for order in (0, 1, 2):
-                found += [
-                    Variant(dtype, False, columns, weak, order)
-                    for columns in columns_offered(dtype, order)
-                ]
-                found.append(Variant(dtype, True, WIDE_COLUMNS, weak, order))
-    return found
-
-
-def columns_offered(dtype: torch.dtype, order: int) -> tuple[int, ...]:
-    """Columns a lane: with more, the rings of rows leave shared memory for too few warps."""
-    return (1,) if order == 2 and dtype == torch.float64 else (1, 2)
-
-
-class Shape(NamedTuple):
-    """What plans are made for, and cached by."""
-
-    dtype: torch.dtype
-    pairs: int
-    n: int  # rows and columns of the lattice
-    m: int
-    weak: bool
-    bandwidth: int  # -1: none, or not known to hold for every item
-
-    def span(self, width: int) -> int:
-        """An upper bound of the rows in which `width` neighboring columns meet the band."""
-        if self.bandwidth < 0:
-            return self.n
-        return min(self.n, min(width, self.m) + abs(self.m - self.n) + 2 * self.bandwidth)
-
-    @property
-    def cost_bytes(self) -> int:
-        cells = self.pairs * ((self.n // 2) * (self.m // 2) if self.weak else self.n * self.m)
-        return cells * self.dtype.itemsize
-
-
-@dataclass
-class Batch:
-    """The arguments that all launches of one call share."""
-
-    cost: Tensor  # (*, N, M)
-    fields: dict[str, Argument]
-    weak: bool
-    bandwidth: int | None
-    ragged: bool  # lengths are given
-
-    @property
-    def pairs(self) -> int:
-        return self.cost.shape[:-2].numel()
-
-    @property
-    def shape(self) -> Shape:
-        n, m = self.cost.shape[-2:]
-        if self.weak:
-            n, m = 2 * n + 1, 2 * m + 1
-        band = -1 if self.bandwidth is None or self.ragged else self.bandwidth
-        return Shape(self.cost.dtype, self.pairs, n, m, self.weak, band)
-
+from .recipe import Argument, round_up
+from .variants import (
+    BACKWARD,
+    CHUNK,
+    FORWARD,
+    LANES,
+    WIDE_COLUMNS,
+    Shape,
+    Variant,
+    ceil_divide,
+    columns_offered,
+    flag_bytes,
+    ring_chunks,
+    warp_bytes,
+)
 
 FAMILIES = ("warp", "block", "long")
 
@@ -179,7 +49,6 @@ SHARE_OF_COST = 0.1  # for what a gradient keeps, of one very long item
 KEPT_SHARE_OF_COST = 0.4
 KEPT_BYTES = 32 << 20
 BATCH_BYTES = 24 << 10  # of shared memory, at most, for a warp that is one of many
-WIDE_COLUMNS = 4
 WIDE_SCRATCH_BYTES = 32 << 20
 WIDE_SHARE_OF_COST = 0.05
 WIDE_ITEM_BYTES = 16 << 20  # above, the strips of one item go backward in groups
@@ -298,24 +167,6 @@ def divide(memory: Any, sizes: dict[str, int]) -> dict[str, Any]:
     return fields
 
 
-def flag_bytes(strips: int) -> int:
-    return 2 * 4 * strips
-
-
-def ring_chunks(tile_chunks: int) -> int:
-    """Those of the tile, or the one that is swept where there is none; those that lanes reach back
-    to; and one that comes: up to a power of two.
-    """
-    return 1 << (max(1, tile_chunks) + REACH).bit_length()
-
-
-def warp_bytes(variant: Variant, tile_chunks: int) -> int:
-    """Shared memory of a warp: its ring and its tile."""
-    ring = variant.staged * ring_chunks(tile_chunks) * variant.chunk_bytes
-    in_shared = variant.order > 0 and not variant.wide
-    return ring + in_shared * tile_chunks * CHUNK * variant.step_bytes
-
-
 def tile_chunks_within(variant: Variant, limit: int) -> int:
     """As many as make the shared memory of a warp no larger than the limit; 0 if none do."""
     chunks = MOST_TILE_CHUNKS if variant.order else 1
@@ -345,28 +196,6 @@ def strips_of(m: int, columns: int) -> int:
     return ceil_divide(m, LANES * columns)
 
 
-def fast_plan(
-    task: Batch,
-    order: int,
-    multiprocessors: int,
-    shared_limit: int = SHARED_BYTES,
-    family: str | None = None,
-) -> Plan:
-    """Of the fast arithmetic, which does everything but what it marks.
-
-    `shared_limit` is the most shared memory that a block of the device can have. The family is
-    chosen by shape if it is not given.
-    """
-    return plan_of_shape(task.shape, order, multiprocessors, shared_limit, family)
-
-
-def state_plans(
-    task: Batch, multiprocessors: int, shared_limit: int, family: str | None
-) -> StatePlans | None:
-    """Instead, of a value that keeps its state and of the gradient from it."""
-    return state_plans_of_shape(task.shape, multiprocessors, shared_limit, family)
-
-
 def choose_family(shape: Shape, multiprocessors: int) -> str:
     if warps_wanted(shape, multiprocessors) == 1 or strips_of(shape.m, 2) == 1:
         return "warp"
@@ -382,9 +211,14 @@ def warps_wanted(shape: Shape, multiprocessors: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def plan_of_shape(
+def fast_plan(
     shape: Shape, order: int, multiprocessors: int, shared_limit: int, family: str | None
 ) -> Plan:
+    """Of the fast arithmetic, which does everything but what it marks.
+
+    `shared_limit` is the most shared memory that a block of the device can have. The family is
+    chosen by shape if it is not given.
+    """
     # With two columns a lane a step takes two thirds of the instructions a cell that it takes with
     # one [measured on an H200]; narrow strips split an item among more warps. So: as narrow as it
     # takes to keep the schedulers busy.
@@ -411,17 +245,18 @@ class StatePlans(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def state_plans_of_shape(
+def state_plans(
     shape: Shape, multiprocessors: int, shared_limit: int, family: str | None
 ) -> StatePlans | None:
-    """None if the state would be too large.
+    """Of a value that keeps its state and of the gradient from it; None if the state would be too
+    large.
 
     Both launches have the strips and tiles of the gradient without state, and so its results to the
     bit, but longer tiles where shared memory has room: checkpoints are those of all items here, and
     go to memory and back, while those of the items in work may stay in the cache. Each launch takes
     as many warps as it has room for.
     """
-    plan = plan_of_shape(shape, 1, multiprocessors, shared_limit, family)
+    plan = fast_plan(shape, 1, multiprocessors, shared_limit, family)
     tile_chunks = max(
         plan.tile_steps // CHUNK, tile_chunks_within(plan.variant, shared_limit // BUSY_WARPS)
     )
@@ -532,14 +367,6 @@ def shared_out(
     return Plan(variant, family, warps, in_block, steps, strips, span, slots)
 
 
-def wide_plan(task: Batch, order: int, multiprocessors: int) -> Plan:
-    """Of the arithmetic for what the fast one marks.
-
-    Tiles are long and lie in global memory, which leaves little to keep between the sweeps.
-    """
-    return _wide_plan(task.shape, order, multiprocessors)
-
-
 PlanLike = TypeVar("PlanLike", bound=Plan)
 
 
@@ -552,7 +379,11 @@ def in_groups(plan: PlanLike) -> PlanLike:
 
 
 @lru_cache(maxsize=1024)
-def _wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
+def wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
+    """Of the arithmetic for what the fast one marks.
+
+    Tiles are long and lie in global memory, which leaves little to keep between the sweeps.
+    """
     variant = Variant(shape.dtype, True, WIDE_COLUMNS, shape.weak, order)
     strips, span = strips_of(shape.m, WIDE_COLUMNS), shape.span(variant.width)
     # The power of two at or below an eighth of the rows.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 Buffer: TypeAlias = Tensor | float | None  # a number that goes in place of an address, or null
+Argument: TypeAlias = Tensor | int | float | None  # what a field of a kernel is given; null if None
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,18 @@ class Launcher(Protocol):
     def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
         """Launch one after the other, with the addresses of the buffers."""
         ...
+
+
+class Device(NamedTuple):
+    """What plans need to know of a launcher."""
+
+    multiprocessors: int
+    shared_limit: int
+    family: str | None
+
+    @classmethod
+    def of(cls, launcher: Launcher) -> Device:
+        return cls(launcher.multiprocessors, launcher.shared_limit, launcher.family)
 
 
 ALIGNMENT = 256  # of what shares a buffer, as of what torch allocates

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._checks import is_distance
+from .._problem import FeatureProblem
 from . import ops
 
 BLOCK = 1 << 24  # cells converted to float64 at a time
@@ -51,34 +52,16 @@ def squared_distances_vjp(
     return grad_x.to(x.dtype).contiguous(), grad_y.to(y.dtype).contiguous()
 
 
-def fused_value(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    kind: str,
-) -> Tensor:
-    return ops.value(_cost(x, y, kind), gamma, None, x_lengths, y_lengths, bandwidth)
+def fused_value(problem: FeatureProblem) -> Tensor:
+    return ops.value(*problem.of(_cost(problem)))
 
 
 def fused_gradient(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    kind: str,
-    grad_value: Tensor,
-    with_x: bool,
-    with_y: bool,
-    with_gamma: bool,
+    problem: FeatureProblem, grad_value: Tensor, with_x: bool, with_y: bool, with_gamma: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    problem = _cost(x, y, kind), gamma, None, x_lengths, y_lengths, bandwidth
-    by_cost, by_gamma, _ = ops.gradient(*problem, grad_value, with_gamma)
-    if is_distance(kind):
+    x, y = problem.x, problem.y
+    by_cost, by_gamma, _ = ops.gradient(*problem.of(_cost(problem)), grad_value, with_gamma)
+    if is_distance(problem.kind):
         return *ops.squared_distances_vjp(x, y, by_cost, with_x, with_y), by_gamma
     minus = -by_cost.double()
     by_x = minus @ y.double() if with_x else x[..., :0]
@@ -86,11 +69,23 @@ def fused_gradient(
     return _result(by_x, x), _result(by_y, y), by_gamma
 
 
-def _cost(x: Tensor, y: Tensor, kind: str) -> Tensor:
-    if is_distance(kind):
+def _cost(problem: FeatureProblem) -> Tensor:
+    x, y = problem.x, problem.y
+    if is_distance(problem.kind):
         return ops.squared_distances(x, y)
     return (x.double() @ -y.double().mT).to(x.dtype)
 
 
 def _result(grad: Tensor, x: Tensor) -> Tensor:
     return grad.to(x.dtype).clone(memory_format=torch.contiguous_format)
+
+
+def register() -> None:
+    """For every device whose engine has no kernel of its own."""
+    for function in (squared_distances_vjp, fused_value, fused_gradient):
+        name = function.__name__
+        kernel = ops.on_features(name, function)
+        ops.library.impl(name, kernel, "CompositeExplicitAutograd")
+
+
+register()

@@ -12,26 +12,30 @@ from typing import Any
 
 import torch
 
-from .. import costs
-from . import from_features as fused
-from . import ops
-from . import recursion as autograd
+from . import (
+    compositions,  # noqa: F401  # the kernels that no engine has
+    distances,
+    from_features,
+    ops,
+    recursion,
+    smoothing,
+)
 from .function import EagerFunction, gradient_is_due, in_transform, is_transformed
 
 _FUNCTIONS: dict[str, type[EagerFunction]] = {
-    "value": autograd.SoftDTWFunction,
-    "gradient": autograd._Gradient,
-    "hessian_product": autograd._HessianProduct,
-    "smooth": autograd._Smooth,
-    "smooth_vjp": autograd._SmoothVjp,
-    "smoothed_value": autograd.S2DTWFunction,
-    "squared_distances": costs._SquaredDistances,
-    "squared_distances_vjp": costs._SquaredDistancesVjp,
-    "fused_value": fused._FusedValue,
+    "value": recursion.SoftDTWFunction,
+    "gradient": recursion.Gradient,
+    "hessian_product": recursion.HessianProduct,
+    "smooth": smoothing.Smooth,
+    "smooth_vjp": smoothing.SmoothVjp,
+    "smoothed_value": smoothing.S2DTWFunction,
+    "squared_distances": distances.SquaredDistances,
+    "squared_distances_vjp": distances.SquaredDistancesVjp,
+    "fused_value": from_features.FusedValue,
 }
 _COMPOSITIONS: dict[str, Callable[..., Any]] = {
-    "smoothed_gradient": autograd._smoothed_gradient,
-    "fused_gradient": fused._composed_gradient,
+    "smoothed_gradient": smoothing.smoothed_gradient,
+    "fused_gradient": from_features.composed_gradient,
 }
 # What makes them differentiable takes more than the operators do.
 _WIDER = ("squared_distances", "fused_gradient")
@@ -45,9 +49,9 @@ def _differentiated(name: str, args: tuple[Any, ...]) -> Any:
             "directly: call the public functions of softdtw_kernels, which compose with all"
         )
     if name in _WIDER:
-        ops._check_features(name, *args)
+        ops.check_features(name, args)
     if composition:
-        return composition(*args)
+        return composition(*ops.OPERATORS[name].grouped(args))
     function = _FUNCTIONS.get(name)
     if function is None:
         raise NotImplementedError(
@@ -81,8 +85,8 @@ def _register(name: str) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*args)
 
-    ops._library.impl(name, call, "Autograd")
+    ops.library.impl(name, call, "Autograd")
 
 
-for _name in ops._SCHEMAS:
+for _name in ops.OPERATORS:
     _register(_name)

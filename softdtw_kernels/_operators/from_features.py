@@ -2,7 +2,7 @@
 
 The value, and its first derivatives where none of them will be differentiated again, come from the
 fused operators. Any other derivative (double backward, forward mode, torch.func) is that of the
-composition cost -> value, with the cost matrix in memory: the Functions of `costs` and `autograd`.
+composition cost -> value, with the cost matrix in memory.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import costs
-from .._checks import broadcast_batch, is_distance
-from . import kernels
-from . import recursion as autograd
+from .._checks import is_distance
+from .._problem import FeatureProblem
+from . import kernels, recursion
+from .distances import product, squared_distances, squared_distances_vjp
 from .function import (
     BatchedFunction,
     EagerFunction,
@@ -25,64 +25,35 @@ from .function import (
     keeps_state,
     may_be_differentiated,
 )
+from .recursion import only
 
 # Shorter sequences fill no strip of the kernels, and their cost matrix is small.
 LEAST_LENGTH = 32
 
 
-def applies(backend: str, x: Tensor, y: Tensor, cost: costs.Cost, pairwise: bool) -> bool:
-    """Whether a call of soft_dtw goes through here.
+def applies(backend: str, x: Tensor, y: Tensor, pairwise: bool) -> bool:
+    """Whether a call goes through here, of a cost that kernels compute from features.
 
     All pairs do not: their costs of the dot types come from one matrix product.
     """
-    if backend != "cuda" or pairwise or costs.fused_rule(cost) is None:
+    if backend != "cuda" or pairwise:
         return False
     return min(x.shape[-2], y.shape[-2]) >= LEAST_LENGTH
 
 
-def value(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    cost: costs.Cost,
-) -> Tensor:
-    """The value (*) of x (*, N, D) and y (*, M, D), which broadcast, differentiable.
-
-    `cost` is one that `applies` allows; gamma and the lengths have the shape (*).
-    """
-    x, y, kind = _operands(x, y, cost)
-    args = x, y, gamma, x_lengths, y_lengths, bandwidth, kind
-    if keeps_state("fused_value_and_state", x, y, gamma):
-        return _FusedValueWithState.apply_checked(*args)
-    return choose(_FusedValue, _FusedValueTwin, args)
+def value(problem: FeatureProblem) -> Tensor:
+    """`ops.fused_value`, differentiable."""
+    if keeps_state("fused_value_and_state", *problem[:3]):
+        result: Tensor = _FusedValueWithState.apply_checked(*problem)
+    else:
+        result = choose(FusedValue, _FusedValueTwin, problem)
+    return result
 
 
-def slope(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    cost: costs.Cost,
-) -> Tensor:
+def slope(problem: FeatureProblem) -> Tensor:
     """Zeros that have the derivatives of `value`."""
-    x, y, kind = _operands(x, y, cost)
-    args = x, y, gamma, x_lengths, y_lengths, bandwidth, kind
-    return choose(_FusedSlope, _FusedSlopeTwin, args)
-
-
-def _operands(x: Tensor, y: Tensor, cost: costs.Cost) -> tuple[Tensor, Tensor, str]:
-    """The features of equal leading dimensions that the operators take, and their kind of cost."""
-    rule = costs.fused_rule(cost)
-    if rule is None:
-        raise ValueError(f"the cost {cost!r} needs its matrix")
-    x, y = rule.prepare(x, y)
-    batch = broadcast_batch(x, y)
-    return x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:]), rule.kind
+    result: Tensor = choose(_FusedSlope, _FusedSlopeTwin, problem)
+    return result
 
 
 class _FusedValueTwin(BatchedFunction):
@@ -96,46 +67,44 @@ class _FusedValueTwin(BatchedFunction):
         bandwidth: int | None,
         kind: str,
     ) -> Tensor:
-        return kernels.fused_value(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
+        problem = FeatureProblem(x, y, gamma, x_lengths, y_lengths, bandwidth, kind)
+        return kernels.fused_value(problem)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:5])
-        ctx.save_for_forward(*inputs[:5])
-        ctx.constants = inputs[5:]
+        *tensors, ctx.bandwidth, ctx.kind = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad[:3]
-        args: list[Any] = [*ctx.saved_tensors, *ctx.constants, grad_value, *needs]
-        gradient = _composed_gradient if may_be_differentiated() else kernels.fused_gradient
-        grads = gradient(*args)
-        wanted = [g if need else None for g, need in zip(grads, needs, strict=True)]
-        return *wanted, None, None, None, None
+        problem = FeatureProblem(*[*ctx.saved_tensors, ctx.bandwidth, ctx.kind])
+        return _gradient_by_inputs(problem, None, grad_value, ctx.needs_input_grad)
 
 
-class _FusedValue(EagerFunction, _FusedValueTwin):
+class FusedValue(EagerFunction, _FusedValueTwin):
     @staticmethod
     @forward_rule
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
-        x = saved[0]
+        problem = FeatureProblem(*[*saved, ctx.bandwidth, ctx.kind])
+        x = problem.x
+        by_x, by_y, by_gamma, *_ = tangents
         ones = torch.ones(x.shape[:-2], dtype=x.dtype, device=x.device)
-        wanted = (tangent is not None for tangent in tangents[:3])
-        args: list[Any] = [*saved, *ctx.constants, ones, *wanted]
-        grads = _composed_gradient(*args)
-        total = torch.zeros_like(saved[2], device=x.device)
-        for grad, tangent in zip(grads[:2], tangents[:2], strict=True):
+        wanted = [tangent is not None for tangent in (by_x, by_y, by_gamma)]
+        grads = composed_gradient(problem, ones, *wanted)
+        total = torch.zeros_like(problem.gamma, device=x.device)
+        for grad, tangent in zip(grads[:2], (by_x, by_y), strict=True):
             if tangent is not None:
                 # Padding counts for nothing, whatever its tangent holds.
                 tangent = torch.where(grad == 0, 0, tangent)
                 total = total + (grad * tangent).sum((-2, -1), dtype=torch.float64)
-        if tangents[2] is not None:
-            total = total + grads[2] * tangents[2]
+        if by_gamma is not None:
+            total = total + grads[2] * by_gamma
         return total.to(x.dtype)
 
 
 class _FusedSlopeTwin(_FusedValueTwin):
-    """As `autograd._SlopeTwin`."""
+    """As `recursion._SlopeTwin`."""
 
     @staticmethod
     def forward(
@@ -150,55 +119,52 @@ class _FusedSlopeTwin(_FusedValueTwin):
         return x.new_zeros(x.shape[:-2])
 
 
-class _FusedSlope(_FusedValue):
+class _FusedSlope(FusedValue):
     forward = staticmethod(_FusedSlopeTwin.forward)
 
 
 class _FusedValueWithState(EagerFunction):
-    """As `autograd._ValueWithState`."""
+    """As `recursion._ValueWithState`."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        value, state = kernels.fused_value_and_state(*args)
-        ctx.save_for_backward(*args[:5], state)
-        ctx.constants = args[5:]
+        value, state = kernels.fused_value_and_state(FeatureProblem(*args))
+        *tensors, ctx.bandwidth, ctx.kind = args
+        ctx.save_for_backward(*tensors, state)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad[:3]
         *tensors, state = ctx.saved_tensors
-        problem: list[Any] = [*tensors, *ctx.constants]
-        rest = grad_value, *needs
-        if may_be_differentiated():
-            grads = _composed_gradient(*[*problem, *rest])
-        else:
-            grads = kernels.fused_gradient_from_state(*problem, state, *rest)
-        wanted = [g if need else None for g, need in zip(grads, needs, strict=True)]
-        return *wanted, None, None, None, None
+        problem = FeatureProblem(*[*tensors, ctx.bandwidth, ctx.kind])
+        return _gradient_by_inputs(problem, state, grad_value, ctx.needs_input_grad)
 
 
-def _composed_gradient(
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-    kind: str,
-    grad_value: Tensor,
-    with_x: bool,
-    with_y: bool,
-    with_gamma: bool,
+def _gradient_by_inputs(
+    problem: FeatureProblem, state: Tensor | None, grad_value: Tensor, needs: Sequence[bool]
+) -> tuple[Any, ...]:
+    """What a backward returns: the gradient by every argument of forward."""
+    wanted = needs[:3]
+    if may_be_differentiated():
+        grads = composed_gradient(problem, grad_value, *wanted)
+    elif state is None:
+        grads = kernels.fused_gradient(problem, grad_value, *wanted)
+    else:
+        grads = kernels.fused_gradient_from_state(problem, state, grad_value, *wanted)
+    return *only(grads, wanted), None, None, None, None
+
+
+def composed_gradient(
+    problem: FeatureProblem, grad_value: Tensor, with_x: bool, with_y: bool, with_gamma: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `ops.fused_gradient`, differentiable, through the cost matrix."""
+    x, y = problem.x, problem.y
     minus_x, minus_y = -x, -y
-    distance = is_distance(kind)
-    cost = costs.squared_distances(x, y) if distance else costs.product(x, minus_y)
-    problem = cost, gamma, None, x_lengths, y_lengths, bandwidth
-    by_cost, by_gamma, _ = autograd.gradient(*problem, grad_value, with_gamma)
+    distance = is_distance(problem.kind)
+    cost = squared_distances(x, y) if distance else product(x, minus_y)
+    by_cost, by_gamma, _ = recursion.gradient(problem.of(cost), grad_value, with_gamma)
     if distance:
-        return *costs.squared_distances_vjp(x, y, by_cost, with_x, with_y), by_gamma
-    by_x = costs.product(by_cost, minus_y.mT) if with_x else x.new_empty(*x.shape[:-1], 0)
-    by_y = costs.product(by_cost.mT, minus_x.mT) if with_y else y.new_empty(*y.shape[:-1], 0)
+        return *squared_distances_vjp(x, y, by_cost, with_x, with_y), by_gamma
+    by_x = product(by_cost, minus_y.mT) if with_x else x.new_empty(*x.shape[:-1], 0)
+    by_y = product(by_cost.mT, minus_x.mT) if with_y else y.new_empty(*y.shape[:-1], 0)
     return by_x, by_y, by_gamma

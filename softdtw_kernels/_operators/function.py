@@ -51,12 +51,11 @@ class BatchedFunction(Function):
 def choose(
     function: type[EagerFunction], twin: type[BatchedFunction], args: tuple[Any, ...]
 ) -> Any:
-    """`function` applied to checked arguments, or under torch.compile its twin without jvp; its
-    forward alone where nobody asks for a derivative.
+    """Apply `function` to checked arguments; its forward alone if nobody asks for a derivative.
 
-    A program that is recorded gets the forward of the twin, whose parts have derivatives.
-    torch.compile also refuses one tensor as two arguments (a sequence compared with itself, the
-    same lengths on both sides), hence the views.
+    Under torch.compile the twin without jvp is applied. torch.compile also refuses one tensor as
+    two arguments (a sequence compared with itself, the same lengths on both sides), hence the
+    views. A program that is recorded gets the forward of the twin, whose parts have derivatives.
     """
     if is_recorded():
         return twin.forward(*args)

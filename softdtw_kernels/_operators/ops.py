@@ -7,8 +7,8 @@ allowed):
     value(cost (*, N, M), gamma (*), dummy (*)?, x_lengths (*)?, y_lengths (*)?, bandwidth?)
         -> value (*)
     gradient(.., grad_value (*), with_parameters)
-        -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*); the last two may hold anything
-           unless with_parameters; without a dummy cost the last one is then 0
+        -> grad_cost (*, N, M), grad_gamma (*), grad_dummy (*); the last two have meaningless
+           values unless with_parameters is set; without a dummy cost the last one is then 0
     value_and_state(.. of value) -> value (*), state
     gradient_from_state(.. of value, state, grad_value (*), with_parameters) -> as gradient
         of the same arguments on the same device: the bits of value and gradient, without sweeping
@@ -44,185 +44,25 @@ Derivatives in the cost have its strides. gamma, dummy and their derivatives are
 lengths int64. gamma and dummy may be a number in host memory, expanded, beside costs or features on
 a CUDA device. With a dummy cost the lattice is that of weak alignment,
 (2N + 1) x (2M + 1), which has no band: a dummy cost and a bandwidth together raise ValueError.
-A backend is a module with functions of these names and signatures: CPU tensors go to
-`backends.numba_cpu` and CUDA tensors to `backends.cupy_cuda`, each imported at its first call.
-`derivatives` gives the operators their derivatives.
+
+The first arguments are the fields of a tuple of `_problem`, which the engines take whole: they have
+functions of these names, see `_backends.Engine`. CPU tensors go to `_cpu.operators` and CUDA
+tensors to `_cuda.operators`, each imported at its first call. `derivatives` gives the operators
+their derivatives.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
 
 from .. import _backends as backends
 from .._checks import check_lattice, is_distance
-
-_PROBLEM = (
-    "Tensor cost, Tensor gamma, Tensor? dummy, Tensor? x_lengths, Tensor? y_lengths, "
-    "SymInt? bandwidth"
-)
-_SMOOTHING = "Tensor cost, Tensor gamma, Tensor? x_lengths, Tensor? y_lengths, float origin_count"
-_SMOOTHED = (
-    "Tensor cost, Tensor gamma, Tensor? dummy, Tensor? x_lengths, Tensor? y_lengths, "
-    "float origin_count"
-)
-_GRADIENT = "Tensor grad_value, bool with_parameters) -> (Tensor, Tensor, Tensor)"
-
-_FEATURES = (
-    "Tensor x, Tensor y, Tensor gamma, Tensor? x_lengths, Tensor? y_lengths, SymInt? bandwidth, "
-    "str kind"
-)
-_FUSED_GRADIENT = (
-    "Tensor grad_value, bool with_x, bool with_y, bool with_gamma) -> (Tensor, Tensor, Tensor)"
-)
-
-_SCHEMAS = {
-    "value": f"({_PROBLEM}) -> Tensor",
-    "gradient": f"({_PROBLEM}, {_GRADIENT}",
-    "value_and_state": f"({_PROBLEM}) -> (Tensor, Tensor)",
-    "gradient_from_state": f"({_PROBLEM}, Tensor state, {_GRADIENT}",
-    "hessian_product": f"({_PROBLEM}, Tensor grad_value, Tensor tangent_cost, "
-    "Tensor tangent_gamma, Tensor? tangent_dummy) -> (Tensor, Tensor, Tensor, Tensor)",
-    "smooth": f"({_SMOOTHING}) -> Tensor",
-    "smooth_vjp": f"({_SMOOTHING}, Tensor grad_s) -> (Tensor, Tensor)",
-    "smoothed_value": f"({_SMOOTHED}) -> Tensor",
-    "smoothed_gradient": f"({_SMOOTHED}, {_GRADIENT}",
-    "squared_distances": "(Tensor x, Tensor y) -> Tensor",
-    "squared_distances_vjp": "(Tensor x, Tensor y, Tensor g, bool with_x, bool with_y) "
-    "-> (Tensor, Tensor)",
-    "fused_value": f"({_FEATURES}) -> Tensor",
-    "fused_gradient": f"({_FEATURES}, {_FUSED_GRADIENT}",
-    "fused_value_and_state": f"({_FEATURES}) -> (Tensor, Tensor)",
-    "fused_gradient_from_state": f"({_FEATURES}, Tensor state, {_FUSED_GRADIENT}",
-}
-
-
-# The arguments after the cost that are shaped like it; all other tensors have one entry an item.
-_MATRICES = {"hessian_product": 6, "smooth_vjp": 4}
-# The arguments that are a state, counted as those.
-_STATES = {"gradient_from_state": 5, "fused_gradient_from_state": 6}
-
-
-def _check_problem(name: str, cost: Tensor, *others: Any) -> None:
-    """The kernels index raw memory: a tensor of another shape must not reach them."""
-    if cost.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
-    if "bandwidth" in _SCHEMAS[name]:
-        check_lattice(others[1], others[4])
-    shape, batch, device = cost.shape, cost.shape[:-2], cost.device
-    matrix, state = _MATRICES.get(name), _STATES.get(name)
-    for k, other in enumerate(others):
-        if not isinstance(other, Tensor):
-            continue
-        expected = shape if k == matrix else batch
-        if k == state:
-            _check_state(other)
-        elif other.shape != expected:
-            raise ValueError(
-                f"{name} takes costs (*, N, M), here {tuple(cost.shape)}, and tensors expanded to "
-                f"(*) or, of derivatives in the cost, (*, N, M); got {tuple(other.shape)} where "
-                f"{tuple(expected)} is due"
-            )
-        if other.device != device and not (k < 2 and is_number(other)):
-            raise ValueError(
-                f"the cost is on {cost.device}, another tensor of the same call on {other.device}"
-            )
-
-
-def is_number(parameter: Tensor) -> bool:
-    """Of gamma or a dummy cost: one for all items, in host memory, as CUDA kernels take it."""
-    of_items = zip(parameter.shape, parameter.stride(), strict=True)
-    one = not any(n > 1 and stride for n, stride in of_items)
-    return one and parameter.device.type == "cpu" and parameter.dtype == torch.float64
-
-
-def _check_state(state: Tensor) -> None:
-    if not _is_state(state):
-        raise ValueError(f"a state is contiguous uint8 (K), got {state.dtype} {tuple(state.shape)}")
-
-
-def _is_state(tensor: Tensor) -> bool:
-    """No other tensor of a call is one of bytes."""
-    return tensor.dtype == torch.uint8 and tensor.dim() == 1 and tensor.is_contiguous()
-
-
-def _dispatch(name: str, backend: str) -> Callable[..., Any]:
-    def run(cost: Tensor, *others: Any) -> Any:
-        _check_problem(name, cost, *others)
-        kernel = getattr(backends.load(backend), name)
-        if cost.dim() <= 4:
-            return kernel(cost, *others)
-        batch = cost.shape[:-2]
-        folded = batch[0], batch[1:].numel()
-        result = kernel(*(_replace_batch(arg, len(batch), folded) for arg in (cost, *others)))
-        if isinstance(result, Tensor):
-            return _unfolded(result, batch)
-        return tuple(_unfolded(part, batch) for part in result)
-
-    return run
-
-
-def _replace_batch(arg: Any, count: int, batch: tuple[int, ...]) -> Any:
-    """The first `count` dimensions of a tensor as the dimensions `batch`."""
-    if not isinstance(arg, Tensor) or _is_state(arg):
-        return arg
-    return arg.reshape(*batch, *arg.shape[count:])
-
-
-def _unfolded(result: Tensor, batch: tuple[int, ...]) -> Tensor:
-    """A result of two leading dimensions as one of the dimensions `batch`."""
-    if _is_state(result):
-        return result
-    return backends.in_shape(result.contiguous(), (*batch, *result.shape[2:]))
-
-
-def _dispatch_features(name: str, backend: str) -> Callable[..., Any]:
-    def run(x: Tensor, y: Tensor, *others: Any) -> Any:
-        if name == "squared_distances":
-            _check_features(name, x, y)
-        args = (x, y, *others)
-        return getattr(backends.load(backend), name)(*args)
-
-    return run
-
-
-def _check_features(name: str, x: Tensor, y: Tensor, *others: Any) -> None:
-    """As `_check_problem`, of features with equal leading dimensions."""
-    if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
-        raise TypeError(
-            f"the operators take features of float32 or float64, got {x.dtype} and {y.dtype}"
-        )
-    if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
-        raise ValueError(
-            "the operators take x (*, N, D) and y (*, M, D) of equal leading dimensions, "
-            f"got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
-    for k, other in enumerate(others, start=1):
-        if isinstance(other, str):
-            is_distance(other)  # or raises
-        if k == _STATES.get(name):
-            _check_state(other)
-        elif isinstance(other, Tensor) and other.shape != x.shape[:-2]:
-            raise ValueError(
-                f"the operators take tensors expanded to the leading dimensions "
-                f"{tuple(x.shape[:-2])} of the features, got {tuple(other.shape)}"
-            )
-    devices = {t.device for t in (x, y, *others[1:]) if isinstance(t, Tensor)}
-    if others and not is_number(others[0]):
-        devices.add(others[0].device)
-    if len(devices) > 1:
-        raise ValueError(f"all tensors of a call must be on one device, got {devices}")
-
-
-def _dispatch_fused(name: str, backend: str) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
-        _check_features(name, *args)
-        return getattr(backends.load(backend), name)(*args)
-
-    return run
+from .._problem import FeatureProblem, Features, Problem, SmoothedProblem, Smoothing
 
 
 def _like_cost(cost: Tensor) -> Tensor:
@@ -277,44 +117,219 @@ def _fake_fused_value(x: Tensor, *_: Any) -> Tensor:
 
 
 def _fake_fused_gradient(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return *_fake_squared_distances_vjp(x, y, x, *others[-3:-1]), _fake_item(x)
+    *_, with_x, with_y, _ = others
+    return *_fake_squared_distances_vjp(x, y, x, with_x, with_y), _fake_item(x)
 
 
-_FAKES: dict[str, Callable[..., Any]] = {
-    "value": _fake_value,
-    "gradient": _fake_gradient,
-    "value_and_state": _fake_value_and_state,
-    "gradient_from_state": _fake_gradient,
-    "hessian_product": _fake_hessian_product,
-    "smooth": _fake_smooth,
-    "smooth_vjp": _fake_smooth_vjp,
-    "smoothed_value": _fake_value,
-    "smoothed_gradient": _fake_gradient,
-    "squared_distances": _fake_squared_distances,
-    "squared_distances_vjp": _fake_squared_distances_vjp,
-    "fused_value": _fake_fused_value,
-    "fused_gradient": _fake_fused_gradient,
-    "fused_value_and_state": _fake_value_and_state,
-    "fused_gradient_from_state": _fake_fused_gradient,
+# Schemas, in the terms of torch, of what is annotated in `_problem`.
+_TYPES: dict[Any, str] = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int | None: "SymInt?",
+    float: "float",
+    str: "str",
 }
+_ONE, _TWO, _THREE = "Tensor", "(Tensor, Tensor)", "(Tensor, Tensor, Tensor)"
+_GRADIENT = "Tensor grad_value, bool with_parameters"
+_FUSED_GRADIENT = "Tensor grad_value, bool with_x, bool with_y, bool with_gamma"
 
-_library = torch.library.Library("softdtw_kernels", "DEF")
 
-for _name, _schema in _SCHEMAS.items():
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"softdtw_kernels::{_name}", _FAKES[_name], lib=_library)
-    if _name == "squared_distances_vjp":
-        # Elsewhere matrix products in float64, for which torch is the right kernel.
-        _library.impl(_name, _dispatch_features(_name, "cpu_features"), "CPU")
-        _library.impl(_name, _dispatch_features(_name, "features"), "CompositeExplicitAutograd")
-        continue
-    if _name.startswith("fused"):
-        _library.impl(_name, _dispatch_fused(_name, "cuda"), "CUDA")
-        _library.impl(_name, _dispatch_fused(_name, "features"), "CompositeExplicitAutograd")
-        continue
-    _kernel = _dispatch_features if _name == "squared_distances" else _dispatch
-    _library.impl(_name, _kernel(_name, "numba"), "CPU")
-    _library.impl(_name, _kernel(_name, "cuda"), "CUDA")
+class Operator(NamedTuple):
+    takes: Any  # one of the tuples of `_problem`, whose fields come first
+    rest: str  # the arguments behind them
+    returns: str
+    fake: Callable[..., Any]  # the results without values
+
+    @property
+    def schema(self) -> str:
+        fields = [f"{_TYPES[kind]} {name}" for name, kind in get_type_hints(self.takes).items()]
+        return f"({', '.join([*fields, *([self.rest] if self.rest else [])])}) -> {self.returns}"
+
+    @property
+    def names(self) -> list[str]:
+        """Of all arguments."""
+        return re.findall(r"(\w+)(?:,|\))", self.schema.split(" ->")[0])
+
+    def grouped(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As the engines take them: features alone are not worth a tuple."""
+        if self.takes is Features:
+            return args
+        count = len(self.takes._fields)
+        return self.takes(*args[:count]), *args[count:]
+
+
+OPERATORS = {
+    "value": Operator(Problem, "", _ONE, _fake_value),
+    "gradient": Operator(Problem, _GRADIENT, _THREE, _fake_gradient),
+    "value_and_state": Operator(Problem, "", _TWO, _fake_value_and_state),
+    "gradient_from_state": Operator(Problem, f"Tensor state, {_GRADIENT}", _THREE, _fake_gradient),
+    "hessian_product": Operator(
+        Problem,
+        "Tensor grad_value, Tensor tangent_cost, Tensor tangent_gamma, Tensor? tangent_dummy",
+        "(Tensor, Tensor, Tensor, Tensor)",
+        _fake_hessian_product,
+    ),
+    "smooth": Operator(Smoothing, "", _ONE, _fake_smooth),
+    "smooth_vjp": Operator(Smoothing, "Tensor grad_s", _TWO, _fake_smooth_vjp),
+    "smoothed_value": Operator(SmoothedProblem, "", _ONE, _fake_value),
+    "smoothed_gradient": Operator(SmoothedProblem, _GRADIENT, _THREE, _fake_gradient),
+    "squared_distances": Operator(Features, "", _ONE, _fake_squared_distances),
+    "squared_distances_vjp": Operator(
+        Features, "Tensor g, bool with_x, bool with_y", _TWO, _fake_squared_distances_vjp
+    ),
+    "fused_value": Operator(FeatureProblem, "", _ONE, _fake_value),
+    "fused_gradient": Operator(FeatureProblem, _FUSED_GRADIENT, _THREE, _fake_fused_gradient),
+    "fused_value_and_state": Operator(FeatureProblem, "", _TWO, _fake_value_and_state),
+    "fused_gradient_from_state": Operator(
+        FeatureProblem, f"Tensor state, {_FUSED_GRADIENT}", _THREE, _fake_fused_gradient
+    ),
+}
+MATRICES = ("tangent_cost", "grad_s")  # shaped like the cost; other tensors have an entry an item
+
+
+def _check_costs(name: str, args: tuple[Any, ...]) -> None:
+    """The kernels index raw memory: a tensor of another shape must not reach them."""
+    cost = args[0]
+    if cost.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
+    operator = OPERATORS[name]
+    if operator.takes is Problem:
+        check_lattice(args[2], args[5])
+    shape, batch, device = cost.shape, cost.shape[:-2], cost.device
+    for argument, tensor in zip(_NAMES[name], args, strict=True):
+        if not isinstance(tensor, Tensor) or tensor is cost:
+            continue
+        expected = shape if argument in MATRICES else batch
+        if argument == "state":
+            _check_state(tensor)
+        elif tensor.shape != expected:
+            raise ValueError(
+                f"{name} takes costs (*, N, M), here {tuple(shape)}, and tensors expanded to "
+                f"(*) or, of derivatives in the cost, (*, N, M); got {tuple(tensor.shape)} where "
+                f"{tuple(expected)} is due"
+            )
+        if tensor.device != device and not (argument in ("gamma", "dummy") and is_number(tensor)):
+            raise ValueError(
+                f"the cost is on {device}, another tensor of the same call on {tensor.device}"
+            )
+
+
+def is_number(parameter: Tensor) -> bool:
+    """Of gamma or a dummy cost: one for all items, in host memory, as CUDA kernels take it."""
+    of_items = zip(parameter.shape, parameter.stride(), strict=True)
+    one = not any(n > 1 and stride for n, stride in of_items)
+    return one and parameter.device.type == "cpu" and parameter.dtype == torch.float64
+
+
+def _check_state(state: Tensor) -> None:
+    if not _is_state(state):
+        raise ValueError(f"a state is contiguous uint8 (K), got {state.dtype} {tuple(state.shape)}")
+
+
+def _is_state(tensor: Tensor) -> bool:
+    """No other tensor of a call is one of bytes."""
+    return tensor.dtype == torch.uint8 and tensor.dim() == 1 and tensor.is_contiguous()
+
+
+def check_features(name: str, args: tuple[Any, ...]) -> None:
+    """As `_check_costs`, of features with equal leading dimensions."""
+    x, y = args[:2]
+    if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
+        raise TypeError(
+            f"the operators take features of float32 or float64, got {x.dtype} and {y.dtype}"
+        )
+    if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
+        raise ValueError(
+            "the operators take x (*, N, D) and y (*, M, D) of equal leading dimensions, "
+            f"got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    devices = {x.device, y.device}
+    for argument, value in zip(_NAMES[name], args, strict=True):
+        if argument == "kind":
+            is_distance(value)  # or raises
+        if argument in ("x", "y") or not isinstance(value, Tensor):
+            continue
+        if argument == "state":
+            _check_state(value)
+        elif value.shape != x.shape[:-2]:
+            raise ValueError(
+                f"the operators take tensors expanded to the leading dimensions "
+                f"{tuple(x.shape[:-2])} of the features, got {tuple(value.shape)}"
+            )
+        if argument != "gamma" or not is_number(value):
+            devices.add(value.device)
+    if len(devices) > 1:
+        raise ValueError(f"all tensors of a call must be on one device, got {devices}")
+
+
+def _on_costs(name: str, backend: str) -> Callable[..., Any]:
+    operator = OPERATORS[name]
+
+    def run(*args: Any) -> Any:
+        _check_costs(name, args)
+        kernel = getattr(backends.load(backend), name)
+        cost = args[0]
+        if cost.dim() <= 4:
+            return kernel(*operator.grouped(args))
+        batch = cost.shape[:-2]
+        folded = batch[0], batch[1:].numel()
+        few = tuple(_replace_batch(arg, len(batch), folded) for arg in args)
+        result = kernel(*operator.grouped(few))
+        if isinstance(result, Tensor):
+            return _unfolded(result, batch)
+        return tuple(_unfolded(part, batch) for part in result)
+
+    return run
+
+
+def _replace_batch(arg: Any, count: int, batch: tuple[int, ...]) -> Any:
+    """The first `count` dimensions of a tensor as the dimensions `batch`."""
+    if not isinstance(arg, Tensor) or _is_state(arg):
+        return arg
+    return arg.reshape(*batch, *arg.shape[count:])
+
+
+def _unfolded(result: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """A result of two leading dimensions as one of the dimensions `batch`."""
+    if _is_state(result):
+        return result
+    return backends.in_shape(result.contiguous(), (*batch, *result.shape[2:]))
+
+
+def on_features(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    operator = OPERATORS[name]
+    # The gradient of distances is of features that broadcast.
+    is_checked = name != "squared_distances_vjp"
+
+    def run(*args: Any) -> Any:
+        if is_checked:
+            check_features(name, args)
+        return kernel(*operator.grouped(args))
+
+    return run
+
+
+def _of_backend(name: str, backend: str) -> Callable[..., Any]:
+    if OPERATORS[name].takes not in (Features, FeatureProblem):
+        return _on_costs(name, backend)
+
+    def kernel(*args: Any) -> Any:
+        return getattr(backends.load(backend), name)(*args)
+
+    return on_features(name, kernel)
+
+
+library = torch.library.Library("softdtw_kernels", "DEF")
+_NAMES = {name: operator.names for name, operator in OPERATORS.items()}
+
+for _name, _operator in OPERATORS.items():
+    library.define(_name + _operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"softdtw_kernels::{_name}", _operator.fake, lib=library)
+    # What an engine lacks is put together in `compositions`.
+    if _operator.takes is not FeatureProblem:
+        library.impl(_name, _of_backend(_name, "numba"), "CPU")
+    if _name != "squared_distances_vjp":
+        library.impl(_name, _of_backend(_name, "cuda"), "CUDA")
 
 _namespace = torch.ops.softdtw_kernels
 value = _namespace.value.default

@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from softdtw_kernels._cuda.lattice import SOURCES
-from softdtw_kernels._cuda.plan import Argument
-from softdtw_kernels._cuda.recipe import Buffer, Launch, addresses_of, word
+from softdtw_kernels._cuda.fields import SOURCES
+from softdtw_kernels._cuda.recipe import Argument, Buffer, Launch, addresses_of, word
 
 HERE = Path(__file__).parent
 SCHEDULES = {"ascending": 0, "descending": 1, "random": 2, "one warp ahead": 3}

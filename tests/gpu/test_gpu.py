@@ -10,6 +10,7 @@ import math
 import shutil
 import subprocess
 import sys
+from typing import TypeVar
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ import torch
 import softdtw_kernels
 from benchmarks import accuracy
 from softdtw_kernels._cpu import operators as numba_cpu
-from softdtw_kernels._cuda import lattice as _cuda_host
+from softdtw_kernels._cuda.fields import SOURCES
+from softdtw_kernels._cuda.launcher import launcher_of
+from softdtw_kernels._cuda.operators import OF_GPUS
+from softdtw_kernels._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device; run `make gpu` where there is one"
@@ -41,31 +45,23 @@ def case(
     weak: bool,
     ragged: bool,
     band: int | None,
-) -> dict[str, object]:
+) -> Problem:
     generator = torch.Generator().manual_seed(1)
     cost = torch.randn(shape, dtype=torch.float64, generator=generator).square().to(dtype)
     items, n, m = shape
     lengths: list[torch.Tensor | None] = [None, None]
     if ragged:
         lengths = [torch.randint(1, k + 1, (items,), generator=generator) for k in (n, m)]
-    return {
-        "cost": cost,
-        "gamma": torch.full((items,), gamma, dtype=torch.float64),
-        "dummy": torch.full((items,), 0.5, dtype=torch.float64) if weak else None,
-        "x_lengths": lengths[0],
-        "y_lengths": lengths[1],
-        "bandwidth": band,
-    }
+    gammas = torch.full((items,), gamma, dtype=torch.float64)
+    dummy = torch.full((items,), 0.5, dtype=torch.float64) if weak else None
+    return Problem(cost, gammas, dummy, *lengths, band)
 
 
-def on_device(call: dict[str, object]) -> dict[str, object]:
-    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+AnyProblem = TypeVar("AnyProblem", Problem, Smoothing, SmoothedProblem)
 
 
-def gpu_backend():
-    from softdtw_kernels._cuda import operators as cupy_cuda
-
-    return cupy_cuda
+def on_device(problem: AnyProblem) -> AnyProblem:
+    return type(problem)(*[v.cuda() if isinstance(v, torch.Tensor) else v for v in problem])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -86,16 +82,14 @@ def test_the_cuda_kernels_give_what_the_cpu_gives(
 ) -> None:
     single = dtype == torch.float32
     for gamma in (1.0, 1e-3, 0.0):
-        call = case(shape, dtype, gamma, weak, ragged, band)
-        exact = {**call, "cost": call["cost"].double()}
+        problem = case(shape, dtype, gamma, weak, ragged, band)
+        exact = problem._replace(cost=problem.cost.double())
         ones = torch.ones(shape[0], dtype=dtype)
-        value = gpu_backend().value(**on_device(call)).cpu().double()
-        truth = numba_cpu.value(**exact)
+        value = OF_GPUS.value(on_device(problem)).cpu().double()
+        truth = numba_cpu.value(exact)
         assert ((value - truth).abs() <= (1e-6 if single else 1e-12) * (1 + truth.abs())).all()
-        got = gpu_backend().gradient(
-            **on_device(call), grad_value=ones.cuda(), with_parameters=True
-        )
-        expected = numba_cpu.gradient(**exact, grad_value=ones.double(), with_parameters=True)
+        got = OF_GPUS.gradient(on_device(problem), ones.cuda(), True)
+        expected = numba_cpu.gradient(exact, ones.double(), True)
         assert (got[0].cpu().double() - expected[0]).abs().max() <= (5e-5 if single else 1e-9)
         cells = shape[1] + shape[2]
         for a, b in zip(got[1:], expected[1:], strict=True):
@@ -104,7 +98,7 @@ def test_the_cuda_kernels_give_what_the_cpu_gives(
 
 @pytest.mark.parametrize("weak", [False, True])
 def test_hessian_product_gives_what_the_cpu_gives(weak: bool) -> None:
-    call = case((3, 40, 150), torch.float64, 0.5, weak, True, None)
+    problem = case((3, 40, 150), torch.float64, 0.5, weak, True, None)
     generator = torch.Generator().manual_seed(2)
     tangents = {
         "grad_value": torch.randn(3, dtype=torch.float64, generator=generator),
@@ -112,31 +106,29 @@ def test_hessian_product_gives_what_the_cpu_gives(weak: bool) -> None:
         "tangent_gamma": torch.randn(3, dtype=torch.float64, generator=generator),
         "tangent_dummy": torch.randn(3, dtype=torch.float64, generator=generator) if weak else None,
     }
-    got = gpu_backend().hessian_product(**on_device(call), **on_device(tangents))
-    expected = numba_cpu.hessian_product(**call, **tangents)
+    tangents_there = {name: t if t is None else t.cuda() for name, t in tangents.items()}
+    got = OF_GPUS.hessian_product(on_device(problem), **tangents_there)
+    expected = numba_cpu.hessian_product(problem, **tangents)
     for a, b in zip(got, expected, strict=True):
         assert (a.cpu() - b).abs().max() <= 1e-9 * (1 + b.abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_smoothing_and_distances_give_what_the_cpu_gives(dtype: torch.dtype) -> None:
-    call = case((5, 30, 70), dtype, 0.3, False, True, None)
+    cost, gamma, _, *lengths, _ = case((5, 30, 70), dtype, 0.3, False, True, None)
     x = torch.randn(5, 70, 20, dtype=dtype)
     y = torch.randn(5, 90, 20, dtype=dtype)
     relative = 1e-5 if dtype == torch.float32 else 1e-12
-    distances = gpu_backend().squared_distances(x.cuda(), y.cuda()).cpu()
+    distances = OF_GPUS.squared_distances(x.cuda(), y.cuda()).cpu()
     torch.testing.assert_close(
         distances, numba_cpu.squared_distances(x, y), rtol=relative, atol=relative
     )
-    names = ("cost", "gamma", "x_lengths", "y_lengths")
-    arguments = {name: call[name] for name in names} | {"origin_count": 3.0}
-    smoothed = gpu_backend().smooth(**on_device(arguments)).cpu()
-    torch.testing.assert_close(
-        smoothed, numba_cpu.smooth(**arguments), rtol=relative, atol=relative
-    )
+    smoothing = Smoothing(cost, gamma, *lengths, 3.0)
+    smoothed = OF_GPUS.smooth(on_device(smoothing)).cpu()
+    torch.testing.assert_close(smoothed, numba_cpu.smooth(smoothing), rtol=relative, atol=relative)
     grad = torch.randn(5, 30, 70, dtype=dtype)
-    got = gpu_backend().smooth_vjp(**on_device(arguments), grad_s=grad.cuda())
-    for a, b in zip(got, numba_cpu.smooth_vjp(**arguments, grad_s=grad), strict=True):
+    got = OF_GPUS.smooth_vjp(on_device(smoothing), grad.cuda())
+    for a, b in zip(got, numba_cpu.smooth_vjp(smoothing, grad), strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=10 * relative, atol=100 * relative)
 
 
@@ -162,22 +154,20 @@ def test_many_small_pairs_give_what_the_cpu_gives(
         gammas = torch.full(sides, gamma, dtype=torch.float64)
         for dummy in (None, gammas * 0 + 0.5):
             for cost in (view, view.contiguous()):
-                call = {"cost": cost, "gamma": gammas, "dummy": dummy}
-                call |= {"x_lengths": lengths[0], "y_lengths": lengths[1]}
-                exact = {**call, "cost": cost.double()}
-                for smoothing in (False, True):
-                    kind = "smoothed_" if smoothing else ""
-                    rest = {"origin_count": 1.0} if smoothing else {"bandwidth": None}
-                    backward = {"grad_value": ones, "with_parameters": False}
-                    value = getattr(gpu_backend(), f"{kind}value")(**on_device(call), **rest)
-                    truth = getattr(numba_cpu, f"{kind}value")(**exact, **rest)
+                fields = cost, gammas, dummy, *lengths
+                for kind, problem in (
+                    ("", Problem(*fields, None)),
+                    ("smoothed_", SmoothedProblem(*fields, 1.0)),
+                ):
+                    exact = problem._replace(cost=cost.double())
+                    value = getattr(OF_GPUS, f"{kind}value")(on_device(problem))
+                    truth = getattr(numba_cpu, f"{kind}value")(exact)
                     error = (value.cpu().double() - truth).abs() / (1 + truth.abs())
                     assert error.max() <= (2e-6 if single else 1e-12)
-                    got = getattr(gpu_backend(), f"{kind}gradient")(
-                        **on_device(call), **rest, **on_device(backward)
-                    )[0]
-                    backward["grad_value"] = ones.double()
-                    expected = getattr(numba_cpu, f"{kind}gradient")(**exact, **rest, **backward)
+                    gradient = getattr(OF_GPUS, f"{kind}gradient")
+                    got = gradient(on_device(problem), ones.cuda(), False)[0]
+                    gradient = getattr(numba_cpu, f"{kind}gradient")
+                    expected = gradient(exact, ones.double(), False)
                     assert got.stride() == cost.stride()
                     error = (got.cpu().double() - expected[0]).abs().max()
                     assert error <= (5e-5 if single else 1e-9)
@@ -198,10 +188,12 @@ def test_soft_dtw_from_features_gives_what_the_cpu_gives(
     )
     lengths = [torch.randint(1, k + 1, (items,), generator=generator) for k in (n, m)]
     limits = {"x_lengths": lengths[0], "y_lengths": lengths[1]}
+    limits_there = {name: n.cuda() for name, n in limits.items()}
     bar = 5e-5 if dtype == torch.float32 else 1e-9
-    for arguments in (limits, {"bandwidth": 7}):
+    band = {"bandwidth": 7}
+    for arguments, arguments_there in ((limits, limits_there), (band, band)):
         leaves = [t.cuda().requires_grad_() for t in (x, y)]
-        value = softdtw_kernels.soft_dtw(*leaves, gamma=0.5, cost=cost, **on_device(arguments))
+        value = softdtw_kernels.soft_dtw(*leaves, gamma=0.5, cost=cost, **arguments_there)
         grads = torch.autograd.grad(value.sum(), leaves)
         exact = [t.double().requires_grad_() for t in (x, y)]
         truth = softdtw_kernels.soft_dtw(*exact, gamma=0.5, cost=cost, **arguments)
@@ -244,14 +236,14 @@ def test_from_features_no_matrix_is_in_memory() -> None:
 
 
 def test_families_agree_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = on_device(case((3, 90, 300), torch.float32, 0.1, False, True, None))
+    problem = on_device(case((3, 90, 300), torch.float32, 0.1, False, True, None))
     ones = torch.ones(3, device="cuda")
-    launcher = gpu_backend().launcher_of(torch.cuda.current_device())
+    launcher = launcher_of(torch.cuda.current_device())
     results = []
     for family in ("warp", "block", "long"):
         monkeypatch.setattr(launcher, "family", family)
-        grad, _, _ = gpu_backend().gradient(**call, grad_value=ones, with_parameters=False)
-        results.append((gpu_backend().value(**call), grad))
+        grad, _, _ = OF_GPUS.gradient(problem, ones, False)
+        results.append((OF_GPUS.value(problem), grad))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -315,19 +307,17 @@ def test_every_backward_of_a_value_has_the_bits_of_the_gradient(
     dtype: torch.dtype, shape: tuple[int, int, int]
 ) -> None:
     """What the value keeps is only read, and lets an H100 or H200 go another way to the same."""
-    call = on_device(case(shape, dtype, 0.1, False, True, None))
-    call["gamma"][0] = 0.0  # by the slow arithmetic
-    call["cost"][1, 0, 0] = math.nan
+    problem = on_device(case(shape, dtype, 0.1, False, True, None))
+    problem.gamma[0] = 0.0  # by the slow arithmetic
+    problem.cost[1, 0, 0] = math.nan
     ones = torch.ones(shape[0], device="cuda", dtype=dtype)
-    truth = gpu_backend().gradient(**call, grad_value=ones, with_parameters=True)
-    value, state = gpu_backend().value_and_state(**call)
+    truth = OF_GPUS.gradient(problem, ones, True)
+    value, state = OF_GPUS.value_and_state(problem)
     assert state.numel() > 0
-    torch.testing.assert_close(value, gpu_backend().value(**call), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(value, OF_GPUS.value(problem), rtol=0, atol=0, equal_nan=True)
     before = state.clone()
     for _ in range(2):
-        grads = gpu_backend().gradient_from_state(
-            **call, state=state, grad_value=ones, with_parameters=True
-        )
+        grads = OF_GPUS.gradient_from_state(problem, state, ones, True)
         for a, b in zip(grads[:2], truth[:2], strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(state, before)
@@ -343,14 +333,14 @@ def test_from_features_every_backward_has_the_bits_of_the_gradient(
     x, y = (torch.randn(items, k, d, device="cuda", dtype=dtype) for k in (n, m))
     gamma = torch.ones(items, device="cuda", dtype=torch.float64)
     gamma[0] = 0.0
-    problem = (x, y, gamma, None, None, None, kind)
+    problem = FeatureProblem(x, y, gamma, None, None, None, kind)
     wanted = (torch.ones(items, device="cuda", dtype=dtype), True, True, True)
-    truth = gpu_backend().fused_gradient(*problem, *wanted)
-    value, state = gpu_backend().fused_value_and_state(*problem)
-    assert state.numel() > 0 and torch.equal(value, gpu_backend().fused_value(*problem))
+    truth = OF_GPUS.fused_gradient(problem, *wanted)
+    value, state = OF_GPUS.fused_value_and_state(problem)
+    assert state.numel() > 0 and torch.equal(value, OF_GPUS.fused_value(problem))
     before = state.clone()
     for _ in range(2):
-        grads = gpu_backend().fused_gradient_from_state(*problem, state, *wanted)
+        grads = OF_GPUS.fused_gradient_from_state(problem, state, *wanted)
         assert all(torch.equal(a, b) for a, b in zip(grads, truth, strict=True))
         assert torch.equal(state, before)
 
@@ -387,11 +377,9 @@ def test_what_training_keeps_beside_the_cost(shape: tuple[int, int, int]) -> Non
 
 
 def test_results_repeat_to_the_bit() -> None:
-    call = on_device(case((6, 500, 700), torch.float32, 0.1, False, True, None))
+    problem = on_device(case((6, 500, 700), torch.float32, 0.1, False, True, None))
     ones = torch.ones(6, device="cuda")
-    first, *others = (
-        gpu_backend().gradient(**call, grad_value=ones, with_parameters=True) for _ in range(5)
-    )
+    first, *others = (OF_GPUS.gradient(problem, ones, True) for _ in range(5))
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -441,14 +429,13 @@ def test_a_batch_of_more_than_two_to_the_31_cells() -> None:
     cost = torch.rand(items, side, side, device="cuda")
     assert cost.numel() > 2**31
     gamma = torch.ones((), dtype=torch.float64, device="cuda").expand(items)
-    limits = (None, None, None, None)
-    value = gpu_backend().value(cost, gamma, *limits)
-    last = gpu_backend().value(cost[-5:].clone(), gamma[-5:], *limits)
+    problem = Problem(cost, gamma, None, None, None, None)
+    value = OF_GPUS.value(problem)
+    last_items = problem._replace(cost=cost[-5:].clone(), gamma=gamma[-5:])
+    last = OF_GPUS.value(last_items)
     assert torch.equal(value[-5:], last)
-    grad, _, _ = gpu_backend().gradient(cost, gamma, *limits, torch.ones_like(value), False)
-    few = gpu_backend().gradient(
-        cost[-5:].clone(), gamma[-5:], *limits, torch.ones_like(last), False
-    )
+    grad, _, _ = OF_GPUS.gradient(problem, torch.ones_like(value), False)
+    few = OF_GPUS.gradient(last_items, torch.ones_like(last), False)
     assert torch.equal(grad[-5:], few[0])
     assert (grad.flatten(1).sum(1) >= side - 1e-2).all()
 
@@ -457,7 +444,7 @@ def test_a_batch_of_more_than_two_to_the_31_cells() -> None:
 def test_a_value_of_65536_by_65536() -> None:
     cost = torch.ones(65536, 65536, device="cuda")
     gamma = torch.zeros((), dtype=torch.float64, device="cuda") + 1e-3
-    value = gpu_backend().value(cost, gamma, None, None, None, None)
+    value = OF_GPUS.value(Problem(cost, gamma, None, None, None, None))
     assert value.item() == pytest.approx(65536, rel=1e-6)
 
 
@@ -466,10 +453,11 @@ def test_memory_of_a_gradient_of_16384_by_16384() -> None:
     cost = torch.rand(16384, 16384, device="cuda")
     gamma = torch.ones((), dtype=torch.float64, device="cuda")
     one = torch.ones((), device="cuda")
+    problem = Problem(cost, gamma, None, None, None, None)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    grad, _, _ = gpu_backend().gradient(cost, gamma, None, None, None, None, one, False)
+    grad, _, _ = OF_GPUS.gradient(problem, one, False)
     bytes_of_cost = 4 * cost.numel()
     beyond = torch.cuda.max_memory_allocated() - before - bytes_of_cost
     assert beyond < 0.1 * bytes_of_cost
@@ -502,6 +490,6 @@ def test_compute_sanitizer_finds_nothing(tool: str) -> None:
         [program, "--tool", tool, "--error-exitcode", "99", *python],
         capture_output=True,
         text=True,
-        cwd=_cuda_host.SOURCES.parents[2],
+        cwd=SOURCES.parents[2],
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -7,7 +7,7 @@
 //
 // A place is where the row of a lane lies; it moves by next() and previous().
 #pragma once
-#include "problem.cuh"
+#include "lattices.cuh"
 
 // Steps of a sweep, and as many rows, between two looks at the world outside the warp: costs that have come, progress of
 // other strips, borders, checkpoints.
@@ -16,6 +16,7 @@ constexpr int REACH = (LANES - 1 + CHUNK - 1) / CHUNK;  // chunks that the lanes
 
 template <typename Cost, bool WEAK>
 struct MatrixCells {
+  typedef Lattice<WEAK> L;
   static constexpr bool STAGED = false, TAKE_ALL = false;  // of the lattice, or what is inside the band
   static constexpr int ROWS = 0, WIDTH = 0;                // there is no ring
   const Problem& problem;
@@ -32,16 +33,17 @@ struct MatrixCells {
   __device__ __forceinline__ int next(int place) const { return 0; }
   __device__ __forceinline__ int previous(int place) const { return 0; }
   __device__ __forceinline__ Cost load(int, int row, int column) const {
-    return cost[int64(WEAK ? row / 2 : row) * problem.stride_row + int64(WEAK ? column / 2 : column) * problem.stride_column];
+    return cost[int64(L::of_cost(row)) * problem.stride_row + int64(L::of_cost(column)) * problem.stride_column];
   }
   __device__ __forceinline__ void store(int, int row, int column, Cost result) const {
-    out[int64(WEAK ? row / 2 : row) * problem.dense_row + int64(WEAK ? column / 2 : column) * problem.dense_column] = result;
+    out[int64(L::of_cost(row)) * problem.dense_row + int64(L::of_cost(column)) * problem.dense_column] = result;
   }
 };
 
 // C: columns of a lane, in the lattice; of the rows and columns of a weak lattice every other is of the matrix.
 template <typename Cost, bool WEAK, int C>
 struct StagedCells {
+  typedef Lattice<WEAK> L;
   static constexpr bool STAGED = true, TAKE_ALL = true;
   static constexpr int WIDTH = WEAK ? LANES * C / 2 : LANES * C;  // of a row in the ring
   static constexpr int ROWS = WEAK ? CHUNK / 2 : CHUNK;           // of a chunk
@@ -62,10 +64,10 @@ struct StagedCells {
 
   // Rows [first, last) and columns from `begin` on, of the lattice.
   __device__ __forceinline__ void select(int first, int last, int begin) {
-    first_row = WEAK ? first / 2 : first;
+    first_row = L::of_cost(first);
     rows = WEAK ? last / 2 : last - first;
-    first_column = WEAK ? begin / 2 : begin;
-    columns = min(WIDTH, (WEAK ? item.m / 2 : item.m) - first_column);
+    first_column = L::of_cost(begin);
+    columns = min(WIDTH, L::of_cost(item.m) - first_column);
     cost = static_cast<const Cost*>(problem.cost) + problem.cost_offset(item.pair) + first_row * problem.stride_row +
            first_column * problem.stride_column;
     out = static_cast<Cost*>(problem.grad_cost) + problem.dense_offset(item.pair) + first_row * problem.dense_row +

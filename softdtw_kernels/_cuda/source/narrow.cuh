@@ -5,11 +5,13 @@
 // cell is a sum, a power of two and a product. The lane's exponent counts in units of 2^BITS and follows its last column,
 // which a factor brings back into [1, 2^BITS) with every row; the factor rides along in the sum.
 //
-// All of this is exact but for the rounding of sums and products, unless a number leaves the range of normal float32. That
-// is seen: what overflows stays infinite or becomes NaN in its column to the end of the chunk, and no number may be less
-// than SMALLEST. Then the chunk has failed, and the sweep does it once more with Scaled. So it does where cells are
-// forbidden: their Z is 0. Only a neighbor's number may be lost, where that is less than 2^-30 of what it is added to, in
-// its row as in the next.
+// All of this is exact but for the rounding of sums and products, unless a number leaves the range of normal float32. The
+// chunk fails, and the sweep does it once more with Scaled, if one of three things happens:
+//   - a number overflows: it stays infinite, or becomes NaN, in its column to the end of the chunk;
+//   - a number is less than SMALLEST;
+//   - a cell is forbidden, since its Z is 0.
+// One loss is not noticed, and does no harm: a neighbor's number that is less than 2^-30 of what it is added to, in its
+// row as in the next.
 #pragma once
 #include "numbers.cuh"
 

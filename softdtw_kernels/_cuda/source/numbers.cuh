@@ -41,7 +41,7 @@ __device__ __forceinline__ bool is_left_to_wide(int status) {
 // exponents of zero unseen: at most 128 weights of up to CAREFUL_WEIGHT come in between.
 constexpr int NOTHING = -(1 << 30), FAINT = -(1 << 28);
 // Of |D| log2(e) / gamma. Up to FAST_WEIGHT its integer part and its fraction come cheaply; beyond CAREFUL_WEIGHT what is
-// lost is lost unseen; beyond WEIGHT_LIMIT it counts as infinite.
+// lost goes unnoticed; beyond WEIGHT_LIMIT it counts as infinite.
 constexpr int NARROW_WEIGHT = 128, FAST_WEIGHT = 1 << 21, CAREFUL_WEIGHT = 1 << 27, WEIGHT_LIMIT = 1 << 30;
 constexpr double LOG2_E = 1.4426950408889634074;
 constexpr double LN_2 = 0.69314718055994530942;

@@ -98,39 +98,3 @@ struct Batch {
 struct Problem : Batch {
   SOFTDTW_LATTICE_FIELDS(SOFTDTW_FIELD)
 };
-
-// One item: its lengths, as rows and columns of the lattice, and its band lowest <= column - row <= highest.
-// The weak lattice has a row of dummy cells before, between and after the rows of the cost, and columns likewise.
-template <bool WEAK>
-struct Item {
-  int64 pair;
-  int n, m, lowest, highest;
-  int status;
-
-  __device__ __forceinline__ Item(const Batch& problem, int64 p) : pair(p), status(FINE) {
-    int64 rows = problem.x_lengths ? problem.x_lengths[p * problem.x_lengths_stride] : problem.rows;
-    int64 columns = problem.y_lengths ? problem.y_lengths[p * problem.y_lengths_stride] : problem.columns;
-    if (rows < 1 || rows > problem.rows || columns < 1 || columns > problem.columns) {
-      status = NOT_A_NUMBER;
-      rows = problem.rows;  // the whole item becomes NaN
-      columns = problem.columns;
-    }
-    n = WEAK ? int(2 * rows + 1) : int(rows);
-    m = WEAK ? int(2 * columns + 1) : int(columns);
-    lowest = -n;
-    highest = m;
-    // A band wider than the lattice is no band; the comparison keeps the sums below within 32 bits.
-    if (!WEAK && problem.bandwidth >= 0 && problem.bandwidth < int64(n) + m) {
-      lowest = min(0, m - n) - int(problem.bandwidth);
-      highest = max(0, m - n) + int(problem.bandwidth);
-    }
-  }
-
-  __device__ __forceinline__ bool in_band(int row, int column) const {
-    return lowest <= column - row && column - row <= highest;
-  }
-  __device__ __forceinline__ bool has_band() const { return lowest > -n || highest < m; }
-  // The rows [first, last) in which columns [begin, end) meet the band. Not empty: the band crosses every column.
-  __device__ __forceinline__ int first_row(int begin) const { return max(0, begin - highest); }
-  __device__ __forceinline__ int last_row(int end) const { return min(n, min(end, m) - lowest); }
-};

@@ -4,7 +4,7 @@
 // A thread a cell; a block does a part of one item. Compiled for each combination of
 //   WITH_COST   float or double
 //   WITH_ORDER  0: s; 1: the gradient of <grad_s, s> in cost and gamma
-#include "problem.cuh"
+#include "lattices.cuh"
 
 #define SOFTDTW_SMOOTHING_FIELDS(X)                                                            \
   X(double, origin_count)                                                                      \

@@ -194,7 +194,7 @@ struct Strip {
   }
 
   __device__ __forceinline__ bool is_dummy(int row, int column) const {
-    return WEAK && !(row % 2 == 1 && column % 2 == 1);
+    return Lattice<WEAK>::is_dummy(row, column);
   }
 
   // Steps [from, to) of one chunk. KEEP: the transition probabilities go to the tile, from `slot` on; else the border is
@@ -358,7 +358,7 @@ struct Strip {
   }
 
   __device__ __forceinline__ double tangent_of(int row, int column, Cost cost_here) const {
-    int64 place = (WEAK ? row / 2 : row) * problem.dense_row + (WEAK ? column / 2 : column) * problem.dense_column;
+    int64 place = Lattice<WEAK>::of_cost(row) * problem.dense_row + Lattice<WEAK>::of_cost(column) * problem.dense_column;
     return double(tangent_cost[place]) - tangent_ratio * double(cost_here);
   }
 

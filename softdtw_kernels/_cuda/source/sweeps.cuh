@@ -3,9 +3,8 @@
 #pragma once
 #include "strip.cuh"
 
-// The progress of a strip that another warp may wait for. Whether anyone does is told by a bool and not by a null
-// pointer: ptxas 13.0 lets the test of a pointer that was set to null on a condition come before the null does (seen on an
-// H200).
+// The progress of a strip that another warp may wait for. A bool says whether any warp does. A null pointer can't: where a
+// condition sets a pointer to null, ptxas 13.0 may test it before it is set (seen on an H200).
 struct Flag {
   int* rows;
   bool used, in_block;  // in shared memory

@@ -16,7 +16,7 @@
 //                instructions; `failed` says that numbers were too far apart for that.
 //   Level<T>     no exponents, but a fixed power of 2 for every step. A fifth; for costs that vary less.
 #pragma once
-#include "problem.cuh"
+#include "lattices.cuh"
 
 template <typename T>
 struct TinyBits;

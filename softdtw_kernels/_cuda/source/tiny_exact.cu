@@ -7,7 +7,7 @@
 //   WITH_WEAK       1: the weak lattice with dummy cells
 //   WITH_SMOOTHING  1: costs are smoothed locally first
 //   WITH_ORDER      0: value; 1: gradient
-#include "problem.cuh"
+#include "lattices.cuh"
 
 #define SOFTDTW_TINY_EXACT_FIELDS(X)                                                     \
   X(double, origin_count)                                                                \
@@ -21,6 +21,7 @@
 
 typedef WITH_COST COST;
 constexpr bool WEAK = WITH_WEAK, SMOOTHING = WITH_SMOOTHING;
+typedef Lattice<WEAK> TheLattice;
 constexpr int ORDER = WITH_ORDER;
 typedef Wide<COST> Arithmetic;
 typedef Arithmetic::Number Number;
@@ -61,9 +62,8 @@ struct ExactPair {
     cost = static_cast<const COST*>(problem.cost) + problem.cost_offset(p);
   }
 
-  __device__ __forceinline__ int rows() const { return WEAK ? 2 * item.n + 1 : item.n; }  // of the lattice
-  __device__ __forceinline__ int columns() const { return WEAK ? 2 * item.m + 1 : item.m; }
-  __device__ __forceinline__ bool is_dummy(int row, int column) const { return WEAK && !(row % 2 == 1 && column % 2 == 1); }
+  __device__ __forceinline__ int rows() const { return TheLattice::size_of(item.n); }  // of the lattice
+  __device__ __forceinline__ int columns() const { return TheLattice::size_of(item.m); }
 
   __device__ __forceinline__ double raw(int row, int column) const {
     if (row < 0 || column < 0 || !item.in_band(row, column)) return infinity<double>();
@@ -118,9 +118,9 @@ __device__ __forceinline__ Number sweep_forward(const ExactPair& pair, Arithmeti
     left = Arithmetic::zero();
     for (int c = 0; c < pair.columns(); ++c) {
       const Number up = above.number(c);
-      const bool is_dummy = pair.is_dummy(row, c);
+      const bool is_dummy = TheLattice::is_dummy(row, c);
       const Arithmetic::Weight weight =
-          is_dummy ? dummy : arithmetic.weight(pair.smoothed(WEAK ? row / 2 : row, WEAK ? c / 2 : c), status);
+          is_dummy ? dummy : arithmetic.weight(pair.smoothed(TheLattice::of_cost(row), TheLattice::of_cost(c)), status);
       Transition<double> transition;
       left = arithmetic.combine(diagonal, up, left, weight, transition, ORDER > 0);
       if (ORDER > 0) {
@@ -153,8 +153,8 @@ __device__ __forceinline__ void sweep_backward(const ExactPair& pair, Scratch he
         over[c - 1] += visits * transition[0];
         here[c - 1] += visits * transition[2];
       }
-      if (pair.is_dummy(row, c)) continue;
-      const int i = WEAK ? row / 2 : row, j = WEAK ? c / 2 : c;
+      if (TheLattice::is_dummy(row, c)) continue;
+      const int i = TheLattice::of_cost(row), j = TheLattice::of_cost(c);
       result[i * pair.item.m + j] += visits;
       if (!SMOOTHING || (i == 0 && j == 0)) continue;
       double x[3];
@@ -173,7 +173,7 @@ __device__ __forceinline__ void sweep_backward(const ExactPair& pair, Scratch he
 extern "C" __global__ void __launch_bounds__(32) tiny_exact(const __grid_constant__ TinyExactProblem problem) {
   const int64 thread = int64(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64(gridDim.x) * blockDim.x;
   const int count = *problem.marked_count;
-  const int most = int(WEAK ? 2 * problem.columns + 1 : problem.columns);
+  const int most = int(TheLattice::size_of(problem.columns));
   // As the host counts them.
   const Scratch above = {problem.scratch + thread, threads};
   const Scratch flows = above.from(most * DOUBLES_OF_NUMBER), result = flows.from(2 * most);

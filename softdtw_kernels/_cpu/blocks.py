@@ -1,0 +1,139 @@
+"""Square blocks of a matrix into vectors and back: rows of memory become lanes, transposed in
+registers, with masks for what lies outside.
+
+Requirements: numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .simd import (
+    INTEGER_OF,
+    Vector,
+    call_llvm,
+    constant,
+    shuffle,
+    splat_value,
+    suffix,
+    vector_pointer,
+)
+
+
+def lane_mask(builder: Any, kind: Vector, start: Any, stop: Any) -> Any:
+    """Lanes start <= l < stop."""
+    index = Vector(INTEGER_OF[kind.dtype])
+    iota = ir.Constant(index.ir_type, list(range(kind.lanes)))
+    if index.dtype.bitwidth < 64:
+        start, stop = (builder.trunc(v, index.ir_type.element) for v in (start, stop))
+    return builder.and_(
+        builder.icmp_signed(">=", iota, splat_value(builder, index, start)),
+        builder.icmp_signed("<", iota, splat_value(builder, index, stop)),
+    )
+
+
+def transpose(builder: Any, rows: list[Any]) -> list[Any]:
+    """The columns of a square of vectors, by interleaving halves log2(n) times."""
+    n = len(rows)
+    low = [x for k in range(n // 2) for x in (k, n + k)]
+    high = [x for k in range(n // 2, n) for x in (k, n + k)]
+    for _ in range(n.bit_length() - 1):
+        pairs = [(rows[k], rows[k + n // 2]) for k in range(n // 2)]
+        rows = [shuffle(builder, a, b, order) for a, b in pairs for order in (low, high)]
+    return rows
+
+
+def row_pointer(builder: Any, kind: Vector, address: Any, stride: Any, lane: int) -> Any:
+    byte = builder.add(address, builder.mul(stride, ir.Constant(stride.type, lane)))
+    return builder.inttoptr(byte, kind.ir_type.as_pointer())
+
+
+def row_mask(context: Any, builder: Any, kind: Vector, limits: list[Any], lane: int) -> Any:
+    """Mask of the elements of a row inside [starts[lane] - offset, stops[lane] - offset)."""
+    (starts_type, starts), (stops_type, stops), offset = limits
+    edges = []
+    for array_type, array in ((starts_type, starts), (stops_type, stops)):
+        data = context.make_array(array_type)(context, builder, array).data
+        at = builder.gep(data, [ir.Constant(ir.IntType(64), lane)])
+        edges.append(builder.sub(builder.load(at, typ=ir.IntType(64)), offset))
+    return lane_mask(builder, kind, *edges)
+
+
+def masked(builder: Any, kind: Vector, name: str, result: ir.Type, arguments: list[Any]) -> Any:
+    return call_llvm(builder, f"llvm.masked.{name}.{suffix(kind)}.p0", result, arguments)
+
+
+def of_type(builder: Any, vector: Any, source: Vector, target: Vector) -> Any:
+    """The vector with lanes of another float type."""
+    if source.dtype == target.dtype:
+        return vector
+    wider = source.dtype.bitwidth < target.dtype.bitwidth
+    return (builder.fpext if wider else builder.fptrunc)(vector, target.ir_type)
+
+
+@intrinsic
+def load_block(typingctx, memory, address, stride, starts, stops, offset, packed, at):
+    """packed[at + c lanes + l] = element c of the row of lane l, if starts[l] <= offset + c <
+    stops[l]; else +inf.
+
+    The row of lane l begins at the byte address + l stride. Elements outside the bounds are not
+    read. memory: an array of the type of the elements, which are converted to that of packed.
+    """
+    kind = Vector(packed.dtype)
+    stored = Vector(memory.dtype, kind.lanes)
+
+    def codegen(context, builder, sig, args):
+        _, base, step, first, last, shift, array, index = args
+        limits = [(sig.args[3], first), (sig.args[4], last), shift]
+        align = ir.Constant(ir.IntType(32), stored.dtype.bitwidth // 8)
+        rows = []
+        for lane in range(kind.lanes):
+            arguments = [
+                row_pointer(builder, stored, base, step, lane),
+                align,
+                row_mask(context, builder, kind, limits, lane),
+                constant(stored, float("inf")),
+            ]
+            row = masked(builder, stored, "load", stored.ir_type, arguments)
+            rows.append(of_type(builder, row, stored, kind))
+        for c, column in enumerate(transpose(builder, rows)):
+            where = builder.add(index, ir.Constant(index.type, c * kind.lanes))
+            pointer = vector_pointer(context, builder, sig.args[6], array, where, kind)
+            builder.store(column, pointer, align=kind.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(memory, integer, integer, starts, stops, integer, packed, integer), codegen
+
+
+@intrinsic
+def store_block(typingctx, packed, at, memory, address, stride, starts, stops, offset):
+    """The inverse of load_block. Elements outside the bounds are not written."""
+    kind = Vector(packed.dtype)
+    stored = Vector(memory.dtype, kind.lanes)
+
+    def codegen(context, builder, sig, args):
+        array, index, _, base, step, first, last, shift = args
+        limits = [(sig.args[5], first), (sig.args[6], last), shift]
+        align = ir.Constant(ir.IntType(32), stored.dtype.bitwidth // 8)
+        columns = []
+        for c in range(kind.lanes):
+            where = builder.add(index, ir.Constant(index.type, c * kind.lanes))
+            pointer = vector_pointer(context, builder, sig.args[0], array, where, kind)
+            columns.append(builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type))
+        for lane, row in enumerate(transpose(builder, columns)):
+            arguments = [
+                of_type(builder, row, kind, stored),
+                row_pointer(builder, stored, base, step, lane),
+                align,
+                row_mask(context, builder, kind, limits, lane),
+            ]
+            masked(builder, stored, "store", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(packed, integer, memory, integer, integer, starts, stops, integer), codegen

@@ -1,0 +1,167 @@
+"""From the arguments of the public functions to problems: checked once, here, and then given names.
+
+`sequences` and `costs_of_matrix` are the doors. Behind them is what all public functions have in
+common: costs from features, settings expanded to the batch, the choice of a backend, the reduction.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _backends as backends
+from . import _reference
+from ._backends import Differentiable
+from ._checks import (
+    Backend,
+    Lengths,
+    Number,
+    Reduction,
+    batch_parameter,
+    broadcast_batch,
+    check_features,
+    check_lengths,
+    check_tensor,
+    same_shape,
+)
+from ._operators import differentiable, from_features, recursion
+from ._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
+from .costs import Cost, check_cost, computing_dtype, fused_rule, matrix, repeat_first_beyond
+
+
+class Costs(NamedTuple):
+    """Checked costs and lengths, expanded to the batch, and the backend for them."""
+
+    backend: str
+    cost: Tensor  # (*, N, M)
+    x_lengths: Tensor | None  # (*)
+    y_lengths: Tensor | None
+
+    @property
+    def operators(self) -> Differentiable:
+        return operators_of(self.backend)
+
+    def setting(self, value: Number, name: str) -> Tensor:
+        cost = self.cost
+        return batch_parameter(value, name, cost.shape[:-2], cost.device, self.backend)
+
+    def problem(
+        self, gamma: Number, dummy_cost: Number | None = None, bandwidth: int | None = None
+    ) -> Problem:
+        dummy = None if dummy_cost is None else self.setting(dummy_cost, "dummy_cost")
+        lengths = self.x_lengths, self.y_lengths
+        return Problem(self.cost, self.setting(gamma, "gamma"), dummy, *lengths, bandwidth)
+
+    def smoothed(
+        self, gamma: Number, dummy_cost: Number | None, origin_count: float
+    ) -> SmoothedProblem:
+        cost, gamma, dummy, x_lengths, y_lengths, _ = self.problem(gamma, dummy_cost)
+        return SmoothedProblem(cost, gamma, dummy, x_lengths, y_lengths, origin_count)
+
+    def smoothing(self, gamma: Number, origin_count: float) -> Smoothing:
+        return self.smoothed(gamma, None, origin_count).smoothing
+
+
+def operators_of(backend: str) -> Differentiable:
+    return _reference if backend == "reference" else differentiable
+
+
+def costs_of_matrix(
+    cost: Tensor, x_lengths: Lengths, y_lengths: Lengths, backend: Backend | None
+) -> Costs:
+    check_tensor(cost, "cost", "(*, N, M)")
+    name = backends.select(backend, cost)
+    batch = cost.shape[:-2]
+    return Costs(
+        name,
+        cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else cost,
+        expand(check_lengths(x_lengths, "x_lengths", batch, cost.device), batch),
+        expand(check_lengths(y_lengths, "y_lengths", batch, cost.device), batch),
+    )
+
+
+class Sequences(NamedTuple):
+    """Checked sequences of the dtype to compute in, their padding overwritten."""
+
+    backend: str
+    batch: tuple[int, ...]
+    x: Tensor
+    y: Tensor
+    x_lengths: Tensor | None  # of the sequences' own shapes, which broadcast
+    y_lengths: Tensor | None
+    pairwise: bool
+
+    def costs(self, cost: Cost) -> Costs:
+        costs = matrix(self.x, self.y, cost, self.pairwise, self.backend)
+        return Costs(self.backend, costs, *self.lengths)
+
+    @property
+    def lengths(self) -> tuple[Tensor | None, Tensor | None]:
+        """Expanded to the batch."""
+        own_x = self.x_lengths
+        if self.pairwise and own_x is not None:
+            own_x = own_x[..., None]
+        return expand(own_x, self.batch), expand(self.y_lengths, self.batch)
+
+    def without_matrix(
+        self, cost: Cost, gamma: Number, bandwidth: int | None
+    ) -> FeatureProblem | None:
+        """The problem for kernels that store no cost; None where these do not apply."""
+        backend, batch, x, y, *_ = self
+        if not from_features.applies(backend, x, y, self.pairwise):
+            return None
+        rule = fused_rule(cost)
+        if rule is None:
+            return None
+        x, y = rule.prepare(x, y)
+        x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
+        gamma = batch_parameter(gamma, "gamma", batch, x.device, backend)
+        return FeatureProblem(x, y, gamma, *self.lengths, bandwidth, rule.kind)
+
+    def value(self, cost: Cost, gamma: Number, bandwidth: int | None) -> Tensor:
+        """Of the plain lattice, differentiable."""
+        problem = self.without_matrix(cost, gamma, bandwidth)
+        if problem is not None:
+            return from_features.value(problem)
+        costs = self.costs(cost)
+        return costs.operators.value(costs.problem(gamma, bandwidth=bandwidth))
+
+    def slope(self, cost: Cost, gamma: Number, bandwidth: int | None) -> Tensor:
+        """Zeros that have the derivatives of `value`, on the backends that have kernels."""
+        problem = self.without_matrix(cost, gamma, bandwidth)
+        if problem is not None:
+            return from_features.slope(problem)
+        return recursion.slope(self.costs(cost).problem(gamma, bandwidth=bandwidth))
+
+
+def sequences(
+    x: Tensor,
+    y: Tensor,
+    cost: Cost,
+    x_lengths: Lengths,
+    y_lengths: Lengths,
+    pairwise: bool,
+    backend: Backend | None,
+) -> Sequences:
+    check_features(x, y, pairwise)
+    check_cost(cost)
+    name = backends.select(backend, x)
+    batch = (x.shape[0], y.shape[0]) if pairwise else broadcast_batch(x, y)
+    of_x, of_y = (batch[:1], batch[1:]) if pairwise else (batch, batch)
+    own_x = check_lengths(x_lengths, "x_lengths", of_x, x.device)
+    own_y = check_lengths(y_lengths, "y_lengths", of_y, y.device)
+    x, y = computing_dtype(x, y)
+    x, y = repeat_first_beyond(x, own_x), repeat_first_beyond(y, own_y)
+    return Sequences(name, batch, x, y, own_x, own_y, pairwise)
+
+
+def expand(lengths: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
+    return lengths if lengths is None or same_shape(lengths.shape, batch) else lengths.expand(batch)
+
+
+def reduce(value: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "none":
+        return value
+    return value.mean() if reduction == "mean" else value.sum()

@@ -1,0 +1,78 @@
+"""The data of a call, checked and with names, on its way from the public functions to the kernels.
+
+The public functions make these tuples, once every argument is checked, and the engines take them.
+Only at the seams of torch, whose operators and autograd Functions know nothing but tensors and
+numbers, do the fields travel one by one: `*problem`, and back by the constructor.
+
+`*` is any number of leading dimensions, to which every tensor is already expanded (stride 0
+allowed). gamma and dummy are float64, the lengths int64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """The recursion on a batch of lattices: plain ones, or weak ones if there is a dummy cost."""
+
+    cost: Tensor  # (*, N, M)
+    gamma: Tensor  # (*)
+    dummy: Tensor | None  # (*)
+    x_lengths: Tensor | None  # (*)
+    y_lengths: Tensor | None
+    bandwidth: int | None
+
+
+class Smoothing(NamedTuple):
+    """The local smoothing of costs."""
+
+    cost: Tensor  # (*, N, M)
+    gamma: Tensor  # (*)
+    x_lengths: Tensor | None  # (*)
+    y_lengths: Tensor | None
+    origin_count: float
+
+
+class SmoothedProblem(NamedTuple):
+    """The recursion on smoothed costs: S2DTW."""
+
+    cost: Tensor  # (*, N, M)
+    gamma: Tensor  # (*)
+    dummy: Tensor | None  # (*)
+    x_lengths: Tensor | None  # (*)
+    y_lengths: Tensor | None
+    origin_count: float
+
+    @property
+    def smoothing(self) -> Smoothing:
+        return Smoothing(self.cost, self.gamma, self.x_lengths, self.y_lengths, self.origin_count)
+
+    def of(self, smoothed: Tensor) -> Problem:
+        """What remains to be done with the smoothed costs."""
+        return Problem(smoothed, self.gamma, self.dummy, self.x_lengths, self.y_lengths, None)
+
+
+class FeatureProblem(NamedTuple):
+    """The recursion on costs that are a function of features, which need not be stored."""
+
+    x: Tensor  # (*, N, D)
+    y: Tensor  # (*, M, D)
+    gamma: Tensor  # (*)
+    x_lengths: Tensor | None  # (*)
+    y_lengths: Tensor | None
+    bandwidth: int | None
+    kind: str  # "sqeuclidean" or "negative_dot"
+
+    def of(self, cost: Tensor) -> Problem:
+        """The same with the cost in memory."""
+        return Problem(cost, self.gamma, None, self.x_lengths, self.y_lengths, self.bandwidth)
+
+
+class Features(NamedTuple):
+    """Two batches of sequences."""
+
+    x: Tensor  # (*, N, D)
+    y: Tensor  # (*, M, D)
