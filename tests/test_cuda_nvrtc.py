@@ -124,7 +124,7 @@ def budget_from_features(variant: FeatureVariant) -> Budget:
     """
     if variant.wide:
         return Budget(255, 192)
-    return Budget(128, 24) if variant.dtype == torch.float32 else Budget(168, 64)
+    return Budget(128, 32) if variant.dtype == torch.float32 else Budget(168, 64)
 
 
 def kernels() -> list[Kernel]:
@@ -226,7 +226,7 @@ def test_every_kernel_compiles_within_its_budget(architecture: str, part: int) -
         free = kernel.source == "lattice" and architecture != MAIN
         most = 255 if free else budget.registers
         if kernel.source == "tiny" and architecture == "sm_120":
-            most += 8  # nine blocks where ten would run
+            most += 8  # nine blocks run where ten would, since small values keep their digits
         if registers > most or stack > budget.stack_bytes:
             beyond.append(f"{kernel.source} {' '.join(kernel.options)}: {registers}, {stack} bytes")
     assert not beyond, "registers and stack beyond the budget:\n" + "\n".join(beyond)
