@@ -206,7 +206,7 @@ def _units_and_one(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class KernelCost:
-    """A cost that kernels compute: of prepared features, of one of `checks.KINDS`, then perhaps
+    """A cost that kernels compute: of prepared features, of one of `_checks.KINDS`, then perhaps
     finished cell by cell, which only a cost matrix in memory can be.
     """
 

@@ -7,7 +7,7 @@ sum keep the accuracy of single cells. The chain from cell to cell has no expone
 division: 2^f depends on D alone.
 
 A forbidden cell has the exponent `floor` (and any mantissa): next to a real value it scales to
-exactly 0. A cell whose exponent falls below joins the forbidden ones; `_cpu_scaling.conclude` says
+exactly 0. A cell whose exponent falls below joins the forbidden ones; `scaling.conclude` says
 afterwards whether that was right.
 """
 

@@ -106,7 +106,7 @@ def forward(
 ):  # fmt: skip
     """Z of all cells of a group, row by row in row_m and row_k.
 
-    rates: as `_cpu_scaling.set_rates` makes them; theta: dummy costs of the lanes. checks:
+    rates: as `scaling.set_rates` makes them; theta: dummy costs of the lanes. checks:
     rows of the lowest cost, of a sum that is NaN if a cost is, and of the mantissas at the end of
     each pair; exponents: those that go with them.
     """
@@ -238,7 +238,7 @@ def solve(
 ):  # fmt: skip
     """Recursion and, if asked for, its adjoint for the groups first <= index < last.
 
-    status: see `_cpu_scaling`. sums: rows of scale times the visits of dummies, and times the
+    status: see `scaling`. sums: rows of scale times the visits of dummies, and times the
     visits of all cells with the entropies of their weights in bits. Gradients of cells beyond the
     lengths or the band are not written.
     """

@@ -1,7 +1,7 @@
 """Local smoothing of S2DTW: s[i,j] = d[i,j] + softmin_g of the raw costs of the predecessors inside
 the matrix.
 
-Lanes are pairs of the batch, as in `_cpu_lanes`, whose groups and packing these kernels share. The
+Lanes are pairs of the batch, as in `lanes`, whose groups and packing these kernels share. The
 hard minimum (gamma = 0, and gammas whose inverse fits no float) has a scalar kernel of its own.
 """
 

@@ -292,7 +292,7 @@ def solve(
     value, status, with_grad, scale, with_gamma, grad4, sums,
 ):  # fmt: skip
     """Recursion and, if asked for, its adjoint for the pairs first <= q < last; see
-    `_cpu_lanes.solve`.
+    `lanes.solve`.
 
     The gradients of a pair that cannot be certified are not written.
     """

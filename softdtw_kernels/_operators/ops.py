@@ -192,8 +192,7 @@ def _check_costs(name: str, args: tuple[Any, ...]) -> None:
     cost = args[0]
     if cost.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
-    operator = OPERATORS[name]
-    if operator.takes is Problem:
+    if OPERATORS[name].takes is Problem:
         check_lattice(args[2], args[5])
     shape, batch, device = cost.shape, cost.shape[:-2], cost.device
     for argument, tensor in zip(_NAMES[name], args, strict=True):
@@ -264,13 +263,14 @@ def check_features(name: str, args: tuple[Any, ...]) -> None:
 
 def _on_costs(name: str, backend: str) -> Callable[..., Any]:
     operator = OPERATORS[name]
+    takes, count = operator.takes, len(operator.takes._fields)
 
     def run(*args: Any) -> Any:
         _check_costs(name, args)
         kernel = getattr(backends.load(backend), name)
         cost = args[0]
         if cost.dim() <= 4:
-            return kernel(*operator.grouped(args))
+            return kernel(takes(*args[:count]), *args[count:])
         batch = cost.shape[:-2]
         folded = batch[0], batch[1:].numel()
         few = tuple(_replace_batch(arg, len(batch), folded) for arg in args)
