@@ -14,6 +14,8 @@
 //
 // Second order (Mensch and Blondel 2018): the tangent R' = Z + sum p_k R'_k rides along the forward sweep, with
 // p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep.
+//
+// The file is long since both sweeps are one class: what they share is registers, which nothing outside can hold.
 #pragma once
 #include "cells.cuh"
 #include "narrow.cuh"

@@ -11,6 +11,8 @@
 //
 // Items that need more than this arithmetic are listed in `marked` for tiny_exact.cu.
 //
+// The file is long since forward and backward sweeps are unrolled over the same registers, once for each arithmetic.
+//
 // Compiled once for each combination of
 //   WITH_COST        float or double, the dtype of the cost
 //   WITH_COLUMNS     the most columns of a cost matrix

@@ -15,6 +15,8 @@
 //   Compact<T>   of the weak lattice only: one exponent for the macro-cell, none for the weights of costs. Half the
 //                instructions; `failed` says that numbers were too far apart for that.
 //   Level<T>     no exponents, but a fixed power of 2 for every step. A fifth; for costs that vary less.
+//
+// The file is long since the three stand side by side: each is the others' rule with fewer exponents.
 #pragma once
 #include "lattices.cuh"
 
