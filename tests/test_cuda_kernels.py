@@ -408,3 +408,14 @@ def test_every_field_of_a_launch_is_8_bytes_wide() -> None:
         for kind, name in declared:
             assert kind.endswith("*") or kind in ("int64", "double"), (kind, name)
             assert (kind == "double") == (name in fields.DOUBLES), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_weight_below_the_range_of_float32_is_not_rounded_to_a_subnormal_one(family: str) -> None:
+    """exp(-cost / gamma) of 2^-141 has seven bits left, on a device that does not flush it to 0."""
+    bits = [[20.8, 36.4], [39.6, 61.7], [51.3, 75.4], [65.0, 84.3], [96.3, 128.5], [103.6, 141.7]]
+    cost = torch.tensor([bits]) * (0.01 * math.log(2.0))
+    call = no_limits(cost, torch.tensor([0.01], dtype=torch.float64))
+    truth = float(reference.value(Problem(**{**call, "cost": cost.double()})))
+    got = float(lattice.value(EmulatorLauncher(MANY, family=family), Problem(**call)))
+    assert abs(got - truth) <= 1e-6 * truth

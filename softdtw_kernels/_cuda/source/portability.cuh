@@ -28,7 +28,10 @@ inline int load_acquire_in_block(const int* address) { return emulator_load_acqu
 inline void store_release_in_block(int* address, int value) { emulator_store_release(address, value); }
 inline void pause_while_polling() { emulator_yield(); }
 inline float reciprocal(float x) { return 1.0f / x; }
-inline float fast_exp2(float x) { return std::exp2(x); }
+inline float fast_exp2(float x) {  // as ex2.approx.ftz: what is subnormal is 0, by which Narrow sees that it is lost
+  const float y = std::exp2(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
+}
 inline int atomic_add(int* address, int value) { return emulator_atomic_add(address, value); }
 inline void atomic_or(int* address, int value) { emulator_atomic_or(address, value); }
 inline void meet() { emulator_syncthreads(); }
