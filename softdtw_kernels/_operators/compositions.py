@@ -1,9 +1,8 @@
-"""Squared distances and their gradient in plain torch, blocked, on any device; and soft-DTW from
+"""The gradient of squared distances in plain torch, blocked, on any device; and soft-DTW from
 features where no kernel fuses it, through the cost matrix.
 
-Requirements: torch only. Differences, never |x|^2 + |y|^2 - 2 x.y, which cancels where y is near x
-or both are far from the origin; their gradient is a bilinear form taken in float64, where the same
-cancellation does no harm.
+Requirements: torch only. The gradient is a bilinear form, taken in float64: there it does no harm
+that its terms cancel where y is near x or both are far from the origin.
 """
 
 from __future__ import annotations
@@ -16,15 +15,6 @@ from .._problem import FeatureProblem
 from . import ops
 
 BLOCK = 1 << 24  # cells converted to float64 at a time
-
-
-def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """(*, N, M) from x (*, N, D) and y (*, M, D): one coordinate at a time, so no (*, N, M, D)."""
-    out = x.new_zeros(*x.shape[:-1], y.shape[-2])
-    for a, b in zip(x.unbind(-1), y.unbind(-1), strict=True):
-        difference = a[..., :, None] - b[..., None, :]
-        out.addcmul_(difference, difference)
-    return out
 
 
 def squared_distances_vjp(

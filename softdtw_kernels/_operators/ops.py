@@ -112,10 +112,6 @@ def _fake_squared_distances_vjp(
     )
 
 
-def _fake_fused_value(x: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(x.shape[:-2])
-
-
 def _fake_fused_gradient(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, with_x, with_y, _ = others
     return *_fake_squared_distances_vjp(x, y, x, with_x, with_y), _fake_item(x)
