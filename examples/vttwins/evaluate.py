@@ -35,7 +35,7 @@ from tqdm import tqdm
 from examples.vttwins import metrics, weights
 from examples.vttwins.data import ClipShape, crop, prepare_worker, to_clip
 from examples.vttwins.model import VideoTextModel
-from examples.vttwins.video import VideoError, VideoReader
+from examples.vttwins.video import VideoError, VideoReader, find_video
 from examples.vttwins.words import EVAL_WORDS, Vocabulary, load_word_vectors
 
 
@@ -69,15 +69,6 @@ def read_segments(path: str | Path) -> list[Segment]:
             ]
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {table.line_num}: {error}") from None
-
-
-def find_video(folder: Path, video_id: str) -> Path:
-    """The file of a video, whatever its container; a path that does not exist if there is none."""
-    for suffix in (".mp4", ".webm", ".mkv", ".avi"):
-        path = folder / (video_id + suffix)
-        if path.is_file():
-            return path
-    return folder / (video_id + ".mp4")
 
 
 class SegmentClips(Dataset[dict[str, Any]]):

@@ -187,6 +187,18 @@ class VideoReader:
             raise VideoError("broken", f"{self.path}: cannot be scaled: {error}") from None
 
 
+SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+
+
+def find_video(folder: Path, name: str) -> Path:
+    """The file of a video, whatever its container; a path that does not exist if there is none."""
+    for suffix in SUFFIXES:
+        path = folder / (name + suffix)
+        if path.is_file():
+            return path
+    return folder / (name + SUFFIXES[0])
+
+
 def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = 20) -> None:
     """Encode uint8 (T, H, W, 3), H and W even, as mp4: H.264, or MPEG-4 where x264 is missing.
 

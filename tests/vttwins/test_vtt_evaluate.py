@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.vttwins import data, evaluate, synthetic, weights
+from examples.vttwins import data, evaluate, synthetic, video, weights
 from examples.vttwins.evaluate import Segment
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.words import Vocabulary
@@ -86,5 +86,5 @@ def test_a_malformed_annotation_is_named(tmp_path: Path) -> None:
 
 def test_a_video_is_found_whatever_its_container(tmp_path: Path) -> None:
     (tmp_path / "a.webm").touch()
-    assert evaluate.find_video(tmp_path, "a") == tmp_path / "a.webm"
-    assert evaluate.find_video(tmp_path, "b") == tmp_path / "b.mp4"
+    assert video.find_video(tmp_path, "a") == tmp_path / "a.webm"
+    assert video.find_video(tmp_path, "b") == tmp_path / "b.mp4"
