@@ -5,17 +5,23 @@ Requirements: torch, NumPy, av through video.py.
     videos.csv               column video_path, relative to the folder of videos
     captions/<video>.json    {"start": [...], "end": [...], "text": [...]}, seconds
 
+The captions of a/x.mp4 are captions/a/x.json or else captions/x.json, as HowTo100M has them.
+
 Two rules. All randomness of a sample comes from (seed, epoch, index), so batches do not depend on
 the number of workers, on the number of ranks or on where a run was resumed. And a video that cannot
-be used never stops a run: it is recorded, with the reason, and another one takes its place.
+be used never stops a run: it is recorded, with the reason, and another one takes its place, which
+is none of the same batch.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +32,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from examples.vttwins.video import VideoError, VideoReader
-from examples.vttwins.words import TRAIN_WORDS, Vocabulary
+from examples.vttwins.video import VideoError, VideoReader, bare_name, find_video
+from examples.vttwins.words import TRAIN_WORDS, Vocabulary, says_nothing
 
 ATTEMPTS = 50
 LONGEST = 1e6  # seconds; a caption later than 11 days into its video is a mistake
@@ -50,7 +56,10 @@ class ClipShape:
 
 @dataclass(frozen=True)
 class Captions:
-    """Narration of a video: caption i says ``text[i]`` from ``start[i]`` to ``end[i]`` seconds."""
+    """Narration of a video: caption i says ``text[i]`` from ``start[i]`` to ``end[i]`` seconds.
+
+    The captions are in the order of their starts; one without words has the text "".
+    """
 
     start: list[float]
     end: list[float]
@@ -58,42 +67,123 @@ class Captions:
 
     @classmethod
     def load(cls, path: Path) -> Captions:
-        """Read a caption file.
+        """Read a caption file, in any order and in any encoding that JSON allows.
 
         Raises:
-            VideoError: "no_captions" (no file), "bad_captions" (not the format), "silent" (empty).
+            VideoError: "no_captions" (no file), "unreadable" (the file system refuses),
+                "bad_captions" (not the format), "silent" (no words in it).
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            content = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             raise VideoError("no_captions", f"{path}: no such file") from None
-        except (ValueError, OSError, RecursionError) as error:
+        except OSError as error:
+            raise VideoError("unreadable", f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:
             raise VideoError("bad_captions", f"{path}: {error}") from None
+        return cls.from_json(content, str(path))
+
+    @classmethod
+    def from_json(cls, content: Any, source: str) -> Captions:
+        """Captions of {"start": [...], "end": [...], "text": [...]}, checked and put in order.
+
+        Raises:
+            VideoError: "bad_captions" or "silent"; the message names ``source``.
+
+        Example:
+            >>> Captions.from_json({"start": [4, 0], "end": [5, 3], "text": ["then", None]}, "a")
+            Captions(start=[0.0, 4.0], end=[3.0, 5.0], text=['', 'then'])
+        """
         try:
             start = [float(value) for value in content["start"]]
             end = [float(value) for value in content["end"]]
-            text = [str(value) for value in content["text"]]
+            text = [_words_of(value) for value in content["text"]]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise VideoError("bad_captions", f"{path}: needs start, end, text: {error!r}") from None
+            raise VideoError(
+                "bad_captions", f"{source}: needs start, end, text: {error!r}"
+            ) from None
         if not len(start) == len(end) == len(text):
             raise VideoError(
-                "bad_captions", f"{path}: {len(start)} starts, {len(end)} ends, {len(text)} texts"
+                "bad_captions", f"{source}: {len(start)} starts, {len(end)} ends, {len(text)} texts"
             )
         wrong = [value for value in (*start, *end) if not abs(value) <= LONGEST]  # NaN too
         if wrong:
-            raise VideoError("bad_captions", f"{path}: {wrong[0]} s is no time in a video")
-        if not text:
-            raise VideoError("silent", f"{path}: no captions")
-        return cls(start, end, text)
+            raise VideoError("bad_captions", f"{source}: {wrong[0]} s is no time in a video")
+        if not any(text):
+            raise VideoError("silent", f"{source}: no captions")
+        order = sorted(range(len(text)), key=lambda i: (start[i], end[i]))
+        return cls([start[i] for i in order], [end[i] for i in order], [text[i] for i in order])
+
+    def until(self, seconds: float | None) -> Captions:
+        """The captions of a video of this length: none that starts after it, none that ends after.
+
+        Example:
+            >>> Captions([0.0, 4.0], [6.0, 9.0], ["stir", "thanks"]).until(3.0)
+            Captions(start=[0.0], end=[3.0], text=['stir'])
+        """
+        if seconds is None:
+            return self
+        kept = sum(start < seconds for start in self.start)
+        ends = [min(end, seconds) for end in self.end[:kept]]
+        return Captions(self.start[:kept], ends, self.text[:kept])
+
+
+def _words_of(value: object) -> str:
+    """The text of a caption; null and NaN (an empty cell of a table) say nothing."""
+    if says_nothing(value):
+        return ""
+    if isinstance(value, (str, int, float)):
+        return str(value).strip()
+    raise TypeError(f"a caption must be text, got {value!r:.80}")
+
+
+def caption_paths(root: Path, video: str) -> list[Path]:
+    """Where the captions of a video may be, the first choice first.
+
+    Example:
+        >>> [str(path) for path in caption_paths(Path("captions"), "a/x.y.mp4")]
+        ['captions/a/x.y.json', 'captions/x.y.json']
+    """
+    name = bare_name(video)
+    return list(dict.fromkeys((root / f"{name}.json", root / f"{Path(name).name}.json")))
+
+
+def caption_path(root: Path, video: str) -> Path:
+    """The caption file of a video; the first choice where there is none."""
+    paths = caption_paths(root, video)
+    return next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+def shared_captions(videos: list[str], root: Path) -> dict[str, list[str]]:
+    """Videos that would read the caption file of another one: {file: videos}.
+
+    Only videos with the same bare name are looked up, so this is quick for any number.
+    """
+    by_name: dict[str, list[str]] = {}
+    for video in filter(None, videos):
+        by_name.setdefault(Path(bare_name(video)).name, []).append(video)
+    by_file: dict[str, list[str]] = {}
+    for alike in by_name.values():
+        if len(alike) > 1:
+            for video in alike:
+                by_file.setdefault(str(caption_path(root, video)), []).append(video)
+    return {file: alike for file, alike in by_file.items() if len(alike) > 1}
 
 
 def read_column(path: str | Path, column: str) -> list[str]:
-    """One column of a CSV file with a header."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    """One column of a CSV file with a header; "" where a row is too short to have it.
+
+    Raises:
+        ValueError: there is no such column, or the file is not text.
+    """
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
-        if column not in (table.fieldnames or ()):
-            raise ValueError(f"{path}: needs a column {column!r}, has {table.fieldnames}")
-        return [row[column] for row in table]
+        try:
+            if column not in (table.fieldnames or ()):
+                raise ValueError(f"{path}: needs a column {column!r}, has {table.fieldnames}")
+            return [(row[column] or "").strip() for row in table]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, line {table.line_num + 1}: {error}") from None
 
 
 def crop(
@@ -123,15 +213,45 @@ def to_clip(pictures: np.ndarray, frames: int) -> Tensor:
     return clip
 
 
+def check_listed_once(videos: list[str], caption_root: Path) -> None:
+    """Refuse a list with a video in it twice, or with two that share a caption file.
+
+    Raises:
+        ValueError: the message says which.
+    """
+    counts = Counter(videos)
+    repeated = [video for video, count in counts.items() if count > 1 and video]
+    if repeated:
+        raise ValueError(
+            f"{len(repeated)} videos are listed more than once, such as {repeated[0]!r}; list each "
+            "once, as a batch would contrast it with itself"
+        )
+    for file, alike in shared_captions(videos, caption_root).items():
+        raise ValueError(
+            f"{file} would serve {' and '.join(alike[:2])}; give each its own, such as "
+            f"{caption_paths(caption_root, alike[-1])[0]}"
+        )
+
+
+def epoch_order(seed: int, epoch: int, videos: int) -> np.ndarray:
+    """The order of the videos in an epoch; batches are consecutive parts of it: int64 (videos,)."""
+    return np.random.default_rng([seed, epoch]).permutation(videos)
+
+
 class NarratedVideos(Dataset[dict[str, Any]]):
     """Training samples: a random window of consecutive captions and a clip in the span of each.
 
     An item is addressed by (epoch, index); the same address gives the same sample, always. It
-    holds ``video`` uint8 (n, 3, T, H, W), ``words`` int64 (m, W), ``decode_seconds``, and
-    ``skipped``: the (path, reason) of videos that could not be used before this one.
+    holds ``video`` uint8 (n, 3, T, H, W), ``words`` int64 (m, W), ``decode_seconds``, ``index`` of
+    the video in it, and ``skipped``: pairs (path, "reason: message") of the videos that could not
+    be used before this one.
+
+    A video that cannot be used is replaced by one of the same place in another batch of the epoch,
+    so that neither the batch nor its other replacements hold it. Only where all of these cannot be
+    used either does any other video serve, as ``skipped`` then says.
 
     Args:
-        videos: paths relative to ``video_root``.
+        videos: paths relative to ``video_root``, each once; "" (a row without one) is skipped.
         video_root, caption_root: folders.
         vocabulary: turns captions into ids.
         shape: of a clip.
@@ -140,6 +260,10 @@ class NarratedVideos(Dataset[dict[str, Any]]):
         max_words: words kept of a caption.
         augment: random crop and horizontal flip; otherwise the middle.
         seed: of everything random.
+        batch: videos in a batch over all processes, as ``StepBatches`` makes them.
+
+    Raises:
+        ValueError: no videos, a video listed twice, or two that would share a caption file.
     """
 
     def __init__(
@@ -154,47 +278,80 @@ class NarratedVideos(Dataset[dict[str, Any]]):
         max_words: int = TRAIN_WORDS,
         augment: bool = True,
         seed: int = 0,
+        batch: int = 1,
     ) -> None:
-        if not videos:
+        if not any(videos):
             raise ValueError("no videos to train on")
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
         self.videos = videos
         self.video_root, self.caption_root = Path(video_root), Path(caption_root)
+        check_listed_once(videos, self.caption_root)
         self.vocabulary, self.shape, self.max_words = vocabulary, shape, max_words
         self.captions, self.clips = captions, clips or captions
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.batch = augment, seed, batch
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def caption_path(self, video: str) -> Path:
-        return self.caption_root / f"{Path(video).name.split('.')[0]}.json"
+        return caption_path(self.caption_root, video)
 
     def __getitem__(self, address: tuple[int, int]) -> dict[str, Any]:
         epoch, index = address
         rng = np.random.default_rng([self.seed, epoch, index])
         skipped: list[tuple[str, str]] = []
-        for _ in range(ATTEMPTS):
-            video = self.videos[index]
+        for candidate, alone in itertools.islice(self._candidates(epoch, index), ATTEMPTS):
+            video = self.videos[candidate]
             try:
                 sample = self._sample(video, rng)
             except VideoError as error:
-                skipped.append((video, error.reason))
-                index = int(rng.integers(len(self.videos)))
+                skipped.append((video, f"{error.reason}: {error}"))
                 continue
-            return {**sample, "skipped": skipped}
+            if not alone:
+                skipped.append(
+                    (video, "repeated: too few usable videos, it may be twice in a batch")
+                )
+            return {**sample, "index": candidate, "skipped": skipped}
         raise RuntimeError(
-            f"{ATTEMPTS} videos in a row cannot be used, the last ones: {skipped[-5:]}. "
+            f"{len(skipped)} videos in a row cannot be used, the last ones: {skipped[-5:]}. "
             f"Is {self.video_root} the folder of videos and {self.caption_root} that of captions?"
         )
 
+    def _candidates(self, epoch: int, index: int) -> Iterator[tuple[int, bool]]:
+        """The video at ``index``, then its replacements, each with whether no other sample of the
+        batch can hold it."""
+        yield index, True
+        # The sample's own generator is not used, as what follows an attempt depends on the video.
+        rng = np.random.default_rng([self.seed, epoch, index, 1])
+        order = epoch_order(self.seed, epoch, len(self.videos))
+        position = int(np.flatnonzero(order == index)[0])
+        places = np.arange(len(order))
+        batch_of, place = divmod(places, self.batch)
+        outside = batch_of != batch_of[position]
+        own = outside & (place == place[position])
+        for part in (own, outside & ~own, ~outside & (places != position)):
+            for candidate in order[rng.permutation(places[part])]:
+                yield int(candidate), part is own
+
     def _sample(self, video: str, rng: np.random.Generator) -> dict[str, Any]:
+        if not video:
+            raise VideoError("no_path", "a row of the list of videos has no path")
         captions = Captions.load(self.caption_path(video))
-        count = len(captions.text)
-        first = int(rng.integers(max(count - self.captions, 0) + 1))
-        window = [min(first + k, count - 1) for k in range(self.captions)]
         began = time.perf_counter()
         clips = []
-        with VideoReader(self.video_root / video) as reader:
+        with VideoReader(find_video(self.video_root, video)) as reader:
+            end = reader.duration
+            if end is not None and end <= captions.start[0]:
+                raise VideoError(
+                    "short",
+                    f"{reader.path}: nothing at {captions.start[0]:.2f} s, its first caption; the "
+                    f"video ends at {end:.2f} s",
+                )
+            captions = captions.until(end)
+            count = len(captions.text)
+            first = int(rng.integers(max(count - self.captions, 0) + 1))
+            window = [min(first + k, count - 1) for k in range(self.captions)]
             for k in range(self.clips):
                 caption = window[k * self.captions // self.clips]
                 start = max(int(captions.start[caption]), 0)
@@ -250,7 +407,7 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
             epoch, place = divmod(step, per_epoch)
             if epoch != known:
                 known = epoch
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.videos)
+                order = epoch_order(self.seed, epoch, self.videos)
             begin = place * self.batch + self.rank * mine
             yield [(epoch, int(i)) for i in order[begin : begin + mine]]
 

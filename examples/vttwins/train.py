@@ -103,7 +103,7 @@ def build_dataset(
     shape = data.ClipShape(settings.frames, settings.fps, settings.size, settings.resize or None)
     return data.NarratedVideos(
         videos, root / "videos", root / "captions", vocabulary, shape,
-        settings.captions, settings.clips, seed=settings.seed,
+        settings.captions, settings.clips, seed=settings.seed, batch=settings.batch,
     )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def write_vocabulary(videos: list[str], captions: Path, path: Path) -> None:
     texts: list[str] = []
     for video in videos:
         try:
-            texts += data.Captions.load(captions / f"{Path(video).name.split('.')[0]}.json").text
+            texts += data.Captions.load(data.caption_path(captions, video)).text
         except data.VideoError:
             continue  # counted when a batch meets it
     Vocabulary.from_captions(texts).save(path)

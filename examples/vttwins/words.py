@@ -31,14 +31,21 @@ class WordFileError(ValueError):
     """A file of words or word vectors that is not what its format promises."""
 
 
+def says_nothing(text: object) -> bool:
+    """Whether a caption is null or NaN, as JSON and tables write an empty one."""
+    return text is None or text != text
+
+
 def tokenize(text: object) -> list[str]:
-    """Words of a caption, in order.
+    """Words of a caption, in order; none where it is null or NaN.
 
     Example:
         >>> tokenize("Now, let's whisk 2 eggs")
         ['Now', "let's", 'whisk', '2', 'eggs']
+        >>> tokenize(float("nan"))
+        []
     """
-    return PATTERN.findall(str(text))
+    return [] if says_nothing(text) else PATTERN.findall(str(text))
 
 
 class Vocabulary:
