@@ -91,6 +91,11 @@ class Settings:
                 raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
             if least is not None and not value >= least:
                 raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
+        if self.front_end == "space_to_depth" and (self.size % 2 or self.frames % 2):
+            raise ValueError(
+                "space_to_depth takes blocks of 2 x 2 x 2: size and frames must be even, got size "
+                f"{self.size}, frames {self.frames}"
+            )
         if self.tda and max(self.clips, self.captions) > LONGEST_TDA:
             raise ValueError(
                 f"tda takes at most {LONGEST_TDA} clips or captions, as it weighs all near-by "

@@ -84,10 +84,8 @@ def build_model(settings: Settings, vocabulary_file: Path) -> tuple[VideoTextMod
         embedding_dim=settings.embedding_dim,
         word_dim=300 if table is None else table.shape[1],
         train_words=table is None,
+        word_vectors=table,
     )
-    if table is not None:
-        with torch.no_grad():
-            model.text_module.word_embd.weight.copy_(table)
     if settings.weights:
         weights.load_into(model, settings.weights)
     if settings.cross_rank_bn:
