@@ -82,8 +82,11 @@ class Captions:
         order = sorted(range(len(text)), key=lambda i: (start[i], end[i]))
         return cls([start[i] for i in order], [end[i] for i in order], [text[i] for i in order])
 
-    def until(self, seconds: float | None) -> Captions:
-        """The captions of a video of this length: none that starts after it, none that ends after.
+    def until(self, seconds: float | None, video: str | Path = "the video") -> Captions:
+        """The captions of a video of this length: none starts after its end, none ends after it.
+
+        Raises:
+            VideoError: "short": the video ends before its first caption.
 
         Example:
             >>> Captions([0.0, 4.0], [6.0, 9.0], ["stir", "thanks"]).until(3.0)
@@ -92,6 +95,12 @@ class Captions:
         if seconds is None:
             return self
         kept = sum(start < seconds for start in self.start)
+        if not kept:
+            raise VideoError(
+                "short",
+                f"{video}: nothing at {self.start[0]:.2f} s, its first caption; the video ends at "
+                f"{seconds:.2f} s",
+            )
         ends = [min(end, seconds) for end in self.end[:kept]]
         return Captions(self.start[:kept], ends, self.text[:kept])
 

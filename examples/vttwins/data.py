@@ -202,14 +202,7 @@ class NarratedVideos(Dataset[dict[str, Any]]):
         began = time.perf_counter()
         clips = []
         with VideoReader(find_video(self.video_root, video)) as reader:
-            end = reader.duration
-            if end is not None and end <= captions.start[0]:
-                raise VideoError(
-                    "short",
-                    f"{reader.path}: nothing at {captions.start[0]:.2f} s, its first caption; the "
-                    f"video ends at {end:.2f} s",
-                )
-            captions = captions.until(end)
+            captions = captions.until(reader.duration, reader.path)
             count = len(captions.text)
             first = int(rng.integers(max(count - self.captions, 0) + 1))
             window = [min(first + k, count - 1) for k in range(self.captions)]
