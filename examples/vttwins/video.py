@@ -143,7 +143,14 @@ class VideoReader:
             raise ValueError(f"need frames >= 1, fps > 0, start >= 0: {frames}, {fps}, {start}")
         step = 1 / Fraction(fps).limit_denominator(100_000)
         first = Fraction(start).limit_denominator(100_000)
-        targets = [first + k * step for k in range(frames)]
+        return self.pictures([first + k * step for k in range(frames)], resize)
+
+    def pictures(self, targets: list[Fraction], resize: int | None = None) -> np.ndarray:
+        """Pictures on screen at times in ascending order, as uint8 (found, H, W, 3), in one pass.
+
+        Fewer than the targets come back where the video ends early; otherwise as ``clip``.
+        """
+        first, frames, start = targets[0], len(targets), float(targets[0])
         pictures: list[np.ndarray] = []
         shown: av.VideoFrame | None = None  # the picture on screen before the current one
         image: np.ndarray | None = None  # its pixels, once a target has asked for them
@@ -170,6 +177,15 @@ class VideoReader:
         if any(picture.shape != pictures[0].shape for picture in pictures):
             raise VideoError("broken", f"{self.path}: the size of the picture changes in the clip")
         return np.stack(pictures)
+
+    def all_pictures(self, resize: int | None = None) -> Iterator[np.ndarray]:
+        """Every picture (H, W, 3) in order, at the rate of the file.
+
+        Raises:
+            VideoError: "broken" (decoding failed).
+        """
+        for _, _, frame in self._frames_from(Fraction(0)):
+            yield self._pixels(frame, resize)
 
     def _frames_from(self, first: Fraction) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
         """Frames as (time, duration, frame) in order, the first not later than ``first``."""
