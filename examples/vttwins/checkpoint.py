@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,9 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
         if not path.exists():
             continue
         try:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                if broken := archive.testzip():
+                    raise ValueError(f"wrong checksum of {broken}")
             content = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(content, dict) or not content.keys() >= NEEDED:
                 raise ValueError(f"it lacks one of {sorted(NEEDED)}")

@@ -276,7 +276,7 @@ class Run:
 
     def _loop(self, stop: StopRequest, stream: Any) -> None:
         settings, first = self.settings, self.place.first
-        logs = _Logs(self.out, self.step, self.place, settings.tensorboard)
+        logs = _Logs(self.out, self.step, self.place, settings)
         bar = tqdm(
             total=self.steps, initial=self.step, disable=not first, mininterval=1, unit="step"
         )
@@ -326,14 +326,15 @@ class Run:
 class _Logs:
     """The logs of a run: of steps and evaluations on the first rank, of skipped videos on each."""
 
-    def __init__(self, out: Path, step: int, place: Place, board: bool) -> None:
+    def __init__(self, out: Path, step: int, place: Place, settings: Settings) -> None:
         self._steps = self._evaluations = self._board = None
         self._skips = checkpoint.Log(out / f"skipped-{place.rank}.jsonl", step)
         if place.first:
             self._steps = checkpoint.Log(out / checkpoint.LOG, step)
-            # An evaluation after a step belongs to the checkpoint after it.
-            self._evaluations = checkpoint.Log(out / checkpoint.EVALUATIONS, step + 1)
-            self._board = _tensorboard(out, step) if board else None
+            if settings.eval_every:
+                # An evaluation after a step belongs to the checkpoint after it.
+                self._evaluations = checkpoint.Log(out / checkpoint.EVALUATIONS, step + 1)
+            self._board = _tensorboard(out, step) if settings.tensorboard else None
 
     def __enter__(self) -> _Logs:
         return self

@@ -87,11 +87,12 @@ class Stepper:
                 value.backward()
             total += value.detach()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm or math.inf)
-        skipped = float(sum(len(b["skipped"]) for b in batches))
         # One reduction for all: it also makes the decision below the same on every rank.
-        means = distributed.mean_over_ranks(torch.stack((total, total.new_tensor(skipped), norm)))
-        loss, skipped, norm_of_ranks = means.tolist()
-        if math.isfinite(loss) and math.isfinite(norm_of_ranks):
+        skipped = total.new_tensor(float(sum(len(b["skipped"]) for b in batches)))
+        finite = (total.isfinite() & norm.isfinite()).to(total.dtype)
+        means = distributed.mean_over_ranks(torch.stack((total, finite, skipped)))
+        loss, share_finite, mean_skipped = means.tolist()
+        if share_finite == 1:
             self.updating = True
             self.optimizer.step()
             self.bad_in_a_row = 0
@@ -104,7 +105,7 @@ class Stepper:
             raise self.not_finite(step)
         return {
             "loss": loss, "gradient_norm": float(norm), "learning_rate": rate,
-            "skipped": round(skipped * place.world),
+            "skipped": round(mean_skipped * place.world),
         }  # fmt: skip
 
     def not_finite(self, step: int) -> NotFinite:

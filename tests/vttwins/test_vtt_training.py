@@ -44,8 +44,9 @@ def command(data: Path, out: Path, *options: str, processes: int = 1) -> list[st
 def launch(line: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
-        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        line, cwd=ROOT, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -113,17 +114,21 @@ def test_a_run_killed_again_and_again_continues_to_the_same_losses(
     assert next(skipped) == next(skipped)
 
 
-def test_sigterm_saves_and_exits_and_the_same_line_goes_on(
+def test_a_run_stopped_by_signals_saves_and_goes_on(
     flawed: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "stopped"
     line = command(flawed, out, "--workers", "1", "--save-every", "1000")
-    process = launch(line)
-    wait_for_steps(out, 2, process)
-    process.send_signal(signal.SIGTERM)
-    assert "SIGTERM: saved at step" in finish(process, 128 + signal.SIGTERM)
-    saved = torch.load(out / checkpoint.LAST, weights_only=True)["step"]
-    assert 2 <= saved < STEPS and len(losses(out)) == saved
+    saved = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = launch(line)
+        wait_for_steps(out, saved + 2, process)
+        os.killpg(process.pid, number)  # the workers too, as Ctrl-C in a terminal and torchrun do
+        began = time.monotonic()
+        assert f"{number.name}: saved at step" in finish(process, 128 + number)
+        assert time.monotonic() - began < 30
+        former, saved = saved, checkpoint.load_checkpoint(out)["step"]
+        assert former + 2 <= saved < STEPS and len(losses(out)) == saved
     assert f"going on from step {saved}" in finish(launch(line))
     assert losses(out) == losses(whole)
 
