@@ -34,10 +34,8 @@ def build_model(
         embedding_dim=settings.embedding_dim,
         word_dim=300 if table is None else table.shape[1],
         train_words=table is None,
+        word_vectors=table,
     )
-    if table is not None:
-        with torch.no_grad():
-            model.text_module.word_embd.weight.copy_(table)
     if settings.weights:
         weights.load_into(model, settings.weights)
     if settings.cross_rank_bn:
@@ -57,7 +55,7 @@ def build_dataset(
     root = Path(settings.data)
     return data.NarratedVideos(
         videos, root / "videos", root / "captions", vocabulary, clip_shape(settings),
-        settings.captions, settings.clips, seed=settings.seed,
+        settings.captions, settings.clips, seed=settings.seed, batch=settings.batch,
     )  # fmt: skip
 
 

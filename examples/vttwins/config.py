@@ -104,8 +104,8 @@ class Settings:
             raise ValueError("compile and checkpointing do not go together; choose one")
         if self.front_end == "space_to_depth" and (self.size % 2 or self.frames % 2):
             raise ValueError(
-                "space_to_depth needs even size and frames, got "
-                f"size {self.size} and frames {self.frames}"
+                "space_to_depth takes blocks of 2 x 2 x 2: size and frames must be even, got size "
+                f"{self.size}, frames {self.frames}"
             )
         if self.tda and max(self.clips, self.captions) > LONGEST_TDA:
             raise ValueError(

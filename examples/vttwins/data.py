@@ -5,16 +5,20 @@ Requirements: torch, NumPy, av through video.py.
     videos.csv               column video_path, relative to the folder of videos
     captions/<video>.json    {"start": [...], "end": [...], "text": [...]}, seconds
 
+The captions of a/x.mp4 are captions/a/x.json or else captions/x.json, as HowTo100M has them.
+
 Two rules. All randomness of a sample comes from (seed, epoch, index), so batches do not depend on
 the number of workers, on the number of ranks or on where a run was resumed. And a video that cannot
-be used never stops a run: it is recorded, with the reason, and another one takes its place.
+be used never stops a run: it is recorded, with the reason, and another one takes its place, which
+is none of the same batch.
 """
 
 from __future__ import annotations
 
 import csv
-import json
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +29,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from examples.vttwins import loading
+from examples.vttwins.captions import Captions, caption_path, check_listed_once
 from examples.vttwins.loading import StepBatches as StepBatches
 from examples.vttwins.loading import collate as collate
 from examples.vttwins.loading import epoch_order as epoch_order
 from examples.vttwins.loading import loader as loader
 from examples.vttwins.loading import prepare_worker as prepare_worker
-from examples.vttwins.video import VideoError, VideoReader
+from examples.vttwins.video import VideoError, VideoReader, find_video
 from examples.vttwins.words import TRAIN_WORDS, Vocabulary
 
 ATTEMPTS = 50
-LONGEST = 1e6  # seconds; a caption later than 11 days into its video is a mistake
 
 
 @dataclass(frozen=True)
@@ -52,52 +56,20 @@ class ClipShape:
         return self.frames / self.fps
 
 
-@dataclass(frozen=True)
-class Captions:
-    """Narration of a video: caption i says ``text[i]`` from ``start[i]`` to ``end[i]`` seconds."""
-
-    start: list[float]
-    end: list[float]
-    text: list[str]
-
-    @classmethod
-    def load(cls, path: Path) -> Captions:
-        """Read a caption file.
-
-        Raises:
-            VideoError: "no_captions" (no file), "bad_captions" (not the format), "silent" (empty).
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise VideoError("no_captions", f"{path}: no such file") from None
-        except (ValueError, OSError, RecursionError) as error:
-            raise VideoError("bad_captions", f"{path}: {error}") from None
-        try:
-            start = [float(value) for value in content["start"]]
-            end = [float(value) for value in content["end"]]
-            text = [str(value) for value in content["text"]]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise VideoError("bad_captions", f"{path}: needs start, end, text: {error!r}") from None
-        if not len(start) == len(end) == len(text):
-            raise VideoError(
-                "bad_captions", f"{path}: {len(start)} starts, {len(end)} ends, {len(text)} texts"
-            )
-        wrong = [value for value in (*start, *end) if not abs(value) <= LONGEST]  # NaN too
-        if wrong:
-            raise VideoError("bad_captions", f"{path}: {wrong[0]} s is no time in a video")
-        if not text:
-            raise VideoError("silent", f"{path}: no captions")
-        return cls(start, end, text)
-
-
 def read_column(path: str | Path, column: str) -> list[str]:
-    """One column of a CSV file with a header."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    """One column of a CSV file with a header; "" where a row is too short to have it.
+
+    Raises:
+        ValueError: there is no such column, or the file is not text.
+    """
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
-        if column not in (table.fieldnames or ()):
-            raise ValueError(f"{path}: needs a column {column!r}, has {table.fieldnames}")
-        return [row[column] for row in table]
+        try:
+            if column not in (table.fieldnames or ()):
+                raise ValueError(f"{path}: needs a column {column!r}, has {table.fieldnames}")
+            return [(row[column] or "").strip() for row in table]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, line {table.line_num + 1}: {error}") from None
 
 
 def crop(
@@ -131,11 +103,16 @@ class NarratedVideos(Dataset[dict[str, Any]]):
     """Training samples: a random window of consecutive captions and a clip in the span of each.
 
     An item is addressed by (epoch, index); the same address gives the same sample, always. It
-    holds ``video`` uint8 (n, 3, T, H, W), ``words`` int64 (m, W), ``decode_seconds``, and
-    ``skipped``: the (path, reason) of videos that could not be used before this one.
+    holds ``video`` uint8 (n, 3, T, H, W), ``words`` int64 (m, W), ``decode_seconds``, ``index`` of
+    the video in it, and ``skipped``: pairs (path, "reason: message") of the videos that could not
+    be used before this one.
+
+    A video that cannot be used is replaced by one of the same place in another batch of the epoch,
+    so that neither the batch nor its other replacements hold it. Only where all of these cannot be
+    used either does any other video serve, as ``skipped`` then says.
 
     Args:
-        videos: paths relative to ``video_root``.
+        videos: paths relative to ``video_root``, each once; "" (a row without one) is skipped.
         video_root, caption_root: folders.
         vocabulary: turns captions into ids.
         shape: of a clip.
@@ -144,6 +121,10 @@ class NarratedVideos(Dataset[dict[str, Any]]):
         max_words: words kept of a caption.
         augment: random crop and horizontal flip; otherwise the middle.
         seed: of everything random.
+        batch: videos in a batch over all processes, as ``StepBatches`` makes them.
+
+    Raises:
+        ValueError: no videos, a video listed twice, or two that would share a caption file.
     """
 
     def __init__(
@@ -158,48 +139,74 @@ class NarratedVideos(Dataset[dict[str, Any]]):
         max_words: int = TRAIN_WORDS,
         augment: bool = True,
         seed: int = 0,
+        batch: int = 1,
     ) -> None:
-        if not videos:
+        if not any(videos):
             raise ValueError("no videos to train on")
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
         self.videos = videos
         self.video_root, self.caption_root = Path(video_root), Path(caption_root)
+        check_listed_once(videos, self.caption_root)
         self.vocabulary, self.shape, self.max_words = vocabulary, shape, max_words
         self.captions, self.clips = captions, clips or captions
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.batch = augment, seed, batch
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def caption_path(self, video: str) -> Path:
-        return self.caption_root / f"{Path(video).name.split('.')[0]}.json"
+        return caption_path(self.caption_root, video)
 
     def __getitem__(self, address: tuple[int, int]) -> dict[str, Any]:
         epoch, index = address
         rng = np.random.default_rng([self.seed, epoch, index])
         skipped: list[tuple[str, str]] = []
-        for _ in range(ATTEMPTS):
-            video = self.videos[index]
+        for candidate, alone in itertools.islice(self._candidates(epoch, index), ATTEMPTS):
+            video = self.videos[candidate]
             try:
                 with loading.reading(self.video_root / video):
                     sample = self._sample(video, rng)
             except VideoError as error:
-                skipped.append((video, error.reason))
-                index = int(rng.integers(len(self.videos)))
+                skipped.append((video, f"{error.reason}: {error}"))
                 continue
-            return {**sample, "skipped": skipped}
+            if not alone:
+                skipped.append(
+                    (video, "repeated: too few usable videos, it may be twice in a batch")
+                )
+            return {**sample, "index": candidate, "skipped": skipped}
         raise RuntimeError(
-            f"{ATTEMPTS} videos in a row cannot be used, the last ones: {skipped[-5:]}. "
+            f"{len(skipped)} videos in a row cannot be used, the last ones: {skipped[-5:]}. "
             f"Is {self.video_root} the folder of videos and {self.caption_root} that of captions?"
         )
 
+    def _candidates(self, epoch: int, index: int) -> Iterator[tuple[int, bool]]:
+        """The video at ``index``, then its replacements, each with whether no other sample of the
+        batch can hold it."""
+        yield index, True
+        # The sample's own generator is not used, as what follows an attempt depends on the video.
+        rng = np.random.default_rng([self.seed, epoch, index, 1])
+        order = epoch_order(self.seed, epoch, len(self.videos))
+        position = int(np.flatnonzero(order == index)[0])
+        places = np.arange(len(order))
+        batch_of, place = divmod(places, self.batch)
+        outside = batch_of != batch_of[position]
+        own = outside & (place == place[position])
+        for part in (own, outside & ~own, ~outside & (places != position)):
+            for candidate in order[rng.permutation(places[part])]:
+                yield int(candidate), part is own
+
     def _sample(self, video: str, rng: np.random.Generator) -> dict[str, Any]:
+        if not video:
+            raise VideoError("no_path", "a row of the list of videos has no path")
         captions = Captions.load(self.caption_path(video))
-        count = len(captions.text)
-        first = int(rng.integers(max(count - self.captions, 0) + 1))
-        window = [min(first + k, count - 1) for k in range(self.captions)]
         began = time.perf_counter()
         clips = []
-        with VideoReader(self.video_root / video) as reader:
+        with VideoReader(find_video(self.video_root, video)) as reader:
+            captions = captions.until(reader.duration, reader.path)
+            count = len(captions.text)
+            first = int(rng.integers(max(count - self.captions, 0) + 1))
+            window = [min(first + k, count - 1) for k in range(self.captions)]
             for k in range(self.clips):
                 caption = window[k * self.captions // self.clips]
                 start = max(int(captions.start[caption]), 0)

@@ -158,15 +158,27 @@ class TextModule(nn.Module):
         word_dim: int = 300,
         hidden_dim: int = 2048,
         train_words: bool = False,
+        word_vectors: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.word_embd = nn.Embedding(vocabulary_size, word_dim)
+        # A given table is used as it is: with millions of words, a second one would be gigabytes.
+        if word_vectors is None:
+            self.word_embd = nn.Embedding(vocabulary_size, word_dim)
+        else:
+            self.word_embd = nn.Embedding.from_pretrained(word_vectors)
         self.word_embd.weight.requires_grad_(train_words)
         self.fc1 = nn.Linear(word_dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, embedding_dim)
 
     def forward(self, words: Tensor) -> Tensor:
         """Embed words (*, W) of integer ids as (*, embedding_dim)."""
+        if words.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"words must be integer ids, int64 or int32, got {words.dtype}")
+        if words.ndim < 1 or words.shape[-1] < 1:
+            raise ValueError(
+                f"words must be (*, W) with W of at least 1, got {tuple(words.shape)}; a caption "
+                "without known words is all pads, 0"
+            )
         return self.fc2(F.relu(self.fc1(self.word_embd(words))).amax(dim=-2))
 
 
@@ -180,6 +192,8 @@ class VideoTextModel(nn.Module):
         embedding_dim: size of the common space.
         word_dim: size of a word vector.
         train_words: learn the word vectors instead of keeping them frozen.
+        word_vectors: float32 (vocabulary_size, word_dim), which becomes the table without a copy;
+            default random numbers.
 
     ``model(video, words)`` returns both embeddings, not normalized. Video is (B, 3, T, H, W) in
     [0, 1] (no mean or standard deviation is removed), words are integer ids (B, W), 0 = pad.
@@ -204,10 +218,21 @@ class VideoTextModel(nn.Module):
         *,
         word_dim: int = 300,
         train_words: bool = False,
+        word_vectors: Tensor | None = None,
     ) -> None:
         super().__init__()
         if front_end not in FRONT_ENDS:
             raise ValueError(f"front_end must be one of {FRONT_ENDS}, got {front_end!r}")
+        if min(vocabulary_size, embedding_dim, word_dim) < 1:
+            raise ValueError(
+                "vocabulary_size, embedding_dim and word_dim must be at least 1, got "
+                f"{vocabulary_size}, {embedding_dim}, {word_dim}"
+            )
+        if word_vectors is not None and word_vectors.shape != (vocabulary_size, word_dim):
+            raise ValueError(
+                f"word_vectors must be (vocabulary_size, word_dim) = ({vocabulary_size}, "
+                f"{word_dim}), got {tuple(word_vectors.shape)}"
+            )
         self.front_end = front_end
         self.checkpointing = False
         if front_end == "plain":
@@ -228,7 +253,11 @@ class VideoTextModel(nn.Module):
             channels = block.out_channels
         self.fc = nn.Linear(channels, embedding_dim)
         self.text_module = TextModule(
-            vocabulary_size, embedding_dim, word_dim=word_dim, train_words=train_words
+            vocabulary_size,
+            embedding_dim,
+            word_dim=word_dim,
+            train_words=train_words,
+            word_vectors=word_vectors,
         )
 
     def video_features(self, video: Tensor) -> Tensor:
@@ -238,6 +267,12 @@ class VideoTextModel(nn.Module):
         """
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"video must be (B, 3, T, H, W), got {tuple(video.shape)}")
+        if not video.is_floating_point():
+            raise TypeError(
+                f"video must be of floats in [0, 1], got {video.dtype}; divide bytes by 255"
+            )
+        if min(video.shape[2:]) < 1:
+            raise ValueError(f"video must have pictures with pixels, got {tuple(video.shape)}")
         x = video
         for stage in self._stages():
             if self.checkpointing and torch.is_grad_enabled():

@@ -45,6 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.vttwins import build, checkpoint, config, data, distributed, evaluate, tda
+from examples.vttwins.benchmarks.segments import read_segments
 from examples.vttwins.config import Settings
 from examples.vttwins.distributed import Place
 from examples.vttwins.loss import SequenceLoss
@@ -92,7 +93,7 @@ class Narration:
         root = Path(settings.data)
         self.videos = data.read_column(root / settings.train_csv, "video_path")
         self.items = len(self.videos)
-        self.segments = evaluate.read_segments(root / "test.csv") if settings.eval_every else []
+        self.segments = read_segments(root / "test.csv") if settings.eval_every else []
         self.sequence_loss = build.build_loss(settings)
 
     def digests(self) -> dict[str, str]:
