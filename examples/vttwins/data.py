@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,9 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
+from examples.vttwins import loading
 from examples.vttwins.captions import Captions, caption_path, check_listed_once
+from examples.vttwins.loading import StepBatches as StepBatches
+from examples.vttwins.loading import collate as collate
+from examples.vttwins.loading import epoch_order as epoch_order
+from examples.vttwins.loading import loader as loader
+from examples.vttwins.loading import prepare_worker as prepare_worker
 from examples.vttwins.video import VideoError, VideoReader, find_video
 from examples.vttwins.words import TRAIN_WORDS, Vocabulary
 
@@ -92,11 +97,6 @@ def to_clip(pictures: np.ndarray, frames: int) -> Tensor:
         np.ascontiguousarray(pictures[:frames].transpose(3, 0, 1, 2))
     )
     return clip
-
-
-def epoch_order(seed: int, epoch: int, videos: int) -> np.ndarray:
-    """The order of the videos in an epoch; batches are consecutive parts of it: int64 (videos,)."""
-    return np.random.default_rng([seed, epoch]).permutation(videos)
 
 
 class NarratedVideos(Dataset[dict[str, Any]]):
@@ -165,7 +165,8 @@ class NarratedVideos(Dataset[dict[str, Any]]):
         for candidate, alone in itertools.islice(self._candidates(epoch, index), ATTEMPTS):
             video = self.videos[candidate]
             try:
-                sample = self._sample(video, rng)
+                with loading.reading(self.video_root / video):
+                    sample = self._sample(video, rng)
             except VideoError as error:
                 skipped.append((video, f"{error.reason}: {error}"))
                 continue
@@ -224,79 +225,3 @@ class NarratedVideos(Dataset[dict[str, Any]]):
             "words": self.vocabulary.encode_all((captions.text[i] for i in window), self.max_words),
             "decode_seconds": time.perf_counter() - began,
         }
-
-
-class StepBatches(Sampler[list[tuple[int, int]]]):
-    """Addresses of the batches of one rank, from any step on.
-
-    Step s takes the global batch s mod (videos // batch) of a permutation that depends on the seed
-    and the epoch; rank r takes its r-th part. W ranks together see the batches of one process, a
-    resumed run those of an uninterrupted one. The incomplete last batch of an epoch is dropped.
-    """
-
-    def __init__(
-        self,
-        videos: int,
-        batch: int,
-        steps: int,
-        start: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if batch % world:
-            raise ValueError(f"a batch of {batch} cannot be divided among {world} processes")
-        if videos < batch:
-            raise ValueError(f"{videos} videos do not fill a batch of {batch}")
-        self.videos, self.batch, self.steps, self.start = videos, batch, steps, start
-        self.seed, self.rank, self.world = seed, rank, world
-
-    def __len__(self) -> int:
-        return max(self.steps - self.start, 0)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        per_epoch, mine = self.videos // self.batch, self.batch // self.world
-        known, order = -1, np.zeros(0, dtype=np.int64)
-        for step in range(self.start, self.steps):
-            epoch, place = divmod(step, per_epoch)
-            if epoch != known:
-                known = epoch
-                order = epoch_order(self.seed, epoch, self.videos)
-            begin = place * self.batch + self.rank * mine
-            yield [(epoch, int(i)) for i in order[begin : begin + mine]]
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the tensors of samples, chain their lists of skipped videos."""
-    return {
-        "video": torch.stack([s["video"] for s in samples]),
-        "words": torch.stack([s["words"] for s in samples]),
-        "decode_seconds": sum(s["decode_seconds"] for s in samples),
-        "skipped": [entry for s in samples for entry in s["skipped"]],
-    }
-
-
-def prepare_worker(worker: int) -> None:
-    """Start of a worker process: one thread, and signals left to the parent.
-
-    A signal sent to the whole process group would otherwise kill the workers while the parent still
-    wants to finish its step and save.
-    """
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def loader(
-    dataset: Dataset[dict[str, Any]], batches: Sampler[Any], workers: int, pin: bool = False
-) -> DataLoader[dict[str, Any]]:
-    """A loader whose batches do not depend on the number of workers."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=prepare_worker,
-        pin_memory=pin,
-        prefetch_factor=2 if workers else None,
-    )
