@@ -93,7 +93,7 @@ def test_an_odd_size_for_space_to_depth_is_refused_before_anything_is_read(
     with pytest.raises(SystemExit) as caught:
         config.parse(line, None, config.Settings, config.PRESETS)
     assert caught.value.code == 2
-    assert "space_to_depth needs even size and frames" in capsys.readouterr().err
+    assert "size and frames must be even" in capsys.readouterr().err
     # The plain front end takes any.
     config.parse(["demo", *odd], None, config.Settings, config.PRESETS)
 
