@@ -277,7 +277,11 @@ def _as_shown(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+# Of video files; where a video has several files, the first one counts.
+SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v",
+    ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts", ".mts",
+)  # fmt: skip
 
 
 def bare_name(name: str) -> str:
@@ -297,16 +301,16 @@ def find_video(folder: str | Path, name: str) -> Path:
     ``name`` may end in a suffix; the file of just that name is then the first choice, and one of
     another suffix the next.
     """
-    stems = dict.fromkeys((name, bare_name(name)))
-    named = [name] if bare_name(name) != name else []
+    bare = bare_name(name)
     endings = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
-    for file in (*named, *(stem + ending for stem in stems for ending in endings)):
+    names = [name, *(stem + ending for stem in dict.fromkeys((name, bare)) for ending in endings)]
+    for path in (Path(folder) / file for file in names):
         try:
-            if (Path(folder) / file).is_file():
-                return Path(folder) / file
+            if path.is_file():
+                return path
         except (OSError, ValueError):  # VideoReader will say why
-            return Path(folder) / file
-    return Path(folder) / (named[0] if named else name + SUFFIXES[0])
+            return path
+    return Path(folder) / (name if bare != name else name + SUFFIXES[0])
 
 
 def videos_in(folder: str | Path) -> list[str]:
