@@ -91,6 +91,9 @@ def in_order(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
         module = item.getparent(pytest.Module)
         together = module is not None and any(m.name == "slow" for m in module.own_markers)
         slow.setdefault(module.nodeid if together else item.nodeid, []).append(item)
+    # The first worker begins with the emulator, whose kernels g++ compiles, the last one with those
+    # that Numba compiles: in a fresh checkout two at once would compile the same.
+    rest.sort(key=lambda item: not item.path.name.startswith("test_cuda"))
     order: list[pytest.Item] = []
     for k in range(workers):
         mine = [item for unit in list(slow.values())[k::workers] for item in unit]
