@@ -52,6 +52,7 @@ class Viewer:
     Args:
         model: in evaluation mode from now on.
         folder: of the videos.
+        name: of the benchmark, for the cache.
         shape: of a clip.
         workers: processes that decode.
         cache: folder for features; None keeps nothing, and is for one process.
@@ -60,6 +61,7 @@ class Viewer:
 
     model: VideoTextModel
     folder: Path
+    name: str
     shape: ClipShape
     workers: int = 0
     cache: Path | None = None
@@ -71,12 +73,12 @@ class Viewer:
         self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.device = next(self.model.parameters()).device
 
-    def look(self, items: list[Item], name: str, encode: Encoder, title: str) -> list[Seen]:
+    def look(self, items: list[Item], what: str, encode: Encoder, title: str) -> list[Seen]:
         """What is seen of each item; an empty list on all processes but the first."""
         cache = None
         if self.cache is not None:
             key = {"weights": weights_digest(self.model), "clip": asdict(self.shape)}
-            cache = FeatureCache(self.cache, name, key)
+            cache = FeatureCache(self.cache, f"{self.name}-{what}", key)
         return extract(
             items, self.folder, encode, self.shape, self.device, self.workers, cache, self.place,
             title,
@@ -99,9 +101,10 @@ def without_known_words(texts: Sequence[str], vocabulary: Vocabulary) -> int:
     return int((vocabulary.encode_all(texts, EVAL_WORDS) == 0).all(1).sum())
 
 
-def _account(lost: list[tuple[str, str, str]]) -> dict[str, Any]:
+def _account(total: int, lost: list[tuple[str, str, str]]) -> dict[str, Any]:
     """What could not be used: how much by reason, and which videos, of (id, reason, message)."""
     return {
+        "looked_at": total,
         "unusable": dict(Counter(reason for _, reason, _ in lost).most_common()),
         "unusable_videos": [list(entry) for entry in dict.fromkeys(lost)],
     }
@@ -112,38 +115,31 @@ def _lost(seen: Sequence[Seen], items: Sequence[Item]) -> list[tuple[str, str, s
     return [(item.video_id, s.reason, s.message) for item, s in pairs if s.features is None]
 
 
-def _width(seen: Sequence[Seen], items: Sequence[Item]) -> int:
-    """Length of a feature; at least one video must have some."""
-    for s in seen:
-        if s.features is not None:
-            return s.features.shape[-1]
-    raise ValueError(
-        f"none of the {len(seen)} videos can be used: {_account(_lost(seen, items))['unusable']}; "
-        f"the first: {items[0].video_id}: {seen[0].message}"
-    )
-
-
 def probe(viewer: Viewer, videos: list[LabelledVideo], windows: int) -> dict[str, Any] | None:
     """Accuracy of a linear probe of the features before the head, a split each and their mean."""
     items = [Item(v.video_id, v.folders, NativeFrames(windows)) for v in videos]
     seen = viewer.look(items, "frames", viewer.model.video_features, "videos")
     if not viewer.place.first:
         return None
-    features = np.full((len(videos), windows, _width(seen, items)), np.nan, dtype=np.float32)
-    for k, s in enumerate(seen):
-        if s.features is not None:
-            features[k] = s.features
+    usable = [s.features for s in seen if s.features is not None]
+    if not usable:
+        raise ValueError(
+            f"no video can be used; the first, {videos[0].video_id}: {seen[0].message}"
+        )
+    shape = len(videos), windows, usable[0].shape[1]
+    features = np.full(shape, np.nan, dtype=np.float32)
+    features[[k for k, s in enumerate(seen) if s.features is not None]] = usable
     splits = np.array([video.splits for video in videos])
     labels = np.array([video.label for video in videos])
     counts = {"videos": len(videos), "classes": len(set(labels.tolist()))}
     result = metrics.linear_probe(features, labels, splits)
-    return {**counts, **result, **_account(_lost(seen, items))}
+    return {**counts, **result, **_account(len(items), _lost(seen, items))}
 
 
 def segment_features(
-    viewer: Viewer, segments: list[Segment], windows: int, title: str
+    viewer: Viewer, segments: list[Segment], windows: int, width: int, title: str
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]] | None:
-    """Embeddings of the windows of segments; each video is opened once.
+    """Embeddings (of length ``width``) of the windows of segments; each video is opened once.
 
     Returns:
         features (N, W, D) of the distinct spans of video, NaN for one that cannot be used; the row
@@ -161,7 +157,7 @@ def segment_features(
         for span in own:
             own[span] = count
             count += 1
-    features = np.full((count, windows, _width(seen, items)), np.nan, dtype=np.float32)
+    features = np.full((count, windows, width), np.nan, dtype=np.float32)
     lost = []
     for item, found, own in zip(items, seen, spans.values(), strict=True):
         rows = list(own.values())
@@ -178,7 +174,7 @@ def segment_features(
             elif np.isnan(features[row]).any():
                 lost.append((item.video_id, "short", f"ends before {start:.2f} s"))
     index = np.array([spans[s.video_id, s.task][s.start, s.end] for s in segments])
-    return features, index, _account(lost)
+    return features, index, _account(count, lost)
 
 
 def retrieval(
@@ -194,12 +190,12 @@ def retrieval(
     Equal spans of a video are one segment, which may have several sentences: as a query it looks
     for the one that it ranks best, its others set aside.
     """
-    found = segment_features(viewer, segments, windows, "videos")
+    texts = [s.text for s in segments]
+    embedded = embed_texts(viewer.model, texts, vocabulary)
+    found = segment_features(viewer, segments, windows, embedded.shape[1], "videos")
     if found is None:
         return None
     features, match, account = found
-    texts = [s.text for s in segments]
-    embedded = embed_texts(viewer.model, texts, vocabulary)
     result: dict[str, Any] = {
         "pairs": len(segments),
         "segments": len(features),
@@ -210,7 +206,7 @@ def retrieval(
         # The mean of embeddings that are not normalized, whatever the similarity.
         scores = metrics.similarity(embedded, features.mean(1), cosine=name == "cosine")
         result[name] = {
-            "text_to_video": metrics.retrieval_metrics(scores, match),
+            "text_to_video": metrics.retrieval_metrics(_misses_last(scores, match), match),
             "video_to_text": video_to_text(scores, match),
         }
     if steps:  # a segment's first window begins with it
@@ -218,6 +214,15 @@ def retrieval(
         first = features[match, 0]
         result[CTR_RELEASE] = metrics.trimmed_step_accuracy(first, embedded, tasks, texts)
     return {**result, **account}
+
+
+def _misses_last(scores: np.ndarray, match: np.ndarray) -> np.ndarray:
+    """Scores whose queries without an answer, of NaN, rank it behind all others."""
+    scores = scores.copy()
+    lost = np.flatnonzero(np.isnan(scores[np.arange(len(scores)), match]))
+    scores[lost] = 0.0
+    scores[lost, match[lost]] = np.nan
+    return scores
 
 
 def video_to_text(scores: np.ndarray, match: np.ndarray) -> dict[str, float]:
@@ -231,14 +236,9 @@ def video_to_text(scores: np.ndarray, match: np.ndarray) -> dict[str, float]:
     best = np.zeros(len(back), dtype=np.int64)
     for n, row in enumerate(back):
         own = np.flatnonzero(match == n)
-        if np.isnan(row).all():
-            row[:] = 0.0
-            row[own] = np.nan  # behind all others
-            best[n] = own[0]
-        else:
-            best[n] = own[row[own].argmax()]
-            row[own[own != best[n]]] = -np.inf
-    return metrics.retrieval_metrics(back, best)
+        best[n] = own[row[own].argmax()]
+        row[own[own != best[n]]] = -np.inf  # set aside
+    return metrics.retrieval_metrics(_misses_last(back, best), best)
 
 
 def ordered_steps(
@@ -271,7 +271,7 @@ def ordered_steps(
         "unannotated": len(data.unannotated),
         CTR_OFFICIAL: metrics.crosstask_recall(frames["log_softmax"], truth, "pooled"),
         CTR_ZERO_SHOT: metrics.crosstask_recall(frames["none"], truth, "per_video"),
-        **_account(_lost(seen, items)),
+        **_account(len(items), _lost(seen, items)),
     }
 
 
@@ -279,12 +279,12 @@ def trimmed_steps(
     viewer: Viewer, vocabulary: Vocabulary, segments: list[Segment]
 ) -> dict[str, Any] | None:
     """CTR (c): one window at the start of each trimmed segment, compared with its task's steps."""
-    found = segment_features(viewer, segments, 1, "trimmed segments")
+    texts, tasks = [s.text for s in segments], [s.task for s in segments]
+    embedded = embed_texts(viewer.model, texts, vocabulary)
+    found = segment_features(viewer, segments, 1, embedded.shape[1], "trimmed segments")
     if found is None:
         return None
     features, row, account = found
-    texts, tasks = [s.text for s in segments], [s.task for s in segments]
-    embedded = embed_texts(viewer.model, texts, vocabulary)
     return {
         "segments": len(segments),
         "texts_without_known_words": without_known_words(texts, vocabulary),
