@@ -86,7 +86,7 @@ def evaluate(
         retrieval_metrics returns, "CTR (c)": what trimmed_step_accuracy returns, ...}.
     """
     name = "cosine" if cosine else "dot"
-    viewer = Viewer(model, Path(folder), "segments", shape, workers)
+    viewer = Viewer(model, Path(folder), shape, workers)
     result = retrieval(viewer, vocabulary, segments, windows, (name,), steps=True)
     assert result is not None  # the only process is the first
     return {**result, **result.pop(name)}
@@ -225,7 +225,7 @@ def _evaluate_run(options: argparse.Namespace, place: distributed.Place) -> dict
     windows, cache = options.windows or WINDOWS, options.cache or folder / "features"
     model.to(place.device)
     videos = options.videos or root / "videos"
-    viewer = Viewer(model, videos, "run", shape, options.workers, cache, place)
+    viewer = Viewer(model, videos, shape, options.workers, cache, place, "run")
     result = {
         "benchmark": str(annotation),
         "checkpoint": str(checkpoint_of_run(folder)),
@@ -264,7 +264,7 @@ def _evaluate_benchmark(
     model = weights.load_model(path)
     model.to(place.device)
     cache = options.cache or Path("build/vttwins/features")
-    viewer = Viewer(model, options.videos, name, shape, options.workers, cache, place)
+    viewer = Viewer(model, options.videos, shape, options.workers, cache, place, name)
     found: dict[str, Any] | None
     if benchmark.kind == "probe":
         found = probe(viewer, data, windows)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from examples.vttwins.benchmarks import extraction
 from examples.vttwins.benchmarks.extraction import EverySecond, NativeFrames, Spread
 from examples.vttwins.data import ClipShape, crop, to_clip
 from examples.vttwins.metrics import segment_windows
@@ -101,8 +102,9 @@ def test_far_windows_are_sought_and_near_ones_decoded_in_one_pass(films: Path) -
 
 def test_long_videos_come_in_pieces(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with VideoReader(films / "long.mp4") as reader:
+        monkeypatch.setattr(extraction, "PIECE", 20)
         (whole,) = EverySecond().clips(reader, SHAPE)
-        monkeypatch.setattr("examples.vttwins.benchmarks.extraction.PIECE", 8)
+        monkeypatch.setattr(extraction, "PIECE", 8)
         parts = list(EverySecond().clips(reader, SHAPE))
         assert [len(part.pictures) for part in parts] == [8, 8, 4]
         assert torch.equal(torch.cat([part.pictures for part in parts]), whole.pictures)

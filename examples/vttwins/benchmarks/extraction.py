@@ -29,7 +29,7 @@ from examples.vttwins.distributed import Place
 from examples.vttwins.metrics import frame_windows, segment_windows
 from examples.vttwins.video import VideoError, VideoReader
 
-PIECE = 32  # windows decoded and encoded together, at most, of a video that has one each second
+PIECE = 16  # windows decoded and encoded together, at most, of a video that has one each second
 NEAR = 4.0  # seconds between windows that are decoded through rather than sought
 
 

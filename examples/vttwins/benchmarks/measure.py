@@ -52,20 +52,20 @@ class Viewer:
     Args:
         model: in evaluation mode from now on.
         folder: of the videos.
-        name: of the benchmark, for the cache.
         shape: of a clip.
         workers: processes that decode.
         cache: folder for features; None keeps nothing, and is for one process.
         place: of this process.
+        name: of the benchmark; names the folders in the cache.
     """
 
     model: VideoTextModel
     folder: Path
-    name: str
     shape: ClipShape
     workers: int = 0
     cache: Path | None = None
     place: Place = field(default_factory=Place)
+    name: str = "videos"
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -137,12 +137,13 @@ def probe(viewer: Viewer, videos: list[LabelledVideo], windows: int) -> dict[str
 
 
 def segment_features(
-    viewer: Viewer, segments: list[Segment], windows: int, width: int, title: str
+    viewer: Viewer, segments: list[Segment], windows: int, title: str
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]] | None:
-    """Embeddings (of length ``width``) of the windows of segments; each video is opened once.
+    """Embeddings of the windows of segments; each video is opened once.
 
     Returns:
-        features (N, W, D) of the distinct spans of video, NaN for one that cannot be used; the row
+        features (N, W, D) of the distinct spans of video, NaN for one that cannot be used, and D =
+        1 if none can; the row
         of each segment; and the account of what cannot be used, in spans.
     """
     spans: dict[tuple[str, str], dict[tuple[float, float], int]] = {}
@@ -157,6 +158,7 @@ def segment_features(
         for span in own:
             own[span] = count
             count += 1
+    width = next((s.features.shape[1] for s in seen if s.features is not None), 1)
     features = np.full((count, windows, width), np.nan, dtype=np.float32)
     lost = []
     for item, found, own in zip(items, seen, spans.values(), strict=True):
@@ -192,10 +194,11 @@ def retrieval(
     """
     texts = [s.text for s in segments]
     embedded = embed_texts(viewer.model, texts, vocabulary)
-    found = segment_features(viewer, segments, windows, embedded.shape[1], "videos")
+    found = segment_features(viewer, segments, windows, "videos")
     if found is None:
         return None
     features, match, account = found
+    features = _as_wide_as(features, embedded)
     result: dict[str, Any] = {
         "pairs": len(segments),
         "segments": len(features),
@@ -214,6 +217,12 @@ def retrieval(
         first = features[match, 0]
         result[CTR_RELEASE] = metrics.trimmed_step_accuracy(first, embedded, tasks, texts)
     return {**result, **account}
+
+
+def _as_wide_as(features: np.ndarray, texts: Tensor) -> np.ndarray:
+    """Features that texts can be compared with, although no video could be used."""
+    lost = features.shape[2] == 1 and np.isnan(features).all()
+    return features.repeat(texts.shape[1], axis=2) if lost else features
 
 
 def _misses_last(scores: np.ndarray, match: np.ndarray) -> np.ndarray:
@@ -281,10 +290,11 @@ def trimmed_steps(
     """CTR (c): one window at the start of each trimmed segment, compared with its task's steps."""
     texts, tasks = [s.text for s in segments], [s.task for s in segments]
     embedded = embed_texts(viewer.model, texts, vocabulary)
-    found = segment_features(viewer, segments, 1, embedded.shape[1], "trimmed segments")
+    found = segment_features(viewer, segments, 1, "trimmed segments")
     if found is None:
         return None
     features, row, account = found
+    features = _as_wide_as(features, embedded)
     return {
         "segments": len(segments),
         "texts_without_known_words": without_known_words(texts, vocabulary),
