@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ from examples.vttwins.benchmarks.measure import (
 )
 from examples.vttwins.benchmarks.table import BENCHMARKS
 from examples.vttwins.data import ClipShape
+from examples.vttwins.loading import LoadingError
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.words import Vocabulary, load_word_vectors
 
@@ -337,8 +339,11 @@ def main(arguments: list[str] | None = None) -> None:
         is_run = options.what not in BENCHMARKS
         try:
             result = (_evaluate_run if is_run else _evaluate_benchmark)(options, place)
-        except (ValueError, OSError) as error:  # a file that is missing or not what it should be
+        except (ValueError, OSError, LoadingError) as error:  # mostly a file that does not fit
             raise SystemExit(f"{type(error).__name__}: {error}") from error
+        except KeyboardInterrupt:
+            print("Interrupted. The same line goes on with what was kept.", file=sys.stderr)
+            raise SystemExit(130) from None
         if result is not None:
             _refuse_nothing(result)
             folder = Path(options.what) if is_run else Path("build/vttwins")

@@ -9,12 +9,13 @@ last bit, on the number of workers or of processes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from examples.vttwins import loading
 from examples.vttwins.benchmarks.cache import FeatureCache, Seen
 from examples.vttwins.benchmarks.videos import locate
-from examples.vttwins.data import ClipShape, crop, prepare_worker, to_clip
+from examples.vttwins.data import ClipShape, crop, to_clip
 from examples.vttwins.distributed import Place
 from examples.vttwins.metrics import frame_windows, segment_windows
 from examples.vttwins.video import VideoError, VideoReader
@@ -198,7 +200,7 @@ class PieceStream(IterableDataset[Piece]):
             item, path = self.items[index]
             reason = message = ""
             try:
-                with VideoReader(path) as reader:
+                with loading.reading(path), VideoReader(path) as reader:
                     for clips in item.windows.clips(reader, self.shape):
                         yield Piece(index, clips)
             except VideoError as error:
@@ -223,18 +225,24 @@ def see(
     title: str = "videos",
     quiet: bool = False,
 ) -> Iterator[tuple[int, Seen]]:
-    """(index, what was seen) of each item, in the order in which they are done."""
-    stream = DataLoader(
+    """(index, what was seen) of each item, in the order in which they are done.
+
+    Raises:
+        LoadingError: a worker died; the message says what they were reading.
+    """
+    notes = loading.Notes(workers)
+    loader: DataLoader[Any] = DataLoader(
         PieceStream(items, shape),
         batch_size=None,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=workers,
-        worker_init_fn=prepare_worker,
+        worker_init_fn=functools.partial(loading.prepare_worker, notes=notes),
         pin_memory=device.type == "cuda",
     )
     parts: dict[int, list[np.ndarray]] = {}
-    with tqdm(total=len(items), desc=title, mininterval=1, disable=quiet) as bar:
-        for index, clips, reason, message in stream:
+    bar = tqdm(total=len(items), desc=title, mininterval=1, disable=quiet)
+    with bar, loading.stream(loader) as stream:
+        for index, clips, reason, message in cast(Iterator[Piece], stream):
             if clips is not None:
                 video = clips.pictures.to(device, non_blocking=True).float().div_(255)
                 video = video.contiguous(memory_format=torch.channels_last_3d)
