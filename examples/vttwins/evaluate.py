@@ -95,17 +95,21 @@ def evaluate(
 
 
 def checkpoint_of_run(folder: Path) -> Path:
-    """The file of weights in the folder of a run."""
-    for name in ("model.safetensors", "last.pt"):
-        if (folder / name).exists():
-            return folder / name
-    raise SystemExit(f"{folder}: no model.safetensors and no last.pt; train first")
+    """The file of weights in the folder of a run: the last written, as a run may go on."""
+    paths = [folder / name for name in ("last.pt", "model.safetensors")]
+    paths = [path for path in paths if path.exists()]
+    if not paths:
+        raise SystemExit(f"{folder}: no model.safetensors and no last.pt; train first")
+    return max(reversed(paths), key=lambda path: path.stat().st_mtime_ns)
 
 
 def load_run(folder: Path) -> tuple[VideoTextModel, Vocabulary, ClipShape, dict[str, Any]]:
     """Model, vocabulary, clip shape and settings of a training run."""
     path = checkpoint_of_run(folder)
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    lacking = [name for name in ("data", "frames", "fps", "size", "resize") if name not in settings]
+    if lacking:
+        raise SystemExit(f"{folder / 'settings.json'} is not of a run: it lacks {lacking}")
     shape = ClipShape(
         settings["frames"], settings["fps"], settings["size"], settings["resize"] or None
     )
@@ -235,14 +239,13 @@ def _evaluate_run(options: argparse.Namespace, place: distributed.Place) -> dict
         "clip": asdict(shape),
         "windows": windows,
     }
-    found = retrieval(viewer, vocabulary, segments, windows, (similarity,), steps=True)
-    tasks = annotation.parent / TASKS
-    remarks, steps = [], None
+    tasks, order, remarks = annotation.parent / TASKS, None, []
     if tasks.exists():
-        data = from_segments(segments, read_crosstask_tasks(tasks))
-        steps = ordered_steps(viewer, vocabulary, data, similarity == "cosine")
+        order = from_segments(segments, read_crosstask_tasks(tasks))
     else:
         remarks = [f"CTR (a) and (b) need the order of the steps; there is no {tasks}."]
+    found = retrieval(viewer, vocabulary, segments, windows, (similarity,), steps=True)
+    steps = order and ordered_steps(viewer, vocabulary, order, similarity == "cosine")
     if found is None:
         return None
     found |= {"similarity": similarity, **found.pop(similarity)}

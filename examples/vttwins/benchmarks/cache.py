@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from examples.vttwins import distributed
-from examples.vttwins.checkpoint import remove_leftovers, write_atomically, write_text
+from examples.vttwins.checkpoint import write_atomically, write_text
 from examples.vttwins.distributed import Place
 
 ITEMS_OF_A_PART = 16
@@ -77,7 +77,6 @@ class FeatureCache:
         self.folder = self.root / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         if place.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
             write_text(self.folder / "key.json", text)
         _wait_for_all()
         if not self.folder.is_dir():
