@@ -100,6 +100,29 @@ def test_far_windows_are_sought_and_near_ones_decoded_in_one_pass(films: Path) -
         assert [row[0] for row in numbers(found.pictures)] == [1, 1, 2, 2, 12, 12]
 
 
+class Damaged(VideoReader):
+    """A file that cannot be decoded from second 6 to 7."""
+
+    def pictures(self, targets, resize=None):
+        if any(6 <= time < 7 for time in targets):
+            raise VideoError("broken", f"{self.path}: decoding failed")
+        return super().pictures(targets, resize)
+
+
+def test_damage_loses_the_windows_that_it_touches_and_no_others(films: Path) -> None:
+    with Damaged(films / "long.mp4") as reader:
+        (found,) = Spread(((1.0, 2.5), (5.0, 7.5), (8.0, 9.5), (40.0, 50.0)), 2).clips(
+            reader, SHAPE
+        )
+        assert found.lost.tolist() == [False, False, False, True, False, False, True, True]
+        assert [row[0] for row in numbers(found.pictures)] == [1, 1, 5, -1, 8, 8, -1, -1]
+        assert found.problem is not None and found.problem.reason == "broken"
+        with pytest.raises(VideoError, match="decoding failed"):
+            list(Spread(((6.0, 7.0),), 2).clips(reader, SHAPE))
+        seconds = np.concatenate([part.lost for part in EverySecond().clips(reader, SHAPE)])
+        assert np.flatnonzero(seconds).tolist() == [6]
+
+
 def test_long_videos_come_in_pieces(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with VideoReader(films / "long.mp4") as reader:
         monkeypatch.setattr(extraction, "PIECE", 20)

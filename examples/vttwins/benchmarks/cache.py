@@ -31,7 +31,8 @@ FORMAT = 1
 
 
 class Seen(NamedTuple):
-    """Features (W, D) of the windows of a video, or the reason, one word, why there are none."""
+    """Features (W, D) of the windows of a video, NaN where one is lost, or None if there are none;
+    and the reason, one word, why there are none, or not all."""
 
     features: np.ndarray | None
     reason: str = ""

@@ -142,9 +142,8 @@ def segment_features(
     """Embeddings of the windows of segments; each video is opened once.
 
     Returns:
-        features (N, W, D) of the distinct spans of video, NaN for one that cannot be used, and D =
-        1 if none can; the row
-        of each segment; and the account of what cannot be used, in spans.
+        features (N, W, D) of the distinct spans of video, NaN for one that cannot be used (D is 1
+        if none can); the row of each segment; and the account of what cannot be used, in spans.
     """
     spans: dict[tuple[str, str], dict[tuple[float, float], int]] = {}
     for s in segments:
@@ -174,7 +173,8 @@ def segment_features(
             if found.features is None:
                 lost.append((item.video_id, found.reason, found.message))
             elif np.isnan(features[row]).any():
-                lost.append((item.video_id, "short", f"ends before {start:.2f} s"))
+                reason, message = found.reason or "short", f"ends before {start:.2f} s"
+                lost.append((item.video_id, reason, found.message or message))
     index = np.array([spans[s.video_id, s.task][s.start, s.end] for s in segments])
     return features, index, _account(count, lost)
 
@@ -278,6 +278,7 @@ def ordered_steps(
     return {
         "videos": len(items),
         "unannotated": len(data.unannotated),
+        "partly_unusable": sum(s.features is not None and s.reason != "" for s in seen),
         CTR_OFFICIAL: metrics.crosstask_recall(frames["log_softmax"], truth, "pooled"),
         CTR_ZERO_SHOT: metrics.crosstask_recall(frames["none"], truth, "per_video"),
         **_account(len(items), _lost(seen, items)),

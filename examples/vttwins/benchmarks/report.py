@@ -111,6 +111,7 @@ def _remarks(result: dict[str, Any], benchmark: Benchmark | None) -> list[str]:
         )
     for name, words in (
         ("texts_without_known_words", "texts have no word of the vocabulary and look the same."),
+        ("partly_unusable", "videos cannot be decoded in part; no step is found in these seconds."),
         ("unannotated", "videos of the list have no annotation and are not counted."),
     ):
         if result.get(name):
