@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ from examples.vttwins.benchmarks import (
     report,
 )
 from examples.vttwins.benchmarks.cache import weights_digest
-from examples.vttwins.benchmarks.crosstask import TASKS, from_segments
+from examples.vttwins.benchmarks.crosstask import TASKS, CrossTask, from_segments
 from examples.vttwins.benchmarks.measure import (
     Viewer,
     ordered_steps,
@@ -63,6 +64,7 @@ from examples.vttwins.benchmarks.measure import (
 )
 from examples.vttwins.benchmarks.table import BENCHMARKS
 from examples.vttwins.data import ClipShape
+from examples.vttwins.loading import LoadingError
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.words import Vocabulary, load_word_vectors
 
@@ -93,17 +95,21 @@ def evaluate(
 
 
 def checkpoint_of_run(folder: Path) -> Path:
-    """The file of weights in the folder of a run."""
-    for name in ("model.safetensors", "last.pt"):
-        if (folder / name).exists():
-            return folder / name
-    raise SystemExit(f"{folder}: no model.safetensors and no last.pt; train first")
+    """The file of weights in the folder of a run: the last written, as a run may go on."""
+    paths = [folder / name for name in ("last.pt", "model.safetensors")]
+    paths = [path for path in paths if path.exists()]
+    if not paths:
+        raise SystemExit(f"{folder}: no model.safetensors and no last.pt; train first")
+    return max(reversed(paths), key=lambda path: path.stat().st_mtime_ns)
 
 
 def load_run(folder: Path) -> tuple[VideoTextModel, Vocabulary, ClipShape, dict[str, Any]]:
     """Model, vocabulary, clip shape and settings of a training run."""
     path = checkpoint_of_run(folder)
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    lacking = [name for name in ("data", "frames", "fps", "size", "resize") if name not in settings]
+    if lacking:
+        raise SystemExit(f"{folder / 'settings.json'} is not of a run: it lacks {lacking}")
     shape = ClipShape(
         settings["frames"], settings["fps"], settings["size"], settings["resize"] or None
     )
@@ -158,6 +164,9 @@ ACTS = {
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse, with a sentence, options that would not act or that are missing or out of range."""
     benchmark = options.what if options.what in BENCHMARKS else "run"
+    for name, value in vars(options).items():
+        if isinstance(value, Path) and name not in ("cache", "out") and not value.exists():
+            parser.error(f"--{name.replace('_', '-')} {value} does not exist")
     given = {name for name, value in vars(options).items() if value is not None} - {"what"}
     idle = sorted(given - ACTS[benchmark])
     if idle:
@@ -221,7 +230,8 @@ def _evaluate_run(options: argparse.Namespace, place: distributed.Place) -> dict
     shape, similarity = _shape(options, shape), options.similarity or "dot"
     windows, cache = options.windows or WINDOWS, options.cache or folder / "features"
     model.to(place.device)
-    viewer = Viewer(model, options.videos or root / "videos", shape, options.workers, cache, place)
+    videos = options.videos or root / "videos"
+    viewer = Viewer(model, videos, shape, options.workers, cache, place, "run")
     result = {
         "benchmark": str(annotation),
         "checkpoint": str(checkpoint_of_run(folder)),
@@ -229,14 +239,13 @@ def _evaluate_run(options: argparse.Namespace, place: distributed.Place) -> dict
         "clip": asdict(shape),
         "windows": windows,
     }
-    found = retrieval(viewer, vocabulary, segments, windows, (similarity,), steps=True)
-    tasks = annotation.parent / TASKS
-    remarks, steps = [], None
+    tasks, order, remarks = annotation.parent / TASKS, None, []
     if tasks.exists():
-        data = from_segments(segments, read_crosstask_tasks(tasks))
-        steps = ordered_steps(viewer, vocabulary, data, similarity == "cosine")
+        order = from_segments(segments, read_crosstask_tasks(tasks))
     else:
         remarks = [f"CTR (a) and (b) need the order of the steps; there is no {tasks}."]
+    found = retrieval(viewer, vocabulary, segments, windows, (similarity,), steps=True)
+    steps = order and ordered_steps(viewer, vocabulary, order, similarity == "cosine")
     if found is None:
         return None
     found |= {"similarity": similarity, **found.pop(similarity)}
@@ -256,26 +265,18 @@ def _evaluate_benchmark(
         settings = json.loads((path.parent / "settings.json").read_text(encoding="utf-8"))
         default = replace(default, size=settings["size"], resize=settings["resize"] or None)
     shape, windows = _shape(options, default), options.windows or benchmark.windows
+    data = _read(options)  # before the model and its words, which take longer
     model = weights.load_model(path)
     model.to(place.device)
-    viewer = Viewer(
-        model, options.videos, shape, options.workers,
-        options.cache or Path("build/vttwins/features"), place,
-    )  # fmt: skip
+    cache = options.cache or Path("build/vttwins/features")
+    viewer = Viewer(model, options.videos, shape, options.workers, cache, place, name)
     found: dict[str, Any] | None
     if benchmark.kind == "probe":
-        read = read_hmdb51 if name == "hmdb51" else read_ucf101
-        found = probe(viewer, read(options.annotation), windows)
+        found = probe(viewer, data, windows)
+    elif benchmark.kind == "retrieval":
+        found = retrieval(viewer, _vocabulary(options, path, model), data, windows)
     else:
-        vocabulary = _vocabulary(options, path, model)
-        if name == "youcook2":
-            segments = read_youcook2(options.annotation, options.subset)
-            found = retrieval(viewer, vocabulary, segments, windows)
-        elif name == "msrvtt":
-            ids = read_video_list(options.split) if options.split else None
-            found = retrieval(viewer, vocabulary, read_msrvtt(options.annotation, ids), windows)
-        else:
-            found = _crosstask(options, viewer, vocabulary)
+        found = _crosstask(viewer, _vocabulary(options, path, model), *data)
     if found is None:
         return None
     return {
@@ -288,28 +289,48 @@ def _evaluate_benchmark(
     }
 
 
-def _crosstask(
-    options: argparse.Namespace, viewer: Viewer, vocabulary: Vocabulary
-) -> dict[str, Any] | None:
-    """The three kinds of CTR, or (c) alone where the annotation is a list of segments."""
-    if not options.annotation.is_dir():
-        idle = [n for n in ("segments", "test_list", "training_list") if getattr(options, n)]
-        if idle:
+def _read(options: argparse.Namespace) -> Any:
+    """What the annotation of a benchmark holds."""
+    path = options.annotation
+    if options.what == "hmdb51":
+        return read_hmdb51(path)
+    if options.what == "ucf101":
+        return read_ucf101(path)
+    if options.what == "youcook2":
+        return read_youcook2(path, options.subset)
+    if options.what == "msrvtt":
+        return read_msrvtt(path, read_video_list(options.split) if options.split else None)
+    if path.is_dir():
+        data = read_crosstask(path, options.test_list, options.training_list)
+        return data, read_segments(options.segments) if options.segments else data.segments()
+    for name in ("segments", "test_list", "training_list"):
+        if getattr(options, name):
             raise ValueError(
-                f"--{idle[0].replace('_', '-')} goes with a folder as --annotation, "
-                f"{options.annotation} is a list of segments"
+                f"--{name.replace('_', '-')} goes with a folder as --annotation, {path} is a list "
+                "of segments"
             )
-        found = trimmed_steps(viewer, vocabulary, read_segments(options.annotation))
-        remark = f"CTR (a) and (b) need the folder of CrossTask with {TASKS} as --annotation."
-        return found and {**found, "remarks": [remark]}
-    data = read_crosstask(options.annotation, options.test_list, options.training_list)
-    segments = read_segments(options.segments) if options.segments else data.segments()
+    return None, read_segments(path)
+
+
+def _crosstask(
+    viewer: Viewer, vocabulary: Vocabulary, data: CrossTask | None, segments: list[Segment]
+) -> dict[str, Any] | None:
+    """The three kinds of CTR, or (c) alone where the order of the steps is not known."""
     trimmed = trimmed_steps(viewer, vocabulary, segments)
-    steps = ordered_steps(viewer, vocabulary, data)
-    if trimmed is None or steps is None:
+    steps = None if data is None else ordered_steps(viewer, vocabulary, data)
+    if trimmed is None:
         return None
-    lost = {"unusable_trimmed": trimmed.pop("unusable"), **trimmed}
-    return {**lost, **steps}
+    if steps is None:
+        remark = f"CTR (a) and (b) need the folder of CrossTask with {TASKS} as --annotation."
+        return {**trimmed, "remarks": [remark]}
+    return {"unusable_trimmed": trimmed.pop("unusable"), **trimmed, **steps}
+
+
+def _refuse_nothing(result: dict[str, Any]) -> None:
+    """Leave with a sentence where no video could be used: a wrong folder, most likely."""
+    if sum(result["unusable"].values()) == result["looked_at"]:
+        video, _, message = result["unusable_videos"][0]
+        raise SystemExit(f"no video can be used; the first, {video}: {message}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -321,9 +342,13 @@ def main(arguments: list[str] | None = None) -> None:
         is_run = options.what not in BENCHMARKS
         try:
             result = (_evaluate_run if is_run else _evaluate_benchmark)(options, place)
-        except (ValueError, OSError) as error:  # a file that is missing or not what it should be
+        except (ValueError, OSError, LoadingError) as error:  # mostly a file that does not fit
             raise SystemExit(f"{type(error).__name__}: {error}") from error
+        except KeyboardInterrupt:
+            print("Interrupted. The same line goes on with what was kept.", file=sys.stderr)
+            raise SystemExit(130) from None
         if result is not None:
+            _refuse_nothing(result)
             folder = Path(options.what) if is_run else Path("build/vttwins")
             name = "evaluation" if is_run else options.what
             print(report.write(result, (options.out or folder) / name))

@@ -60,6 +60,8 @@ def test_odd_files_say_what_plain_ones_say(oddity: str, tmp_path: Path) -> None:
     path = write(tmp_path / "c.csv", odd("key,vid_key,video_id,sentence\nret0,msr9,video9,a box\n"))
     assert read_msrvtt(path) == [Segment("video9", 0.0, math.inf, "a box")]
     assert read_video_list(path) == ["video9"]
+    for text in ("video_id\nvideo9\nvideo7\n", "video9\nvideo7\n"):
+        assert read_video_list(write(tmp_path / "ids.csv", odd(text))) == ["video9", "video7"]
     table = "video_id,label,split1,split2,split3\n"
     path = write(tmp_path / "d.csv", odd(table + "Some_wave.avi,wave_test,1,2,0\n"))
     assert read_hmdb51(path) == [LabelledVideo("Some_wave.avi", "wave", (1, 2, 0), ("wave",))]

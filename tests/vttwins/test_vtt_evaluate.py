@@ -1,15 +1,20 @@
-"""Evaluation of annotated videos: what cannot be used is counted and never scores a hit."""
+"""Evaluation of a run on its own test videos, and of any weights with their word vectors."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import color_world
 import numpy as np
 import pytest
 import torch
 
 from examples.vttwins import data, evaluate, synthetic, weights
+from examples.vttwins.benchmarks import extraction
+from examples.vttwins.benchmarks.crosstask import write_crosstask_tasks
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.words import Vocabulary
 
@@ -23,7 +28,76 @@ def model() -> VideoTextModel:
     return VideoTextModel(vocabulary_size=len(WORDS), embedding_dim=8, word_dim=6).eval()
 
 
-def test_an_unusable_video_is_counted_and_finds_no_step(
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose model knows the truth, with its data: two tasks, a video that skips a step."""
+    color_world.crosstask(tmp_path / "made")
+    folder, root = tmp_path / "run", tmp_path / "data"
+    folder.mkdir()
+    shutil.copytree(tmp_path / "made" / "videos", root / "videos")
+    rows = (tmp_path / "made" / "segments.csv").read_text(encoding="utf-8")
+    (root / "test.csv").write_text(rows.replace("task_id", "task"), encoding="utf-8")
+    shutil.copy(tmp_path / "made" / "release" / "tasks_primary.txt", root)
+    settings = {"data": str(root), "frames": 4, "fps": 5.0, "size": 32, "resize": 32}
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "model.safetensors").touch()
+    Vocabulary(color_world.NAMES).save(folder / "vocabulary.json")
+    monkeypatch.setattr(weights, "load_model", lambda path: color_world.Truth())
+    return folder
+
+
+def evaluated(run: Path, *options: str) -> dict[str, Any]:
+    evaluate.main([str(run), "--workers", "0", "--device", "cpu", *options])
+    return json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_is_evaluated_on_its_own_test_videos(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(run)
+    assert found["pairs"] == 8 and found["unusable"] == {} and found["similarity"] == "dot"
+    # Three of the five colors are shown twice: their segments tie.
+    assert found["text_to_video"]["R@1"] == found["video_to_text"]["R@1"] == 62.5
+    for name in ("CTR (a)", "CTR (b)"):
+        assert found[name]["average"] == 100
+    assert found["CTR (c)"]["mean"] == 100
+    page = capsys.readouterr().out
+    assert page == (run / "evaluation.md").read_text(encoding="utf-8") + "\n"
+    assert "no benchmark of the paper" in page and "paper, " not in page
+
+
+def test_a_second_evaluation_of_a_run_decodes_nothing_and_options_act(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluated(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "VideoReader", None)  # opening one would fail
+        assert evaluated(run) == first
+    changed = evaluated(run, "--frames", "6", "--size", "24", "--windows", "2", "--fps", "10")
+    assert changed["clip"] == {"frames": 6, "fps": 10.0, "size": 24, "resize": 24}
+    assert changed["windows"] == 2 and changed["CTR (c)"] == first["CTR (c)"]
+    assert evaluated(run, "--similarity", "cosine")["similarity"] == "cosine"
+
+
+def test_the_order_of_steps_comes_from_a_task_file_or_not_at_all(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = run.parent / "data" / "tasks_primary.txt"
+    tasks.unlink()
+    found = evaluated(run)
+    assert "CTR (a)" not in found and "CTR (b)" not in found and found["CTR (c)"]["mean"] == 100
+    assert "CTR (a) and (b) need the order of the steps" in capsys.readouterr().out
+    write_crosstask_tasks({"23": ["cut"], "7": ["fry"]}, tasks)
+    with pytest.raises(SystemExit, match="of video a is no step of task '23' in the task file"):
+        evaluated(run)
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no model.safetensors and no last.pt; train first"):
+        evaluate.main([str(tmp_path)])
+
+
+def test_an_unusable_video_is_counted_and_is_no_hit(
     model: VideoTextModel, narrated: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "videos"
@@ -33,8 +107,13 @@ def test_an_unusable_video_is_counted_and_finds_no_step(
     result = evaluate.evaluate(model, WORDS, segments, folder, SHAPE, windows=2)
     assert result["pairs"] == 16 and result["unusable"] == {"broken": 8}
     assert all(np.isfinite(list(result["text_to_video"].values())))
-    assert result["text_to_video"]["R@5"] <= 50  # the texts of the other half stand last
-    assert result["video_to_text"]["R@10"] <= 50 and result["trimmed_ctr"] <= 50
+    for direction in ("text_to_video", "video_to_text"):
+        assert result[direction]["R@5"] <= 50  # the other half stands last
+    assert result["CTR (c)"]["mean"] <= 50
+    nothing = evaluate.evaluate(model, WORDS, segments, tmp_path, SHAPE, windows=2)
+    assert nothing["unusable"] == {"missing": 16} and nothing["CTR (c)"]["mean"] == 0
+    for direction in ("text_to_video", "video_to_text"):
+        assert nothing[direction] == {"R@1": 0, "R@5": 0, "R@10": 0, "MedR": 16, "MeanR": 16}
 
 
 def test_a_file_of_weights_is_evaluated_with_its_word_vectors(
@@ -44,12 +123,13 @@ def test_a_file_of_weights_is_evaluated_with_its_word_vectors(
     torch.save(model.text_module.word_embd.weight.detach(), tmp_path / "word2vec.pth")
     np.save(tmp_path / "dict.npy", np.array(WORDS.words))
     line = [
-        "--weights", str(tmp_path / "model.safetensors"), "--annotation",
+        "youcook2", "--weights", str(tmp_path / "model.safetensors"), "--annotation",
         str(narrated / "test.csv"), "--videos", str(narrated / "videos"), "--windows", "1",
-        "--size", "32", "--frames", "4", "--workers", "0", "--device", "cpu", "--word-vectors",
+        "--size", "32", "--frames", "4", "--workers", "0", "--device", "cpu", "--cache",
+        str(tmp_path / "features"), "--out", str(tmp_path), "--word-vectors",
     ]  # fmt: skip
     evaluate.main([*line, str(tmp_path / "word2vec.pth")])
-    assert "16 pairs" in capsys.readouterr().out
+    assert "16 sentences, 16 segments" in capsys.readouterr().out
     other = tmp_path / "other.txt"
     other.write_text("the 1 0 0 0 0 0\nred 0 1 0 0 0 0\n", encoding="utf-8")
     with pytest.raises(SystemExit, match=f"has 3 words .* {len(WORDS)}"):

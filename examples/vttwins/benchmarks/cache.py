@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from examples.vttwins import distributed
-from examples.vttwins.checkpoint import remove_leftovers, write_atomically, write_text
+from examples.vttwins.checkpoint import write_atomically, write_text
 from examples.vttwins.distributed import Place
 
 ITEMS_OF_A_PART = 16
@@ -31,7 +31,8 @@ FORMAT = 1
 
 
 class Seen(NamedTuple):
-    """Features (W, D) of the windows of a video, or the reason, one word, why there are none."""
+    """Features (W, D) of the windows of a video, NaN where one is lost, or None if there are none;
+    and the reason, one word, why there are none, or not all."""
 
     features: np.ndarray | None
     reason: str = ""
@@ -77,7 +78,6 @@ class FeatureCache:
         self.folder = self.root / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         if place.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
             write_text(self.folder / "key.json", text)
         _wait_for_all()
         if not self.folder.is_dir():

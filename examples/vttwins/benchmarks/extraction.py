@@ -9,12 +9,14 @@ last bit, on the number of workers or of processes.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,22 +24,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from examples.vttwins import loading
 from examples.vttwins.benchmarks.cache import FeatureCache, Seen
 from examples.vttwins.benchmarks.videos import locate
-from examples.vttwins.data import ClipShape, crop, prepare_worker, to_clip
+from examples.vttwins.data import ClipShape, crop, to_clip
 from examples.vttwins.distributed import Place
 from examples.vttwins.metrics import frame_windows, segment_windows
 from examples.vttwins.video import VideoError, VideoReader
 
-PIECE = 32  # windows decoded and encoded together, at most, of a video that has one each second
+PIECE = 16  # windows decoded and encoded together, at most
 NEAR = 4.0  # seconds between windows that are decoded through rather than sought
 
 
 class Clips(NamedTuple):
-    """Windows uint8 (W, 3, T, S, S), and which of them show nothing at all, (W,)."""
+    """Windows uint8 (W, 3, T, S, S), which of them, (W,), are lost, and why if not for the end."""
 
     pictures: Tensor
     lost: np.ndarray
+    problem: VideoError | None = None
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,10 @@ class Spread:
         for begin in range(0, len(order), PIECE):
             piece = order[begin : begin + PIECE]
             times = [moments(start, shape) for start in starts[piece]]
-            clips, lost = windows_at(times, reader, shape, required=begin == 0)
+            found = windows_at(times, reader, shape, required=begin == 0)
             segment, place = np.divmod(piece, self.count)
-            gone[segment[lost & (place == 0)]] = True
-            yield Clips(clips, gone[segment])
+            gone[segment[found.past & (place == 0)]] = True
+            yield Clips(found.pictures, found.broken | gone[segment], found.problem)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ class EverySecond:
         for begin in range(0, len(firsts), PIECE):
             piece = firsts[begin : begin + PIECE]
             times = [[(first + k) * step for k in range(shape.frames)] for first in piece]
-            yield windows_at(times, reader, shape, required=begin == 0)
+            found = windows_at(times, reader, shape, required=begin == 0)
+            yield Clips(found.pictures, found.broken | found.past, found.problem)
 
 
 @dataclass(frozen=True)
@@ -142,38 +147,63 @@ def moments(start: float, shape: ClipShape) -> list[Fraction]:
     return [first + k / rate for k in range(shape.frames)]
 
 
+class Found(NamedTuple):
+    """Windows uint8 (W, 3, T, S, S); which of them, (W,), begin past the end, and which cannot be
+    decoded, with the first reason."""
+
+    pictures: Tensor
+    past: np.ndarray
+    broken: np.ndarray
+    problem: VideoError | None
+
+
 def windows_at(
     times: list[list[Fraction]], reader: VideoReader, shape: ClipShape, required: bool = True
-) -> Clips:
-    """Windows of pictures at times, each decoded once; zeros past the end.
+) -> Found:
+    """Windows of pictures at times, each picture decoded once; zeros past the end.
+
+    Damage loses the windows that it touches; only around it is anything decoded again.
 
     Args:
         times: those of each window, windows in ascending order.
-        required: raise VideoError "short" if there is no picture at all.
+        required: raise VideoError if no window has a picture.
     """
     clips = torch.zeros(len(times), 3, shape.frames, shape.size, shape.size, dtype=torch.uint8)
-    lost = np.ones(len(times), dtype=bool)
-    begin = 0
-    while begin < len(times):
-        end = begin + 1
-        while end < len(times) and times[end][0] - times[end - 1][-1] < NEAR:
-            end += 1
-        targets = sorted({time for window in times[begin:end] for time in window})
+    past, broken = np.ones(len(times), dtype=bool), np.zeros(len(times), dtype=bool)
+    problem = None
+    groups = deque(_near(times))
+    while groups:
+        group = groups.popleft()
+        targets = sorted({time for k in group for time in times[k]})
         try:
             pictures = crop(reader.pictures(targets, shape.resize), shape.size)
         except VideoError as error:
-            if error.reason != "short":
-                raise
-            break  # later ones are past the end as well
+            if error.reason == "short":
+                break  # later ones are past the end as well
+            problem = problem or error
+            if len(group) > 1:
+                groups.extendleft(range(k, k + 1) for k in reversed(group))
+            else:
+                past[group.start], broken[group.start] = False, True
+            continue
         place = {time: k for k, time in enumerate(targets[: len(pictures)])}
-        for k in range(begin, end):
+        for k in group:
             shown = [place[time] for time in times[k] if time in place]
             if shown:
-                clips[k], lost[k] = to_clip(pictures[shown], shape.frames), False
-        begin = end
-    if required and lost.all():
-        raise VideoError("short", f"{reader.path}: ends before {float(times[0][0]):.2f} s")
-    return Clips(clips, lost)
+                clips[k], past[k] = to_clip(pictures[shown], shape.frames), False
+    if required and (past | broken).all():
+        first = float(times[0][0])
+        raise problem or VideoError("short", f"{reader.path}: ends before {first:.2f} s")
+    return Found(clips, past, broken, problem)
+
+
+def _near(times: list[list[Fraction]]) -> Iterator[range]:
+    """Runs of windows that are decoded through."""
+    begin = 0
+    for k in range(1, len(times) + 1):
+        if k == len(times) or times[k][0] - times[k - 1][-1] >= NEAR:
+            yield range(begin, k)
+            begin = k
 
 
 class Piece(NamedTuple):
@@ -198,7 +228,7 @@ class PieceStream(IterableDataset[Piece]):
             item, path = self.items[index]
             reason = message = ""
             try:
-                with VideoReader(path) as reader:
+                with loading.reading(path), VideoReader(path) as reader:
                     for clips in item.windows.clips(reader, self.shape):
                         yield Piece(index, clips)
             except VideoError as error:
@@ -223,27 +253,39 @@ def see(
     title: str = "videos",
     quiet: bool = False,
 ) -> Iterator[tuple[int, Seen]]:
-    """(index, what was seen) of each item, in the order in which they are done."""
-    stream = DataLoader(
+    """(index, what was seen) of each item, in the order in which they are done.
+
+    Raises:
+        LoadingError: a worker died; the message says what they were reading.
+    """
+    notes = loading.Notes(workers)
+    loader: DataLoader[Any] = DataLoader(
         PieceStream(items, shape),
         batch_size=None,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=workers,
-        worker_init_fn=prepare_worker,
+        worker_init_fn=functools.partial(loading.prepare_worker, notes=notes),
         pin_memory=device.type == "cuda",
     )
     parts: dict[int, list[np.ndarray]] = {}
-    with tqdm(total=len(items), desc=title, mininterval=1, disable=quiet) as bar:
-        for index, clips, reason, message in stream:
+    problems: dict[int, VideoError] = {}
+    bar = tqdm(total=len(items), desc=title, mininterval=1, disable=quiet)
+    with bar, loading.stream(loader) as stream:
+        for index, clips, reason, message in cast(Iterator[Piece], stream):
             if clips is not None:
                 video = clips.pictures.to(device, non_blocking=True).float().div_(255)
                 video = video.contiguous(memory_format=torch.channels_last_3d)
                 features = encode(video).float().cpu().numpy()
                 features[clips.lost] = np.nan
                 parts.setdefault(index, []).append(features)
+                if clips.problem is not None:
+                    problems.setdefault(index, clips.problem)
                 continue
-            whole = parts.pop(index, [])
-            yield index, Seen(None, reason, message) if reason else Seen(np.concatenate(whole))
+            whole, problem = parts.pop(index, []), problems.pop(index, None)
+            if problem is not None and not reason:
+                yield index, Seen(np.concatenate(whole), problem.reason, str(problem))
+            else:
+                yield index, Seen(None if reason else np.concatenate(whole), reason, message)
             bar.update()
 
 

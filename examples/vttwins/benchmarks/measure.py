@@ -56,6 +56,7 @@ class Viewer:
         workers: processes that decode.
         cache: folder for features; None keeps nothing, and is for one process.
         place: of this process.
+        name: of the benchmark; names the folders in the cache.
     """
 
     model: VideoTextModel
@@ -64,6 +65,7 @@ class Viewer:
     workers: int = 0
     cache: Path | None = None
     place: Place = field(default_factory=Place)
+    name: str = "videos"
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -71,12 +73,12 @@ class Viewer:
         self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.device = next(self.model.parameters()).device
 
-    def look(self, items: list[Item], name: str, encode: Encoder, title: str) -> list[Seen]:
+    def look(self, items: list[Item], what: str, encode: Encoder, title: str) -> list[Seen]:
         """What is seen of each item; an empty list on all processes but the first."""
         cache = None
         if self.cache is not None:
             key = {"weights": weights_digest(self.model), "clip": asdict(self.shape)}
-            cache = FeatureCache(self.cache, name, key)
+            cache = FeatureCache(self.cache, f"{self.name}-{what}", key)
         return extract(
             items, self.folder, encode, self.shape, self.device, self.workers, cache, self.place,
             title,
@@ -99,9 +101,10 @@ def without_known_words(texts: Sequence[str], vocabulary: Vocabulary) -> int:
     return int((vocabulary.encode_all(texts, EVAL_WORDS) == 0).all(1).sum())
 
 
-def _account(lost: list[tuple[str, str, str]]) -> dict[str, Any]:
+def _account(total: int, lost: list[tuple[str, str, str]]) -> dict[str, Any]:
     """What could not be used: how much by reason, and which videos, of (id, reason, message)."""
     return {
+        "looked_at": total,
         "unusable": dict(Counter(reason for _, reason, _ in lost).most_common()),
         "unusable_videos": [list(entry) for entry in dict.fromkeys(lost)],
     }
@@ -112,32 +115,25 @@ def _lost(seen: Sequence[Seen], items: Sequence[Item]) -> list[tuple[str, str, s
     return [(item.video_id, s.reason, s.message) for item, s in pairs if s.features is None]
 
 
-def _width(seen: Sequence[Seen], items: Sequence[Item]) -> int:
-    """Length of a feature; at least one video must have some."""
-    for s in seen:
-        if s.features is not None:
-            return s.features.shape[-1]
-    raise ValueError(
-        f"none of the {len(seen)} videos can be used: {_account(_lost(seen, items))['unusable']}; "
-        f"the first: {items[0].video_id}: {seen[0].message}"
-    )
-
-
 def probe(viewer: Viewer, videos: list[LabelledVideo], windows: int) -> dict[str, Any] | None:
     """Accuracy of a linear probe of the features before the head, a split each and their mean."""
     items = [Item(v.video_id, v.folders, NativeFrames(windows)) for v in videos]
     seen = viewer.look(items, "frames", viewer.model.video_features, "videos")
     if not viewer.place.first:
         return None
-    features = np.full((len(videos), windows, _width(seen, items)), np.nan, dtype=np.float32)
-    for k, s in enumerate(seen):
-        if s.features is not None:
-            features[k] = s.features
+    usable = [s.features for s in seen if s.features is not None]
+    if not usable:
+        raise ValueError(
+            f"no video can be used; the first, {videos[0].video_id}: {seen[0].message}"
+        )
+    shape = len(videos), windows, usable[0].shape[1]
+    features = np.full(shape, np.nan, dtype=np.float32)
+    features[[k for k, s in enumerate(seen) if s.features is not None]] = usable
     splits = np.array([video.splits for video in videos])
     labels = np.array([video.label for video in videos])
     counts = {"videos": len(videos), "classes": len(set(labels.tolist()))}
     result = metrics.linear_probe(features, labels, splits)
-    return {**counts, **result, **_account(_lost(seen, items))}
+    return {**counts, **result, **_account(len(items), _lost(seen, items))}
 
 
 def segment_features(
@@ -146,8 +142,8 @@ def segment_features(
     """Embeddings of the windows of segments; each video is opened once.
 
     Returns:
-        features (N, W, D) of the distinct spans of video, NaN for one that cannot be used; the row
-        of each segment; and the account of what cannot be used, in spans.
+        features (N, W, D) of the distinct spans of video, NaN for one that cannot be used (D is 1
+        if none can); the row of each segment; and the account of what cannot be used, in spans.
     """
     spans: dict[tuple[str, str], dict[tuple[float, float], int]] = {}
     for s in segments:
@@ -161,7 +157,8 @@ def segment_features(
         for span in own:
             own[span] = count
             count += 1
-    features = np.full((count, windows, _width(seen, items)), np.nan, dtype=np.float32)
+    width = next((s.features.shape[1] for s in seen if s.features is not None), 1)
+    features = np.full((count, windows, width), np.nan, dtype=np.float32)
     lost = []
     for item, found, own in zip(items, seen, spans.values(), strict=True):
         rows = list(own.values())
@@ -176,9 +173,10 @@ def segment_features(
             if found.features is None:
                 lost.append((item.video_id, found.reason, found.message))
             elif np.isnan(features[row]).any():
-                lost.append((item.video_id, "short", f"ends before {start:.2f} s"))
+                reason, message = found.reason or "short", f"ends before {start:.2f} s"
+                lost.append((item.video_id, reason, found.message or message))
     index = np.array([spans[s.video_id, s.task][s.start, s.end] for s in segments])
-    return features, index, _account(lost)
+    return features, index, _account(count, lost)
 
 
 def retrieval(
@@ -194,12 +192,13 @@ def retrieval(
     Equal spans of a video are one segment, which may have several sentences: as a query it looks
     for the one that it ranks best, its others set aside.
     """
+    texts = [s.text for s in segments]
+    embedded = embed_texts(viewer.model, texts, vocabulary)
     found = segment_features(viewer, segments, windows, "videos")
     if found is None:
         return None
     features, match, account = found
-    texts = [s.text for s in segments]
-    embedded = embed_texts(viewer.model, texts, vocabulary)
+    features = _as_wide_as(features, embedded)
     result: dict[str, Any] = {
         "pairs": len(segments),
         "segments": len(features),
@@ -210,7 +209,7 @@ def retrieval(
         # The mean of embeddings that are not normalized, whatever the similarity.
         scores = metrics.similarity(embedded, features.mean(1), cosine=name == "cosine")
         result[name] = {
-            "text_to_video": metrics.retrieval_metrics(scores, match),
+            "text_to_video": metrics.retrieval_metrics(_misses_last(scores, match), match),
             "video_to_text": video_to_text(scores, match),
         }
     if steps:  # a segment's first window begins with it
@@ -218,6 +217,21 @@ def retrieval(
         first = features[match, 0]
         result[CTR_RELEASE] = metrics.trimmed_step_accuracy(first, embedded, tasks, texts)
     return {**result, **account}
+
+
+def _as_wide_as(features: np.ndarray, texts: Tensor) -> np.ndarray:
+    """Features that texts can be compared with, although no video could be used."""
+    lost = features.shape[2] == 1 and np.isnan(features).all()
+    return features.repeat(texts.shape[1], axis=2) if lost else features
+
+
+def _misses_last(scores: np.ndarray, match: np.ndarray) -> np.ndarray:
+    """Scores whose queries without an answer, of NaN, rank it behind all others."""
+    scores = scores.copy()
+    lost = np.flatnonzero(np.isnan(scores[np.arange(len(scores)), match]))
+    scores[lost] = 0.0
+    scores[lost, match[lost]] = np.nan
+    return scores
 
 
 def video_to_text(scores: np.ndarray, match: np.ndarray) -> dict[str, float]:
@@ -231,14 +245,9 @@ def video_to_text(scores: np.ndarray, match: np.ndarray) -> dict[str, float]:
     best = np.zeros(len(back), dtype=np.int64)
     for n, row in enumerate(back):
         own = np.flatnonzero(match == n)
-        if np.isnan(row).all():
-            row[:] = 0.0
-            row[own] = np.nan  # behind all others
-            best[n] = own[0]
-        else:
-            best[n] = own[row[own].argmax()]
-            row[own[own != best[n]]] = -np.inf
-    return metrics.retrieval_metrics(back, best)
+        best[n] = own[row[own].argmax()]
+        row[own[own != best[n]]] = -np.inf  # set aside
+    return metrics.retrieval_metrics(_misses_last(back, best), best)
 
 
 def ordered_steps(
@@ -269,9 +278,10 @@ def ordered_steps(
     return {
         "videos": len(items),
         "unannotated": len(data.unannotated),
+        "partly_unusable": sum(s.features is not None and s.reason != "" for s in seen),
         CTR_OFFICIAL: metrics.crosstask_recall(frames["log_softmax"], truth, "pooled"),
         CTR_ZERO_SHOT: metrics.crosstask_recall(frames["none"], truth, "per_video"),
-        **_account(_lost(seen, items)),
+        **_account(len(items), _lost(seen, items)),
     }
 
 
@@ -279,12 +289,13 @@ def trimmed_steps(
     viewer: Viewer, vocabulary: Vocabulary, segments: list[Segment]
 ) -> dict[str, Any] | None:
     """CTR (c): one window at the start of each trimmed segment, compared with its task's steps."""
+    texts, tasks = [s.text for s in segments], [s.task for s in segments]
+    embedded = embed_texts(viewer.model, texts, vocabulary)
     found = segment_features(viewer, segments, 1, "trimmed segments")
     if found is None:
         return None
     features, row, account = found
-    texts, tasks = [s.text for s in segments], [s.task for s in segments]
-    embedded = embed_texts(viewer.model, texts, vocabulary)
+    features = _as_wide_as(features, embedded)
     return {
         "segments": len(segments),
         "texts_without_known_words": without_known_words(texts, vocabulary),

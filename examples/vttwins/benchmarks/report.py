@@ -103,7 +103,7 @@ def _remarks(result: dict[str, Any], benchmark: Benchmark | None) -> list[str]:
             f"{result['pairs']} sentences, {result['segments']} segments; chance R@10 is "
             f"{result['chance_R@10']:.1f} %."
         )
-    size = result.get("segments" if "pairs" in result else "videos", 0)
+    size = result["looked_at"]
     if benchmark and benchmark.size and benchmark.size != size:
         lines.append(
             f"The paper's numbers are of {benchmark.size}, these of {size}: they are not the same "
@@ -111,6 +111,7 @@ def _remarks(result: dict[str, Any], benchmark: Benchmark | None) -> list[str]:
         )
     for name, words in (
         ("texts_without_known_words", "texts have no word of the vocabulary and look the same."),
+        ("partly_unusable", "videos cannot be decoded in part; no step is found in these seconds."),
         ("unannotated", "videos of the list have no annotation and are not counted."),
     ):
         if result.get(name):

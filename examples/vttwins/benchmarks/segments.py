@@ -21,6 +21,7 @@ from examples.vttwins.benchmarks.files import (
     AnnotationError,
     at,
     read_json,
+    read_rows,
     read_table,
     to_span,
 )
@@ -121,8 +122,16 @@ def read_msrvtt(path: str | Path, videos: Collection[str] | None = None) -> list
 
 
 def read_video_list(path: str | Path) -> list[str]:
-    """Ids of a split, as MSR-VTT's 9k training list: a CSV file with a column video_id."""
-    return list(dict.fromkeys(row["video_id"] for _, row in read_table(path, ("video_id",))))
+    """Ids of a split: a CSV file with a column video_id, as MSR-VTT's 9k training list, or an id a
+    line without a header."""
+    rows = list(read_rows(path))
+    if rows and all(len(row) == 1 for _, row in rows) and rows[0][1] != ["video_id"]:
+        ids = [row[0] for _, row in rows]
+    else:
+        ids = [row["video_id"] for _, row in read_table(path, ("video_id",))]
+    if not ids:
+        raise AnnotationError(f"{path}: holds no ids of videos")
+    return list(dict.fromkeys(ids))
 
 
 def _msrvtt_json(path: Path) -> list[tuple[str, str]]:

@@ -5,10 +5,11 @@ Requirements: those of video.py.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from examples.vttwins.video import SUFFIXES, find_video
+from examples.vttwins.video import find_video
 
 
 def locate(root: str | Path, video_id: str, folders: Iterable[str] = ()) -> Path:
@@ -19,15 +20,6 @@ def locate(root: str | Path, video_id: str, folders: Iterable[str] = ()) -> Path
     Returns:
         the path; one that does not exist if there is no such file.
     """
-    stem = video_id
-    for suffix in SUFFIXES:
-        if stem.lower().endswith(suffix):
-            stem = stem[: -len(suffix)]
-            break
     places = [Path(root, folder) for folder in folders if folder] + [Path(root)]
-    for place in places:
-        exact = place / video_id
-        for path in (exact, find_video(place, video_id), find_video(place, stem)):
-            if path.is_file():
-                return path
-    return places[0] / video_id
+    paths = [find_video(place, video_id) for place in places]
+    return next((path for path in paths if os.path.isfile(path)), paths[0])
