@@ -1,0 +1,111 @@
+"""Train the whole S3D on the generated videos with one row's loss, and measure it.
+
+Requirements: torch, softdtw_kernels, av, NumPy, tqdm.
+
+The settings are the demo's (config.py), but for the loss and t2v, as in the feature world. A run
+goes on from its last checkpoint; when it is finished its checkpoint is removed and its weights, for
+the figures, stay in ``<runs>/<row>-<seed>``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from examples.vttwins import checkpoint, evaluate, metrics, synthetic, train
+from examples.vttwins.ablation.features import effective_rank, step_accuracy
+from examples.vttwins.ablation.rows import Row
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How a run is trained and measured; the row and the seed come beside it."""
+
+    data: str
+    runs: str
+    steps: int = 160
+    batch: int = 8
+    windows: int = 4
+
+    def described(self) -> dict[str, Any]:
+        """As plain data, with the world of the videos, for the result's file."""
+        world = json.loads((Path(self.data) / "world.json").read_text(encoding="utf-8"))
+        plain = {k: v for k, v in asdict(self).items() if k not in ("data", "runs")}
+        pairs = world["tasks"] * world["steps_per_task"]
+        return {
+            **plain,
+            "size": 32,
+            "direction": "t2v",
+            "train_videos": world["train_videos"],
+            "pairs": pairs,
+            "chance": 1000 / pairs,
+            "world": world,
+        }
+
+
+def prepare_data(folder: Path) -> None:
+    """Write the demo's set, unless a generated set is there.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    if (folder / "world.json").exists():
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no generated set; give another --data")
+    synthetic.generate(synthetic.World(), folder, workers=2)
+
+
+def run(row: Row, seed: int, settings: VideoSettings) -> dict[str, float]:
+    """Train, or go on training, and measure."""
+    out = Path(settings.runs) / f"{row.name}-{seed}"
+    if not (out / WEIGHTS).exists():
+        train.main(command(row, seed, settings, out))
+        if not (out / WEIGHTS).exists():
+            raise SystemExit(143)  # a SIGTERM: saved, to go on later
+    (out / checkpoint.LAST).unlink(missing_ok=True)  # three times the weights, of no more use
+    return measure(out, Path(settings.data), settings.windows)
+
+
+def command(row: Row, seed: int, settings: VideoSettings, out: Path) -> list[str]:
+    """Arguments of train.py."""
+    loss = row.loss()
+    contrast = "--contrastive" if loss.pop("contrastive") else "--no-contrastive"
+    options = {**loss, "data": settings.data, "out": out, "steps": settings.steps, "seed": seed}
+    options |= {"batch": settings.batch, "direction": "t2v", "workers": 0, "threads": 1}
+    line = ["demo", contrast, "--no-tensorboard", "--no-tda", "--device", "cpu"]
+    for name, value in options.items():
+        line += [f"--{name.replace('_', '-')}", str(value)]
+    return line
+
+
+@torch.no_grad()
+def measure(run_folder: Path, data: Path, windows: int) -> dict[str, float]:
+    """What the table shows, on the held-out videos of the set; see features.measure."""
+    model, vocabulary, shape, _ = evaluate.load_run(run_folder)
+    segments = evaluate.read_segments(data / "test.csv")
+    video, problems = evaluate.embed_segments(model, segments, data / "videos", shape, windows)
+    if problems:
+        raise ValueError(f"{data}: held-out videos cannot be used: {problems}")
+    text = evaluate.embed_texts(model, [s.text for s in segments], vocabulary)
+    tasks, texts = ({value: k for k, value in enumerate(dict.fromkeys(values))} for values in (
+        [s.task for s in segments], [s.text for s in segments],
+    ))  # fmt: skip
+    task = torch.tensor([tasks[s.task] for s in segments])
+    step = torch.tensor([texts[s.text] for s in segments])
+    v, t = F.normalize(video, dim=-1).double(), F.normalize(text, dim=-1).double()
+    delta = -t @ v.T
+    return {
+        "R@10": metrics.retrieval(text @ video.T)["R@10"],
+        "CTR": step_accuracy(video, text, task, step),
+        "delta_mean": delta.mean().item(),
+        "delta_sd": delta.std().item(),
+        "effective_rank": effective_rank(v),
+    }
