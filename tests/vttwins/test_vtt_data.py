@@ -186,7 +186,7 @@ def test_narration_is_weakly_aligned_and_test_captions_are_distinct() -> None:
     rng = np.random.default_rng(0)
     chatter = exact = 0
     for _ in range(200):
-        for step, text in zip(steps[0], synthetic.narrate(steps[0], world, rng), strict=True):
+        for step, text in zip(steps[0], synthetic.narrate(steps[0], world, rng)[0], strict=True):
             chatter += text in synthetic.CHATTER
             exact += all(word in text.split() for word in step)
     assert 0.25 < chatter / 2000 < 0.35  # 3 in 10

@@ -36,9 +36,15 @@ def summarize(
     """
     complete = set(table) == set(BY_NAME)
     claims = judge(table, levels) if complete and len(seeds) >= LEAST_SEEDS else []
+    near = {
+        row: [s for s, r in zip(seeds, table[row]["R@10"], strict=True) if r < levels.collapsed]
+        for row in table
+    }
     return {
         **context,
         "seeds": seeds,
+        "chance_limit": levels.collapsed,
+        "near_chance": {row: which for row, which in near.items() if which},
         "rows": {row: {name: _numbers(v) for name, v in table[row].items()} for row in table},
         "claims": [_plain(claim) for claim in claims],
     }
@@ -84,6 +90,12 @@ def markdown(summary: dict[str, Any]) -> str:
         lines.append(f"Not judged: that takes all nine rows and {LEAST_SEEDS} seeds at least.")
     elif summary["remark"]:
         lines += [summary["remark"], ""]
+    if summary["near_chance"]:
+        near = "; ".join(f"{row} {_span(which)}" for row, which in summary["near_chance"].items())
+        lines += [
+            f"Runs with R@10 below {summary['chance_limit']:g}, which learned nothing: {near}."
+        ]
+        lines += [""]
     for claim in summary["claims"]:
         lines.append(f"- {claim['claim']}: **{claim['verdict']}**")
         for number, part in enumerate(claim["alternatives"]):
