@@ -57,6 +57,9 @@ def test_a_claim_is_reproduced_in_part_or_not_by_its_clauses() -> None:
     assert verdicts(crossed)[2] == "in part"
     above = {"CTR": 60.0, "R@10": 90.0}
     assert verdicts(results(gamma1=above, gamma001=above))[2] == "not reproduced"
+    # A claim that compares a row which is not there is not judged; the others are.
+    few = {row: numbers for row, numbers in results().items() if row in ("s2dtw", "alone", "plain")}
+    assert [claim.verdict for claim in criteria.judge(few)] == ["reproduced"] * 2
     # Three operators.
     assert verdicts(results(weak={"CTR": 60.0}))[3] == "in part"
     better = {"CTR": 60.0}

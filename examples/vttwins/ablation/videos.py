@@ -2,9 +2,9 @@
 
 Requirements: torch, softdtw_kernels, av, NumPy, tqdm.
 
-The settings are the demo's (config.py), but for the loss and t2v, as in the feature world. A run
-goes on from its last checkpoint; when it is finished its checkpoint is removed and its weights, for
-the figures, stay in ``<runs>/<row>-<seed>``.
+The settings are the demo's (config.py), but as in the feature world the contrast is t2v and
+there is no temporal data augmentation. A run goes on from its last checkpoint. When it is finished
+its checkpoint is removed; its weights stay, for the figures, in ``<runs>/<row>-<seed>``.
 """
 
 from __future__ import annotations
