@@ -59,12 +59,16 @@ class Encoders(nn.Module):
         )  # fmt: skip
 
 
+def build_loss(row: Row, settings: FeatureSettings) -> SequenceLoss:
+    return SequenceLoss(direction=settings.direction, **row.loss())
+
+
 def train(row: Row, seed: int, settings: FeatureSettings) -> tuple[Encoders, Source]:
     """The trained encoders and the source of their world."""
     source = Source(World(**{**asdict(settings.world), "seed": seed}))
     torch.manual_seed(seed)
     model = Encoders(source.world.features, settings.hidden, settings.embedding)
-    loss = SequenceLoss(direction=settings.direction, **row.loss())
+    loss = build_loss(row, settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     rng = np.random.default_rng([seed, 1])
     for step in range(settings.steps):
