@@ -43,7 +43,7 @@ example-japanese-vowels: $(STAMP)
 example-vttwins: $(STAMP)
 	$(BIN)/python -m examples.vttwins.synthetic --out build/vttwins/data
 	$(BIN)/python -m examples.vttwins.train demo
-	$(BIN)/python -m examples.vttwins.evaluate build/vttwins/run --assigned
+	$(BIN)/python -m examples.vttwins.evaluate build/vttwins/run
 	MPLBACKEND=Agg $(BIN)/python -m examples.vttwins.pictures build/vttwins/run
 
 # One thread a worker: the workers already fill the cores.

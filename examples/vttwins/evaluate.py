@@ -20,9 +20,7 @@ Requirements: torch, av, NumPy, tqdm; safetensors for files of that kind.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,42 +31,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from examples.vttwins import metrics, weights
+from examples.vttwins.benchmarks import Segment, read_segments
 from examples.vttwins.data import ClipShape, crop, prepare_worker, to_clip
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.video import VideoError, VideoReader, find_video
 from examples.vttwins.words import EVAL_WORDS, Vocabulary, load_word_vectors
-
-
-@dataclass(frozen=True)
-class Segment:
-    """An annotated part of a video: what happens from ``start`` to ``end`` seconds."""
-
-    video_id: str
-    start: float
-    end: float
-    text: str
-    task: str
-
-
-def read_segments(path: str | Path) -> list[Segment]:
-    """Segments of an annotation file.
-
-    Raises:
-        ValueError: a column is missing, or a line is not what the columns promise.
-    """
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        needed = {"end", "start", "task", "text", "video_id"}
-        lacking = needed - set(table.fieldnames or ())
-        if lacking:
-            raise ValueError(f"{path}: lacks the columns {sorted(lacking)}")
-        try:
-            return [
-                Segment(r["video_id"], float(r["start"]), float(r["end"]), r["text"], r["task"])
-                for r in table
-            ]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {table.line_num}: {error}") from None
 
 
 class SegmentClips(Dataset[dict[str, Any]]):
@@ -87,11 +54,11 @@ class SegmentClips(Dataset[dict[str, Any]]):
         video = torch.zeros(
             self.windows, 3, shape.frames, shape.size, shape.size, dtype=torch.uint8
         )
-        last = max(segment.end - shape.seconds, segment.start)
         problem = ""
+        starts = metrics.segment_windows(segment.start, segment.end, self.windows, shape.seconds)
         try:
             with VideoReader(find_video(self.folder, segment.video_id)) as reader:
-                for k, start in enumerate(np.linspace(segment.start, last, self.windows)):
+                for k, start in enumerate(starts):
                     pictures = reader.clip(float(start), shape.frames, shape.fps, shape.resize)
                     video[k] = to_clip(crop(pictures, shape.size), shape.frames)
         except VideoError as error:
@@ -109,7 +76,7 @@ def embed_segments(
     workers: int = 0,
     batch: int = 8,
 ) -> tuple[Tensor, dict[str, int]]:
-    """Mean embeddings (segments, D), NaN for unusable ones, and the count of these by reason."""
+    """Embeddings (segments, windows, D), NaN for unusable ones, and their count by reason."""
     model.eval()
     device = next(model.parameters()).device
     clips = SegmentClips(segments, folder, shape, windows)
@@ -120,78 +87,24 @@ def embed_segments(
         video = item["video"].to(device)
         count = video.shape[0]
         embedded = model.encode_video(video.flatten(0, 1).float().div_(255))
-        mean = embedded.unflatten(0, (count, windows)).mean(1).cpu()
+        embedded = embedded.unflatten(0, (count, windows)).cpu()
         for k, problem in enumerate(item["problem"]):
             if problem:
                 problems[problem] = problems.get(problem, 0) + 1
-                mean[k] = torch.nan
-        rows.append(mean)
+                embedded[k] = torch.nan
+        rows.append(embedded)
     return torch.cat(rows), problems
 
 
 @torch.no_grad()
 def embed_texts(model: VideoTextModel, texts: list[str], vocabulary: Vocabulary) -> Tensor:
-    """Embeddings (texts, D)."""
+    """Embeddings (texts, D); equal texts have equal ones to the last bit."""
     model.eval()
     device = next(model.parameters()).device
-    return model.encode_text(vocabulary.encode_all(texts, EVAL_WORDS).to(device)).cpu()
-
-
-def trimmed_step_recall(similarity: Tensor, segments: list[Segment]) -> float:
-    """The release's CTR in percent: mean over tasks of the top-1 step recall of trimmed segments.
-
-    Args:
-        similarity: (segments, segments), texts in rows and videos in columns.
-    """
-    scores = []
-    for task in sorted({s.task for s in segments}):
-        rows = [i for i, s in enumerate(segments) if s.task == task]
-        texts = list(dict.fromkeys(segments[i].text for i in rows))
-        first = [next(i for i in rows if segments[i].text == text) for text in texts]
-        table = similarity[first][:, rows].T  # (segments of the task, its steps)
-        right = torch.tensor([texts.index(segments[i].text) for i in rows])
-        scores.append(metrics.top1_step_recall(table, right))
-    return 100 * float(np.mean(scores))
-
-
-def assigned_step_recall(
-    model: VideoTextModel,
-    segments: list[Segment],
-    folder: Path,
-    shape: ClipShape,
-    vocabulary: Vocabulary,
-    cosine: bool = False,
-    workers: int = 0,
-) -> float:
-    """CrossTask's CTR in percent: one window assigned to each step in order, mean over tasks."""
-    counts: dict[str, list[int]] = {}
-    steps_of: dict[str, list[str]] = {}
-    for s in sorted(segments, key=lambda s: (s.video_id, s.start)):
-        steps = steps_of.setdefault(s.task, [])
-        if s.text not in steps:
-            steps.append(s.text)
-    for video in dict.fromkeys(s.video_id for s in segments):
-        own = [s for s in segments if s.video_id == video]
-        steps = steps_of[own[0].task]
-        length = max(int(max(s.end for s in own)), len(steps))
-        seconds = [Segment(video, float(t), t + 1.0, "", own[0].task) for t in range(length)]
-        embedded, _ = embed_segments(model, seconds, folder, shape, 1, workers, batch=32)
-        score = compare(embedded, embed_texts(model, steps, vocabulary), cosine)
-        # A window speaks for its middle.
-        times = torch.arange(length, dtype=torch.float64) + shape.seconds / 2
-        spans = [[(s.start, s.end) for s in own if s.text == step] for step in steps]
-        found, present = metrics.ordered_step_recall(score, times, spans)
-        total = counts.setdefault(own[0].task, [0, 0])
-        total[0] += found
-        total[1] += present
-    return 100 * float(np.mean([found / present for found, present in counts.values()]))
-
-
-def compare(a: Tensor, b: Tensor, cosine: bool) -> Tensor:
-    """Similarity (A, B) of embeddings (A, D) and (B, D)."""
-    if cosine:
-        a, b = torch.nn.functional.normalize(a, dim=-1), torch.nn.functional.normalize(b, dim=-1)
-    return a @ b.T
+    place = {text: k for k, text in enumerate(dict.fromkeys(texts))}
+    words = vocabulary.encode_all(place, EVAL_WORDS)
+    parts = [model.encode_text(part.to(device)).cpu() for part in words.split(1024)]
+    return torch.cat(parts)[[place[text] for text in texts]]
 
 
 def evaluate(
@@ -207,14 +120,27 @@ def evaluate(
     """All numbers: {"pairs", "unusable", "text_to_video", "video_to_text", "trimmed_ctr"}."""
     videos, problems = embed_segments(model, segments, folder, shape, windows, workers)
     texts = embed_texts(model, [s.text for s in segments], vocabulary)
-    similarity = compare(texts, videos, cosine)
     return {
         "pairs": len(segments),
         "chance_R@10": 100 * min(10 / len(segments), 1.0),
         "unusable": problems,
-        "text_to_video": metrics.retrieval(similarity),
-        "video_to_text": metrics.retrieval(similarity.T),
-        "trimmed_ctr": trimmed_step_recall(similarity.nan_to_num(-torch.inf), segments),
+        **retrieval_both_ways(texts, videos.mean(1), cosine),
+        "trimmed_ctr": metrics.trimmed_step_accuracy(
+            videos[:, 0], texts, [s.task for s in segments], [s.text for s in segments]
+        )["mean"],
+    }
+
+
+def retrieval_both_ways(texts: Tensor, videos: Tensor, cosine: bool) -> dict[str, dict[str, float]]:
+    """Text to video and video to text, of N pairs; a video of NaN is last and finds nothing."""
+    scores = metrics.similarity(texts, videos, cosine)
+    lost = np.isnan(scores).all(0)
+    back = scores.T.copy()
+    back[lost] = 0.0  # as a query of its own, it ranks its text behind all others
+    back[lost, np.flatnonzero(lost)] = np.nan
+    return {
+        "text_to_video": metrics.retrieval_metrics(scores),
+        "video_to_text": metrics.retrieval_metrics(back),
     }
 
 
@@ -246,9 +172,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--fps", type=float, default=10.0)
     parser.add_argument("--similarity", choices=("dot", "cosine"), default="dot")
-    parser.add_argument(
-        "--assigned", action="store_true", help="also CrossTask's CTR, on whole videos"
-    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
@@ -287,10 +210,6 @@ def _evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     result = evaluate(
         model, vocabulary, segments, folder, shape, options.windows, cosine, options.workers
     )
-    if options.assigned:
-        result["assigned_ctr"] = assigned_step_recall(
-            model, segments, folder, shape, vocabulary, cosine, options.workers
-        )
     return result
 
 
@@ -305,8 +224,6 @@ def show(result: dict[str, Any]) -> None:
         cells = "".join(f"{row[key]:7.1f}" for key in ("R@1", "R@5", "R@10", "MedR"))
         print(f"{name.replace('_', ' '):15}{cells}")
     print(f"CTR, trimmed segments: {result['trimmed_ctr']:.1f} %")
-    if "assigned_ctr" in result:
-        print(f"CTR, assigned in whole videos: {result['assigned_ctr']:.1f} %")
 
 
 if __name__ == "__main__":

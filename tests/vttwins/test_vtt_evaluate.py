@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.vttwins import data, evaluate, synthetic, video, weights
-from examples.vttwins.evaluate import Segment
+from examples.vttwins import data, evaluate, synthetic, weights
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.words import Vocabulary
 
@@ -24,19 +23,6 @@ def model() -> VideoTextModel:
     return VideoTextModel(vocabulary_size=len(WORDS), embedding_dim=8, word_dim=6).eval()
 
 
-def test_the_releases_recall_compares_the_steps_of_a_task_only() -> None:
-    segments = [
-        Segment("a", 0, 1, text, task)
-        for text, task in (("cut", "t"), ("fry", "t"), ("cut", "t"), ("cut", "u"), ("mix", "u"))
-    ]
-    similarity = torch.zeros(5, 5)  # texts in rows
-    similarity[0, 0] = similarity[1, 1] = similarity[1, 2] = 1  # the third segment looks like "fry"
-    similarity[4, 3] = similarity[4, 4] = 1  # all of task u looks like "mix"
-    similarity[0, 4] = 9  # a step of another task
-    expected = 100 * (2 / 3 + 1 / 2) / 2
-    assert evaluate.trimmed_step_recall(similarity, segments) == pytest.approx(expected)
-
-
 def test_an_unusable_video_is_counted_and_finds_no_step(
     model: VideoTextModel, narrated: Path, tmp_path: Path
 ) -> None:
@@ -48,8 +34,7 @@ def test_an_unusable_video_is_counted_and_finds_no_step(
     assert result["pairs"] == 16 and result["unusable"] == {"broken": 8}
     assert all(np.isfinite(list(result["text_to_video"].values())))
     assert result["text_to_video"]["R@5"] <= 50  # the texts of the other half stand last
-    lost = [s for s in segments if s.video_id == "test_00001"]
-    assert evaluate.assigned_step_recall(model, lost, folder, SHAPE, WORDS) == 0
+    assert result["video_to_text"]["R@10"] <= 50 and result["trimmed_ctr"] <= 50
 
 
 def test_a_file_of_weights_is_evaluated_with_its_word_vectors(
@@ -72,19 +57,3 @@ def test_a_file_of_weights_is_evaluated_with_its_word_vectors(
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(SystemExit, match="not a safetensors file"):
         evaluate.main([*line, str(tmp_path / "word2vec.pth")])
-
-
-def test_a_malformed_annotation_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("end,start,text,video_id\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"lacks the columns \['task'\]"):
-        evaluate.read_segments(path)
-    path.write_text("end,start,task,text,video_id\nsoon,0,t,cut,a\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2: could not convert"):
-        evaluate.read_segments(path)
-
-
-def test_a_video_is_found_whatever_its_container(tmp_path: Path) -> None:
-    (tmp_path / "a.webm").touch()
-    assert video.find_video(tmp_path, "a") == tmp_path / "a.webm"
-    assert video.find_video(tmp_path, "b") == tmp_path / "b.mp4"

@@ -204,7 +204,7 @@ def test_a_wrong_flag_is_named(
 def test_a_finished_run_is_evaluated_and_drawn(
     whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate.main([str(whole), "--windows", "2", "--workers", "0", "--assigned"])
+    evaluate.main([str(whole), "--windows", "2", "--workers", "0"])
     assert "16 pairs; chance R@10 62.5 %" in capsys.readouterr().out
     result = json.loads((whole / "evaluation.json").read_text(encoding="utf-8"))
     assert result["pairs"] == 16 and result["unusable"] == {}
