@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from examples.vttwins import metrics
 from examples.vttwins.ablation import __main__ as ablation
 from examples.vttwins.ablation import criteria, features
-from examples.vttwins.ablation.rows import BY_NAME, ROWS
+from examples.vttwins.ablation.rows import BY_NAME, ROWS, Row
+from examples.vttwins.ablation.runner import Study, run_jobs
 from examples.vttwins.ablation.world import Source, World
+
+
+def fail_at_seed_1(row: Row, seed: int, first: Path) -> dict[str, float]:
+    """Work whose process dies at seed 1, once the result of seed 0 is there."""
+    while seed == 1:
+        if first.exists():
+            os._exit(7)
+        time.sleep(0.01)
+    return {"R@10": float(seed)}
 
 
 def results(**changes: dict[str, np.ndarray | float]) -> criteria.Table:
     """A table of eight seeds in which every claim is reproduced, but for the changes."""
     noise = np.linspace(-1, 1, 8)
-    table = {
+    table: dict[str, dict[str, np.ndarray]] = {
         row.name: {
             "R@10": 70 + noise, "CTR": 40 + noise,
             "delta_mean": np.full(8, -0.1), "delta_sd": np.full(8, 0.3),
@@ -30,8 +43,8 @@ def results(**changes: dict[str, np.ndarray | float]) -> criteria.Table:
     table["alone"] |= {
         "R@10": np.full(8, 6.0), "delta_mean": np.full(8, -0.99), "delta_sd": np.full(8, 0.005),
     }  # fmt: skip
-    for row, metrics in changes.items():
-        table[row] |= {name: np.broadcast_to(value, 8) for name, value in metrics.items()}
+    for row, numbers in changes.items():
+        table[row] |= {name: np.broadcast_to(value, 8) for name, value in numbers.items()}
     return table
 
 
@@ -109,15 +122,16 @@ def test_rows_of_a_seed_start_alike_and_see_the_same_videos() -> None:
     assert one != features.run(BY_NAME["s2dtw"], 4, settings)
 
 
-def test_a_model_that_knows_the_latents_scores_100_and_a_constant_one_chance() -> None:
-    settings = features.FeatureSettings(world=World(noise=0.0), segments_per_step=2)
-    source = Source(settings.world)
+def test_segments_of_the_world_are_all_steps_with_their_names() -> None:
+    """A model that knows the latents finds every step, a constant one finds one in ten."""
+    source = Source(World(noise=0.0))
     clips, names, task, step = source.segments(2, np.random.default_rng(0))
-    truth = np.tile(source.latents.reshape(-1, 16), (2, 1))
-    known = torch.from_numpy(truth)
-    assert features.step_accuracy(known, known, task, step) == 100
-    constant = torch.ones(len(task), 4)
-    assert features.step_accuracy(constant, constant, task, step) == pytest.approx(10)
+    assert clips.shape == names.shape == (240, 48)
+    known = np.tile(source.latents.reshape(-1, 16), (2, 1))
+    assert metrics.trimmed_step_accuracy(known, known, task, step)["mean"] == 100
+    constant = np.ones((240, 4))
+    chance = metrics.trimmed_step_accuracy(constant, constant, task, step)["mean"]
+    assert chance == pytest.approx(10)
 
 
 SMALL = ["--features", "--steps", "2", "--rows", "s2dtw,alone", "--seeds", "0,1"]
@@ -156,3 +170,12 @@ def test_bad_arguments_leave_with_a_sentence(
         ablation.main(["--features", *arguments])
     assert left.value.code == 2
     assert arguments[1].split(",")[0] in capsys.readouterr().err
+
+
+def test_a_process_that_dies_ends_the_command_and_keeps_what_is_done(tmp_path: Path) -> None:
+    study = Study(partial(fail_at_seed_1, first=tmp_path / "s2dtw-0.json"), {}, tmp_path)
+    jobs = [("s2dtw", seed) for seed in range(4)]  # the second process gets 1 and 3
+    with pytest.raises(RuntimeError, match="ended with code 7"):
+        run_jobs(study, jobs, processes=2)
+    assert study.load("s2dtw", 0) == {"R@10": 0.0}
+    assert study.load("s2dtw", 1) is None and study.load("s2dtw", 3) is None

@@ -100,27 +100,15 @@ def measure(
     t = F.normalize(model.text(captions), dim=-1).double()
     delta = -t @ v.T
     clips, names, task, step = source.segments(settings.segments_per_step, rng)
+    found = metrics.trimmed_step_accuracy(model.video(clips), model.text(names), task, step)
     return {
-        "R@10": metrics.retrieval(-delta)["R@10"],
-        "CTR": step_accuracy(model.video(clips), model.text(names), task, step),
+        "R@10": metrics.retrieval_metrics(-delta)["R@10"],
+        "CTR": found["mean"],
         "probe": probe_accuracy(model, source, rng, settings),
         "delta_mean": delta.mean().item(),
         "delta_sd": delta.std().item(),
         "effective_rank": effective_rank(v),
     }
-
-
-def step_accuracy(video: Tensor, text: Tensor, task: Tensor, step: Tensor) -> float:
-    """Mean over tasks of how often the best of a task's steps is the right one, in percent."""
-    v, t = F.normalize(video, dim=-1).double(), F.normalize(text, dim=-1).double()
-    shares = []
-    for k in task.unique():
-        rows = (task == k).nonzero().squeeze(1)
-        steps = step[rows].unique()
-        first = torch.stack([rows[step[rows] == s][0] for s in steps])
-        right = torch.searchsorted(steps, step[rows])
-        shares.append(metrics.top1_step_recall(v[rows] @ t[first].T, right))
-    return 100 * float(np.mean(shares))
 
 
 def probe_accuracy(

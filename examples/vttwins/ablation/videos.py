@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from examples.vttwins import checkpoint, evaluate, metrics, synthetic, train
-from examples.vttwins.ablation.features import effective_rank, step_accuracy
+from examples.vttwins.ablation.features import effective_rank
 from examples.vttwins.ablation.rows import Row
 
 WEIGHTS = "model.safetensors"
@@ -95,16 +95,13 @@ def measure(run_folder: Path, data: Path, windows: int) -> dict[str, float]:
     if problems:
         raise ValueError(f"{data}: held-out videos cannot be used: {problems}")
     text = evaluate.embed_texts(model, [s.text for s in segments], vocabulary)
-    tasks, texts = ({value: k for k, value in enumerate(dict.fromkeys(values))} for values in (
-        [s.task for s in segments], [s.text for s in segments],
-    ))  # fmt: skip
-    task = torch.tensor([tasks[s.task] for s in segments])
-    step = torch.tensor([texts[s.text] for s in segments])
     v, t = F.normalize(video, dim=-1).double(), F.normalize(text, dim=-1).double()
     delta = -t @ v.T
     return {
-        "R@10": metrics.retrieval(text @ video.T)["R@10"],
-        "CTR": step_accuracy(video, text, task, step),
+        "R@10": metrics.retrieval_metrics(text @ video.T)["R@10"],
+        "CTR": metrics.trimmed_step_accuracy(
+            video, text, [s.task for s in segments], [s.text for s in segments]
+        )["mean"],
         "delta_mean": delta.mean().item(),
         "delta_sd": delta.std().item(),
         "effective_rank": effective_rank(v),

@@ -9,6 +9,7 @@ Section 3), which the tests check.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,7 @@ def smooth(cost: Tensor, gamma: float, origin_count: int = 1) -> Tensor:
     before = torch.stack((padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1]))
     least = before.amin(0) if gamma == 0 else -gamma * torch.logsumexp(-before / gamma, 0)
     # The origin has no predecessor: the soft minimum of ``origin_count`` zeros stands there.
-    least[0, 0] = -gamma * float(torch.tensor(float(origin_count)).log())
+    least[0, 0] = -gamma * math.log(origin_count)
     return cost + least
 
 
