@@ -157,6 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         run_jobs(study, jobs, options.processes)
     except (ValueError, RuntimeError, OSError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on with what is left") from None
     finally:
         signal.signal(signal.SIGTERM, former)
     table: criteria.Table = {}

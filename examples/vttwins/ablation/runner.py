@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def run_jobs(study: Study, jobs: list[tuple[str, int]], processes: int) -> None:
 
     Raises:
         ValueError: a result that is there does not fit.
-        RuntimeError: a process failed; its traceback is on stderr.
+        RuntimeError: a process failed; why is on stderr.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(study.folder)
@@ -105,7 +106,11 @@ def run_jobs(study: Study, jobs: list[tuple[str, int]], processes: int) -> None:
 
 def _work_alone(study: Study, mine: list[tuple[str, int]], jobs: list[tuple[str, int]]) -> None:
     torch.set_num_threads(1)
-    _work_through(study, mine, jobs)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    try:
+        _work_through(study, mine, jobs)
+    except (ValueError, OSError) as error:  # what a user can mend; the rest keeps its traceback
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
 def _work_through(study: Study, mine: list[tuple[str, int]], jobs: list[tuple[str, int]]) -> None:
