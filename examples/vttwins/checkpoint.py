@@ -1,23 +1,41 @@
-"""Checkpoints and logs that survive a kill at any moment.
+"""The files of a run: checkpoints and logs that survive a kill at any moment.
 
 Requirements: torch.
 
 A file is written under a temporary name, flushed to disk, then renamed: readers see the old file
 or the new one, whole. On resuming, the log is cut back to the checkpoint's step, so that no step
-stands twice.
+stands twice. The last two checkpoints are kept: should one be damaged, there is another.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import warnings
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 LAST = "last.pt"
+PREVIOUS = "previous.pt"
 LOG = "log.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+SETTINGS = "settings.json"
+# All that a run, its evaluation and its pictures write; --restart deletes these and nothing else.
+WRITTEN = (
+    SETTINGS, "vocabulary.json", LAST, PREVIOUS, "step-*.pt", "model.safetensors", LOG, EVALUATIONS,
+    "skipped-*.jsonl", "evaluation*.json", "loss.png", "alignment.png",
+    "tensorboard/events.out.tfevents.*", "*.tmp",
+)  # fmt: skip
+NEEDED = {"step", "skipped", "state_dict", "optimizer", "settings"}
+
+
+class RunFilesError(ValueError):
+    """A folder that is no run's, or a run without a checkpoint that can be read."""
 
 
 def write_atomically(path: str | Path, save: Any) -> None:
@@ -51,19 +69,112 @@ def remove_leftovers(folder: str | Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def save_checkpoint(folder: str | Path, content: dict[str, Any]) -> Path:
-    """Write the folder's latest checkpoint."""
+def settings_of(folder: str | Path) -> dict[str, Any] | None:
+    """The settings of the run in a folder, or None where there is no settings.json.
+
+    Raises:
+        RunFilesError: the settings.json there is not one that a run wrote.
+    """
+    path = Path(folder) / SETTINGS
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise RunFilesError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or not {"operator", "train_csv", "seed"} <= content.keys():
+        raise RunFilesError(f"{path} holds no settings of a run; choose another folder with --out")
+    return content
+
+
+def remove_run(folder: str | Path) -> None:
+    """Delete the files that a run wrote into a folder, and none other.
+
+    Raises:
+        RunFilesError: the folder holds files, but not the settings.json of a run. Nothing is
+            deleted.
+    """
+    folder = Path(folder)
+    if settings_of(folder) is None:
+        if folder.exists() and any(folder.iterdir()):
+            raise RunFilesError(
+                f"--restart: {folder} is not empty and holds no {SETTINGS} of a run, so nothing "
+                "was deleted; choose another folder with --out"
+            )
+        return
+    for pattern in reversed(WRITTEN):  # the settings last: a deletion cut short can be repeated
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    board = folder / "tensorboard"
+    if board.is_dir() and not any(board.iterdir()):
+        board.rmdir()
+
+
+def save_checkpoint(folder: str | Path, content: dict[str, Any], keep: bool = False) -> Path:
+    """Write the folder's latest checkpoint; the one before it stays as ``previous.pt``.
+
+    Args:
+        content: with "step".
+        keep: write it as ``step-<step>.pt`` too, which nothing overwrites.
+    """
     path = Path(folder) / LAST
-    write_atomically(path, lambda file: torch.save(content, file))
+    if keep:
+        snapshot = path.with_name(f"step-{content['step']:08d}.pt")
+        write_atomically(snapshot, lambda file: torch.save(content, file))
+
+    def save(file: Any) -> None:
+        torch.save(content, file)
+        file.flush()
+        if path.exists():  # only now, when the new one is whole: a kill leaves one of them
+            os.replace(path, path.with_name(PREVIOUS))
+
+    write_atomically(path, save)
     return path
 
 
 def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
-    """The folder's latest checkpoint on the CPU, or None. Never unpickles code."""
-    path = Path(folder) / LAST
-    if not path.exists():
-        return None
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """The folder's latest checkpoint that can be read, on the CPU, or None if there is none.
+
+    Never unpickles code. Warns where it falls back on the checkpoint before the last.
+
+    Raises:
+        RunFilesError: there are checkpoints, and none can be read.
+    """
+    problems = []
+    for name in (LAST, PREVIOUS):
+        path = Path(folder) / name
+        if not path.exists():
+            continue
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                if broken := archive.testzip():
+                    raise ValueError(f"wrong checksum of {broken}")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(content, dict) or not content.keys() >= NEEDED:
+                raise ValueError(f"it lacks one of {sorted(NEEDED)}")
+        except Exception as error:  # damaged zip, other pickles: a dozen types by version
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            problems.append(f"{path} is damaged ({reason})")
+            continue
+        if problems:
+            warnings.warn(
+                f"{problems[0]}; the run goes on from {path}, step {content['step']}", stacklevel=2
+            )
+        return content
+    if problems:
+        raise RunFilesError(f"{'; '.join(problems)}. Give --restart to begin anew.")
+    return None
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_lines(lines: Iterable[str]) -> str:
+    """SHA-256 of lines of text, however their file ends them."""
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Settings of a run: one dataclass, three presets, command-line options made from the fields.
+"""Settings of a run: one dataclass, presets, command-line options made from the fields.
 
 Requirements: those of loss.py and model.py, for the names they know.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import types
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from examples.vttwins.loss import COSTS, DIRECTIONS, OPERATORS
 from examples.vttwins.model import FRONT_ENDS
@@ -33,9 +33,7 @@ class Settings:
 
     # Files
     data: str = _f("data/howto100m", "folder with the CSV file, videos/ and captions/")
-    out: str = _f(
-        "runs/vttwins", "folder for checkpoints and logs; an unfinished run there goes on"
-    )
+    out: str = _f("runs/vttwins", "folder for checkpoints and logs; a run in it goes on")
     train_csv: str = _f("train.csv", "CSV file with a column video_path, inside the data folder")
     # Model
     front_end: str = _f("plain", "first layer", choices=FRONT_ENDS)
@@ -44,6 +42,7 @@ class Settings:
         "data/word2vec.pth", "word2vec file (.bin, text, or .pth); empty: learn words from scratch"
     )
     dictionary: str = _f("", "words of a .pth file; default dict.npy beside it")
+    word_limit: int = _f(0, "words to read of a word2vec file, the first ones; 0: all", least=0)
     weights: str = _f("", "start from this file of weights")
     # Clips
     clips: int = _f(8, "clips in a sample, n", least=1)
@@ -66,13 +65,14 @@ class Settings:
     # Optimization
     batch: int = _f(128, "sequences in a batch, over all processes", least=1)
     accumulate: int = _f(1, "batches per step; each is contrasted within itself", least=1)
-    epochs: int = _f(300, "passes over the videos", least=1)
-    steps: int = _f(0, "optimizer steps; 0: from epochs", least=0)
+    epochs: int = _f(300, "passes over the videos; more than before extend a run", least=1)
+    steps: int = _f(0, "optimizer steps; 0: from epochs; more than before extend a run", least=0)
     learning_rate: float = _f(1e-3, "peak learning rate of Adam", least=0)
     warmup_from: float = _f(1e-5, "learning rate at step 0", least=0)
     warmup: int = _f(100_000, "steps of linear warm-up; cosine annealing to 0 follows", least=0)
     clip_norm: float = _f(0.0, "largest norm of the gradient; 0: no limit", least=0)
     bf16: bool = _f(False, "bfloat16 autocast for the encoders")
+    bad_steps: int = _f(5, "steps in a row without a finite gradient that end the run", least=1)
     compile: bool = _f(False, "torch.compile the encoders")
     cross_rank_bn: bool = _f(False, "BatchNorm statistics over all processes")
     seed: int = _f(0, "seed of everything random", least=0)
@@ -80,7 +80,14 @@ class Settings:
     device: str = _f("", "cpu or cuda; empty: a GPU if there is one")
     workers: int = _f(8, "processes that decode, per training process", least=0)
     threads: int = _f(0, "torch threads; 0: torch's choice", least=0)
+    timeout: float = _f(600.0, "seconds to wait for a batch of the workers; 0: for ever", least=0)
+    checkpointing: bool = _f(
+        False, "compute activations again in backward: less memory, more time, the same gradients"
+    )
     save_every: int = _f(1000, "steps between checkpoints", least=1)
+    keep_every: int = _f(0, "steps between checkpoints that are kept, numbered; 0: none", least=0)
+    eval_every: int = _f(0, "steps between evaluations on test.csv; 0: none", least=0)
+    eval_windows: int = _f(4, "windows of a segment in these evaluations", least=1)
     tensorboard: bool = _f(True, "write TensorBoard logs")
 
     def __post_init__(self) -> None:
@@ -89,8 +96,17 @@ class Settings:
             least = f.metadata["least"]
             if choices and value not in choices:
                 raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{f.name} must be a finite number, got {value!r}")
             if least is not None and not value >= least:
                 raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
+        if self.compile and self.checkpointing:
+            raise ValueError("compile and checkpointing do not go together; choose one")
+        if self.front_end == "space_to_depth" and (self.size % 2 or self.frames % 2):
+            raise ValueError(
+                "space_to_depth takes blocks of 2 x 2 x 2: size and frames must be even, got size "
+                f"{self.size}, frames {self.frames}"
+            )
         if self.tda and max(self.clips, self.captions) > LONGEST_TDA:
             raise ValueError(
                 f"tda takes at most {LONGEST_TDA} clips or captions, as it weighs all near-by "
@@ -98,7 +114,15 @@ class Settings:
             )
 
 
-MACHINE_FIELDS = ("data", "out", "device", "workers", "threads", "save_every", "tensorboard")
+S = TypeVar("S", bound=Settings)
+
+# What may differ when a run goes on: it has no part in the numbers, or only in how many there are.
+FREE_FIELDS = (
+    "data", "out", "device", "workers", "threads", "timeout", "checkpointing", "save_every",
+    "keep_every", "eval_every", "eval_windows", "tensorboard", "bad_steps", "steps", "epochs",
+)  # fmt: skip
+# Files, which may lie elsewhere when a run goes on; their content may not differ.
+FILE_FIELDS = ("train_csv", "word_vectors", "dictionary", "weights")
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The narrated set of synthetic.py; minutes on two CPU cores.
@@ -118,15 +142,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip_norm": 10.0,
         "workers": 1,
         "save_every": 50,
+        "eval_every": 40,
+        "eval_windows": 2,
     },
     "paper": {},
-    # Supplement, Table 3: a tenth of HowTo100M, 100 epochs; give the tenth as --train-csv.
-    "ablation": {"epochs": 100, "out": "runs/ablation"},
+    # What the released code does where the paper says otherwise or nothing: three zeros in the
+    # smoothing at the origin, crops of unscaled pictures, no temporal augmentation.
+    "release": {"origin_count": 3, "resize": 0, "tda": False, "out": "runs/release"},
+    # Supplement, Table 3: a tenth of HowTo100M, 100 epochs; give the tenth as --train-csv. These
+    # are about 94,000 steps, fewer than the paper's warm-up: a tenth of it, as of the data.
+    "ablation": {"epochs": 100, "warmup": 10_000, "out": "runs/ablation"},
 }
 
 
 def preset(name: str, **changes: Any) -> Settings:
-    """Settings of a preset, some of them changed.
+    """Settings of one of ``PRESETS``, some of them changed.
 
     Example:
         >>> preset("demo", steps=10).steps
@@ -138,20 +168,25 @@ def preset(name: str, **changes: Any) -> Settings:
 
 
 def parse(
-    arguments: list[str] | None, description: str | None
-) -> tuple[Settings, argparse.Namespace]:
-    """Settings from a command line: a preset, then options that override its fields."""
+    arguments: list[str] | None,
+    description: str | None,
+    kind: type[S],
+    presets: dict[str, dict[str, Any]],
+) -> tuple[S, argparse.Namespace]:
+    """Settings of a kind from a command line: a preset, then options that override its fields."""
     parser = argparse.ArgumentParser(
-        usage="%(prog)s {" + ",".join(PRESETS) + "} [--option VALUE ...]; all options: --help",
+        usage="%(prog)s {" + ",".join(presets) + "} [--option VALUE ...]; all options: --help",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("preset", choices=tuple(PRESETS))
+    parser.add_argument("preset", choices=tuple(presets))
     parser.add_argument(
-        "--restart", action="store_true", help="delete what is in --out and begin anew"
+        "--restart",
+        action="store_true",
+        help="delete the files that the run in --out wrote, and begin anew",
     )
-    hints = typing.get_type_hints(Settings)
-    for f in dataclasses.fields(Settings):
+    hints = typing.get_type_hints(kind)
+    for f in dataclasses.fields(kind):
         option = f"--{f.name.replace('_', '-')}"
         text = f.metadata["help"].replace("%", "%%")
         if hints[f.name] is bool:
@@ -159,17 +194,15 @@ def parse(
                 option, action=argparse.BooleanOptionalAction, default=None, help=text
             )
         else:
-            kind = hints[f.name]
-            assert not isinstance(kind, types.UnionType)
             parser.add_argument(
-                option, type=kind, default=None, help=f"{text} ({f.default!r})",
+                option, type=hints[f.name], default=None, help=f"{text} ({f.default!r})",
                 choices=f.metadata["choices"] or None,
             )  # fmt: skip
     options = parser.parse_args(arguments)
-    names = {f.name for f in dataclasses.fields(Settings)}
+    names = {f.name for f in dataclasses.fields(kind)}
     changes = {k: v for k, v in vars(options).items() if k in names and v is not None}
     try:
-        return preset(options.preset, **changes), options
+        return kind(**{**presets[options.preset], **changes}), options
     except ValueError as error:
         parser.error(str(error))
 
@@ -181,6 +214,8 @@ def check_files(settings: Settings) -> None:
     if settings.data == PRESETS["demo"]["data"]:
         hint = f"write the set first: python -m examples.vttwins.synthetic --out {settings.data}"
     needed = [(root / name, hint) for name in (settings.train_csv, "videos", "captions")]
+    if settings.eval_every:
+        needed.append((root / "test.csv", f"{hint}; --eval-every 0 does without test.csv"))
     if settings.word_vectors:
         hint = '--word-vectors names word2vec\'s file; "" learns the words from scratch'
         needed.append((Path(settings.word_vectors), hint))
@@ -191,11 +226,25 @@ def check_files(settings: Settings) -> None:
             raise SystemExit(f"{path} does not exist; {hint}")
 
 
-def differences(old: dict[str, Any], new: Settings) -> list[str]:
-    """Settings that differ and may not, as text; for a run that is to be resumed."""
-    current = dataclasses.asdict(new)
-    return [
-        f"{name}: {old.get(name)!r} then, {value!r} now"
-        for name, value in current.items()
-        if name not in MACHINE_FIELDS and old.get(name) != value
-    ]
+def differences(
+    old: dict[str, Any], new: Settings, old_files: dict[str, str], new_files: dict[str, str]
+) -> list[str]:
+    """Settings that differ and may not, as text; for a run that is to go on.
+
+    Args:
+        old: the run's settings; a field that it lacks, because it is new, has its default.
+        new: those of the command line.
+        old_files, new_files: digests of the files that the fields ``FILE_FIELDS`` name. A path may
+            differ if the digest does not.
+    """
+    found = []
+    for f in dataclasses.fields(new):
+        was, now = old.get(f.name, f.default), getattr(new, f.name)
+        if f.name in FREE_FIELDS:
+            continue
+        if f.name in FILE_FIELDS and f.name in old_files and f.name in new_files:
+            if old_files[f.name] != new_files[f.name]:
+                found.append(f"{f.name}: the content of {now or was!r} is not what it was")
+        elif was != now:
+            found.append(f"{f.name}: {was!r} then, {now!r} now")
+    return found

@@ -5,16 +5,18 @@ Requirements: torch, NumPy, av through video.py.
     videos.csv               column video_path, relative to the folder of videos
     captions/<video>.json    {"start": [...], "end": [...], "text": [...]}, seconds
 
+The captions of a/x.mp4 are captions/a/x.json or else captions/x.json, as HowTo100M has them.
+
 Two rules. All randomness of a sample comes from (seed, epoch, index), so batches do not depend on
 the number of workers, on the number of ranks or on where a run was resumed. And a video that cannot
-be used never stops a run: it is recorded, with the reason, and another one takes its place.
+be used never stops a run: it is recorded, with the reason, and another one takes its place, which
+is none of the same batch.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-import signal
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,13 +26,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from examples.vttwins.video import VideoError, VideoReader
+from examples.vttwins import loading
+from examples.vttwins.captions import Captions, caption_path, check_listed_once
+from examples.vttwins.loading import StepBatches as StepBatches
+from examples.vttwins.loading import collate as collate
+from examples.vttwins.loading import epoch_order as epoch_order
+from examples.vttwins.loading import loader as loader
+from examples.vttwins.loading import prepare_worker as prepare_worker
+from examples.vttwins.video import VideoError, VideoReader, find_video
 from examples.vttwins.words import TRAIN_WORDS, Vocabulary
 
 ATTEMPTS = 50
-LONGEST = 1e6  # seconds; a caption later than 11 days into its video is a mistake
 
 
 @dataclass(frozen=True)
@@ -48,52 +56,20 @@ class ClipShape:
         return self.frames / self.fps
 
 
-@dataclass(frozen=True)
-class Captions:
-    """Narration of a video: caption i says ``text[i]`` from ``start[i]`` to ``end[i]`` seconds."""
-
-    start: list[float]
-    end: list[float]
-    text: list[str]
-
-    @classmethod
-    def load(cls, path: Path) -> Captions:
-        """Read a caption file.
-
-        Raises:
-            VideoError: "no_captions" (no file), "bad_captions" (not the format), "silent" (empty).
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise VideoError("no_captions", f"{path}: no such file") from None
-        except (ValueError, OSError, RecursionError) as error:
-            raise VideoError("bad_captions", f"{path}: {error}") from None
-        try:
-            start = [float(value) for value in content["start"]]
-            end = [float(value) for value in content["end"]]
-            text = [str(value) for value in content["text"]]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise VideoError("bad_captions", f"{path}: needs start, end, text: {error!r}") from None
-        if not len(start) == len(end) == len(text):
-            raise VideoError(
-                "bad_captions", f"{path}: {len(start)} starts, {len(end)} ends, {len(text)} texts"
-            )
-        wrong = [value for value in (*start, *end) if not abs(value) <= LONGEST]  # NaN too
-        if wrong:
-            raise VideoError("bad_captions", f"{path}: {wrong[0]} s is no time in a video")
-        if not text:
-            raise VideoError("silent", f"{path}: no captions")
-        return cls(start, end, text)
-
-
 def read_column(path: str | Path, column: str) -> list[str]:
-    """One column of a CSV file with a header."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    """One column of a CSV file with a header; "" where a row is too short to have it.
+
+    Raises:
+        ValueError: there is no such column, or the file is not text.
+    """
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
-        if column not in (table.fieldnames or ()):
-            raise ValueError(f"{path}: needs a column {column!r}, has {table.fieldnames}")
-        return [row[column] for row in table]
+        try:
+            if column not in (table.fieldnames or ()):
+                raise ValueError(f"{path}: needs a column {column!r}, has {table.fieldnames}")
+            return [(row[column] or "").strip() for row in table]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, line {table.line_num + 1}: {error}") from None
 
 
 def crop(
@@ -127,11 +103,16 @@ class NarratedVideos(Dataset[dict[str, Any]]):
     """Training samples: a random window of consecutive captions and a clip in the span of each.
 
     An item is addressed by (epoch, index); the same address gives the same sample, always. It
-    holds ``video`` uint8 (n, 3, T, H, W), ``words`` int64 (m, W), ``decode_seconds``, and
-    ``skipped``: the (path, reason) of videos that could not be used before this one.
+    holds ``video`` uint8 (n, 3, T, H, W), ``words`` int64 (m, W), ``decode_seconds``, ``index`` of
+    the video in it, and ``skipped``: pairs (path, "reason: message") of the videos that could not
+    be used before this one.
+
+    A video that cannot be used is replaced by one of the same place in another batch of the epoch,
+    so that neither the batch nor its other replacements hold it. Only where all of these cannot be
+    used either does any other video serve, as ``skipped`` then says.
 
     Args:
-        videos: paths relative to ``video_root``.
+        videos: paths relative to ``video_root``, each once; "" (a row without one) is skipped.
         video_root, caption_root: folders.
         vocabulary: turns captions into ids.
         shape: of a clip.
@@ -140,6 +121,10 @@ class NarratedVideos(Dataset[dict[str, Any]]):
         max_words: words kept of a caption.
         augment: random crop and horizontal flip; otherwise the middle.
         seed: of everything random.
+        batch: videos in a batch over all processes, as ``StepBatches`` makes them.
+
+    Raises:
+        ValueError: no videos, a video listed twice, or two that would share a caption file.
     """
 
     def __init__(
@@ -154,47 +139,74 @@ class NarratedVideos(Dataset[dict[str, Any]]):
         max_words: int = TRAIN_WORDS,
         augment: bool = True,
         seed: int = 0,
+        batch: int = 1,
     ) -> None:
-        if not videos:
+        if not any(videos):
             raise ValueError("no videos to train on")
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
         self.videos = videos
         self.video_root, self.caption_root = Path(video_root), Path(caption_root)
+        check_listed_once(videos, self.caption_root)
         self.vocabulary, self.shape, self.max_words = vocabulary, shape, max_words
         self.captions, self.clips = captions, clips or captions
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.batch = augment, seed, batch
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def caption_path(self, video: str) -> Path:
-        return self.caption_root / f"{Path(video).name.split('.')[0]}.json"
+        return caption_path(self.caption_root, video)
 
     def __getitem__(self, address: tuple[int, int]) -> dict[str, Any]:
         epoch, index = address
         rng = np.random.default_rng([self.seed, epoch, index])
         skipped: list[tuple[str, str]] = []
-        for _ in range(ATTEMPTS):
-            video = self.videos[index]
+        for candidate, alone in itertools.islice(self._candidates(epoch, index), ATTEMPTS):
+            video = self.videos[candidate]
             try:
-                sample = self._sample(video, rng)
+                with loading.reading(self.video_root / video):
+                    sample = self._sample(video, rng)
             except VideoError as error:
-                skipped.append((video, error.reason))
-                index = int(rng.integers(len(self.videos)))
+                skipped.append((video, f"{error.reason}: {error}"))
                 continue
-            return {**sample, "skipped": skipped}
+            if not alone:
+                skipped.append(
+                    (video, "repeated: too few usable videos, it may be twice in a batch")
+                )
+            return {**sample, "index": candidate, "skipped": skipped}
         raise RuntimeError(
-            f"{ATTEMPTS} videos in a row cannot be used, the last ones: {skipped[-5:]}. "
+            f"{len(skipped)} videos in a row cannot be used, the last ones: {skipped[-5:]}. "
             f"Is {self.video_root} the folder of videos and {self.caption_root} that of captions?"
         )
 
+    def _candidates(self, epoch: int, index: int) -> Iterator[tuple[int, bool]]:
+        """The video at ``index``, then its replacements, each with whether no other sample of the
+        batch can hold it."""
+        yield index, True
+        # The sample's own generator is not used, as what follows an attempt depends on the video.
+        rng = np.random.default_rng([self.seed, epoch, index, 1])
+        order = epoch_order(self.seed, epoch, len(self.videos))
+        position = int(np.flatnonzero(order == index)[0])
+        places = np.arange(len(order))
+        batch_of, place = divmod(places, self.batch)
+        outside = batch_of != batch_of[position]
+        own = outside & (place == place[position])
+        for part in (own, outside & ~own, ~outside & (places != position)):
+            for candidate in order[rng.permutation(places[part])]:
+                yield int(candidate), part is own
+
     def _sample(self, video: str, rng: np.random.Generator) -> dict[str, Any]:
+        if not video:
+            raise VideoError("no_path", "a row of the list of videos has no path")
         captions = Captions.load(self.caption_path(video))
-        count = len(captions.text)
-        first = int(rng.integers(max(count - self.captions, 0) + 1))
-        window = [min(first + k, count - 1) for k in range(self.captions)]
         began = time.perf_counter()
         clips = []
-        with VideoReader(self.video_root / video) as reader:
+        with VideoReader(find_video(self.video_root, video)) as reader:
+            captions = captions.until(reader.duration, reader.path)
+            count = len(captions.text)
+            first = int(rng.integers(max(count - self.captions, 0) + 1))
+            window = [min(first + k, count - 1) for k in range(self.captions)]
             for k in range(self.clips):
                 caption = window[k * self.captions // self.clips]
                 start = max(int(captions.start[caption]), 0)
@@ -213,79 +225,3 @@ class NarratedVideos(Dataset[dict[str, Any]]):
             "words": self.vocabulary.encode_all((captions.text[i] for i in window), self.max_words),
             "decode_seconds": time.perf_counter() - began,
         }
-
-
-class StepBatches(Sampler[list[tuple[int, int]]]):
-    """Addresses of the batches of one rank, from any step on.
-
-    Step s takes the global batch s mod (videos // batch) of a permutation that depends on the seed
-    and the epoch; rank r takes its r-th part. W ranks together see the batches of one process, a
-    resumed run those of an uninterrupted one. The incomplete last batch of an epoch is dropped.
-    """
-
-    def __init__(
-        self,
-        videos: int,
-        batch: int,
-        steps: int,
-        start: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if batch % world:
-            raise ValueError(f"a batch of {batch} cannot be divided among {world} processes")
-        if videos < batch:
-            raise ValueError(f"{videos} videos do not fill a batch of {batch}")
-        self.videos, self.batch, self.steps, self.start = videos, batch, steps, start
-        self.seed, self.rank, self.world = seed, rank, world
-
-    def __len__(self) -> int:
-        return max(self.steps - self.start, 0)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        per_epoch, mine = self.videos // self.batch, self.batch // self.world
-        known, order = -1, np.zeros(0, dtype=np.int64)
-        for step in range(self.start, self.steps):
-            epoch, place = divmod(step, per_epoch)
-            if epoch != known:
-                known = epoch
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.videos)
-            begin = place * self.batch + self.rank * mine
-            yield [(epoch, int(i)) for i in order[begin : begin + mine]]
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the tensors of samples, chain their lists of skipped videos."""
-    return {
-        "video": torch.stack([s["video"] for s in samples]),
-        "words": torch.stack([s["words"] for s in samples]),
-        "decode_seconds": sum(s["decode_seconds"] for s in samples),
-        "skipped": [entry for s in samples for entry in s["skipped"]],
-    }
-
-
-def prepare_worker(worker: int) -> None:
-    """Start of a worker process: one thread, and signals left to the parent.
-
-    A signal sent to the whole process group would otherwise kill the workers while the parent still
-    wants to finish its step and save.
-    """
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def loader(
-    dataset: Dataset[dict[str, Any]], batches: Sampler[Any], workers: int, pin: bool = False
-) -> DataLoader[dict[str, Any]]:
-    """A loader whose batches do not depend on the number of workers."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=prepare_worker,
-        pin_memory=pin,
-        prefetch_factor=2 if workers else None,
-    )

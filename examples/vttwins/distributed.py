@@ -11,12 +11,19 @@ here.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+# How long a rank waits for the others. Rank 0 evaluates and writes alone, which may take a while; a
+# rank that has died is noticed at once, by gloo or by torchrun.
+PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ def start(device: str | None = None) -> Place:
         torch.cuda.set_device(where)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Place(device=where)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     return Place(dist.get_rank(), dist.get_world_size(), where)
 
 
@@ -60,13 +67,38 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank: decisions to stop must be common ones."""
+def max_over_ranks(value: float, device: torch.device) -> float:
+    """The largest of the ranks' values: decisions, to stop for instance, must be common ones."""
     if world_size() == 1:
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return value
+    number = torch.tensor(float(value), device=device)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX)
+    return float(number)
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """A block that every rank leaves with an error if one does; each must enter it.
+
+    Raises:
+        SystemExit: with the message of a ValueError or OSError of the block, which one rank prints.
+    """
+    problem: str | None = None
+    cause: BaseException | None = None
+    try:
+        yield
+    except SystemExit as error:
+        problem, cause = str(error.code), error
+    except (ValueError, OSError) as error:
+        problem, cause = f"{type(error).__name__}: {error}", error
+    problems: list[str | None] = [problem]
+    if world_size() > 1:
+        problems = [None] * world_size()
+        dist.all_gather_object(problems, problem)
+    if any(found is not None for found in problems):
+        rank = dist.get_rank() if world_size() > 1 else 0
+        speaks = problem is not None and problems.index(problem) == rank
+        raise SystemExit(problem if speaks else 1) from cause
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -141,12 +173,14 @@ class CrossRankBatchNorm3d(nn.BatchNorm3d):
         centered = y - mean.view(shape)
         variance = sum_over_ranks(centered.square().sum((0, 2, 3, 4))) / count
         if self.track_running_stats and self.running_mean is not None:
-            assert self.running_var is not None and self.num_batches_tracked is not None
+            assert self.running_var is not None
             with torch.no_grad():
-                self.num_batches_tracked += 1
-                momentum = (
-                    1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                )
+                if self.num_batches_tracked is not None:  # None: the same batch again
+                    self.num_batches_tracked += 1
+                momentum = self.momentum
+                if momentum is None:  # the mean of all batches so far
+                    assert self.num_batches_tracked is not None
+                    momentum = 1 / float(self.num_batches_tracked)
                 self.running_mean.lerp_(mean.to(self.running_mean), momentum)
                 unbiased = variance * (count / (count - 1))
                 self.running_var.lerp_(unbiased.to(self.running_var), momentum)

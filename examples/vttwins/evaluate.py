@@ -1,110 +1,72 @@
-"""Evaluate a trained model by retrieval on annotated segments, and by recall of steps (CTR).
+r"""Evaluate a checkpoint: on the paper's benchmarks, or a run on its own test videos.
 
+A run on the test videos of its data folder:
     python -m examples.vttwins.evaluate build/vttwins/run
-    python -m examples.vttwins.evaluate --weights s3d.pth --word-vectors word2vec.pth \\
-        --annotation validation_youcook.csv --videos youcook2 --size 224 --frames 32
 
-The annotation is a CSV file with the columns end, start, task, text, video_id (YouCook2's). A
-segment is seen through several windows, evenly spread over it; their embeddings are averaged, and
-texts and segments compared by their dot product (or --similarity cosine). Both ways: text to video
-and video to text. A segment whose video cannot be used is counted: it is last for its text and, as
-a query of its own, which has no answer, at chance.
+The paper's benchmarks, with the released lists or the data sets' own files as --annotation:
+    python -m examples.vttwins.evaluate hmdb51 --weights s3d.pth \
+        --annotation testTrainMulti_7030_splits --videos hmdb51
+    python -m examples.vttwins.evaluate ucf101 --weights s3d.pth \
+        --annotation ucfTrainTestlist --videos UCF-101
+    python -m examples.vttwins.evaluate youcook2 --weights s3d.pth --word-vectors word2vec.pth \
+        --annotation youcookii_annotations_trainval.json --videos youcook2
+    python -m examples.vttwins.evaluate msrvtt --weights s3d.pth --word-vectors word2vec.pth \
+        --annotation msrvtt_test.csv --videos msrvtt
+    python -m examples.vttwins.evaluate crosstask --weights s3d.pth --word-vectors word2vec.pth \
+        --annotation crosstask_release --videos crosstask
 
-CTR has two meanings, both reported: "assigned", CrossTask's, for untrimmed videos: one window each
-second, one window assigned to each step of the task, in order, a hit if it lies in the step's
-interval; "trimmed", the release's: the best of the task's steps for each trimmed segment.
+In place of --weights and --word-vectors, --checkpoint names a training run or a checkpoint in it.
+crosstask takes the downloaded folder (tasks_primary.txt, videos.csv, videos_val.csv, annotations/)
+for all three kinds of CTR, or the released list of trimmed segments for (c) alone.
 
-Requirements: torch, av, NumPy, tqdm; safetensors for files of that kind.
+What a model saw of the videos is kept under --cache, by the content of the weights and the
+settings: the same line again decodes nothing. Several GPUs share the videos:
+    torchrun --nproc-per-node 8 -m examples.vttwins.evaluate youcook2 ...
+
+A segment is seen through several windows, evenly spread over it; their embeddings are averaged, and
+texts and segments compared by their dot product, and by the cosine. A video that cannot be used is
+counted, with the reason, and is never a hit.
+
+Requirements: torch, av, NumPy, tqdm; scikit-learn for hmdb51 and ucf101; safetensors for files of
+that kind.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
-
-from examples.vttwins import metrics, weights
-from examples.vttwins.benchmarks import Segment, read_segments
-from examples.vttwins.data import ClipShape, crop, prepare_worker, to_clip
+from examples.vttwins import distributed, weights
+from examples.vttwins.benchmarks import (
+    Segment,
+    read_crosstask,
+    read_crosstask_tasks,
+    read_hmdb51,
+    read_msrvtt,
+    read_segments,
+    read_ucf101,
+    read_video_list,
+    read_youcook2,
+    report,
+)
+from examples.vttwins.benchmarks.cache import weights_digest
+from examples.vttwins.benchmarks.crosstask import TASKS, from_segments
+from examples.vttwins.benchmarks.measure import (
+    Viewer,
+    ordered_steps,
+    probe,
+    retrieval,
+    trimmed_steps,
+)
+from examples.vttwins.benchmarks.table import BENCHMARKS
+from examples.vttwins.data import ClipShape
 from examples.vttwins.model import VideoTextModel
-from examples.vttwins.video import VideoError, VideoReader, find_video
-from examples.vttwins.words import EVAL_WORDS, Vocabulary, load_word_vectors
+from examples.vttwins.words import Vocabulary, load_word_vectors
 
-
-class SegmentClips(Dataset[dict[str, Any]]):
-    """Items {"video": windows uint8 (W, 3, T, S, S), "problem": why there is none, or ""}."""
-
-    def __init__(
-        self, segments: list[Segment], folder: Path, shape: ClipShape, windows: int
-    ) -> None:
-        self.segments, self.folder, self.shape, self.windows = segments, folder, shape, windows
-
-    def __len__(self) -> int:
-        return len(self.segments)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        segment, shape = self.segments[index], self.shape
-        video = torch.zeros(
-            self.windows, 3, shape.frames, shape.size, shape.size, dtype=torch.uint8
-        )
-        problem = ""
-        starts = metrics.segment_windows(segment.start, segment.end, self.windows, shape.seconds)
-        try:
-            with VideoReader(find_video(self.folder, segment.video_id)) as reader:
-                for k, start in enumerate(starts):
-                    pictures = reader.clip(float(start), shape.frames, shape.fps, shape.resize)
-                    video[k] = to_clip(crop(pictures, shape.size), shape.frames)
-        except VideoError as error:
-            problem = error.reason
-        return {"video": video, "problem": problem}
-
-
-@torch.no_grad()
-def embed_segments(
-    model: VideoTextModel,
-    segments: list[Segment],
-    folder: Path,
-    shape: ClipShape,
-    windows: int = 10,
-    workers: int = 0,
-    batch: int = 8,
-) -> tuple[Tensor, dict[str, int]]:
-    """Embeddings (segments, windows, D), NaN for unusable ones, and their count by reason."""
-    model.eval()
-    device = next(model.parameters()).device
-    clips = SegmentClips(segments, folder, shape, windows)
-    loader = DataLoader(clips, batch, num_workers=workers, worker_init_fn=prepare_worker)
-    rows: list[Tensor] = []
-    problems: dict[str, int] = {}
-    for item in tqdm(loader, desc="segments", mininterval=1):
-        video = item["video"].to(device)
-        count = video.shape[0]
-        embedded = model.encode_video(video.flatten(0, 1).float().div_(255))
-        embedded = embedded.unflatten(0, (count, windows)).cpu()
-        for k, problem in enumerate(item["problem"]):
-            if problem:
-                problems[problem] = problems.get(problem, 0) + 1
-                embedded[k] = torch.nan
-        rows.append(embedded)
-    return torch.cat(rows), problems
-
-
-@torch.no_grad()
-def embed_texts(model: VideoTextModel, texts: list[str], vocabulary: Vocabulary) -> Tensor:
-    """Embeddings (texts, D); equal texts have equal ones to the last bit."""
-    model.eval()
-    device = next(model.parameters()).device
-    place = {text: k for k, text in enumerate(dict.fromkeys(texts))}
-    words = vocabulary.encode_all(place, EVAL_WORDS)
-    parts = [model.encode_text(part.to(device)).cpu() for part in words.split(1024)]
-    return torch.cat(parts)[[place[text] for text in texts]]
+WINDOWS = 10  # of a segment of a run's own test videos
 
 
 def evaluate(
@@ -113,44 +75,34 @@ def evaluate(
     segments: list[Segment],
     folder: Path,
     shape: ClipShape,
-    windows: int = 10,
+    windows: int = WINDOWS,
     cosine: bool = False,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """All numbers: {"pairs", "unusable", "text_to_video", "video_to_text", "trimmed_ctr"}."""
-    videos, problems = embed_segments(model, segments, folder, shape, windows, workers)
-    texts = embed_texts(model, [s.text for s in segments], vocabulary)
-    return {
-        "pairs": len(segments),
-        "chance_R@10": 100 * min(10 / len(segments), 1.0),
-        "unusable": problems,
-        **retrieval_both_ways(texts, videos.mean(1), cosine),
-        "trimmed_ctr": metrics.trimmed_step_accuracy(
-            videos[:, 0], texts, [s.task for s in segments], [s.text for s in segments]
-        )["mean"],
-    }
+    """Retrieval among annotated segments, in one process and without a cache.
+
+    Returns:
+        {"pairs", "chance_R@10", "unusable": {reason: count}, "text_to_video", "video_to_text": what
+        retrieval_metrics returns, "CTR (c)": what trimmed_step_accuracy returns, ...}.
+    """
+    name = "cosine" if cosine else "dot"
+    viewer = Viewer(model, Path(folder), shape, workers)
+    result = retrieval(viewer, vocabulary, segments, windows, (name,), steps=True)
+    assert result is not None  # the only process is the first
+    return {**result, **result.pop(name)}
 
 
-def retrieval_both_ways(texts: Tensor, videos: Tensor, cosine: bool) -> dict[str, dict[str, float]]:
-    """Text to video and video to text, of N pairs; a video of NaN is last and finds nothing."""
-    scores = metrics.similarity(texts, videos, cosine)
-    lost = np.isnan(scores).all(0)
-    back = scores.T.copy()
-    back[lost] = 0.0  # as a query of its own, it ranks its text behind all others
-    back[lost, np.flatnonzero(lost)] = np.nan
-    return {
-        "text_to_video": metrics.retrieval_metrics(scores),
-        "video_to_text": metrics.retrieval_metrics(back),
-    }
+def checkpoint_of_run(folder: Path) -> Path:
+    """The file of weights in the folder of a run."""
+    for name in ("model.safetensors", "last.pt"):
+        if (folder / name).exists():
+            return folder / name
+    raise SystemExit(f"{folder}: no model.safetensors and no last.pt; train first")
 
 
 def load_run(folder: Path) -> tuple[VideoTextModel, Vocabulary, ClipShape, dict[str, Any]]:
     """Model, vocabulary, clip shape and settings of a training run."""
-    path = next(
-        (folder / n for n in ("model.safetensors", "last.pt") if (folder / n).exists()), None
-    )
-    if path is None:
-        raise SystemExit(f"{folder}: no model.safetensors and no last.pt; train first")
+    path = checkpoint_of_run(folder)
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     shape = ClipShape(
         settings["frames"], settings["fps"], settings["size"], settings["resize"] or None
@@ -158,72 +110,225 @@ def load_run(folder: Path) -> tuple[VideoTextModel, Vocabulary, ClipShape, dict[
     return weights.load_model(path), Vocabulary.load(folder / "vocabulary.json"), shape, settings
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, nargs="?", help="folder of a training run")
-    parser.add_argument("--weights", type=Path, help="file of weights, without a run")
-    parser.add_argument("--word-vectors", type=Path, help="its word vectors, for their vocabulary")
-    parser.add_argument("--annotation", type=Path, help="default: test.csv of the run's data")
-    parser.add_argument("--videos", type=Path, help="default: videos/ of the run's data")
-    parser.add_argument("--windows", type=int, default=10)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--fps", type=float, default=10.0)
-    parser.add_argument("--similarity", choices=("dot", "cosine"), default="dot")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
-    if not (
-        options.run
-        or (options.weights and options.word_vectors and options.annotation and options.videos)
-    ):
-        parser.error("give a run, or --weights, --word-vectors, --annotation and --videos")
-    try:
-        result = _evaluate_files(options)
-    except (ValueError, OSError) as error:  # a file that is missing or not what it should be
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
-    show(result)
-    if options.run:
-        (options.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-
-
-def _evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
-    """The numbers for a run, or for weights and videos, of a command line."""
-    if options.run:
-        model, vocabulary, shape, settings = load_run(options.run)
-        root = Path(settings["data"])
-    else:
-        model, root = weights.load_model(options.weights), Path()
-        vocabulary, _ = load_word_vectors(options.word_vectors)
-        rows = model.text_module.word_embd.num_embeddings
-        if len(vocabulary) != rows:
-            raise ValueError(
-                f"{options.word_vectors} has {len(vocabulary)} words with the pad, the model of "
-                f"{options.weights} {rows}"
-            )
-        shape = ClipShape(options.frames, options.fps, options.size, options.size)
-    model.to(options.device)
-    segments = read_segments(options.annotation or root / "test.csv")
-    folder, cosine = options.videos or root / "videos", options.similarity == "cosine"
-    result = evaluate(
-        model, vocabulary, segments, folder, shape, options.windows, cosine, options.workers
+    parser.add_argument(
+        "what", metavar="BENCHMARK|RUN", help=f"{', '.join(BENCHMARKS)}, or the folder of a run"
     )
-    return result
+    add = parser.add_argument
+    add("--checkpoint", type=Path, help="folder of a run, or a file of weights in one")
+    add("--weights", type=Path, help="file of weights of any origin")
+    add("--word-vectors", type=Path, help="the word vectors of --weights, for their vocabulary")
+    add("--dictionary", type=Path, help="words of a .pth file; default dict.npy beside it")
+    add("--annotation", type=Path, help="list, file or folder; of a run: test.csv of its data")
+    add("--videos", type=Path, help="folder of videos; of a run: videos/ of its data")
+    add("--split", type=Path, help="msrvtt: CSV file with a column video_id, of the ids to keep")
+    add("--subset", choices=("validation", "training"), help="youcook2: part of a JSON file")
+    add("--segments", type=Path, help="crosstask: list of trimmed segments for CTR (c)")
+    add("--test-list", type=Path, help="crosstask: lines task,video, exactly the test videos")
+    add("--training-list", type=Path, help="crosstask: lines task,video, not to be tested")
+    add("--windows", type=int, help="windows of a segment; not for crosstask, which has one")
+    add("--frames", type=int, help="frames of a window; default: the protocol's, the run's")
+    add("--fps", type=float, help="frames a second; default likewise; not for hmdb51 and ucf101")
+    add("--size", type=int, help="side of a picture; default 224, the run's")
+    add("--similarity", choices=("dot", "cosine"), help="of a run; default dot")
+    add("--cache", type=Path, help="folder of features; default build/vttwins/features")
+    add("--out", type=Path, help="folder of results; default that of the run, else build/vttwins")
+    add("--workers", type=int, default=1, help="processes that decode, per process (1)")
+    add("--device", help="cpu or cuda; default: a GPU if there is one")
+    return parser
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the numbers as a table."""
-    print(f"{result['pairs']} pairs; chance R@10 {result['chance_R@10']:.1f} %")
-    if result["unusable"]:
-        print(f"unusable videos, ranked last: {result['unusable']}")
-    print(f"{'':15}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}")
-    for name in ("text_to_video", "video_to_text"):
-        row = result[name]
-        cells = "".join(f"{row[key]:7.1f}" for key in ("R@1", "R@5", "R@10", "MedR"))
-        print(f"{name.replace('_', ' '):15}{cells}")
-    print(f"CTR, trimmed segments: {result['trimmed_ctr']:.1f} %")
+# Options that act in some forms only; the others refuse them.
+ALL = frozenset({"annotation", "videos", "frames", "size", "cache", "out", "workers", "device"})
+SOURCE = ALL | {"checkpoint", "weights"}
+TEXTS = SOURCE | {"word_vectors", "dictionary", "fps"}
+ACTS = {
+    "hmdb51": SOURCE | {"windows"},
+    "ucf101": SOURCE | {"windows"},
+    "youcook2": TEXTS | {"windows", "subset"},
+    "msrvtt": TEXTS | {"windows", "split"},
+    "crosstask": TEXTS | {"segments", "test_list", "training_list"},
+    "run": ALL | {"windows", "fps", "similarity"},
+}
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse, with a sentence, options that would not act or that are missing or out of range."""
+    benchmark = options.what if options.what in BENCHMARKS else "run"
+    given = {name for name, value in vars(options).items() if value is not None} - {"what"}
+    idle = sorted(given - ACTS[benchmark])
+    if idle:
+        form = "the evaluation of a run" if benchmark == "run" else benchmark
+        parser.error(f"--{idle[0].replace('_', '-')} does not act in {form}")
+    for name in ("windows", "frames", "size", "fps"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            parser.error(f"--{name} must be more than 0, got {value}")
+    if options.workers < 0:
+        parser.error(f"--workers must be at least 0, got {options.workers}")
+    if benchmark == "run":
+        if not Path(options.what).is_dir():
+            names = ", ".join(BENCHMARKS)
+            parser.error(f"{options.what} is neither the folder of a run nor one of {names}")
+        return
+    if (options.checkpoint is None) == (options.weights is None):
+        parser.error("give either --checkpoint or --weights")
+    if options.annotation is None or options.videos is None:
+        parser.error(f"{benchmark} needs --annotation and --videos")
+    if options.weights and options.word_vectors is None and "word_vectors" in ACTS[benchmark]:
+        parser.error(f"{benchmark} compares with texts: --weights needs --word-vectors")
+    if options.dictionary and not options.word_vectors:
+        parser.error("--dictionary holds the words of --word-vectors, which is missing")
+    if options.test_list and options.training_list:
+        parser.error("give --test-list or --training-list, not both")
+
+
+def _vocabulary(options: argparse.Namespace, path: Path, model: VideoTextModel) -> Vocabulary:
+    """The words of a model: of --word-vectors, or those beside a run's checkpoint."""
+    if options.word_vectors:
+        source = options.word_vectors
+        vocabulary, _ = load_word_vectors(source, options.dictionary)
+    else:
+        source = path.parent / "vocabulary.json"
+        if not source.exists():
+            raise ValueError(f"{source} is missing: give the --word-vectors of the checkpoint")
+        vocabulary = Vocabulary.load(source)
+    rows = model.text_module.word_embd.num_embeddings
+    if len(vocabulary) != rows:
+        raise ValueError(
+            f"{source} has {len(vocabulary)} words with the pad, the model of {path} {rows}"
+        )
+    return vocabulary
+
+
+def _shape(options: argparse.Namespace, default: ClipShape) -> ClipShape:
+    """The default, changed by what was given; a new size scales the shorter side to it."""
+    given = {n: getattr(options, n) for n in ("frames", "fps", "size")}
+    shape = replace(default, **{n: value for n, value in given.items() if value is not None})
+    return shape if options.size is None else replace(shape, resize=options.size)
+
+
+def _evaluate_run(options: argparse.Namespace, place: distributed.Place) -> dict[str, Any] | None:
+    """Retrieval and CTR of a run on its own test videos."""
+    folder = Path(options.what)
+    model, vocabulary, shape, settings = load_run(folder)
+    root = Path(settings["data"])
+    annotation = options.annotation or root / "test.csv"
+    segments = read_segments(annotation)
+    shape, similarity = _shape(options, shape), options.similarity or "dot"
+    windows, cache = options.windows or WINDOWS, options.cache or folder / "features"
+    model.to(place.device)
+    viewer = Viewer(model, options.videos or root / "videos", shape, options.workers, cache, place)
+    result = {
+        "benchmark": str(annotation),
+        "checkpoint": str(checkpoint_of_run(folder)),
+        "weights": weights_digest(model),
+        "clip": asdict(shape),
+        "windows": windows,
+    }
+    found = retrieval(viewer, vocabulary, segments, windows, (similarity,), steps=True)
+    tasks = annotation.parent / TASKS
+    remarks, steps = [], None
+    if tasks.exists():
+        data = from_segments(segments, read_crosstask_tasks(tasks))
+        steps = ordered_steps(viewer, vocabulary, data, similarity == "cosine")
+    else:
+        remarks = [f"CTR (a) and (b) need the order of the steps; there is no {tasks}."]
+    if found is None:
+        return None
+    found |= {"similarity": similarity, **found.pop(similarity)}
+    return {**result, **(steps or {}), **found, "remarks": remarks}
+
+
+def _evaluate_benchmark(
+    options: argparse.Namespace, place: distributed.Place
+) -> dict[str, Any] | None:
+    """The numbers of a benchmark of the paper."""
+    name, benchmark = options.what, BENCHMARKS[options.what]
+    path = options.weights or options.checkpoint
+    default = ClipShape(benchmark.frames, benchmark.fps)
+    if path.is_dir():
+        path = checkpoint_of_run(path)
+    if options.checkpoint and (path.parent / "settings.json").exists():
+        settings = json.loads((path.parent / "settings.json").read_text(encoding="utf-8"))
+        default = replace(default, size=settings["size"], resize=settings["resize"] or None)
+    shape, windows = _shape(options, default), options.windows or benchmark.windows
+    model = weights.load_model(path)
+    model.to(place.device)
+    viewer = Viewer(
+        model, options.videos, shape, options.workers,
+        options.cache or Path("build/vttwins/features"), place,
+    )  # fmt: skip
+    found: dict[str, Any] | None
+    if benchmark.kind == "probe":
+        read = read_hmdb51 if name == "hmdb51" else read_ucf101
+        found = probe(viewer, read(options.annotation), windows)
+    else:
+        vocabulary = _vocabulary(options, path, model)
+        if name == "youcook2":
+            segments = read_youcook2(options.annotation, options.subset)
+            found = retrieval(viewer, vocabulary, segments, windows)
+        elif name == "msrvtt":
+            ids = read_video_list(options.split) if options.split else None
+            found = retrieval(viewer, vocabulary, read_msrvtt(options.annotation, ids), windows)
+        else:
+            found = _crosstask(options, viewer, vocabulary)
+    if found is None:
+        return None
+    return {
+        "benchmark": name,
+        "checkpoint": str(path),
+        "weights": weights_digest(model),
+        "clip": asdict(shape),
+        "windows": windows,
+        **found,
+    }
+
+
+def _crosstask(
+    options: argparse.Namespace, viewer: Viewer, vocabulary: Vocabulary
+) -> dict[str, Any] | None:
+    """The three kinds of CTR, or (c) alone where the annotation is a list of segments."""
+    if not options.annotation.is_dir():
+        idle = [n for n in ("segments", "test_list", "training_list") if getattr(options, n)]
+        if idle:
+            raise ValueError(
+                f"--{idle[0].replace('_', '-')} goes with a folder as --annotation, "
+                f"{options.annotation} is a list of segments"
+            )
+        found = trimmed_steps(viewer, vocabulary, read_segments(options.annotation))
+        remark = f"CTR (a) and (b) need the folder of CrossTask with {TASKS} as --annotation."
+        return found and {**found, "remarks": [remark]}
+    data = read_crosstask(options.annotation, options.test_list, options.training_list)
+    segments = read_segments(options.segments) if options.segments else data.segments()
+    trimmed = trimmed_steps(viewer, vocabulary, segments)
+    steps = ordered_steps(viewer, vocabulary, data)
+    if trimmed is None or steps is None:
+        return None
+    lost = {"unusable_trimmed": trimmed.pop("unusable"), **trimmed}
+    return {**lost, **steps}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check(options, parser)
+    place = distributed.start(options.device)
+    try:
+        is_run = options.what not in BENCHMARKS
+        try:
+            result = (_evaluate_run if is_run else _evaluate_benchmark)(options, place)
+        except (ValueError, OSError) as error:  # a file that is missing or not what it should be
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
+        if result is not None:
+            folder = Path(options.what) if is_run else Path("build/vttwins")
+            name = "evaluation" if is_run else options.what
+            print(report.write(result, (options.out or folder) / name))
+    finally:
+        distributed.stop()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ space-to-depth front end and the text encoder); Ko et al., CVPR 2022 (VT-TWINS, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 FRONT_ENDS = ("plain", "space_to_depth")
 FEATURE_DIM = 1024
@@ -154,15 +158,27 @@ class TextModule(nn.Module):
         word_dim: int = 300,
         hidden_dim: int = 2048,
         train_words: bool = False,
+        word_vectors: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.word_embd = nn.Embedding(vocabulary_size, word_dim)
+        # A given table is used as it is: with millions of words, a second one would be gigabytes.
+        if word_vectors is None:
+            self.word_embd = nn.Embedding(vocabulary_size, word_dim)
+        else:
+            self.word_embd = nn.Embedding.from_pretrained(word_vectors)
         self.word_embd.weight.requires_grad_(train_words)
         self.fc1 = nn.Linear(word_dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, embedding_dim)
 
     def forward(self, words: Tensor) -> Tensor:
         """Embed words (*, W) of integer ids as (*, embedding_dim)."""
+        if words.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"words must be integer ids, int64 or int32, got {words.dtype}")
+        if words.ndim < 1 or words.shape[-1] < 1:
+            raise ValueError(
+                f"words must be (*, W) with W of at least 1, got {tuple(words.shape)}; a caption "
+                "without known words is all pads, 0"
+            )
         return self.fc2(F.relu(self.fc1(self.word_embd(words))).amax(dim=-2))
 
 
@@ -176,9 +192,14 @@ class VideoTextModel(nn.Module):
         embedding_dim: size of the common space.
         word_dim: size of a word vector.
         train_words: learn the word vectors instead of keeping them frozen.
+        word_vectors: float32 (vocabulary_size, word_dim), which becomes the table without a copy;
+            default random numbers.
 
     ``model(video, words)`` returns both embeddings, not normalized. Video is (B, 3, T, H, W) in
     [0, 1] (no mean or standard deviation is removed), words are integer ids (B, W), 0 = pad.
+
+    With ``checkpointing`` set to True, training keeps what enters each stage of the encoder and
+    computes the rest again in backward: less memory, one more forward, the same gradients.
 
     Example:
         >>> import torch
@@ -197,11 +218,23 @@ class VideoTextModel(nn.Module):
         *,
         word_dim: int = 300,
         train_words: bool = False,
+        word_vectors: Tensor | None = None,
     ) -> None:
         super().__init__()
         if front_end not in FRONT_ENDS:
             raise ValueError(f"front_end must be one of {FRONT_ENDS}, got {front_end!r}")
+        if min(vocabulary_size, embedding_dim, word_dim) < 1:
+            raise ValueError(
+                "vocabulary_size, embedding_dim and word_dim must be at least 1, got "
+                f"{vocabulary_size}, {embedding_dim}, {word_dim}"
+            )
+        if word_vectors is not None and word_vectors.shape != (vocabulary_size, word_dim):
+            raise ValueError(
+                f"word_vectors must be (vocabulary_size, word_dim) = ({vocabulary_size}, "
+                f"{word_dim}), got {tuple(word_vectors.shape)}"
+            )
         self.front_end = front_end
+        self.checkpointing = False
         if front_end == "plain":
             self.conv1 = ConvUnit(3, 64, (3, 7, 7), stride=2, padding=(1, 3, 3))
         else:
@@ -220,7 +253,11 @@ class VideoTextModel(nn.Module):
             channels = block.out_channels
         self.fc = nn.Linear(channels, embedding_dim)
         self.text_module = TextModule(
-            vocabulary_size, embedding_dim, word_dim=word_dim, train_words=train_words
+            vocabulary_size,
+            embedding_dim,
+            word_dim=word_dim,
+            train_words=train_words,
+            word_vectors=word_vectors,
         )
 
     def video_features(self, video: Tensor) -> Tensor:
@@ -230,20 +267,47 @@ class VideoTextModel(nn.Module):
         """
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"video must be (B, 3, T, H, W), got {tuple(video.shape)}")
-        if self.front_end == "space_to_depth":
-            # The kernel is even, so the padding adds one cell too many at the start of each axis.
-            x = self.conv1(space_to_depth(video))[:, :, 1:, 1:, 1:]
-        else:
-            x = self.conv1(video)
-        x = self.maxpool_2a(x)
-        x = self.maxpool_3a(self.gating(self.conv_2c(self.conv_2b(x))))
-        for name in INCEPTION:
-            if name == "mixed_4b":
-                x = self.maxpool_4a(x)
-            elif name == "mixed_5b":
-                x = self.maxpool_5a(x)
-            x = getattr(self, name)(x)
+        if not video.is_floating_point():
+            raise TypeError(
+                f"video must be of floats in [0, 1], got {video.dtype}; divide bytes by 255"
+            )
+        if min(video.shape[2:]) < 1:
+            raise ValueError(f"video must have pictures with pixels, got {tuple(video.shape)}")
+        x = video
+        for stage in self._stages():
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(
+                    stage, x, use_reentrant=False, preserve_rng_state=False,
+                    context_fn=self._recomputing,
+                )  # fmt: skip
+            else:
+                x = stage(x)
         return x.mean(dim=(2, 3, 4))
+
+    def _stages(self) -> list[Callable[[Tensor], Tensor]]:
+        """The encoder up to the last mean, as functions to be applied one after the other."""
+        blocks = {name: getattr(self, name) for name in INCEPTION}
+        # Pools go with the block after them, so that their results are not kept.
+        mixed_4b, mixed_5b = blocks["mixed_4b"], blocks["mixed_5b"]
+        blocks["mixed_4b"] = lambda x: mixed_4b(self.maxpool_4a(x))
+        blocks["mixed_5b"] = lambda x: mixed_5b(self.maxpool_5a(x))
+        return [
+            lambda x: self.maxpool_2a(self._front(x)),
+            self.conv_2b,
+            self.conv_2c,
+            lambda x: self.maxpool_3a(self.gating(x)),
+            *blocks.values(),
+        ]
+
+    def _front(self, video: Tensor) -> Tensor:
+        if self.front_end == "plain":
+            return self.conv1(video)
+        # The kernel is even, so the padding adds one cell too many at the start of each axis.
+        return self.conv1(space_to_depth(video))[:, :, 1:, 1:, 1:]
+
+    def _recomputing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The contexts of a stage's first computation and of its repetition."""
+        return nullcontext(), _statistics_kept(self)
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Embeddings (B, embedding_dim) of video (B, 3, T, H, W) in [0, 1]."""
@@ -255,6 +319,24 @@ class VideoTextModel(nn.Module):
 
     def forward(self, video: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         return self.encode_video(video), self.encode_text(words)
+
+
+@contextmanager
+def _statistics_kept(model: nn.Module) -> Iterator[None]:
+    """BatchNorm does not count the same batch twice in its running statistics.
+
+    They are still handed over, with no weight for the new batch: the repetition must save the same
+    tensors as the first computation.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm3d)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def space_to_depth(video: Tensor) -> Tensor:

@@ -25,12 +25,11 @@ matplotlib.use("Agg")  # pictures go to files; no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 
-from examples.vttwins.checkpoint import LOG, read_log
+from examples.vttwins.checkpoint import EVALUATIONS, LOG, read_log
 from examples.vttwins.evaluate import load_run
 from examples.vttwins.figures import draw, examples
 from examples.vttwins.figures.lattice import ALIGNING, align
 
-EVALUATIONS = "evaluations.jsonl"  # written by train.py
 DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text"}
 
 

@@ -13,6 +13,7 @@ set share a caption. Nuisances: position, size, speed, brightness, a gray distra
 
     train.csv  (video_path)            videos/train_00000.mp4   captions/train_00000.json
     test.csv   (end, start, task, text, video_id: as YouCook2's)
+    tasks_primary.txt   (the steps of each task in order: as CrossTask's)
     narrations/test_00000.json         a weak narration of a test video, for pictures: captions with
                                        "shown", the place of what each tells of (null: chatter)
 """
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from examples.vttwins.benchmarks.crosstask import TASKS, write_crosstask_tasks
 from examples.vttwins.video import write_video
 
 COLORS = {
@@ -277,6 +279,11 @@ def generate(world: World, out: str | Path, workers: int = 1) -> Path:
         rows.writeheader()
         for result in results[world.train_videos :]:
             rows.writerows(result)
+    tasks = {
+        f"task {k}": ["the {} {} {}".format(*step) for step in steps]
+        for k, steps in enumerate(world.steps())
+    }
+    write_crosstask_tasks(tasks, out / TASKS)
     marker.write_text(parameters, encoding="utf-8")
     return out
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from examples.vttwins import config, data, train
+from examples.vttwins import build, config, data
 from examples.vttwins.config import Settings
+from examples.vttwins.words import Vocabulary
 
 
 def timed(work: Callable[[], object], repeats: int, device: torch.device) -> tuple[float, float]:
@@ -39,16 +40,15 @@ def measure(settings: Settings, repeats: int = 3) -> dict[str, tuple[float, floa
     """Wall and CPU seconds of the parts of one step: {"decode", "model", "loss", "optimizer"}."""
     root, device = Path(settings.data), torch.device(settings.device or "cpu")
     videos = data.read_column(root / settings.train_csv, "video_path")
-    vocabulary_file = Path(settings.out) / "vocabulary.json"
-    vocabulary_file.parent.mkdir(parents=True, exist_ok=True)
-    if not vocabulary_file.exists():
-        train.write_vocabulary(videos, root / "captions", vocabulary_file)
-    model, vocabulary = train.build_model(settings, vocabulary_file)
+    vocabulary = None
+    if not settings.word_vectors:
+        vocabulary = build.vocabulary_of(build.build_dataset(settings, videos, Vocabulary([])))
+    model, vocabulary = build.build_model(settings, vocabulary)
     model.to(device)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    loss = train.build_loss(settings)
+    loss = build.build_loss(settings)
     optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
-    clips = train.build_dataset(settings, videos, vocabulary)
+    clips = build.build_dataset(settings, videos, vocabulary)
     addresses = next(iter(data.StepBatches(len(videos), settings.batch, 1)))
 
     def decode() -> dict[str, object]:
@@ -81,7 +81,7 @@ def measure(settings: Settings, repeats: int = 3) -> dict[str, tuple[float, floa
 
 
 def main(arguments: list[str] | None = None) -> None:
-    settings, _ = config.parse(arguments, __doc__)
+    settings, _ = config.parse(arguments, __doc__, Settings, config.PRESETS)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     parts = measure(settings)

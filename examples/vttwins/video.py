@@ -3,14 +3,21 @@
 Requirements: av (PyAV), NumPy.
 
 Which frames a clip holds is defined by time alone: frame k of a clip is the picture on screen at
-start + k / fps seconds after the stream's first picture, that is, the last one whose presentation
-time is not later. Seeking is only a way to get there sooner; the result is that of decoding from
-the beginning (asserted in tests/vttwins/test_vtt_video.py for files with B-frames and odd time
-bases).
+start + k / fps seconds on the file's clock, that is, the last one whose presentation time is not
+later. The clock starts with the file and not with its pictures: sound may come first, and captions
+are timed by what a player shows. Seeking is only a way to get there sooner; the result is that of
+decoding from the beginning (asserted in tests/vttwins/test_vtt_video.py for files with B-frames and
+odd time bases).
+
+A picture is what a player shows, too: turned and mirrored as the file says (phones write portrait
+films that way), pixels that are not square stretched, and covers left aside.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import stat
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,15 +26,26 @@ from typing import cast
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideData
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 # A picture is on screen from its presentation time on; a target this close before it counts as it,
 # since presentation times are rounded to ticks of the stream's clock.
 TIME_SLACK = Fraction(1, 2000)
 
+# Codecs of single pictures. A stream of one of these beside another one is a cover or a preview.
+PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")
+
 
 class VideoError(Exception):
-    """A video that cannot give what was asked; ``reason`` is one word to count by."""
+    """A video that cannot give what was asked; ``reason`` is one word to count by.
+
+    Example:
+        >>> error = VideoError("short", "a.mp4: nothing at 9 s, the video ends at 4 s")
+        >>> error.reason, str(error)
+        ('short', 'a.mp4: nothing at 9 s, the video ends at 4 s')
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -44,29 +62,34 @@ class VideoReader:
         path: file to open.
 
     Raises:
-        VideoError: "missing" (no such file), "broken" (cannot be opened), "no_video" (sound only).
+        VideoError: "missing" (no such file), "unreadable" (the file system refuses), "broken"
+            (cannot be opened), "no_video" (no film: sound only, or a cover beside sound).
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise VideoError("missing", f"{self.path}: no such file")
-        try:
-            self._container = av.open(str(self.path))
+        _check_file(self.path)
+        try:  # what a file says about itself may be in any encoding, and is of no interest
+            self._container = av.open(str(self.path), metadata_errors="replace")
         except (av.FFmpegError, ValueError, OSError) as error:
             raise VideoError("broken", f"{self.path}: cannot be opened: {error}") from None
-        if not self._container.streams.video:
+        try:
+            self._stream = _film(self._container, self.path)
+            codec, time_base = self._stream.codec_context, self._stream.time_base
+            if codec is None or time_base is None:  # a damaged header, or a codec FFmpeg lacks
+                raise VideoError("broken", f"{self.path}: the video's codec or clock is unknown")
+        except VideoError:
             self._container.close()
-            raise VideoError("no_video", f"{self.path}: has no video stream")
-        self._stream = self._container.streams.video[0]
-        codec, time_base = self._stream.codec_context, self._stream.time_base
-        if codec is None or time_base is None:  # a damaged header, or a codec FFmpeg lacks
-            self._container.close()
-            raise VideoError("broken", f"{self.path}: the video's codec or clock is unknown")
+            raise
         # Workers are processes already; one thread each also keeps the memory of a worker small.
         codec.thread_count = 1
         self._time_base: Fraction = time_base
         self._first_tick = self._stream.start_time or 0
+        self._zero = self._first_tick * time_base  # the file's clock starts here, in seconds
+        if self._container.start_time is not None:
+            begin = Fraction(self._container.start_time, av.time_base)
+            if abs(begin - self._zero) > TIME_SLACK:  # not just rounded to microseconds
+                self._zero = begin
         # One for all frames: setting one up costs more than scaling.
         self._scaler = VideoReformatter()
 
@@ -86,34 +109,48 @@ class VideoReader:
 
     @property
     def duration(self) -> float | None:
-        """Seconds as announced by the file, or None; only decoding tells the truth."""
+        """Seconds from the start of the clock to the last picture's end, as announced by the file,
+        or None; only decoding tells the truth."""
+        seconds = 0.0
         if self._stream.duration is not None:
-            return float(self._stream.duration * self._time_base)
-        if self._container.duration is not None:
-            return self._container.duration / av.time_base
-        return None
+            end = (self._first_tick + self._stream.duration) * self._time_base
+            seconds = float(end - self._zero)
+        elif self._container.duration is not None:
+            seconds = self._container.duration / av.time_base
+        return seconds if seconds > 0 else None
 
     def clip(
         self, start: float, frames: int = 16, fps: float = 5.0, resize: int | None = None
     ) -> np.ndarray:
         """Pictures at ``start + k / fps`` for k < frames, as uint8 (found, H, W, 3).
 
-        Fewer than ``frames`` come back where the video ends early.
+        Fewer than ``frames`` come back where the video ends early. Before the first picture, where
+        a file starts with sound alone, the first one is taken.
 
         Args:
-            start: seconds after the first picture, at least 0.
+            start: seconds on the file's clock, at least 0.
             frames: pictures wanted.
             fps: pictures per second of the clip, whatever the rate of the file.
             resize: scale the shorter side to this many pixels; None keeps the size.
 
         Raises:
             VideoError: "short" (the video ends before ``start``) or "broken" (decoding failed).
+            ValueError: an argument is out of its range.
         """
-        if frames < 1 or fps <= 0 or start < 0:
+        if frames < 1 or not (
+            math.isfinite(fps) and fps > 0 and math.isfinite(start) and start >= 0
+        ):
             raise ValueError(f"need frames >= 1, fps > 0, start >= 0: {frames}, {fps}, {start}")
         step = 1 / Fraction(fps).limit_denominator(100_000)
         first = Fraction(start).limit_denominator(100_000)
-        targets = [first + k * step for k in range(frames)]
+        return self.pictures([first + k * step for k in range(frames)], resize)
+
+    def pictures(self, targets: list[Fraction], resize: int | None = None) -> np.ndarray:
+        """Pictures on screen at times in ascending order, as uint8 (found, H, W, 3), in one pass.
+
+        Fewer than the targets come back where the video ends early; otherwise as ``clip``.
+        """
+        first, frames, start = targets[0], len(targets), float(targets[0])
         pictures: list[np.ndarray] = []
         shown: av.VideoFrame | None = None  # the picture on screen before the current one
         image: np.ndarray | None = None  # its pixels, once a target has asked for them
@@ -124,7 +161,7 @@ class VideoReader:
                 if shown is not None:
                     image = self._pixels(shown, resize) if image is None else image
                     pictures.append(image)
-                else:  # the stream begins later than its own start time says
+                else:  # the pictures begin later
                     pictures.append(self._pixels(frame, resize))
             if len(pictures) == frames:
                 break
@@ -141,9 +178,18 @@ class VideoReader:
             raise VideoError("broken", f"{self.path}: the size of the picture changes in the clip")
         return np.stack(pictures)
 
+    def all_pictures(self, resize: int | None = None) -> Iterator[np.ndarray]:
+        """Every picture (H, W, 3) in order, at the rate of the file.
+
+        Raises:
+            VideoError: "broken" (decoding failed).
+        """
+        for _, _, frame in self._frames_from(Fraction(0)):
+            yield self._pixels(frame, resize)
+
     def _frames_from(self, first: Fraction) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
         """Frames as (time, duration, frame) in order, the first not later than ``first``."""
-        tick = int(first / self._time_base) + self._first_tick
+        tick = max(int((first + self._zero) / self._time_base), self._first_tick)
         for seek_to in dict.fromkeys((tick, self._first_tick)):
             try:
                 self._container.seek(seek_to, stream=self._stream, backward=True)
@@ -167,7 +213,7 @@ class VideoReader:
             for frame in self._container.decode(self._stream):
                 if frame.pts is None:
                     continue
-                time = (frame.pts - self._first_tick) * self._time_base
+                time = frame.pts * self._time_base - self._zero
                 duration = frame.duration * self._time_base if frame.duration else 1 / rate
                 yield time, duration, frame
         except (av.FFmpegError, ValueError, OSError) as error:
@@ -175,6 +221,9 @@ class VideoReader:
 
     def _pixels(self, frame: av.VideoFrame, resize: int | None) -> np.ndarray:
         width, height = frame.width, frame.height
+        shape = self._stream.sample_aspect_ratio or 1  # width of a pixel, its height being 1
+        if Fraction(1, 4) <= shape <= 4:  # anything else is damage
+            width = max(round(width * shape), 1)
         if resize is not None:
             scale = resize / min(width, height)
             width, height = max(round(width * scale), resize), max(round(height * scale), resize)
@@ -182,21 +231,89 @@ class VideoReader:
             scaled = self._scaler.reformat(
                 frame, width=width, height=height, format="rgb24", threads=1
             )
-            return scaled.to_ndarray()
+            pixels = scaled.to_ndarray()
         except (av.FFmpegError, ValueError, OSError) as error:  # a damaged or odd pixel format
             raise VideoError("broken", f"{self.path}: cannot be scaled: {error}") from None
+        return _as_shown(pixels, frame)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise VideoError("missing", f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # a stale handle, a damaged disk, a name too long
+        raise VideoError("unreadable", f"{path}: {error}") from None
+    if not regular:
+        raise VideoError("missing", f"{path}: not a file")
+
+
+def _film(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """The first stream of pictures that is no cover."""
+    streams = list(container.streams.video)
+    if not streams:
+        raise VideoError("no_video", f"{path}: has no video stream")
+    streams = [s for s in streams if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise VideoError("no_video", f"{path}: has no film, only a cover")
+
+    def is_picture(stream: av.VideoStream) -> bool:
+        return stream.codec_context is not None and stream.codec_context.name in PICTURE_CODECS
+
+    return min(streams, key=is_picture)
+
+
+def _as_shown(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Turn and mirror (H, W, 3) as the file's display matrix says, by right angles."""
+    beside = [cast(SideData, data) for data in frame.side_data]
+    matrix = [bytes(data) for data in beside if data.type.name == "DISPLAYMATRIX"]
+    if not matrix or len(matrix[0]) < 36:
+        return pixels
+    # x' = a x + c y, y' = b x + d y, each shifted back into the picture.
+    a, b, _, c, d = np.frombuffer(matrix[0], dtype=np.int32, count=5).tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels = pixels.swapaxes(0, 1)
+        a, d = c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 
 
-def find_video(folder: Path, name: str) -> Path:
-    """The file of a video, whatever its container; a path that does not exist if there is none."""
-    for suffix in SUFFIXES:
-        path = folder / (name + suffix)
-        if path.is_file():
-            return path
-    return folder / (name + SUFFIXES[0])
+def bare_name(name: str) -> str:
+    """The name of a video without the suffixes of video files; other dots stay.
+
+    Example:
+        >>> bare_name("cooking/dr. who v1.2.MP4"), bare_name("aB3.mp4.webm")
+        ('cooking/dr. who v1.2', 'aB3')
+    """
+    stem, suffix = os.path.splitext(name)
+    return bare_name(stem) if suffix.lower() in SUFFIXES else name
+
+
+def find_video(folder: str | Path, name: str) -> Path:
+    """The file of a video, whatever its container; a path that does not exist if there is none.
+
+    ``name`` may end in a suffix; the file of just that name is then the first choice, and one of
+    another suffix the next.
+    """
+    stems = dict.fromkeys((name, bare_name(name)))
+    named = [name] if bare_name(name) != name else []
+    endings = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
+    for file in (*named, *(stem + ending for stem in stems for ending in endings)):
+        try:
+            if (Path(folder) / file).is_file():
+                return Path(folder) / file
+        except (OSError, ValueError):  # VideoReader will say why
+            return Path(folder) / file
+    return Path(folder) / (named[0] if named else name + SUFFIXES[0])
+
+
+def videos_in(folder: str | Path) -> list[str]:
+    """Video files under a folder, relative to it, in order."""
+    folder = Path(folder)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = 20) -> None:

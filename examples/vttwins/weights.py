@@ -3,13 +3,16 @@
 Requirements: torch; safetensors for files of that kind.
 
 Files of weights are untrusted input: torch.load runs with weights_only=True, never unpickling code.
-Accepted: a flat state dict, or one nested under "state_dict" or "model" (a training checkpoint);
-names with or without the prefixes that DistributedDataParallel ("module.") and torch.compile
-("_orig_mod.") add; either front end, told apart by the channels of the first convolution.
+Accepted: a flat state dict, or one nested under "state_dict", "model_state_dict" or "model" (a
+training checkpoint); names with or without the prefixes that DistributedDataParallel ("module."),
+torch.compile ("_orig_mod.") and trainers ("model.") add; either front end, told apart by the
+channels of the first convolution; files from before BatchNorm counted its batches; and the video
+part alone, with a warning.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,12 @@ import torch
 from torch import Tensor
 
 from examples.vttwins.checkpoint import write_atomically
-from examples.vttwins.model import VideoTextModel
+from examples.vttwins.model import TextModule, VideoTextModel
 
-PREFIXES = ("module.", "_orig_mod.")
-NESTED_UNDER = ("state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+NESTED_UNDER = ("state_dict", "model_state_dict", "model")
+TEXT_PART = "text_module."
+BATCH_COUNT = ".num_batches_tracked"
 FRONT_END_OF_CHANNELS = {3: "plain", 24: "space_to_depth"}
 
 
@@ -105,19 +110,41 @@ def check_fits(state: Mapping[str, Tensor], model: torch.nn.Module, source: str)
         raise WeightsError(f"{source} does not fit the model. " + ". ".join(found))
 
 
+def _completed(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+    """The state with the counts of batches that old files lack; nothing here reads them."""
+    lacking = {k for k in model.state_dict() if k.endswith(BATCH_COUNT)} - state.keys()
+    return {**state, **{k: torch.zeros((), dtype=torch.int64) for k in lacking}}
+
+
+def _holds_text(state: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(TEXT_PART) for name in state)
+
+
 def load_into(model: torch.nn.Module, path: str | Path) -> None:
     """Load a file of weights into a model; all names and shapes must fit.
+
+    A file of the video part alone leaves the text part as it is, with a warning.
 
     Raises:
         WeightsError: something does not fit; the model is then left as it was.
     """
     state = read_state_dict(path)
+    if not _holds_text(state):
+        kept = {k: v for k, v in model.state_dict().items() if k.startswith(TEXT_PART)}
+        state = {**state, **kept}
+        warnings.warn(
+            f"{path} holds the video part alone; the text part keeps its values", stacklevel=2
+        )
+    state = _completed(state, model)
     check_fits(state, model, str(path))
     model.load_state_dict(state)
 
 
 def load_model(path: str | Path, train_words: bool = False) -> VideoTextModel:
     """Build the model that a file of weights needs, front end and sizes detected, and load it.
+
+    A file of the video part alone gives a model with random text weights and no word but the pad,
+    with a warning. The table of word vectors is the file's, not a copy.
 
     Raises:
         WeightsError: the file is of another model; the message lists what does not fit.
@@ -131,19 +158,28 @@ def load_model(path: str | Path, train_words: bool = False) -> VideoTextModel:
             f"{path}: conv1.conv1.weight is {tuple(first.shape)}; a front end has 3 input channels "
             "(plain) or 24 (space_to_depth)"
         )
-
-    def size(name: str, axis: int, default: int) -> int:
-        tensor = state.get(name)
-        return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else default
-
+    head = state.get("fc.weight")
+    embedding_dim = head.shape[0] if head is not None and head.ndim else 512
+    if first is not None and not _holds_text(state):
+        with torch.random.fork_rng(devices=[]):
+            text = TextModule(1, embedding_dim)
+        state |= {TEXT_PART + name: value for name, value in text.state_dict().items()}
+        warnings.warn(f"{path} holds the video part alone; texts cannot be embedded", stacklevel=2)
+    words = state.get("text_module.word_embd.weight")
+    if words is not None and words.ndim == 2:  # the model takes it over: no second table
+        words = state["text_module.word_embd.weight"] = words.float()
+    else:
+        words = None
     with torch.random.fork_rng(devices=[]):  # the values are overwritten: leave the generator be
         model = VideoTextModel(
             front_end or "plain",
-            vocabulary_size=size("text_module.word_embd.weight", 0, 66250),
-            embedding_dim=size("fc.weight", 0, 512),
-            word_dim=size("text_module.word_embd.weight", 1, 300),
+            vocabulary_size=66250 if words is None else words.shape[0],
+            embedding_dim=embedding_dim,
+            word_dim=300 if words is None else words.shape[1],
             train_words=train_words,
+            word_vectors=words,
         )
+    state = _completed(state, model)
     check_fits(state, model, str(path))
     model.load_state_dict(state)
     return model

@@ -9,12 +9,17 @@ word is all pads.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import sys
+import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -31,14 +36,21 @@ class WordFileError(ValueError):
     """A file of words or word vectors that is not what its format promises."""
 
 
+def says_nothing(text: object) -> bool:
+    """Whether a caption is null or NaN, as JSON and tables write an empty one."""
+    return text is None or text != text
+
+
 def tokenize(text: object) -> list[str]:
-    """Words of a caption, in order.
+    """Words of a caption, in order; none where it is null or NaN.
 
     Example:
         >>> tokenize("Now, let's whisk 2 eggs")
         ['Now', "let's", 'whisk', '2', 'eggs']
+        >>> tokenize(float("nan"))
+        []
     """
-    return PATTERN.findall(str(text))
+    return [] if says_nothing(text) else PATTERN.findall(str(text))
 
 
 class Vocabulary:
@@ -78,7 +90,10 @@ class Vocabulary:
         path = Path(path)
         if path.suffix == ".npy":
             return cls(_read_word_array(path))
-        words = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            words = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise WordFileError(f"{path}: expected a JSON list of words: {error}") from None
         if not isinstance(words, list):
             raise WordFileError(
                 f"{path}: expected a JSON list of words, got {type(words).__name__}"
@@ -100,31 +115,69 @@ def load_word_vectors(
 
     ``.pth`` or ``.pt``: a tensor whose row 0 is the pad, with its ``dictionary`` (``dict.npy`` or
     JSON) beside it, as released. ``.bin``: the binary format of word2vec. Anything else: its text
-    format, with or without the header line.
+    format, with or without the header line. The last two may be compressed: ``.bin.gz``, ``.gz``.
+
+    The table is held in memory once, while it is read, too: 1.2 GB for a million words of 300
+    numbers. Only the model holds it: neither the vocabulary nor the workers that decode do.
 
     Args:
         path: file of vectors.
         dictionary: file of words, only for a tensor; default ``dict.npy`` in the same folder.
-        limit: read only this many words (word2vec files are sorted by frequency).
+        limit: keep only this many words (word2vec files are sorted by frequency); None: all.
 
     Returns:
         the vocabulary and the table (len(vocabulary), D), whose row 0 is the pad.
 
     Raises:
-        WordFileError: the file is cut, malformed, or does not fit its dictionary.
+        WordFileError: the file is cut, malformed, holds NaN or infinity, or does not fit its
+            dictionary.
+        ValueError: ``limit`` is less than 1.
     """
     path = Path(path)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 word, or None for all, got {limit}")
     if path.suffix in (".pth", ".pt"):
-        return _read_tensor(path, Path(dictionary) if dictionary else path.parent / "dict.npy")
-    if path.suffix == ".bin":
-        return _read_binary(path, limit)
-    return _read_text(path, limit)
+        words = Path(dictionary) if dictionary else path.parent / "dict.npy"
+        vocabulary, vectors = _read_tensor(path, words, limit)
+    else:
+        uncompressed = path.with_suffix("") if path.suffix == ".gz" else path
+        read = _read_binary if uncompressed.suffix == ".bin" else _read_text
+        with _opened(path) as file:
+            rows = read(file, path, limit)
+        vocabulary, vectors = Vocabulary(rows.words), rows.table()
+    _check_finite(vectors, vocabulary, path)
+    return vocabulary, vectors
 
 
-def _with_pad(vectors: np.ndarray) -> Tensor:
-    table = torch.zeros(vectors.shape[0] + 1, vectors.shape[1])
-    table[1:] = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
-    return table
+class _Rows:
+    """Words and their vectors while they are read, in one growing block of memory."""
+
+    def __init__(self, dim: int) -> None:
+        self.words: list[str] = []
+        self.dim = dim
+        self.numbers = array("f", bytes(4 * dim))  # the pad
+
+    def table(self) -> Tensor:
+        """Float32 (words + 1, D) on the same memory."""
+        return torch.frombuffer(self.numbers, dtype=torch.float32).view(-1, self.dim)
+
+
+@contextmanager
+def _opened(path: Path) -> Any:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise WordFileError(f"{path}: damaged or cut compressed file: {error}") from None
+
+
+def _check_finite(table: Tensor, vocabulary: Vocabulary, path: Path) -> None:
+    for first in range(0, len(table), 1024):  # the check takes memory of its own
+        wrong = (~table[first : first + 1024].isfinite()).any(1).nonzero()
+        if len(wrong):
+            row = first + int(wrong[0])
+            word = repr(vocabulary.words[row - 1]) if row else "the pad"
+            raise WordFileError(f"{path}: the vector of {word} is not finite")
 
 
 def _read_word_array(path: Path) -> list[str]:
@@ -142,7 +195,7 @@ def _read_word_array(path: Path) -> list[str]:
     return [str(word) for word in words]
 
 
-def _read_tensor(path: Path, dictionary: Path) -> tuple[Vocabulary, Tensor]:
+def _read_tensor(path: Path, dictionary: Path, limit: int | None) -> tuple[Vocabulary, Tensor]:
     try:
         table = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -164,6 +217,8 @@ def _read_tensor(path: Path, dictionary: Path) -> tuple[Vocabulary, Tensor]:
             f"{path} has {table.shape[0]} rows but {dictionary} needs {len(vocabulary)} "
             f"({len(vocabulary) - 1} words and the pad)"
         )
+    if limit is not None and limit < len(vocabulary.words):
+        return Vocabulary(vocabulary.words[:limit]), table[: limit + 1].float().clone()
     return vocabulary, table.float()
 
 
@@ -174,65 +229,69 @@ def _read_header(line: bytes, path: Path) -> tuple[int, int]:
         raise WordFileError(
             f"{path}: expected a header 'words dimension', got {line[:80]!r}"
         ) from None
-    if count < 0 or dim < 1:
+    if count < 0 or not 1 <= dim <= LARGEST_DIM:
         raise WordFileError(f"{path}: impossible header {line[:80]!r}")
     return count, dim
 
 
-def _read_word(file: BinaryIO) -> bytes:
-    word = bytearray()
-    while (byte := file.read(1)) not in (b" ", b""):
-        if byte != b"\n" or word:  # some writers end each vector with a newline
-            word += byte
-        if len(word) > 10_000:
-            raise EOFError
-    if byte == b"":
-        raise EOFError
-    return bytes(word)
+LARGEST_DIM = 100_000
+BLOCK = 1 << 20  # bytes read at a time
+LONGEST_WORD = 10_000
 
 
-def _read_binary(path: Path, limit: int | None) -> tuple[Vocabulary, Tensor]:
-    words: list[str] = []
-    rows: list[np.ndarray] = []
-    with path.open("rb") as file:
-        count, dim = _read_header(file.readline(200), path)
-        wanted = count if limit is None else min(count, limit)
-        for _ in range(wanted):
-            try:
-                word = _read_word(file)
-            except EOFError:
-                raise WordFileError(f"{path}: ends after {len(words)} of {count} words") from None
-            data = file.read(4 * dim)
-            if len(data) != 4 * dim:
-                raise WordFileError(f"{path}: the vector of word {len(words)} is cut short")
-            words.append(word.decode("utf-8", errors="replace"))
-            rows.append(np.frombuffer(data, dtype="<f4"))
-    return Vocabulary(words), _with_pad(np.stack(rows) if rows else np.zeros((0, dim)))
+def _read_binary(file: IO[bytes], path: Path, limit: int | None) -> _Rows:
+    count, dim = _read_header(file.readline(200), path)
+    rows, size = _Rows(dim), 4 * dim
+    buffer, place = b"", 0
+    for _ in range(count if limit is None else min(count, limit)):
+        end = buffer.find(b" ", place)
+        while end < 0 or len(buffer) < end + 1 + size:
+            more = file.read(max(BLOCK, size))
+            if not more or (end < 0 and len(buffer) - place > LONGEST_WORD):
+                raise WordFileError(
+                    f"{path}: ends after {len(rows.words)} of {count} words"
+                    if end < 0
+                    else f"{path}: the vector of word {len(rows.words)} is cut short"
+                )
+            buffer, place = buffer[place:] + more, 0
+            end = buffer.find(b" ")
+        # Some writers end each vector with a newline.
+        rows.words.append(buffer[place:end].lstrip(b"\n").decode("utf-8", errors="replace"))
+        place = end + 1 + size
+        rows.numbers.frombytes(buffer[end + 1 : place])
+    if sys.byteorder == "big":
+        rows.numbers.byteswap()
+    return rows
 
 
-def _read_text(path: Path, limit: int | None) -> tuple[Vocabulary, Tensor]:
-    words: list[str] = []
-    rows: list[np.ndarray] = []
+def _read_text(file: IO[bytes], path: Path, limit: int | None) -> _Rows:
+    rows: _Rows | None = None
     count: int | None = None
-    dim: int | None = None
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file):
-            fields = line.rstrip().split(" ")
-            if number == 0 and len(fields) == 2:  # the header of word2vec; GloVe has none
-                count, dim = _read_header(line.encode(), path)
-                continue
-            if limit is not None and len(words) == limit:
-                break
-            dim = dim if dim is not None else len(fields) - 1
-            if len(fields) <= dim or dim < 1:
-                raise WordFileError(f"{path}, line {number + 1}: expected a word and {dim} numbers")
-            try:  # a word may itself hold spaces, so the numbers are counted from the end
-                rows.append(np.array(fields[-dim:], dtype=np.float32))
-            except ValueError as error:
-                raise WordFileError(f"{path}, line {number + 1}: {error}") from None
-            words.append(" ".join(fields[:-dim]))
-    if not rows:
+    for number, raw in enumerate(file):
+        if number == 0:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")  # the byte order mark
+        fields = raw.decode("utf-8", errors="replace").rstrip().split(" ")
+        if number == 0 and len(fields) == 2:  # the header of word2vec; GloVe has none
+            count, dim = _read_header(raw, path)
+            rows = _Rows(dim)
+            continue
+        if fields == [""]:
+            continue
+        if rows is None:
+            rows = _Rows(max(len(fields) - 1, 1))
+        if limit is not None and len(rows.words) == limit:
+            break
+        if len(fields) <= rows.dim:
+            raise WordFileError(
+                f"{path}, line {number + 1}: expected a word and {rows.dim} numbers"
+            )
+        try:  # a word may itself hold spaces, so the numbers are counted from the end
+            rows.numbers.extend(map(float, fields[-rows.dim :]))
+        except ValueError as error:
+            raise WordFileError(f"{path}, line {number + 1}: {error}") from None
+        rows.words.append(" ".join(fields[: -rows.dim]))
+    if rows is None or not rows.words:
         raise WordFileError(f"{path}: no word vectors in this file")
-    if count is not None and limit is None and len(words) < count:
-        raise WordFileError(f"{path}: ends after {len(words)} of {count} words")
-    return Vocabulary(words), _with_pad(np.stack(rows))
+    if count is not None and limit is None and len(rows.words) < count:
+        raise WordFileError(f"{path}: ends after {len(rows.words)} of {count} words")
+    return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from examples.vttwins import metrics
 from examples.vttwins.ablation import __main__ as ablation
@@ -18,6 +19,7 @@ from examples.vttwins.ablation import criteria, features
 from examples.vttwins.ablation.rows import BY_NAME, ROWS, Row
 from examples.vttwins.ablation.runner import Study, run_jobs
 from examples.vttwins.ablation.world import Source, World
+from examples.vttwins.figures import __main__ as figures
 
 
 def fail_at_seed_1(row: Row, seed: int, first: Path) -> dict[str, float]:
@@ -170,6 +172,37 @@ def test_bad_arguments_leave_with_a_sentence(
         ablation.main(["--features", *arguments])
     assert left.value.code == 2
     assert arguments[1].split(",")[0] in capsys.readouterr().err
+
+
+def test_a_row_of_the_video_ablation_is_trained_measured_and_kept_for_the_figures(
+    narrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--video", "--rows", "plain", "--seeds", "7", "--steps", "1", "--processes", "1"]
+    line += ["--data", str(narrated), "--out", str(tmp_path)]
+    threads = torch.get_num_threads()
+    ablation.main(line)
+    torch.set_num_threads(threads)
+    result = json.loads((tmp_path / "video" / "plain-7.json").read_text())
+    assert result["settings"]["world"]["train_videos"] == 8
+    assert 0 <= result["result"]["R@10"] <= 100 and -1 <= result["result"]["delta_mean"] <= 1
+    folder = tmp_path / "runs" / "plain-7"
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["cost"] == "cosine" and settings["direction"] == "t2v" and not settings["tda"]
+    assert settings["seed"] == 7 and settings["steps"] == 1
+    assert figures.role(folder) == "plain"
+    assert (folder / "model.safetensors").exists() and not list(folder.glob("*.pt"))
+    # What is measured anew needs no training.
+    (tmp_path / "video" / "plain-7.json").unlink()
+    log = (folder / "log.jsonl").stat().st_mtime_ns
+    ablation.main(line)
+    assert (
+        json.loads((tmp_path / "video" / "plain-7.json").read_text())["result"]
+        == (result["result"])
+    )
+    assert (folder / "log.jsonl").stat().st_mtime_ns == log
+    # A folder with something else in it is no place for the generated set.
+    with pytest.raises(SystemExit, match="holds no generated set"):
+        ablation.main([*line, "--data", str(tmp_path)])
 
 
 def test_a_process_that_dies_ends_the_command_and_keeps_what_is_done(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from examples.vttwins import config
 from examples.vttwins.model import (
     FRONT_ENDS,
     ConvUnit,
@@ -68,8 +69,31 @@ def test_wrong_arguments_are_named() -> None:
     model = VideoTextModel("space_to_depth", vocabulary_size=5)
     with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):
         model.encode_video(torch.rand(2, 16, 3, 32, 32))
+    with pytest.raises(TypeError, match="divide bytes by 255"):
+        model.encode_video(torch.zeros(1, 3, 4, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="with pixels"):
+        model.encode_video(torch.rand(2, 3, 4, 0, 32))
+    with pytest.raises(TypeError, match="integer ids"):
+        model.encode_text(torch.rand(2, 4))
+    with pytest.raises(ValueError, match="W of at least 1"):
+        model.encode_text(torch.zeros(2, 0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        VideoTextModel(vocabulary_size=0)
+    with pytest.raises(ValueError, match=r"\(5, 300\), got \(5, 7\)"):
+        VideoTextModel(vocabulary_size=5, word_vectors=torch.rand(5, 7))
     with pytest.raises(ValueError, match="even"):
         model.encode_video(torch.rand(2, 3, 15, 32, 32))
+
+
+@pytest.mark.parametrize("odd", [["--size", "33"], ["--frames", "15"]])
+def test_an_odd_size_for_space_to_depth_is_refused_before_anything_is_read(
+    odd: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        config.parse(["demo", "--front-end", "space_to_depth", *odd], None)
+    assert caught.value.code == 2
+    assert "size and frames must be even" in capsys.readouterr().err
+    config.parse(["demo", *odd], None)  # the plain front end takes any
 
 
 def test_space_to_depth_orders_channels_by_time_row_column_color() -> None:
@@ -114,6 +138,13 @@ def test_text_encoder_is_a_maximum_over_words_and_leaves_word_vectors_frozen() -
     learned = VideoTextModel(vocabulary_size=9, embedding_dim=4, word_dim=7, train_words=True)
     learned.encode_text(words).sum().backward()
     assert learned.text_module.word_embd.weight.grad is not None
+
+
+def test_a_given_table_of_word_vectors_is_taken_over_without_a_copy() -> None:
+    table = torch.rand(9, 7)
+    model = VideoTextModel(vocabulary_size=9, embedding_dim=4, word_dim=7, word_vectors=table)
+    assert model.text_module.word_embd.weight.data_ptr() == table.data_ptr()
+    assert not model.text_module.word_embd.weight.requires_grad
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4])

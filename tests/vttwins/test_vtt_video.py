@@ -156,7 +156,8 @@ def test_damage_in_the_middle_is_an_error_or_a_picture_never_a_crash(tmp_path: P
         path.write_bytes(damaged)
         try:
             with VideoReader(path) as reader:
-                assert reader.clip(1.0, 8, 5.0).shape[1:] == (64, 64, 3)
+                # Its header may have come to say that pixels are not square.
+                assert reader.clip(1.0, 8, 5.0).shape[1::2] == (64, 3)
         except VideoError as error:
             assert error.reason in ("broken", "short", "no_video")
 

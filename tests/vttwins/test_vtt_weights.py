@@ -29,6 +29,8 @@ LAYOUTS = {
         "state_dict": {f"module.{k}": v for k, v in state.items()},
         "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
     },
+    "nested by another name": lambda state: {"epoch": 3, "model_state_dict": state},
+    "of a trainer": lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}},
     "compiled": lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
 }
 
@@ -41,12 +43,25 @@ def assert_same(a: VideoTextModel, b: VideoTextModel) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_loads_with_its_front_end_detected(
-    model: VideoTextModel, layout: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(LAYOUTS[layout](model.state_dict()), path)
-    assert_same(weights.load_model(path), model)
+def test_every_layout_is_the_same_state_dict(layout: str, tmp_path: Path) -> None:
+    state = {"conv1.conv1.weight": torch.rand(2, 3), "fc.bias": torch.rand(2)}
+    torch.save(LAYOUTS[layout](state), tmp_path / "weights.pth")
+    found = weights.read_state_dict(tmp_path / "weights.pth")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[k], v) for k, v in state.items())
+
+
+def test_a_model_is_built_as_its_file_needs(model: VideoTextModel, tmp_path: Path) -> None:
+    torch.save(LAYOUTS["nested and prefixed"](model.state_dict()), tmp_path / "weights.pth")
+    assert_same(weights.load_model(tmp_path / "weights.pth"), model)
+
+
+def test_a_file_from_before_batches_were_counted_loads(tmp_path: Path) -> None:
+    model = VideoTextModel(vocabulary_size=11, embedding_dim=6, word_dim=5)
+    old = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "old.pth")
+    weights.load_into(model, tmp_path / "old.pth")
+    assert_same(weights.load_model(tmp_path / "old.pth"), model)
 
 
 def test_safetensors_round_trip(model: VideoTextModel, tmp_path: Path) -> None:
@@ -54,6 +69,27 @@ def test_safetensors_round_trip(model: VideoTextModel, tmp_path: Path) -> None:
     weights.export_safetensors(model, path)
     assert_same(weights.load_model(path), model)
     assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_the_video_part_alone_loads_and_leaves_the_text_part_as_it_is(
+    model: VideoTextModel, tmp_path: Path
+) -> None:
+    video = {k: v for k, v in model.state_dict().items() if not k.startswith("text_module.")}
+    torch.save({"module." + k: v for k, v in video.items()}, tmp_path / "video.pth")
+    with pytest.warns(UserWarning, match="the video part alone; texts cannot be embedded"):
+        alone = weights.load_model(tmp_path / "video.pth")
+    assert alone.front_end == model.front_end and alone.text_module.word_embd.num_embeddings == 1
+    other = VideoTextModel(model.front_end, vocabulary_size=7, embedding_dim=6, word_dim=3)
+    before = {k: v.clone() for k, v in other.text_module.state_dict().items()}
+    with pytest.warns(UserWarning, match="the text part keeps its values"):
+        weights.load_into(other, tmp_path / "video.pth")
+    for loaded in (alone.state_dict(), other.state_dict()):
+        assert all(torch.equal(loaded[k], v) for k, v in video.items())
+    assert all(torch.equal(other.text_module.state_dict()[k], v) for k, v in before.items())
+    del video["conv1.conv1.weight"]
+    torch.save(video, tmp_path / "video.pth")
+    with pytest.warns(UserWarning), pytest.raises(weights.WeightsError, match="1 missing"):
+        weights.load_into(other, tmp_path / "video.pth")
 
 
 def test_a_file_that_does_not_fit_lists_what_and_changes_nothing(tmp_path: Path) -> None:

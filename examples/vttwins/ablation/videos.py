@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from examples.vttwins import checkpoint, evaluate, metrics, synthetic, train
 from examples.vttwins.ablation.features import effective_rank
 from examples.vttwins.ablation.rows import Row
+from examples.vttwins.benchmarks import measure, read_segments
 
 WEIGHTS = "model.safetensors"
 
@@ -67,11 +68,10 @@ def run(row: Row, seed: int, settings: VideoSettings) -> dict[str, float]:
     """Train, or go on training, and measure."""
     out = Path(settings.runs) / f"{row.name}-{seed}"
     if not (out / WEIGHTS).exists():
-        train.main(command(row, seed, settings, out))
-        if not (out / WEIGHTS).exists():
-            raise SystemExit(143)  # a SIGTERM: saved, to go on later
-    (out / checkpoint.LAST).unlink(missing_ok=True)  # three times the weights, of no more use
-    return measure(out, Path(settings.data), settings.windows)
+        train.main(command(row, seed, settings, out))  # a signal leaves with its number, saved
+    for name in (checkpoint.LAST, checkpoint.PREVIOUS):  # six times the weights, of no more use
+        (out / name).unlink(missing_ok=True)
+    return evaluate_run(out, Path(settings.data), settings.windows)
 
 
 def command(row: Row, seed: int, settings: VideoSettings, out: Path) -> list[str]:
@@ -79,7 +79,13 @@ def command(row: Row, seed: int, settings: VideoSettings, out: Path) -> list[str
     loss = row.loss()
     contrast = "--contrastive" if loss.pop("contrastive") else "--no-contrastive"
     options = {**loss, "data": settings.data, "out": out, "steps": settings.steps, "seed": seed}
-    options |= {"batch": settings.batch, "direction": "t2v", "workers": 0, "threads": 1}
+    options |= {
+        "batch": settings.batch,
+        "direction": "t2v",
+        "workers": 0,
+        "threads": 1,
+        "eval_every": 0,
+    }
     line = ["demo", contrast, "--no-tensorboard", "--no-tda", "--device", "cpu"]
     for name, value in options.items():
         line += [f"--{name.replace('_', '-')}", str(value)]
@@ -87,21 +93,27 @@ def command(row: Row, seed: int, settings: VideoSettings, out: Path) -> list[str
 
 
 @torch.no_grad()
-def measure(run_folder: Path, data: Path, windows: int) -> dict[str, float]:
-    """What the table shows, on the held-out videos of the set; see features.measure."""
+def evaluate_run(run_folder: Path, data: Path, windows: int) -> dict[str, float]:
+    """What the table shows, on the held-out videos of the set; see features.measure.
+
+    As in the benchmarks, a segment is the mean of its windows for R@10, and its first one for CTR.
+    """
     model, vocabulary, shape, _ = evaluate.load_run(run_folder)
-    segments = evaluate.read_segments(data / "test.csv")
-    video, problems = evaluate.embed_segments(model, segments, data / "videos", shape, windows)
-    if problems:
-        raise ValueError(f"{data}: held-out videos cannot be used: {problems}")
-    text = evaluate.embed_texts(model, [s.text for s in segments], vocabulary)
+    segments = read_segments(data / "test.csv")
+    viewer = measure.Viewer(model, data / "videos", shape)
+    found = measure.segment_features(viewer, segments, windows, "segments")
+    assert found is not None  # the only process is the first
+    features, match, account = found
+    if account["unusable"]:
+        raise ValueError(f"{data}: held-out videos cannot be used: {account['unusable']}")
+    tasks, texts = [s.task for s in segments], [s.text for s in segments]
+    seen = torch.from_numpy(features[match])  # (segments, windows, D)
+    video, text = seen.mean(1), measure.embed_texts(model, texts, vocabulary)
     v, t = F.normalize(video, dim=-1).double(), F.normalize(text, dim=-1).double()
     delta = -t @ v.T
     return {
         "R@10": metrics.retrieval_metrics(text @ video.T)["R@10"],
-        "CTR": metrics.trimmed_step_accuracy(
-            video, text, [s.task for s in segments], [s.text for s in segments]
-        )["mean"],
+        "CTR": metrics.trimmed_step_accuracy(seen[:, 0], text, tasks, texts)["mean"],
         "delta_mean": delta.mean().item(),
         "delta_sd": delta.std().item(),
         "effective_rank": effective_rank(v),

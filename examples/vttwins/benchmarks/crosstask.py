@@ -183,3 +183,20 @@ def read_crosstask(
             f"{folder}: none of the {len(videos)} test videos has a file in {ANNOTATIONS}/"
         )
     return CrossTask(tasks, spans, tuple(video for video in videos if video not in spans))
+
+
+def from_segments(segments: list[Segment], tasks: dict[str, list[str]]) -> CrossTask:
+    """Whole videos out of annotated segments whose texts are steps of their tasks.
+
+    Raises:
+        AnnotationError: a task or a step that is not among ``tasks``.
+    """
+    spans: dict[TaskVideo, list[tuple[int, float, float]]] = {}
+    for s in segments:
+        if s.text not in tasks.get(s.task, ()):
+            raise AnnotationError(
+                f"{s.text!r} of video {s.video_id} is no step of task {s.task!r} in the task file"
+            )
+        row = tasks[s.task].index(s.text), s.start, s.end
+        spans.setdefault(TaskVideo(s.task, s.video_id), []).append(row)
+    return CrossTask(tasks, spans)

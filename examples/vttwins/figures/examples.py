@@ -18,6 +18,8 @@ import torch
 from examples.vttwins import evaluate
 from examples.vttwins.ablation.features import Encoders
 from examples.vttwins.ablation.world import Source
+from examples.vttwins.benchmarks import read_segments
+from examples.vttwins.benchmarks.measure import embed_texts
 from examples.vttwins.data import ClipShape, crop, to_clip
 from examples.vttwins.figures.draw import Example
 from examples.vttwins.loss import SequenceLoss
@@ -69,7 +71,7 @@ def read_narrations(data: Path) -> dict[str, Narration]:
     Raises:
         ValueError, OSError: a file is missing or not what it should be.
     """
-    segments = evaluate.read_segments(data / "test.csv")
+    segments = read_segments(data / "test.csv")
     narrations = {}
     for video in dict.fromkeys(s.video_id for s in segments):
         path = data / "narrations" / f"{video}.json"
@@ -115,7 +117,7 @@ def of_run(folder: Path, data: Path | None = None, most: int = MOST) -> Trained:
             continue
         with torch.no_grad():
             embedded = model.encode_video(clips.float().div_(255))
-        text = evaluate.embed_texts(model, narration.text, vocabulary)
+        text = embed_texts(model, narration.text, vocabulary)
         times = zip(narration.start, narration.end, strict=True)
         labels = [f"{clock(start)}-\n{clock(end)}" for start, end in times]
         examples.append(

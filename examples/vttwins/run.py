@@ -1,0 +1,403 @@
+"""A run: everything from its settings to its files, and the loop; what is learned is a ``Task``.
+
+Requirements: torch, tqdm; safetensors for the final weights; tensorboard if wanted.
+
+Whatever ends a run, save SIGKILL and an unwritable disk, the last whole step is saved. The same
+command goes on from there, to the losses of a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from examples.vttwins import checkpoint, config, distributed, loading, stopping, weights
+from examples.vttwins.config import Settings
+from examples.vttwins.distributed import Place
+from examples.vttwins.loading import LoadingError
+from examples.vttwins.model import VideoTextModel
+from examples.vttwins.steps import NotFinite, Stepper, learning_rate
+from examples.vttwins.stopping import Stopped, StopRequest
+from examples.vttwins.words import Vocabulary
+
+S = TypeVar("S", bound=Settings)
+BOARD = ("loss", "gradient_norm", "learning_rate", "clips_per_second", "skipped")
+
+
+class Task(Protocol):
+    """What is learned: the samples, the loss, and what of the model is trained.
+
+    Its constructor checks the settings and the files that they name.
+    """
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def items(self) -> int:
+        """Training samples in an epoch."""
+
+    @property
+    def clips(self) -> int:
+        """Clips in a sample."""
+
+    def digests(self) -> dict[str, str]:
+        """Digests of the files that the settings name, by the field."""
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The words of a new run; None: those of the word vectors."""
+
+    def model(self, vocabulary: Vocabulary | None) -> tuple[VideoTextModel, Vocabulary]:
+        """The model as training begins, and the vocabulary."""
+
+    def dataset(self, vocabulary: Vocabulary) -> Dataset[dict[str, Any]]: ...
+
+    def groups(self, model: VideoTextModel) -> list[dict[str, Any]]:
+        """Parameter groups for the optimizer; "scale" multiplies the learning rate."""
+
+    def train_mode(self, network: nn.Module) -> None: ...
+
+    def loss(self, network: nn.Module, batch: dict[str, Any], number: int, place: Place) -> Tensor:
+        """This rank's part of the loss of the batch with this number; the batch is on the CPU."""
+
+    def evaluate(self, model: VideoTextModel, vocabulary: Vocabulary) -> dict[str, Any]:
+        """What ``evaluate.evaluate`` returns, on data that is held out."""
+
+
+class Run:
+    """A training run.
+
+    Args:
+        task: what is learned.
+        place: of this process.
+        restart: delete the files of the run in the settings' folder first, once all is checked.
+
+    Raises:
+        SystemExit: a sentence about a file or setting that does not fit. The folder is then as it
+            was.
+    """
+
+    def __init__(self, task: Task, place: Place, restart: bool = False) -> None:
+        self.task, self.settings, self.place = task, task.settings, place
+        settings = self.settings
+        self.out = Path(settings.out)
+        per_epoch = task.items // (settings.batch * settings.accumulate)
+        self.steps = settings.steps or settings.epochs * max(per_epoch, 1)
+        self.step = self.skipped = 0
+        self._saved_step = -1
+        self.files: dict[str, str] = {}
+        saved = None
+        with distributed.agreed():
+            self._batches(0)  # refuses a batch that cannot be made
+            if place.first:
+                self.files = task.digests()
+                saved = self._continued(restart)
+                vocabulary = self._vocabulary(saved)
+                self.model, self.vocabulary = task.model(vocabulary)
+                if restart:
+                    checkpoint.remove_run(self.out)
+                self._write_start()
+        with distributed.agreed():
+            if not place.first:
+                if not (self.out / checkpoint.SETTINGS).exists():
+                    raise SystemExit(f"--out {self.out} must be a folder that all nodes share")
+                saved = checkpoint.load_checkpoint(self.out)
+                words = None if settings.word_vectors else self._vocabulary_file
+                vocabulary = Vocabulary.load(words) if words else None
+                self.model, self.vocabulary = task.model(vocabulary)
+        self.model.to(place.device)
+        self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.Adam(task.groups(self.model), lr=settings.learning_rate)
+        if saved is not None:
+            scales = [group.get("scale", 1.0) for group in self.optimizer.param_groups]
+            self.model.load_state_dict(saved["state_dict"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            for group, scale in zip(self.optimizer.param_groups, scales, strict=True):
+                group["scale"] = scale
+            self.step, self.skipped = saved["step"], saved["skipped"]
+            self._saved_step = self.step
+        self.planned = saved.get("steps", self.steps) if saved else self.steps
+        self.loader = loading.loader(
+            task.dataset(self.vocabulary), self._batches(self.step), settings.workers,
+            pin=place.device.type == "cuda", timeout=settings.timeout,
+        )  # fmt: skip
+        self.stepper = Stepper(
+            self.model, self._network(), self.optimizer,
+            lambda network, batch, number: task.loss(network, batch, number, place),
+            settings, place,
+        )  # fmt: skip
+        self.stepper.bad = saved.get("bad", 0) if saved else 0
+
+    @property
+    def _vocabulary_file(self) -> Path:
+        return self.out / "vocabulary.json"
+
+    def _batches(self, start: int) -> loading.StepBatches:
+        settings, place = self.settings, self.place
+        return loading.StepBatches(
+            self.task.items, settings.batch, self.steps * settings.accumulate,
+            start * settings.accumulate, settings.seed, place.rank, place.world,
+        )  # fmt: skip
+
+    def _network(self) -> nn.Module:
+        network: nn.Module = self.model
+        if self.settings.compile:
+            network = torch.compile(network)  # type: ignore[assignment]
+        if self.place.world > 1:
+            cuda = self.place.device.type == "cuda"
+            # Buffers are per-rank statistics, as released; rank 0's are the ones saved.
+            with warnings.catch_warnings():  # torch 2.13 wants another name, which 2.6 lacks
+                warnings.simplefilter("ignore", FutureWarning)
+                network = DistributedDataParallel(
+                    network,
+                    device_ids=[self.place.device.index] if cuda else None,
+                    broadcast_buffers=False,
+                )
+        return network
+
+    def _continued(self, restart: bool) -> dict[str, Any] | None:
+        """The checkpoint to go on from, if there is one; refuses a folder that is no run's."""
+        former = checkpoint.settings_of(self.out)
+        if restart:
+            if former is None:
+                checkpoint.remove_run(self.out)  # refuses a folder of other files
+            return None
+        saved = checkpoint.load_checkpoint(self.out)
+        if saved is None:
+            return None
+        changed = config.differences(
+            saved["settings"], self.settings, saved.get("files", {}), self.files
+        )
+        if changed:
+            raise SystemExit(
+                f"{self.out} holds a run with other settings ({'; '.join(changed)}). "
+                "Give another --out, or --restart to begin anew."
+            )
+        if self.steps < saved["step"]:
+            raise SystemExit(
+                f"{self.out} holds a run of {saved['step']} steps, more than the {self.steps} that "
+                "--steps or --epochs ask for. Give more of them, another --out, or --restart."
+            )
+        return saved
+
+    def _vocabulary(self, saved: dict[str, Any] | None) -> Vocabulary | None:
+        if self.settings.word_vectors:
+            return None
+        return Vocabulary.load(self._vocabulary_file) if saved else self.task.vocabulary()
+
+    def _write_start(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        checkpoint.remove_leftovers(self.out)
+        self.vocabulary.save(self._vocabulary_file)
+        text = json.dumps(dataclasses.asdict(self.settings), indent=1)
+        checkpoint.write_text(self.out / checkpoint.SETTINGS, text)
+
+    def announce(self) -> None:
+        """Say where the run stands, and what its owner may not expect."""
+        step, steps, settings = self.step, self.steps, self.settings
+        if step:
+            done = " (finished; more --steps or --epochs go on, --restart begins anew)"
+            done = done if step == steps else ""
+            print(f"{self.out}: going on from step {step} of {steps}{done}")
+        if self.planned != steps:
+            rates = [learning_rate(step, count, settings) for count in (self.planned, steps)]
+            print(
+                f"The run was to have {self.planned} steps and now has {steps}: from here on the "
+                f"learning rate is that of a run of {steps} steps, {rates[1]:.2e} instead of "
+                f"{rates[0]:.2e}."
+            )
+        if settings.warmup >= steps:
+            print(
+                f"The warm-up of {settings.warmup} steps is not over at the end, step {steps}: "
+                "--learning-rate is never reached. See --warmup."
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint, on the first rank."""
+        self._saved_step = self.step
+        if not self.place.first:
+            return
+        content = {
+            "step": self.step,
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "bad": self.stepper.bad,
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "settings": dataclasses.asdict(self.settings),
+            "files": self.files,
+        }
+        keep = self.settings.keep_every
+        checkpoint.save_checkpoint(self.out, content, bool(keep) and self.step % keep == 0)
+
+    def _rescue(self) -> None:
+        """Save the last whole step, after whatever ended the one under way."""
+        if self.stepper.updating or self._saved_step == self.step:
+            return
+        try:
+            self.stepper.undo()
+            self.save()
+        except Exception as error:  # what ended the run is what is to be told
+            print(f"the last whole step could not be saved: {error!r}")
+
+    def train(self) -> int:
+        """Train to the end, or until a signal; returns the signal's number, 0 at the end.
+
+        Raises:
+            loading.LoadingError, steps.NotFinite: the run cannot go on; it is saved.
+        """
+        with StopRequest() as stop, loading.stream(self.loader) as stream:
+            try:
+                self._loop(stop, stream)
+            except Stopped:
+                self._rescue()
+            except BaseException:
+                self._rescue()
+                raise
+        if not stop.number and self.stepper.bad_in_a_row > 1:
+            raise self.stepper.not_finite(self.step - 1)  # no end that deserves the name
+        if not stop.number and self.place.first:
+            weights.export_safetensors(self.model, self.out / "model.safetensors")
+        return stop.number
+
+    def _loop(self, stop: StopRequest, stream: Any) -> None:
+        settings, first = self.settings, self.place.first
+        logs = _Logs(self.out, self.step, self.place, settings)
+        bar = tqdm(
+            total=self.steps, initial=self.step, disable=not first, mininterval=1, unit="step"
+        )
+        # Several ranks stop together, after a step; one alone need not wait for anything.
+        waiting = stop.waiting if self.place.world == 1 else nullcontext
+        with logs, bar:
+            while self.step < self.steps and not stop.number:
+                began = time.perf_counter()
+                with waiting():
+                    batches = [next(stream) for _ in range(settings.accumulate)]
+                waited = time.perf_counter() - began
+                self.task.train_mode(self.stepper.network)
+                rate = learning_rate(self.step, self.steps, settings)
+                entry = {"step": self.step, **self.stepper(self.step, rate, batches)}
+                seconds = time.perf_counter() - began
+                self.step += 1
+                self.skipped += int(entry["skipped"])
+                entry |= {
+                    "seconds": seconds,
+                    "wait_seconds": waited,
+                    "decode_seconds": sum(b["decode_seconds"] for b in batches),
+                    "clips_per_second": self._clips / seconds,
+                    "skipped": self.skipped,
+                    "bad_steps": self.stepper.bad,
+                }
+                logs.write(entry, [pair for batch in batches for pair in batch["skipped"]])
+                self.stepper.updating = False
+                bar.update()
+                bar.set_postfix(loss=f"{entry['loss']:.3f}", skipped=self.skipped, refresh=False)
+                stop.number = int(distributed.max_over_ranks(stop.number, self.place.device))
+                done = stop.number or self.step == self.steps
+                due = settings.eval_every and self.step % settings.eval_every == 0
+                if first and due and not stop.number:
+                    with waiting():
+                        logs.evaluated(self.step, self.task.evaluate(self.model, self.vocabulary))
+                if done or self.step % settings.save_every == 0 or self._kept():
+                    self.save()
+
+    @property
+    def _clips(self) -> int:
+        return self.settings.batch * self.settings.accumulate * self.task.clips
+
+    def _kept(self) -> bool:
+        return self.settings.keep_every > 0 and self.step % self.settings.keep_every == 0
+
+
+class _Logs:
+    """The logs of a run: of steps and evaluations on the first rank, of skipped videos on each."""
+
+    def __init__(self, out: Path, step: int, place: Place, settings: Settings) -> None:
+        self._steps = self._evaluations = self._board = None
+        self._skips = checkpoint.Log(out / f"skipped-{place.rank}.jsonl", step)
+        if place.first:
+            self._steps = checkpoint.Log(out / checkpoint.LOG, step)
+            if settings.eval_every:
+                # An evaluation after a step belongs to the checkpoint after it.
+                self._evaluations = checkpoint.Log(out / checkpoint.EVALUATIONS, step + 1)
+            self._board = _tensorboard(out, step) if settings.tensorboard else None
+
+    def __enter__(self) -> _Logs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for writer in (self._steps, self._evaluations, self._skips, self._board):
+            if writer is not None:
+                writer.close()
+
+    def write(self, entry: dict[str, Any], skipped: list[tuple[str, str]]) -> None:
+        """One step: its numbers, and the videos that were skipped with the reason."""
+        for video, reason in skipped:
+            self._skips.write({"step": entry["step"], "video": video, "reason": reason})
+        if self._steps is not None:
+            self._steps.write(entry)
+        if self._board is not None:
+            for name in BOARD:
+                self._board.add_scalar(name, entry[name], entry["step"])
+
+    def evaluated(self, step: int, result: dict[str, Any]) -> None:
+        """An evaluation after so many steps."""
+        ways = ("text_to_video", "video_to_text")
+        if self._evaluations is not None:
+            self._evaluations.write({"step": step, **{way: result[way] for way in ways}})
+        if self._board is not None:
+            for way in ways:
+                for name, value in result[way].items():
+                    self._board.add_scalar(f"{way}/{name}", value, step - 1)
+
+
+def _tensorboard(out: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("tensorboard is not installed: logging to log.jsonl only")
+        return None
+    return SummaryWriter(str(out / "tensorboard"), purge_step=step)
+
+
+def run_task(make: Callable[[S], Task], settings: S, restart: bool) -> None:
+    """A run of the task ``make(settings)``, on this process and those that torchrun started.
+
+    Raises:
+        SystemExit: unless the run reached its end.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    place = distributed.start(settings.device or None)
+    with stopping.ending(place):
+        with distributed.agreed():
+            task: Task = make(settings)
+        run = Run(task, place, restart)
+        if place.first:
+            run.announce()
+        try:
+            number = run.train()
+        except (LoadingError, NotFinite) as error:
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
+        if run.stepper.bad and place.first:
+            print(f"{run.stepper.bad} of {run.step} steps were skipped: no finite gradient")
+        if number:
+            name = signal.Signals(number).name
+            if place.first:
+                print(f"{name}: saved at step {run.step} of {run.steps} in {settings.out}")
+            sys.exit(128 + number)
+        distributed.stop()

@@ -1,0 +1,335 @@
+"""What goes wrong in a run ends it within seconds, loses no step and no file of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_vtt_training import command, launch, losses, wait_for_steps
+from torch import Tensor, nn
+
+from examples.vttwins import checkpoint, config, loading, stopping, train
+from examples.vttwins.distributed import Place
+from examples.vttwins.steps import NotFinite, Stepper
+
+pytestmark = pytest.mark.slow  # the tests share a run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Files(torch.utils.data.Dataset):
+    """Samples of which the third goes wrong in the way that is asked for."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with loading.reading(f"videos/{index}.mp4"):
+            if index == 2 and self.fault == "stuck":
+                time.sleep(600)
+            if index == 2 and self.fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if index == 2 and self.fault == "error":
+                raise ValueError("no such sample")
+        return {"video": torch.ones(1), "words": torch.ones(1), "decode_seconds": 0, "skipped": []}
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ("stuck", loading.LoadingError, r"within 0.5 s; worker 0 has been reading videos/2.mp4"),
+        ("killed", loading.LoadingError, r"DataLoader worker"),
+        ("error", ValueError, "no such sample"),
+        ("interrupted", KeyboardInterrupt, "^$"),
+    ],
+)
+def test_no_worker_outlives_what_ends_a_stream(
+    fault: str, error: type[BaseException], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "PATIENCE", 0.5)
+    batches = loading.loader(Files(fault), [[i] for i in range(40)], workers=2, timeout=0.5)
+    began = time.monotonic()
+    with pytest.raises(error, match=message), loading.stream(batches) as stream:
+        for k, _ in enumerate(stream):
+            if fault == "interrupted" and k == 1:
+                raise KeyboardInterrupt
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - began < 10
+
+
+def test_a_process_ends_with_its_error_whatever_loader_it_uses() -> None:
+    code = """if True:
+        import torch
+        from torch.utils.data import DataLoader
+        from examples.vttwins.loading import prepare_worker
+        numbers = iter(DataLoader(range(1000), num_workers=2, worker_init_fn=prepare_worker))
+        next(numbers)
+        raise ArithmeticError("the end")
+    """
+    line = [sys.executable, "-c", code]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "the end" in ended.stderr
+
+
+def test_a_stop_request_waits_for_the_step_but_not_for_a_batch_nor_twice() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    with stopping.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == signal.SIGINT
+        with pytest.raises(stopping.Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with stopping.StopRequest() as stop, pytest.raises(stopping.Stopped), stop.waiting():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with stopping.StopRequest(grace=1), pytest.raises(stopping.Stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_a_rank_that_dies_ends_the_others_and_the_last_step_is_saved(
+    narrated: Path, tmp_path: Path
+) -> None:
+    options = ("--workers", "1", "--steps", "1000", "--save-every", "1000")
+    process = launch(command(narrated, tmp_path, *options, processes=2))
+    wait_for_steps(tmp_path, 1, process)
+    listing = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+    ranks = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()
+    assert len(ranks) == 2
+    began = time.monotonic()
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode != 0 and time.monotonic() - began < 30, output[-3000:]
+    assert checkpoint.load_checkpoint(tmp_path)["step"] == len(losses(tmp_path)) >= 1
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm1d(2), nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(x))
+
+
+def stepper(**changes: Any) -> Stepper:
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.Adam(model.parameters())
+    settings = config.preset("demo", **changes)
+
+    def loss(network: nn.Module, batch: dict[str, Any], number: int) -> Tensor:
+        return network(batch["x"]).square().mean()
+
+    return Stepper(model, model, optimizer, loss, settings, Place())
+
+
+def batch(value: float = 1.0) -> dict[str, Any]:
+    x = torch.arange(8.0).reshape(4, 2)
+    x[0, 0] = value
+    return {"x": x, "skipped": []}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_leaves_everything_as_it_was(value: float) -> None:
+    takes = stepper()
+    takes(0, 0.1, [batch()])
+    state = {k: v.clone() for k, v in takes.model.state_dict().items()}
+    moments = [v.clone() for s in takes.optimizer.state.values() for v in s.values()]
+    takes(1, 0.1, [batch(), batch(value)])
+    assert takes.bad == takes.bad_in_a_row == 1
+    for name, before in state.items():
+        assert torch.equal(takes.model.state_dict()[name], before), name
+    after = [v for s in takes.optimizer.state.values() for v in s.values()]
+    assert all(torch.equal(a, b) for a, b in zip(after, moments, strict=True))
+    takes(2, 0.1, [batch()])
+    assert takes.bad == 1 and takes.bad_in_a_row == 0
+    assert not torch.equal(takes.model.fc.weight, state["fc.weight"])
+
+
+def test_several_bad_steps_in_a_row_are_an_error() -> None:
+    takes = stepper(bad_steps=3)
+    for step in range(2):
+        takes(step, 0.1, [batch(math.nan)])
+    with pytest.raises(NotFinite, match=r"3 steps in a row.* step 2\. .*--learning-rate"):
+        takes(2, 0.1, [batch(math.nan)])
+
+
+def test_a_bad_step_of_another_rank_is_skipped_on_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    takes = stepper()
+    before = takes.model.fc.weight.clone()
+    monkeypatch.setattr("examples.vttwins.distributed.mean_over_ranks", lambda x: x / 2)
+    takes(0, 0.1, [batch()])
+    assert takes.bad == 1 and torch.equal(takes.model.fc.weight, before)
+
+
+def test_a_run_whose_gradients_overflow_ends_with_an_error(narrated: Path, tmp_path: Path) -> None:
+    options = ["--steps", "9", "--warmup", "0", "--learning-rate", "1e30", "--bad-steps", "2"]
+    with pytest.raises(SystemExit, match="NotFinite: .* 2 steps in a row"):
+        train.main([*command(narrated, tmp_path)[3:], "--workers", "1", *options])
+    assert multiprocessing.active_children() == []
+    saved = checkpoint.load_checkpoint(tmp_path)
+    assert saved["step"] == 2  # the weights are those after step 0; the last is no whole step
+    assert all(v.isfinite().all() for v in saved["state_dict"].values())
+
+
+@pytest.fixture(scope="module")
+def ended(narrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps, in folder / "run", on data in folder / "data"."""
+    folder = tmp_path_factory.mktemp("ended")
+    shutil.copytree(narrated, folder / "data")
+    vectors = folder / "vectors.txt"
+    rows = [f"{word} {k} 0.5 -1\n" for k, word in enumerate(("red", "ring", "green", "the"))]
+    vectors.write_text("".join(rows), encoding="utf-8")
+    train.main(short(folder, vectors, "--keep-every", "2", "--eval-every", "2"))
+    return folder
+
+
+def short(folder: Path, vectors: Path, *options: str) -> list[str]:
+    line = command(folder / "data", folder / "run", "--workers", "0", "--steps", "4")[3:]
+    return [*line, "--word-vectors", str(vectors), "--word-limit", "3", *options]
+
+
+@pytest.fixture
+def copy(ended: Path, tmp_path: Path) -> Path:
+    """The run and its data, to be changed; by hard links, so that nothing is written in place."""
+    shutil.copytree(ended, tmp_path / "copy", copy_function=os.link)
+    return tmp_path / "copy"
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def content(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What tells the files in a folder from others, and whether they were written to."""
+    states = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {str(path): (s.st_ino, s.st_mtime_ns, s.st_size) for path, s in states}
+
+
+def test_snapshots_are_kept_and_evaluations_written(ended: Path) -> None:
+    run = ended / "run"
+    snapshots = sorted(run.glob("step-*.pt"))
+    assert [path.name for path in snapshots] == ["step-00000002.pt", "step-00000004.pt"]
+    assert torch.load(snapshots[0], weights_only=True)["step"] == 2
+    evaluations = checkpoint.read_log(run / checkpoint.EVALUATIONS)
+    assert [entry["step"] for entry in evaluations] == [2, 4]
+    for entry in evaluations:
+        for way in ("text_to_video", "video_to_text"):
+            assert 0 <= entry[way]["R@1"] <= entry[way]["R@10"] <= 100
+    vocabulary = json.loads((run / "vocabulary.json").read_text(encoding="utf-8"))
+    assert vocabulary == ["red", "ring", "green"]  # the limit is 3
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_moved_files(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = copy / "elsewhere.txt"
+    (copy / "vectors.txt").rename(moved)
+    (copy / "data").rename(copy / "data2")
+    listed = (copy / "data2" / "train.csv").read_bytes()
+    (copy / "data2" / "all.csv").write_bytes(listed.replace(b"\r\n", b"\n"))
+    options = ["--data", str(copy / "data2"), "--train-csv", "all.csv", "--steps", "6"]
+    train.main(short(copy, moved, *options))
+    output = capsys.readouterr().out
+    assert "going on from step 4 of 6" in output
+    assert "was to have 4 steps and now has 6" in output and "instead of 0.00e+00" in output
+    entries = checkpoint.read_log(copy / "run" / checkpoint.LOG)
+    assert [entry["step"] for entry in entries] == list(range(6))
+    assert entries[4]["learning_rate"] > 0
+    with pytest.raises(SystemExit, match="6 steps, more than the 5"):
+        train.main(short(copy, moved, *options, "--steps", "5"))
+
+
+@pytest.mark.parametrize(
+    ("file", "field"), [("vectors.txt", "word_vectors"), ("data/train.csv", "train_csv")]
+)
+def test_files_with_other_content_do_not_continue_a_run(file: str, field: str, copy: Path) -> None:
+    lines = (copy / file).read_text(encoding="utf-8").splitlines(keepends=True)
+    rewrite(copy / file, "".join([lines[0], *reversed(lines[1:])]).encode())
+    before = content(copy)
+    with pytest.raises(SystemExit, match=f"{field}: the content of .* is not what it was"):
+        train.main(short(copy, copy / "vectors.txt", "--steps", "6"))
+    assert content(copy) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "other"])
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(damage: str, copy: Path) -> None:
+    run = copy / "run"
+    last = run / checkpoint.LAST
+    data = bytearray(last.read_bytes())
+    if damage == "other":
+        last.unlink()
+        torch.save({"step": 4}, last)
+    else:
+        data[len(data) // 2] ^= 255
+        size = {"cut": len(data) // 2, "bit": len(data), "empty": 0}[damage]
+        rewrite(last, data[:size])
+    with pytest.warns(
+        UserWarning, match=r"last.pt is damaged \(.*goes on from .*previous.pt, step 3"
+    ):
+        saved = checkpoint.load_checkpoint(run)
+    assert saved["step"] == 3
+    rewrite(run / checkpoint.PREVIOUS, b"")
+    with pytest.raises(
+        SystemExit, match=r"last.pt is damaged .*previous.pt is damaged .*--restart"
+    ):
+        train.main(short(copy, copy / "vectors.txt"))
+
+
+def test_a_restart_deletes_what_the_run_wrote_and_nothing_else(copy: Path) -> None:
+    run = copy / "run"
+    (run / "notes.txt").write_text("mine", encoding="utf-8")
+    (run / "plots").mkdir()
+    (run / "plots" / "loss.png").write_bytes(b"mine too")
+    before = content(copy)
+    line = short(copy, copy / "vectors.txt", "--steps", "1", "--restart")
+    for wrong in (["--data", "nowhere"], ["--batch", "99"], ["--weights", str(run / "notes.txt")]):
+        with pytest.raises(SystemExit):
+            train.main([*line, *wrong])
+        assert content(copy) == before
+    train.main(line)
+    assert not list(run.glob("step-*.pt"))
+    assert len(losses(run)) == 1
+    assert (run / "notes.txt").exists() and (run / "plots" / "loss.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [("", ["--restart"])]
+    + [(text, options) for text in ('{"a": 4}', "[]", "{") for options in ([], ["--restart"])],
+)
+def test_a_folder_that_is_no_runs_is_left_alone(
+    settings: str, options: list[str], copy: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "log.jsonl").write_text("precious", encoding="utf-8")
+    if settings:
+        (home / "settings.json").write_text(settings, encoding="utf-8")
+    before = content(home)
+    with pytest.raises(SystemExit, match=r"another folder with --out|cannot be read"):
+        train.main(short(copy, copy / "vectors.txt", "--out", str(home), *options))
+    assert content(home) == before
+
+
+def test_what_goes_on_is_compared_by_content() -> None:
+    old = dataclasses.asdict(config.preset("demo", weights="a.pth"))
+    new = config.preset("demo", weights="b.pth", workers=3, steps=7)
+    assert config.differences(old, new, {"weights": "1"}, {"weights": "1"}) == []
+    assert len(config.differences(old, new, {"weights": "1"}, {"weights": "2"})) == 1
+    assert len(config.differences(old, new, {}, {"weights": "2"})) == 1  # of an older version
+    del old["bad_steps"], old["word_limit"]  # settings that were not there yet
+    assert config.differences(old, new, {"weights": "1"}, {"weights": "1"}) == []
