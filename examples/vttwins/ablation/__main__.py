@@ -1,7 +1,7 @@
 """The paper's ablation (supplement, Table 3): nine losses, several seeds, a verdict on each claim.
 
     python -m examples.vttwins.ablation --features     # minutes on two cores
-    python -m examples.vttwins.ablation --video        # the whole S3D; hours on two cores
+    python -m examples.vttwins.ablation --video        # the whole S3D; an hour on two idle cores
 
 --features trains small encoders in a world of random features whose narrations are weakly aligned
 (world.py). --video trains the whole S3D on the generated videos (synthetic.py) at 32 pixels. The
@@ -32,6 +32,7 @@ from examples.vttwins.ablation.rows import BY_NAME
 from examples.vttwins.ablation.runner import Study, run_jobs
 from examples.vttwins.checkpoint import write_text
 
+DATA = Path("build/vttwins/data")
 ABOUT = {
     "features": (
         "Two MLP encoders trained in a world of random features with hard narrations: "
@@ -69,9 +70,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default=",".join(BY_NAME), help="names of rows.py, with commas")
     parser.add_argument("--steps", type=int, default=None, help="of training; default 400, or 160")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument(
-        "--data", type=Path, default=Path("build/vttwins/data"), help="set of --video; made if new"
-    )
+    parser.add_argument("--data", type=Path, help=f"set of --video, made if new; default {DATA}")
     options = parser.parse_args(arguments)
     default = criteria.SEEDS if options.kind == "features" else criteria.SEEDS[:3]
     try:
@@ -83,7 +82,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if len(set(options.rows)) < len(options.rows):
         parser.error(f"--rows names a row twice: {','.join(options.rows)}")
     if unknown:
-        parser.error(f"no row is named {unknown[0]!r}; there are {', '.join(BY_NAME)}")
+        parser.error(f"--rows: no row is named {unknown[0]!r}; there are {', '.join(BY_NAME)}")
+    if options.data and options.kind == "features":
+        parser.error("--data is for --video: the feature world has no files")
+    options.data = options.data or DATA
     for name in ("steps", "processes"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -137,7 +137,13 @@ def of_run(folder: Path, data: Path | None = None, most: int = MOST) -> Trained:
 
 
 def loss_of(settings: dict[str, Any]) -> SequenceLoss:
-    """The loss of a run's settings."""
+    """The loss of a run's settings.
+
+    Raises:
+        ValueError: a run that does not align sequences, such as fine-tuning.
+    """
+    if "operator" not in settings:
+        raise ValueError("the run has no operator in its settings: it aligns no sequences")
     names = ("cost", "contrastive", "gamma", "dummy_cost", "origin_count", "direction")
     chosen = {name: settings[name] for name in (*names, "temperature")}
     return SequenceLoss(settings["operator"], **chosen)
