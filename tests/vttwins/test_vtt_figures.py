@@ -17,7 +17,7 @@ from examples.vttwins.ablation.features import Encoders
 from examples.vttwins.ablation.world import Source, World
 from examples.vttwins.checkpoint import write_text
 from examples.vttwins.figures import __main__ as figures
-from examples.vttwins.figures import draw, examples
+from examples.vttwins.figures import draw, examples, paper
 from examples.vttwins.figures.lattice import ALIGNING, align
 from examples.vttwins.loss import COSTS, SequenceLoss
 from examples.vttwins.model import VideoTextModel
@@ -98,6 +98,17 @@ def test_what_is_said_of_visits_is_what_they_are() -> None:
     assert f"all dummies {everything:.1f}" in told and everything > 1
     nothing = draw.visits_told(lattice, np.zeros((2, 2), dtype=bool))
     assert nothing.startswith(f"visits on average: all pairs of a caption {pairs.sum() / 2:.2f}")
+
+
+def test_a_path_of_dummies_alone_has_no_share_on_the_diagonal() -> None:
+    """Embeddings that point away from each other: every pair costs more than a dummy."""
+    text, apart = torch.tensor([[1.0, 0.0]]).expand(3, 2), torch.tensor([[-1.0, 0.0]]).expand(3, 2)
+    loss = SequenceLoss("s2dtw", cost="cosine")
+    away, near = align(text, apart, loss), align(text, text, loss)
+    assert paper._way(away) == "a path has 0.00 pairs, otherwise dummies"
+    share = 100 * near.pairs.trace() / near.pairs.sum()
+    expected = f"a path has {near.pairs.sum():.1f} pairs, {share:.0f} % on the diagonal"
+    assert paper._way(near) == expected
 
 
 @pytest.fixture(scope="module")

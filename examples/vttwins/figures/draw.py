@@ -154,7 +154,7 @@ def draw_path(axes: Axes, lattice: Lattice) -> None:
         )  # fmt: skip
 
 
-def title(axes: Axes, text: str, width: int = 62) -> None:
+def title(axes: Axes, text: str, width: int = 66) -> None:
     """A title of several lines, each broken at ``width`` characters."""
     lines = [textwrap.fill(line, width) for line in text.split("\n")]
     axes.set_title("\n".join(lines), fontsize=9.5)

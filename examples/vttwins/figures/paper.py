@@ -22,6 +22,7 @@ from examples.vttwins.figures.examples import Trained, described
 from examples.vttwins.figures.lattice import Lattice, align
 
 GAMMAS = (0.01, 0.1, 1.0)
+FEW = 0.5  # pairs on a path; a share of fewer says nothing
 SHOWN = 4  # videos in a matrix of distances
 
 
@@ -42,16 +43,20 @@ def paths(trained: list[Trained], path: Path) -> list[str]:
             f"{described(model.loss)}\n{own.name}: {_way(lattice)}\n"
             f"mean of {len(many)} held-out videos: {_way(*many)}"
         )
-        draw.title(panel, titles[-1])
+        draw.title(panel, titles[-1], 80)
     draw.COSINE.bar(figure, list(axes.flat))
     draw.legend(figure, paths=True, dummies=trained[0].loss.dummy_cost is not None)
     return _save(figure, path, titles)
 
 
 def _way(*lattices: Lattice) -> str:
-    pairs = np.mean([lattice.pairs.sum().item() for lattice in lattices])
-    on = np.mean([(lattice.pairs.trace() / lattice.pairs.sum()).item() for lattice in lattices])
-    return f"a path has {pairs:.1f} pairs, {100 * on:.0f} % on the diagonal"
+    """Pairs on a path of these lattices, on average, and how many of them are on the diagonal."""
+    pairs = sum(lattice.pairs.sum().item() for lattice in lattices)
+    on = sum(lattice.pairs.trace().item() for lattice in lattices)
+    mean = pairs / len(lattices)
+    if mean < FEW:
+        return f"a path has {mean:.2f} pairs, otherwise dummies"
+    return f"a path has {mean:.1f} pairs, {100 * on / pairs:.0f} % on the diagonal"
 
 
 def distances(trained: list[Trained], path: Path) -> list[str]:
