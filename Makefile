@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.softdtw-kernels-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install example example-japanese-vowels example-vttwins test fuzz lint bench \
+.PHONY: help install example example-japanese-vowels example-vttwins test fuzz lint registers bench \
 	bench-peers gpu gpu-ready gpu-tests gpu-benchmark clean
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo 'make fuzz         property tests with new examples, until one fails or Ctrl-C;'
 	@echo '                  ROUNDS=n, MINUTES=m, FUZZ=laws|emulator|all, SEED=s, THOROUGH=1'
 	@echo 'make lint         ruff and mypy'
+	@echo 'make registers    compile the CUDA kernels that changed; records registers for the tests'
 	@echo 'make bench        the asv suite of benchmarks/'
 	@echo 'make bench-peers  speed and memory next to other implementations'
 	@echo 'make gpu          tests and measurements on a machine with a CUDA device'
@@ -62,6 +63,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What changed is compiled for seven GPUs: at most six minutes on two cores.
+registers: $(STAMP)
+	$(BIN)/python tests/cuda_registers.py
 
 # asv keeps results only under a commit, so without git it just prints them.
 bench: $(STAMP)

@@ -151,6 +151,7 @@ static size_t stacks_mapped;
 static Fiber* running;
 static Context scheduler;
 static bool failed;
+static int last_picked;
 static bool progressed;  // something happened that a polling thread may be waiting for
 static int per_block, warps_in_block;
 static int64_t next_block, all_blocks;
@@ -191,10 +192,26 @@ static void set_ready(int id, bool value) {
   ready[id / 64] = value ? ready[id / 64] | bit : ready[id / 64] & ~bit;
 }
 
-static void leave() {  // to the scheduler, until somebody makes this fiber ready again
+static int pick(int last);
+
+static void resume(int id) {
+  last_picked = id;
+  running = &fibers[id];
+  emulator_current = &running->where;
+}
+
+// Until somebody makes this fiber ready again: to the next one, or to the scheduler where none can run.
+static void leave() {
   Fiber* me = running;
   launch->switches++;
-  context_switch(me->context, scheduler);
+  int id = pick(me->id);
+  if (id == me->id) return;
+  if (id < 0 || me->state == Fiber::DONE) {
+    context_switch(me->context, scheduler);
+    return;
+  }
+  resume(id);
+  context_switch(me->context, running->context);
 }
 
 static void join(std::vector<uint32_t>& into, const std::vector<uint32_t>& from) {
@@ -291,15 +308,19 @@ static void end_block(int slot) {
 // The first fiber that can run at or after `from`, in the direction of step and around the end; -1: none can.
 static int next_ready(int from, int step) {
   int count = int(fibers.size()), words = int(ready.size());
-  from = (from % count + count) % count;
+  if (from == count) from = 0;
+  if (from < 0) from = count - 1;
   uint64_t upward = ~uint64_t(0) << (from % 64), downward = ~uint64_t(0) >> (63 - from % 64);
   int w = from / 64;
-  for (int k = 0; k <= words; ++k, w = (w + step + words) % words) {
+  for (int k = 0; k <= words; ++k) {
     uint64_t word = ready[w] & ~yielded[w];
     uint64_t ahead = step > 0 ? upward : downward;
     if (k == 0) word &= ahead;
     if (k == words) word &= ~ahead;  // what was left of the first word
     if (word) return 64 * w + (step > 0 ? __builtin_ctzll(word) : 63 - __builtin_clzll(word));
+    w += step;
+    if (w == words) w = 0;
+    if (w < 0) w = words - 1;
   }
   return -1;
 }
@@ -324,10 +345,10 @@ static const char* state_name(const Fiber& f) {
 }
 
 static void run() {
-  int last = launch->schedule == DESCENDING ? 0 : int(fibers.size()) - 1;
+  last_picked = launch->schedule == DESCENDING ? 0 : int(fibers.size()) - 1;
   int64_t idle_rounds = 0;
   for (;;) {
-    int id = pick(last);
+    int id = pick(last_picked);
     if (id < 0) {
       bool any = false;
       for (uint64_t& word : yielded) any |= word != 0, word = 0;
@@ -347,12 +368,10 @@ static void run() {
         }
       return;
     }
-    last = id;
-    running = &fibers[id];
-    emulator_current = &running->where;
+    resume(id);
     context_switch(scheduler, running->context);
     if (failed) return;
-    Fiber& f = fibers[id];
+    Fiber& f = *running;  // the last one that ran, many may have since
     if (progressed) idle_rounds = 0;
     progressed = false;
     if (f.state == Fiber::DONE && blocks[f.slot].done == per_block) end_block(f.slot);
@@ -392,6 +411,7 @@ unsigned emulator_warp(int operation, unsigned mask, unsigned value, int paramet
   Fiber* me = running;
   if (!(mask >> me->lane & 1))
     fail("%s calls %s with a mask 0x%08x without itself", name(*me).c_str(), operation_names[operation], mask);
+  if (width & (width - 1)) fail("%s: a width of %d is no power of 2", name(*me).c_str(), width);
   me->operation = operation;
   me->mask = mask;
   me->value = value;
@@ -425,16 +445,14 @@ unsigned emulator_warp(int operation, unsigned mask, unsigned value, int paramet
   unsigned arrived = warp.waiting & mask;
   if (arrived == mask) {
     unsigned ballot = 0;
-    static std::vector<Fiber*> group;
-    group.clear();
     warp.waiting &= ~mask;
     for (int k = 0; k < 32; ++k)
       if (mask >> k & 1) ballot |= (lanes[k].value != 0) << k;
     for (int k = 0; k < 32; ++k) {
       if (!(mask >> k & 1)) continue;
       Fiber& f = lanes[k];
-      int first = k / f.width * f.width, source = k;
-      if (operation == INDEX) source = first + ((f.parameter % f.width) + f.width) % f.width;
+      int first = k & -f.width, source = k;
+      if (operation == INDEX) source = first + (f.parameter & (f.width - 1));
       if (operation == UP && k - f.parameter >= first) source = k - f.parameter;
       if (operation == DOWN && k + f.parameter < first + f.width) source = k + f.parameter;
       if (operation == XOR && (k ^ f.parameter) < first + f.width) source = k ^ f.parameter;
@@ -442,11 +460,14 @@ unsigned emulator_warp(int operation, unsigned mask, unsigned value, int paramet
         fail("%s reads lane %d in %s, which is outside the mask 0x%08x", name(f).c_str(), source,
              operation_names[operation], mask);
       f.result = operation == BALLOT ? ballot : lanes[source].value;
-      group.push_back(&f);
     }
-    for (Fiber* f : group) {
-      f->state = Fiber::READY;
-      set_ready(f->id, true);
+    static std::vector<Fiber*> group;
+    group.clear();
+    for (int k = 0; k < 32; ++k) {
+      if (!(mask >> k & 1)) continue;
+      lanes[k].state = Fiber::READY;
+      set_ready(lanes[k].id, true);
+      if (operation == SYNC) group.push_back(&lanes[k]);
     }
     if (operation == SYNC) join_all(group);
   }
