@@ -31,7 +31,7 @@ from typing import Any
 
 from examples.vttwins.captions import Captions, caption_path, shared_captions
 from examples.vttwins.subtitles import captions_of_subtitles
-from examples.vttwins.video import SUFFIXES, VideoError, bare_name, find_video
+from examples.vttwins.video import VideoError, bare_name, find_video, videos_in
 
 KINDS = (".srt", ".vtt", ".csv", ".json")
 _LANGUAGE = re.compile(r"\.([a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*)$")
@@ -217,12 +217,6 @@ def convert(
         csv.writer(table).writerows([["video_path"], *([video] for video in listed)])
         _write(out / "train.csv", table.getvalue(), overwrite)
     return report
-
-
-def videos_in(folder: Path) -> list[str]:
-    """Video files under a folder, relative to it, in order."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
 
 
 def _inside(folder: Path, video: str) -> Path:

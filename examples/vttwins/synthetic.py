@@ -14,6 +14,8 @@ set share a caption. Nuisances: position, size, speed, brightness, a gray distra
     train.csv  (video_path)            videos/train_00000.mp4   captions/train_00000.json
     test.csv   (end, start, task, text, video_id: as YouCook2's)
     tasks_primary.txt   (the steps of each task in order: as CrossTask's)
+    narrations/test_00000.json         a weak narration of a test video, for pictures: captions with
+                                       "shown", the place of what each tells of (null: chatter)
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ CHATTER = (
     "it took me a long time to learn",
     "you can find the link below",
 )
+FORMAT = 2  # of the set on disk; 2 has narrations/
 
 
 @dataclass(frozen=True)
@@ -178,15 +181,27 @@ def background_of(task: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return (tone[None, None] + 12 * wave[..., None]) * rng.uniform(0.8, 1.2)
 
 
-def narrate(steps: list[tuple[str, str, str]], world: World, rng: np.random.Generator) -> list[str]:
-    """One caption a step, weakly aligned: shifted as a whole, swapped, and replaced by chatter."""
+def narrate(
+    steps: list[tuple[str, str, str]], world: World, rng: np.random.Generator
+) -> tuple[list[str], list[int | None]]:
+    """One caption a step, weakly aligned: shifted as a whole, swapped, and replaced by chatter.
+
+    Returns:
+        The captions, and for each the step that it tells of; None for chatter.
+    """
     texts = [describe(step, rng) for step in steps]
     shift = int(rng.integers(-1, 2))
-    texts = [texts[min(max(i - shift, 0), len(texts) - 1)] for i in range(len(texts))]
-    for i in range(len(texts) - 1):
+    told = [min(max(i - shift, 0), len(steps) - 1) for i in range(len(steps))]
+    for i in range(len(told) - 1):
         if rng.random() < world.swap:
-            texts[i], texts[i + 1] = texts[i + 1], texts[i]
-    return [str(rng.choice(CHATTER)) if rng.random() < world.chatter else text for text in texts]
+            told[i], told[i + 1] = told[i + 1], told[i]
+    captions: list[str] = []
+    shown: list[int | None] = []
+    for i in told:
+        chatter = rng.random() < world.chatter
+        captions.append(str(rng.choice(CHATTER)) if chatter else texts[i])
+        shown.append(None if chatter else i)
+    return captions, shown
 
 
 def describe(step: tuple[str, str, str], rng: np.random.Generator) -> str:
@@ -218,11 +233,16 @@ def write_one(world: World, out: Path, split: str, index: int) -> list[dict[str,
                 "video_id": f"{split}_{index:05d}",
             }
         )
-    texts = narrate(steps, world, rng) if split == "train" else [str(row["text"]) for row in rows]
+    narration, shown = narrate(steps, world, rng)
     name = f"{split}_{index:05d}"
     write_video(out / "videos" / f"{name}.mp4", np.concatenate(parts), world.fps)
-    captions = {"start": [r["start"] for r in rows], "end": [r["end"] for r in rows], "text": texts}
-    (out / "captions" / f"{name}.json").write_text(json.dumps(captions), encoding="utf-8")
+    spans = {"start": [r["start"] for r in rows], "end": [r["end"] for r in rows]}
+    exact = [str(row["text"]) for row in rows]
+    texts = {"text": narration if split == "train" else exact}
+    (out / "captions" / f"{name}.json").write_text(json.dumps(spans | texts), encoding="utf-8")
+    if split == "test":
+        told = {"text": narration, "shown": shown}
+        (out / "narrations" / f"{name}.json").write_text(json.dumps(spans | told), encoding="utf-8")
     return rows
 
 
@@ -237,11 +257,11 @@ def generate(world: World, out: str | Path, workers: int = 1) -> Path:
     """
     out = Path(out)
     marker = out / "world.json"
-    parameters = json.dumps(world.__dict__, sort_keys=True)
+    parameters = json.dumps({"format": FORMAT, **world.__dict__}, sort_keys=True)
     if marker.exists() and marker.read_text(encoding="utf-8") == parameters:
         return out
     marker.unlink(missing_ok=True)
-    for folder in ("videos", "captions"):
+    for folder in ("videos", "captions", "narrations"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     jobs = [(world, out, "train", i) for i in range(world.train_videos)]
     jobs += [(world, out, "test", i) for i in range(world.tasks)]

@@ -309,6 +309,13 @@ def find_video(folder: str | Path, name: str) -> Path:
     return Path(folder) / (named[0] if named else name + SUFFIXES[0])
 
 
+def videos_in(folder: str | Path) -> list[str]:
+    """Video files under a folder, relative to it, in order."""
+    folder = Path(folder)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+
+
 def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = 20) -> None:
     """Encode uint8 (T, H, W, 3), H and W even, as mp4: H.264, or MPEG-4 where x264 is missing.
 

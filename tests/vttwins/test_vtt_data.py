@@ -178,7 +178,7 @@ def test_the_generator_writes_the_same_set_whatever_the_workers(tmp_path: Path) 
     for workers in (1, 2):
         synthetic.generate(world, tmp_path / str(workers), workers)
     files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*.*"))
-    assert len(files) == 13
+    assert len(files) == 16
     for file in files:
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes(), file
 
@@ -190,7 +190,7 @@ def test_narration_is_weakly_aligned_and_test_captions_are_distinct() -> None:
     rng = np.random.default_rng(0)
     chatter = exact = 0
     for _ in range(200):
-        for step, text in zip(steps[0], synthetic.narrate(steps[0], world, rng), strict=True):
+        for step, text in zip(steps[0], synthetic.narrate(steps[0], world, rng)[0], strict=True):
             chatter += text in synthetic.CHATTER
             exact += all(word in text.split() for word in step)
     assert 0.25 < chatter / 2000 < 0.35  # 3 in 10

@@ -205,7 +205,7 @@ def test_a_finished_run_is_evaluated_and_drawn(
     assert result["pairs"] == 16 and result["unusable"] == {}
     for direction in ("text_to_video", "video_to_text"):
         assert 0 <= result[direction]["R@1"] <= result[direction]["R@10"] <= 100
-    pictures.main([str(whole), "--other", "1"])
+    pictures.main([str(whole)])
     for name in ("loss.png", "alignment.png"):
         assert (whole / name).read_bytes().startswith(b"\x89PNG")
 
