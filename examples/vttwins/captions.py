@@ -138,7 +138,7 @@ def shared_captions(videos: list[str], root: Path) -> dict[str, list[str]]:
     """
     by_name: dict[str, list[str]] = {}
     for video in filter(None, videos):
-        by_name.setdefault(Path(bare_name(video)).name, []).append(video)
+        by_name.setdefault(os.path.basename(bare_name(video)), []).append(video)
     by_file: dict[str, list[str]] = {}
     for alike in by_name.values():
         if len(alike) > 1:

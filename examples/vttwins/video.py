@@ -85,11 +85,14 @@ class VideoReader:
         codec.thread_count = 1
         self._time_base: Fraction = time_base
         self._first_tick = self._stream.start_time or 0
-        self._zero = self._first_tick * time_base  # the file's clock starts here, in seconds
+        self._zero_tick: int | Fraction = self._first_tick  # the file's clock starts here
         if self._container.start_time is not None:
             begin = Fraction(self._container.start_time, av.time_base)
-            if abs(begin - self._zero) > TIME_SLACK:  # not just rounded to microseconds
-                self._zero = begin
+            if abs(begin - self._first_tick * time_base) > TIME_SLACK:  # not only rounded
+                self._zero_tick = begin / time_base
+        # Width of a pixel, its height being 1; what is far from it is damage.
+        aspect = self._stream.sample_aspect_ratio or 1
+        self._pixel_width = float(aspect) if Fraction(1, 4) <= aspect <= 4 else 1.0
         # One for all frames: setting one up costs more than scaling.
         self._scaler = VideoReformatter()
 
@@ -113,8 +116,8 @@ class VideoReader:
         or None; only decoding tells the truth."""
         seconds = 0.0
         if self._stream.duration is not None:
-            end = (self._first_tick + self._stream.duration) * self._time_base
-            seconds = float(end - self._zero)
+            ticks = self._first_tick + self._stream.duration - self._zero_tick
+            seconds = float(ticks * self._time_base)
         elif self._container.duration is not None:
             seconds = self._container.duration / av.time_base
         return seconds if seconds > 0 else None
@@ -189,7 +192,7 @@ class VideoReader:
 
     def _frames_from(self, first: Fraction) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
         """Frames as (time, duration, frame) in order, the first not later than ``first``."""
-        tick = max(int((first + self._zero) / self._time_base), self._first_tick)
+        tick = max(int(first / self._time_base + self._zero_tick), self._first_tick)
         for seek_to in dict.fromkeys((tick, self._first_tick)):
             try:
                 self._container.seek(seek_to, stream=self._stream, backward=True)
@@ -213,7 +216,7 @@ class VideoReader:
             for frame in self._container.decode(self._stream):
                 if frame.pts is None:
                     continue
-                time = frame.pts * self._time_base - self._zero
+                time = (frame.pts - self._zero_tick) * self._time_base
                 duration = frame.duration * self._time_base if frame.duration else 1 / rate
                 yield time, duration, frame
         except (av.FFmpegError, ValueError, OSError) as error:
@@ -221,9 +224,7 @@ class VideoReader:
 
     def _pixels(self, frame: av.VideoFrame, resize: int | None) -> np.ndarray:
         width, height = frame.width, frame.height
-        shape = self._stream.sample_aspect_ratio or 1  # width of a pixel, its height being 1
-        if Fraction(1, 4) <= shape <= 4:  # anything else is damage
-            width = max(round(width * shape), 1)
+        width = max(round(width * self._pixel_width), 1)
         if resize is not None:
             scale = resize / min(width, height)
             width, height = max(round(width * scale), resize), max(round(height * scale), resize)
@@ -277,7 +278,11 @@ def _as_shown(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+# Of video files; where a video has several files, the first one counts.
+SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v",
+    ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts", ".mts",
+)  # fmt: skip
 
 
 def bare_name(name: str) -> str:
@@ -297,16 +302,16 @@ def find_video(folder: str | Path, name: str) -> Path:
     ``name`` may end in a suffix; the file of just that name is then the first choice, and one of
     another suffix the next.
     """
-    stems = dict.fromkeys((name, bare_name(name)))
-    named = [name] if bare_name(name) != name else []
+    bare = bare_name(name)
     endings = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
-    for file in (*named, *(stem + ending for stem in stems for ending in endings)):
+    names = [name, *(stem + ending for stem in dict.fromkeys((name, bare)) for ending in endings)]
+    for path in (Path(folder) / file for file in names):
         try:
-            if (Path(folder) / file).is_file():
-                return Path(folder) / file
+            if path.is_file():
+                return path
         except (OSError, ValueError):  # VideoReader will say why
-            return Path(folder) / file
-    return Path(folder) / (named[0] if named else name + SUFFIXES[0])
+            return path
+    return Path(folder) / (name if bare != name else name + SUFFIXES[0])
 
 
 def videos_in(folder: str | Path) -> list[str]:

@@ -89,11 +89,13 @@ def test_wrong_arguments_are_named() -> None:
 def test_an_odd_size_for_space_to_depth_is_refused_before_anything_is_read(
     odd: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    line = ["demo", "--front-end", "space_to_depth", *odd]
     with pytest.raises(SystemExit) as caught:
-        config.parse(["demo", "--front-end", "space_to_depth", *odd], None)
+        config.parse(line, None, config.Settings, config.PRESETS)
     assert caught.value.code == 2
     assert "size and frames must be even" in capsys.readouterr().err
-    config.parse(["demo", *odd], None)  # the plain front end takes any
+    # The plain front end takes any.
+    config.parse(["demo", *odd], None, config.Settings, config.PRESETS)
 
 
 def test_space_to_depth_orders_channels_by_time_row_column_color() -> None:

@@ -237,7 +237,17 @@ def test_a_name_that_no_file_can_have_is_a_reason_and_not_a_crash(
 
 
 def test_a_video_is_found_by_its_id_with_or_without_a_suffix(tmp_path: Path) -> None:
-    for name in ("a.MOV", "b.m4v", "c.webm", "c.mp4.mkv", "d.v2.mp4", "e.avi", "e.mp4"):
+    for name in (
+        "a.MOV",
+        "b.m4v",
+        "c.webm",
+        "c.mp4.mkv",
+        "d.v2.mp4",
+        "e.avi",
+        "e.mp4",
+        "g.mpg",
+        "h.xyz",
+    ):
         (tmp_path / name).touch()
 
     def found(name: str) -> str:
@@ -249,4 +259,5 @@ def test_a_video_is_found_by_its_id_with_or_without_a_suffix(tmp_path: Path) -> 
     assert found("c.mp4") == "c.mp4.mkv" and found("c") == "c.webm"
     assert found("e.avi") == "e.avi" and found("e") == "e.mp4"
     assert found("f.avi") == "f.avi" and found("f") == "f.mp4"  # there is none
+    assert found("g.mpg") == found("g") == "g.mpg" and found("h.xyz") == "h.xyz"
     assert bare_name("x.y/dr. who.mp4") == "x.y/dr. who"
