@@ -73,7 +73,7 @@ class FinetuneSettings(Settings):
     epochs: int = opt(20, "passes over the segments; more than before extend a run", least=1)
     learning_rate: float = opt(1e-5, "peak learning rate of the video encoder", least=1e-12)
     head_rate: float = opt(1e-4, "peak learning rate of the heads", least=0)
-    warmup_from: float = 0.0
+    warmup_from: float = opt(0.0, "learning rate at step 0", least=0)
     warmup_share: float = opt(0.1, "share of the steps for linear warm-up", least=0)
     clip_norm: float = opt(1.0, "largest norm of the gradient; 0: no limit", least=0)
     holdout: float = opt(0.0, "share of the training videos kept for --eval-every", least=0)
