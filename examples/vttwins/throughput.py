@@ -80,7 +80,7 @@ def measure(settings: Settings, repeats: int = 3) -> dict[str, tuple[float, floa
     }
 
 
-# Megabytes of activations a clip for backward, 16 frames of 224 pixels: the growth of the peak memory
+# Megabytes of activations a clip for backward, 16 frames of 224 pixels: growth of the peak memory
 # of a process from one clip to three, on a CPU. Without and with --checkpointing.
 CLIP_MB = {(False, False): 425, (True, False): 164, (False, True): 343, (True, True): 165}
 
