@@ -11,7 +11,7 @@ import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from examples.vttwins.loss import COSTS, DIRECTIONS, OPERATORS
 from examples.vttwins.model import FRONT_ENDS
@@ -19,7 +19,8 @@ from examples.vttwins.model import FRONT_ENDS
 LONGEST_TDA = 12  # 11,854 orders of 12 x 12 similarities, 14 MB a sequence; 0.7 GB at 16
 
 
-def _f(default: Any, text: str, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
+def opt(default: Any, text: str, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
+    """A field with the text of its help, the values it may have, and the least of them."""
     return field(default=default, metadata={"help": text, "choices": choices, "least": least})
 
 
@@ -31,64 +32,70 @@ class Settings:
         ValueError: a value that no run can have.
     """
 
+    # Fields that are no options of the command line.
+    HIDDEN: ClassVar[tuple[str, ...]] = ("benchmark",)
+
     # Files
-    data: str = _f("data/howto100m", "folder with the CSV file, videos/ and captions/")
-    out: str = _f("runs/vttwins", "folder for checkpoints and logs; a run in it goes on")
-    train_csv: str = _f("train.csv", "CSV file with a column video_path, inside the data folder")
+    benchmark: str = opt("", "what the run is fine-tuned on; set by finetune.py")
+    data: str = opt("data/howto100m", "folder with the CSV file, videos/ and captions/")
+    out: str = opt("runs/vttwins", "folder for checkpoints and logs; a run in it goes on")
+    train_csv: str = opt("train.csv", "CSV file with a column video_path, inside the data folder")
     # Model
-    front_end: str = _f("plain", "first layer", choices=FRONT_ENDS)
-    embedding_dim: int = _f(512, "size of the common embedding space", least=1)
-    word_vectors: str = _f(
+    front_end: str = opt("plain", "first layer", choices=FRONT_ENDS)
+    embedding_dim: int = opt(512, "size of the common embedding space", least=1)
+    word_vectors: str = opt(
         "data/word2vec.pth", "word2vec file (.bin, text, or .pth); empty: learn words from scratch"
     )
-    dictionary: str = _f("", "words of a .pth file; default dict.npy beside it")
-    word_limit: int = _f(0, "words to read of a word2vec file, the first ones; 0: all", least=0)
-    weights: str = _f("", "start from this file of weights")
+    dictionary: str = opt("", "words of a .pth file; default dict.npy beside it")
+    word_limit: int = opt(0, "words to read of a word2vec file, the first ones; 0: all", least=0)
+    weights: str = opt("", "start from this file of weights")
     # Clips
-    clips: int = _f(8, "clips in a sample, n", least=1)
-    captions: int = _f(8, "captions in a sample, m", least=1)
-    frames: int = _f(16, "frames in a clip", least=1)
-    fps: float = _f(5.0, "frames per second of a clip", least=0.01)
-    size: int = _f(224, "side of a frame in pixels", least=1)
-    resize: int = _f(224, "shorter side before the crop; 0: do not scale", least=0)
+    clips: int = opt(8, "clips in a sample, n", least=1)
+    captions: int = opt(8, "captions in a sample, m", least=1)
+    frames: int = opt(16, "frames in a clip", least=1)
+    fps: float = opt(5.0, "frames per second of a clip", least=0.01)
+    size: int = opt(224, "side of a frame in pixels", least=1)
+    resize: int = opt(224, "shorter side before the crop; 0: do not scale", least=0)
     # Loss
-    operator: str = _f("s2dtw", "what compares two sequences", choices=OPERATORS)
-    cost: str = _f("shifted_cosine", "cost of a clip and a caption", choices=COSTS)
-    contrastive: bool = _f(True, "compare with the other pairs of the batch")
-    gamma: float = _f(0.1, "softness of the minimum", least=0)
-    dummy_cost: float = _f(0.5, "cost of a dummy cell")
-    origin_count: int = _f(1, "smoothing at the origin: 1 clean, 3 as released")
-    direction: str = _f("t2v", "anchors of the contrast", choices=DIRECTIONS)
-    temperature: float = _f(1.0, "temperature of the contrast", least=1e-6)
-    tda: bool = _f(True, f"temporal data augmentation, for at most {LONGEST_TDA} clips or captions")
-    tda_tau: float = _f(0.02, "temperature of the augmentation", least=1e-6)
+    operator: str = opt("s2dtw", "what compares two sequences", choices=OPERATORS)
+    cost: str = opt("shifted_cosine", "cost of a clip and a caption", choices=COSTS)
+    contrastive: bool = opt(True, "compare with the other pairs of the batch")
+    gamma: float = opt(0.1, "softness of the minimum", least=0)
+    dummy_cost: float = opt(0.5, "cost of a dummy cell")
+    origin_count: int = opt(1, "smoothing at the origin: 1 clean, 3 as released")
+    direction: str = opt("t2v", "anchors of the contrast", choices=DIRECTIONS)
+    temperature: float = opt(1.0, "temperature of the contrast", least=1e-6)
+    tda: bool = opt(
+        True, f"temporal data augmentation, for at most {LONGEST_TDA} clips or captions"
+    )
+    tda_tau: float = opt(0.02, "temperature of the augmentation", least=1e-6)
     # Optimization
-    batch: int = _f(128, "sequences in a batch, over all processes", least=1)
-    accumulate: int = _f(1, "batches per step; each is contrasted within itself", least=1)
-    epochs: int = _f(300, "passes over the videos; more than before extend a run", least=1)
-    steps: int = _f(0, "optimizer steps; 0: from epochs; more than before extend a run", least=0)
-    learning_rate: float = _f(1e-3, "peak learning rate of Adam", least=0)
-    warmup_from: float = _f(1e-5, "learning rate at step 0", least=0)
-    warmup: int = _f(100_000, "steps of linear warm-up; cosine annealing to 0 follows", least=0)
-    clip_norm: float = _f(0.0, "largest norm of the gradient; 0: no limit", least=0)
-    bf16: bool = _f(False, "bfloat16 autocast for the encoders")
-    bad_steps: int = _f(5, "steps in a row without a finite gradient that end the run", least=1)
-    compile: bool = _f(False, "torch.compile the encoders")
-    cross_rank_bn: bool = _f(False, "BatchNorm statistics over all processes")
-    seed: int = _f(0, "seed of everything random", least=0)
+    batch: int = opt(128, "sequences in a batch, over all processes", least=1)
+    accumulate: int = opt(1, "batches per step; each is contrasted within itself", least=1)
+    epochs: int = opt(300, "passes over the videos; more than before extend a run", least=1)
+    steps: int = opt(0, "optimizer steps; 0: from epochs; more than before extend a run", least=0)
+    learning_rate: float = opt(1e-3, "peak learning rate of Adam", least=0)
+    warmup_from: float = opt(1e-5, "learning rate at step 0", least=0)
+    warmup: int = opt(100_000, "steps of linear warm-up; cosine annealing to 0 follows", least=0)
+    clip_norm: float = opt(0.0, "largest norm of the gradient; 0: no limit", least=0)
+    bf16: bool = opt(False, "bfloat16 autocast for the encoders")
+    bad_steps: int = opt(5, "steps in a row without a finite gradient that end the run", least=1)
+    compile: bool = opt(False, "torch.compile the encoders")
+    cross_rank_bn: bool = opt(False, "BatchNorm statistics over all processes")
+    seed: int = opt(0, "seed of everything random", least=0)
     # Machine: may differ when a run is resumed
-    device: str = _f("", "cpu or cuda; empty: a GPU if there is one")
-    workers: int = _f(8, "processes that decode, per training process", least=0)
-    threads: int = _f(0, "torch threads; 0: torch's choice", least=0)
-    timeout: float = _f(600.0, "seconds to wait for a batch of the workers; 0: for ever", least=0)
-    checkpointing: bool = _f(
+    device: str = opt("", "cpu or cuda; empty: a GPU if there is one")
+    workers: int = opt(8, "processes that decode, per training process", least=0)
+    threads: int = opt(0, "torch threads; 0: torch's choice", least=0)
+    timeout: float = opt(600.0, "seconds to wait for a batch of the workers; 0: for ever", least=0)
+    checkpointing: bool = opt(
         False, "compute activations again in backward: less memory, more time, the same gradients"
     )
-    save_every: int = _f(1000, "steps between checkpoints", least=1)
-    keep_every: int = _f(0, "steps between checkpoints that are kept, numbered; 0: none", least=0)
-    eval_every: int = _f(0, "steps between evaluations on test.csv; 0: none", least=0)
-    eval_windows: int = _f(4, "windows of a segment in these evaluations", least=1)
-    tensorboard: bool = _f(True, "write TensorBoard logs")
+    save_every: int = opt(1000, "steps between checkpoints", least=1)
+    keep_every: int = opt(0, "steps between checkpoints that are kept, numbered; 0: none", least=0)
+    eval_every: int = opt(0, "steps between evaluations on test.csv; 0: none", least=0)
+    eval_windows: int = opt(4, "windows of a segment in these evaluations", least=1)
+    tensorboard: bool = opt(True, "write TensorBoard logs")
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -113,6 +120,10 @@ class Settings:
                 "orders of each sequence; give --no-tda"
             )
 
+    def warmup_of(self, steps: int) -> int:
+        """Steps of warm-up in a run of so many steps."""
+        return self.warmup
+
 
 S = TypeVar("S", bound=Settings)
 
@@ -120,9 +131,10 @@ S = TypeVar("S", bound=Settings)
 FREE_FIELDS = (
     "data", "out", "device", "workers", "threads", "timeout", "checkpointing", "save_every",
     "keep_every", "eval_every", "eval_windows", "tensorboard", "bad_steps", "steps", "epochs",
+    "test_csv",
 )  # fmt: skip
 # Files, which may lie elsewhere when a run goes on; their content may not differ.
-FILE_FIELDS = ("train_csv", "word_vectors", "dictionary", "weights")
+FILE_FIELDS = ("train_csv", "word_vectors", "dictionary", "weights", "start")
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The narrated set of synthetic.py; minutes on two CPU cores.
@@ -187,6 +199,8 @@ def parse(
     )
     hints = typing.get_type_hints(kind)
     for f in dataclasses.fields(kind):
+        if f.name in kind.HIDDEN:
+            continue
         option = f"--{f.name.replace('_', '-')}"
         text = f.metadata["help"].replace("%", "%%")
         if hints[f.name] is bool:

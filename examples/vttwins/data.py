@@ -99,17 +99,81 @@ def to_clip(pictures: np.ndarray, frames: int) -> Tensor:
     return clip
 
 
-class NarratedVideos(Dataset[dict[str, Any]]):
+class Replacing(Dataset[dict[str, Any]]):
+    """Samples of videos, where one that can be used takes the place of one that cannot.
+
+    An item is addressed by (epoch, index); the same address gives the same sample, always. The
+    replacement has the same place in another batch of the epoch, so that neither the batch nor its
+    other replacements hold it. Only where all of these cannot be used either does any other video
+    serve, as ``skipped`` then says.
+
+    Subclasses define ``name``, ``sample``, which raises VideoError, ``hint`` and ``__len__``.
+    """
+
+    seed: int
+    batch: int  # samples in a batch over all processes, as ``StepBatches`` makes them
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """The video of a sample, for the log."""
+        raise NotImplementedError
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """The sample at an index; all that is random comes from ``rng``."""
+        raise NotImplementedError
+
+    def hint(self) -> str:
+        """What may be wrong where no video can be used."""
+        raise NotImplementedError
+
+    def __getitem__(self, address: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = address
+        rng = np.random.default_rng([self.seed, epoch, index])
+        skipped: list[tuple[str, str]] = []
+        for candidate, alone in itertools.islice(self._candidates(epoch, index), ATTEMPTS):
+            video = self.name(candidate)
+            try:
+                with loading.reading(video):
+                    sample = self.sample(candidate, rng)
+            except VideoError as error:
+                skipped.append((video, f"{error.reason}: {error}"))
+                continue
+            if not alone:
+                skipped.append(
+                    (video, "repeated: too few usable videos, it may be twice in a batch")
+                )
+            return {**sample, "index": candidate, "skipped": skipped}
+        raise RuntimeError(
+            f"{len(skipped)} videos in a row cannot be used, the last ones: {skipped[-5:]}. "
+            f"{self.hint()}"
+        )
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[tuple[int, bool]]:
+        """The video at ``index``, then its replacements, each with whether no other sample of the
+        batch can hold it."""
+        yield index, True
+        # The sample's own generator is not used, as what follows an attempt depends on the video.
+        rng = np.random.default_rng([self.seed, epoch, index, 1])
+        order = epoch_order(self.seed, epoch, len(self))
+        position = int(np.flatnonzero(order == index)[0])
+        places = np.arange(len(order))
+        batch_of, place = divmod(places, self.batch)
+        outside = batch_of != batch_of[position]
+        own = outside & (place == place[position])
+        for part in (own, outside & ~own, ~outside & (places != position)):
+            for candidate in order[rng.permutation(places[part])]:
+                yield int(candidate), part is own
+
+
+class NarratedVideos(Replacing):
     """Training samples: a random window of consecutive captions and a clip in the span of each.
 
     An item is addressed by (epoch, index); the same address gives the same sample, always. It
     holds ``video`` uint8 (n, 3, T, H, W), ``words`` int64 (m, W), ``decode_seconds``, ``index`` of
     the video in it, and ``skipped``: pairs (path, "reason: message") of the videos that could not
     be used before this one.
-
-    A video that cannot be used is replaced by one of the same place in another batch of the epoch,
-    so that neither the batch nor its other replacements hold it. Only where all of these cannot be
-    used either does any other video serve, as ``skipped`` then says.
 
     Args:
         videos: paths relative to ``video_root``, each once; "" (a row without one) is skipped.
@@ -158,43 +222,16 @@ class NarratedVideos(Dataset[dict[str, Any]]):
     def caption_path(self, video: str) -> Path:
         return caption_path(self.caption_root, video)
 
-    def __getitem__(self, address: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = address
-        rng = np.random.default_rng([self.seed, epoch, index])
-        skipped: list[tuple[str, str]] = []
-        for candidate, alone in itertools.islice(self._candidates(epoch, index), ATTEMPTS):
-            video = self.videos[candidate]
-            try:
-                with loading.reading(self.video_root / video):
-                    sample = self._sample(video, rng)
-            except VideoError as error:
-                skipped.append((video, f"{error.reason}: {error}"))
-                continue
-            if not alone:
-                skipped.append(
-                    (video, "repeated: too few usable videos, it may be twice in a batch")
-                )
-            return {**sample, "index": candidate, "skipped": skipped}
-        raise RuntimeError(
-            f"{len(skipped)} videos in a row cannot be used, the last ones: {skipped[-5:]}. "
+    def name(self, index: int) -> str:
+        return self.videos[index]
+
+    def hint(self) -> str:
+        return (
             f"Is {self.video_root} the folder of videos and {self.caption_root} that of captions?"
         )
 
-    def _candidates(self, epoch: int, index: int) -> Iterator[tuple[int, bool]]:
-        """The video at ``index``, then its replacements, each with whether no other sample of the
-        batch can hold it."""
-        yield index, True
-        # The sample's own generator is not used, as what follows an attempt depends on the video.
-        rng = np.random.default_rng([self.seed, epoch, index, 1])
-        order = epoch_order(self.seed, epoch, len(self.videos))
-        position = int(np.flatnonzero(order == index)[0])
-        places = np.arange(len(order))
-        batch_of, place = divmod(places, self.batch)
-        outside = batch_of != batch_of[position]
-        own = outside & (place == place[position])
-        for part in (own, outside & ~own, ~outside & (places != position)):
-            for candidate in order[rng.permutation(places[part])]:
-                yield int(candidate), part is own
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        return self._sample(self.videos[index], rng)
 
     def _sample(self, video: str, rng: np.random.Generator) -> dict[str, Any]:
         if not video:

@@ -77,6 +77,12 @@ class Task(Protocol):
     def evaluate(self, model: VideoTextModel, vocabulary: Vocabulary) -> dict[str, Any]:
         """What ``evaluate.evaluate`` returns, on data that is held out."""
 
+    def started(self, run: Run) -> None:
+        """Called on the first rank before the first step, here or after an interruption."""
+
+    def finished(self, run: Run) -> None:
+        """Called on the first rank after the last step."""
+
 
 class Run:
     """A training run.
@@ -220,9 +226,10 @@ class Run:
                 f"learning rate is that of a run of {steps} steps, {rates[1]:.2e} instead of "
                 f"{rates[0]:.2e}."
             )
-        if settings.warmup >= steps:
+        warmup = settings.warmup_of(steps)
+        if warmup >= steps:
             print(
-                f"The warm-up of {settings.warmup} steps is not over at the end, step {steps}: "
+                f"The warm-up of {warmup} steps is not over at the end, step {steps}: "
                 "--learning-rate is never reached. See --warmup."
             )
 
@@ -389,6 +396,7 @@ def run_task(make: Callable[[S], Task], settings: S, restart: bool) -> None:
         run = Run(task, place, restart)
         if place.first:
             run.announce()
+            task.started(run)
         try:
             number = run.train()
         except (LoadingError, NotFinite) as error:
@@ -400,4 +408,6 @@ def run_task(make: Callable[[S], Task], settings: S, restart: bool) -> None:
             if place.first:
                 print(f"{name}: saved at step {run.step} of {run.steps} in {settings.out}")
             sys.exit(128 + number)
+        if place.first:
+            task.finished(run)
         distributed.stop()

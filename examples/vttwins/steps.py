@@ -29,10 +29,11 @@ class NotFinite(ArithmeticError):
 
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
     """Linear warm-up from ``warmup_from``, then cosine annealing to 0 at the last step."""
-    if step < settings.warmup:
-        share = step / settings.warmup
+    warmup = settings.warmup_of(steps)
+    if step < warmup:
+        share = step / warmup
         return settings.warmup_from + share * (settings.learning_rate - settings.warmup_from)
-    share = (step - settings.warmup) / max(steps - settings.warmup, 1)
+    share = (step - warmup) / max(steps - warmup, 1)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 

@@ -13,6 +13,7 @@ set share a caption. Nuisances: position, size, speed, brightness, a gray distra
 
     train.csv  (video_path)            videos/train_00000.mp4   captions/train_00000.json
     test.csv   (end, start, task, text, video_id: as YouCook2's)
+    train_segments.csv  (the same for the training videos, exact: for fine-tuning)
     tasks_primary.txt   (the steps of each task in order: as CrossTask's)
     narrations/test_00000.json         a weak narration of a test video, for pictures: captions with
                                        "shown", the place of what each tells of (null: chatter)
@@ -64,7 +65,7 @@ CHATTER = (
     "it took me a long time to learn",
     "you can find the link below",
 )
-FORMAT = 2  # of the set on disk; 2 has narrations/
+FORMAT = 3  # of the set on disk; 2 has narrations/, 3 train_segments.csv
 
 
 @dataclass(frozen=True)
@@ -274,11 +275,16 @@ def generate(world: World, out: str | Path, workers: int = 1) -> Path:
         table = csv.writer(file)
         table.writerow(["video_path"])
         table.writerows([f"train_{i:05d}.mp4"] for i in range(world.train_videos))
-    with (out / "test.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, ["end", "start", "task", "text", "video_id"])
-        rows.writeheader()
-        for result in results[world.train_videos :]:
-            rows.writerows(result)
+    annotated = {
+        "train_segments.csv": results[: world.train_videos],
+        "test.csv": results[world.train_videos :],
+    }
+    for name, part in annotated.items():
+        with (out / name).open("w", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, ["end", "start", "task", "text", "video_id"])
+            rows.writeheader()
+            for result in part:
+                rows.writerows(result)
     tasks = {
         f"task {k}": ["the {} {} {}".format(*step) for step in steps]
         for k, steps in enumerate(world.steps())

@@ -50,7 +50,7 @@ from examples.vttwins.config import Settings
 from examples.vttwins.distributed import Place
 from examples.vttwins.loss import SequenceLoss
 from examples.vttwins.model import VideoTextModel
-from examples.vttwins.run import run_task
+from examples.vttwins.run import Run, run_task
 from examples.vttwins.words import Vocabulary
 
 
@@ -129,6 +129,12 @@ class Narration:
             return None
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         return torch.rand(2, self.settings.batch, generator=generator, dtype=torch.float64)
+
+    def started(self, run: Run) -> None:
+        pass
+
+    def finished(self, run: Run) -> None:
+        pass
 
     def evaluate(self, model: VideoTextModel, vocabulary: Vocabulary) -> dict[str, Any]:
         settings = self.settings

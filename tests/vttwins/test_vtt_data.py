@@ -178,7 +178,7 @@ def test_the_generator_writes_the_same_set_whatever_the_workers(tmp_path: Path) 
     for workers in (1, 2):
         synthetic.generate(world, tmp_path / str(workers), workers)
     files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*.*"))
-    assert len(files) == 16
+    assert len(files) == 17
     for file in files:
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes(), file
 

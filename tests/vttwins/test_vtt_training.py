@@ -92,45 +92,34 @@ def whole(flawed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_killed_again_and_again_continues_to_the_same_losses(
+def test_a_run_killed_and_stopped_again_and_again_continues_to_the_same_losses(
     flawed: Path, whole: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "killed"
-    # Kills at different moments of a step; a checkpoint each step makes many fall into a write.
-    for count, delay in ((2, 0.0), (4, 0.07), (6, 0.21)):
-        process = launch(command(flawed, out, "--workers", "1"))
-        wait_for_steps(out, count, process)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    finish(launch(command(flawed, out, "--workers", "1")))
-    print("uninterrupted:", losses(whole), "killed three times:", losses(out), sep="\n")
+    out, done = tmp_path / "run", 0
+    for number, save_every in ((signal.SIGKILL, 1), (signal.SIGINT, 1000), (signal.SIGTERM, 1000)):
+        line = command(flawed, out, "--workers", "1", "--save-every", str(save_every))
+        process = launch(line)
+        wait_for_steps(out, done + 2, process)
+        began = time.monotonic()
+        # To the whole group, as Ctrl-C in a terminal and torchrun send it.
+        os.killpg(process.pid, number)
+        if number == signal.SIGKILL:
+            process.communicate()
+        else:
+            assert f"{number.name}: saved at step" in finish(process, 128 + number)
+            assert time.monotonic() - began < 30
+            assert len(losses(out)) == checkpoint.load_checkpoint(out)["step"]
+        done = len(losses(out))
+        assert done < STEPS
+    assert f"going on from step {done} of {STEPS}" in finish(launch(line))
+    print("uninterrupted:", losses(whole), "with interruptions:", losses(out), sep="\n")
     assert losses(out) == losses(whole)
     a, b = (torch.load(folder / checkpoint.LAST, weights_only=True) for folder in (whole, out))
     for name, value in a["state_dict"].items():
         assert torch.equal(value, b["state_dict"][name]), name
     assert not list(out.glob("*.tmp"))
-    skipped = (checkpoint.read_log(folder / "skipped-0.jsonl") for folder in (whole, out))
-    assert next(skipped) == next(skipped)
-
-
-def test_a_run_stopped_by_signals_saves_and_goes_on(
-    flawed: Path, whole: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "stopped"
-    line = command(flawed, out, "--workers", "1", "--save-every", "1000")
-    saved = 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        process = launch(line)
-        wait_for_steps(out, saved + 2, process)
-        os.killpg(process.pid, number)  # the workers too, as Ctrl-C in a terminal and torchrun do
-        began = time.monotonic()
-        assert f"{number.name}: saved at step" in finish(process, 128 + number)
-        assert time.monotonic() - began < 30
-        former, saved = saved, checkpoint.load_checkpoint(out)["step"]
-        assert former + 2 <= saved < STEPS and len(losses(out)) == saved
-    assert f"going on from step {saved}" in finish(launch(line))
-    assert losses(out) == losses(whole)
+    first, second = (checkpoint.read_log(folder / "skipped-0.jsonl") for folder in (whole, out))
+    assert first == second
 
 
 def test_two_processes_take_the_step_of_one(narrated: Path, tmp_path: Path) -> None:
@@ -211,7 +200,7 @@ def test_a_finished_run_is_evaluated_and_drawn(
     whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate.main([str(whole), "--windows", "2", "--workers", "0"])
-    assert "chance R@10 is 62.5 %" in capsys.readouterr().out
+    assert "16 sentences, 16 segments; chance R@10 is 62.5 %" in capsys.readouterr().out
     result = json.loads((whole / "evaluation.json").read_text(encoding="utf-8"))
     assert result["pairs"] == 16 and result["unusable"] == {}
     for direction in ("text_to_video", "video_to_text"):
