@@ -29,13 +29,13 @@ from examples.vttwins import checkpoint, config, distributed, loading, stopping,
 from examples.vttwins.config import Settings
 from examples.vttwins.distributed import Place
 from examples.vttwins.loading import LoadingError
+from examples.vttwins.logs import Logs
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.steps import NotFinite, Stepper, learning_rate
 from examples.vttwins.stopping import Stopped, StopRequest
 from examples.vttwins.words import Vocabulary
 
 S = TypeVar("S", bound=Settings)
-BOARD = ("loss", "gradient_norm", "learning_rate", "clips_per_second", "skipped")
 
 
 class Task(Protocol):
@@ -283,7 +283,7 @@ class Run:
 
     def _loop(self, stop: StopRequest, stream: Any) -> None:
         settings, first = self.settings, self.place.first
-        logs = _Logs(self.out, self.step, self.place, settings)
+        logs = Logs(self.out, self.step, self.place, settings)
         bar = tqdm(
             total=self.steps, initial=self.step, disable=not first, mininterval=1, unit="step"
         )
@@ -328,57 +328,6 @@ class Run:
 
     def _kept(self) -> bool:
         return self.settings.keep_every > 0 and self.step % self.settings.keep_every == 0
-
-
-class _Logs:
-    """The logs of a run: of steps and evaluations on the first rank, of skipped videos on each."""
-
-    def __init__(self, out: Path, step: int, place: Place, settings: Settings) -> None:
-        self._steps = self._evaluations = self._board = None
-        self._skips = checkpoint.Log(out / f"skipped-{place.rank}.jsonl", step)
-        if place.first:
-            self._steps = checkpoint.Log(out / checkpoint.LOG, step)
-            if settings.eval_every:
-                # An evaluation after a step belongs to the checkpoint after it.
-                self._evaluations = checkpoint.Log(out / checkpoint.EVALUATIONS, step + 1)
-            self._board = _tensorboard(out, step) if settings.tensorboard else None
-
-    def __enter__(self) -> _Logs:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for writer in (self._steps, self._evaluations, self._skips, self._board):
-            if writer is not None:
-                writer.close()
-
-    def write(self, entry: dict[str, Any], skipped: list[tuple[str, str]]) -> None:
-        """One step: its numbers, and the videos that were skipped with the reason."""
-        for video, reason in skipped:
-            self._skips.write({"step": entry["step"], "video": video, "reason": reason})
-        if self._steps is not None:
-            self._steps.write(entry)
-        if self._board is not None:
-            for name in BOARD:
-                self._board.add_scalar(name, entry[name], entry["step"])
-
-    def evaluated(self, step: int, result: dict[str, Any]) -> None:
-        """An evaluation after so many steps."""
-        ways = ("text_to_video", "video_to_text")
-        if self._evaluations is not None:
-            self._evaluations.write({"step": step, **{way: result[way] for way in ways}})
-        if self._board is not None:
-            for way in ways:
-                for name, value in result[way].items():
-                    self._board.add_scalar(f"{way}/{name}", value, step - 1)
-
-
-def _tensorboard(out: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        print("tensorboard is not installed: logging to log.jsonl only")
-        return None
-    return SummaryWriter(str(out / "tensorboard"), purge_step=step)
 
 
 def run_task(make: Callable[[S], Task], settings: S, restart: bool) -> None:
