@@ -17,6 +17,7 @@ from .jit import inline, jit, outlined, plain
 from .lattice import entry, has_pairs, lattice_of, length, of_cost, size_of
 from .scaling import TINY, conclude, set_rates
 from .simd import keep_above, like, load, smaller, store
+from .subnormal import flush_subnormals, restore
 
 # Rows of the geometry of a group, one column for each lane: lengths of the sequences, rows and
 # columns of the lattice, smallest and largest column minus row inside the band.
@@ -255,6 +256,7 @@ def solve(
     exponents, group_sums = np.zeros(lanes, np.int64), np.empty(2 * lanes)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     geometry = np.empty((6, lanes), np.int64)
+    before = flush_subnormals()
     for index in range(first, last):
         q, count, rows, columns = begin_group(
             index, cost4.shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate
@@ -294,3 +296,4 @@ def solve(
         for lane in range(count):
             sums[0, q + lane] = group_sums[lane] * scale[q + lane]
             sums[1, q + lane] = group_sums[lanes + lane] * scale[q + lane]
+    restore(before)

@@ -369,7 +369,3 @@ def split_exponent(typingctx, a):
         return context.make_tuple(builder, result, (builder.bitcast(m, a.ir_type), e))
 
     return result(a), codegen
-
-
-# Blocks: a square of memory, transposed on the way to or from a packed 1-D array
-# -------------------------------------

@@ -27,6 +27,7 @@ from .simd import (
     where_finite,
     without_infinity,
 )
+from .subnormal import flush_subnormals, restore
 
 
 @inline
@@ -65,6 +66,7 @@ def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
     rate = np.empty(4 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     geometry = np.empty((6, lanes), np.int64)
+    before = flush_subnormals()
     for index in range(first, last):
         q, count, rows, _ = begin_group(
             index, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate
@@ -93,6 +95,7 @@ def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
                 diagonal, left = up, d
             unpack(result, out4, q, i, starts, stops, columns)
             above, here = here, above
+    restore(before)
 
 
 @jit
@@ -110,6 +113,7 @@ def smooth_vjp(
     rate, bits_of_row = np.empty(4 * lanes, floats.dtype), np.empty(lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     geometry = np.empty((6, lanes), np.int64)
+    before = flush_subnormals()
     for index in range(first, last):
         q, count, rows, _ = begin_group(
             index, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate
@@ -164,6 +168,7 @@ def smooth_vjp(
             grad_above, grad_here = grad_here, grad_above
         row_bounds(rows - 1, geometry, count, False, starts, stops)
         unpack(grad_above, grad4, q, rows - 1, starts, stops, columns)
+    restore(before)
 
 
 @inline

@@ -33,6 +33,7 @@ from .simd import (
     smaller,
     store,
 )
+from .subnormal import flush_subnormals, restore
 
 CHUNK = 64  # steps packed at a time: they stay in the first cache level
 BLOCK = 32  # smallest number of rows between two kept borders
@@ -321,6 +322,7 @@ def solve(
     border_k = np.empty(widest + 3 * lanes, integers.dtype)
     kept_m, kept_k = np.empty(kept, floats.dtype), np.empty(kept, integers.dtype)
     below = np.empty(widest + 3 * lanes, floats.dtype)
+    before = flush_subnormals()
     for q in range(first, last):
         cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
         theta = entry(dummy, q) if weak else 0.0
@@ -378,3 +380,4 @@ def solve(
                 dummies += d
                 entropy += h
         sums[0, q], sums[1, q] = dummies, entropy * scale[q]
+    restore(before)
