@@ -38,7 +38,7 @@ def begin_group(index, shape, gamma, n, m, weak, bandwidth, bounds, geometry, ra
     Returns its first pair, the number of its pairs, and the rows and columns of the largest
     lattice. Lanes beyond the pairs repeat the last one.
     """
-    lanes, pairs = rate.size // 4, shape[1]
+    lanes, pairs = rate.size // 3, shape[1]
     in_a_row = (pairs + lanes - 1) // lanes  # groups: none crosses a row of pairs
     row, k = index // in_a_row, index % in_a_row
     q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
@@ -53,7 +53,7 @@ def begin_group(index, shape, gamma, n, m, weak, bandwidth, bounds, geometry, ra
         if gamma.size > 1 or lane == 0:
             set_rates(entry(gamma, p), bounds, rate, lane)
         else:
-            for k in range(4):
+            for k in range(3):
                 rate[k * lanes + lane] = rate[k * lanes]
     return q, count, most_rows, most_columns
 
@@ -82,7 +82,7 @@ def pack(cost4, q, i, starts, stops, columns, packed):
         base = costs.ctypes.data + i * cost4.strides[2]
         for j in range(0, columns, lanes):
             at = base + j * cost4.itemsize
-            load_block(cost4, at, cost4.strides[1], starts, stops, j, packed, j * lanes)
+            load_block(cost4, at, cost4.strides[1], starts, stops, j, packed, j * lanes, lanes)
         return
     for k in range(packed.size):
         packed[k] = np.inf
@@ -100,7 +100,7 @@ def unpack(mass, grad4, q, i, starts, stops, columns):
         base = grads.ctypes.data + i * grad4.strides[2]
         for j in range(0, columns, lanes):
             at = base + j * grad4.itemsize
-            store_block(mass, j * lanes, grad4, at, grad4.strides[1], starts, stops, j)
+            store_block(mass, j * lanes, lanes, grad4, at, grad4.strides[1], starts, stops, j)
         return
     for lane in range(lanes):
         for j in range(starts[lane], stops[lane]):
@@ -121,7 +121,7 @@ def forward(
     """
     lanes = starts.size
     r_high, r_low = load(rates, 0), load(rates, lanes)
-    smallest, largest = load(rates, 2 * lanes), load(rates, 3 * lanes)
+    largest = load(rates, 2 * lanes)
     one = like(r_high, 1.0)
     bottom = like(load(row_k, 0), floor)
     if start == 0:
@@ -129,7 +129,7 @@ def forward(
             store(row_m, j * lanes, one)
             store(row_k, j * lanes, bottom)
     lowest, nan_sum = load(checks, 0), load(checks, lanes)
-    w_dummy, k_dummy = exponential(load(theta, 0), r_high, r_low, smallest, largest)
+    w_dummy, k_dummy = exponential(load(theta, 0), r_high, r_low, largest)
     if weak:
         lowest, nan_sum = smaller(load(theta, 0), lowest), nan_sum + w_dummy
     at = 0
@@ -155,7 +155,7 @@ def forward(
             w, k = w_dummy, k_dummy
             if real and has_pairs(weak, j):
                 d = load(packed, of_cost(weak, j) * lanes)
-                w, k = exponential(d, r_high, r_low, smallest, largest)
+                w, k = exponential(d, r_high, r_low, largest)
                 lowest = smaller(d, lowest)
                 nan_sum = nan_sum + w
             diagonal_m, diagonal_k = up_m, up_k
@@ -267,7 +267,7 @@ def solve(
     weights = np.empty(3 * lanes * most_columns * height if with_grad else 0, floats.dtype)
     kept = padded * ((most_rows - 1) // height)
     kept_m, kept_k = np.empty(kept, floats.dtype), np.empty(kept, integers.dtype)
-    rate, checks = np.empty(4 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
+    rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     theta, factor = np.zeros(lanes, floats.dtype), np.zeros(lanes, floats.dtype)
     exponents, group_sums = np.zeros(lanes, np.int64), np.empty(2 * lanes)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)

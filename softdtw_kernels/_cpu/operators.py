@@ -72,7 +72,7 @@ def gradient(
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     cost, task = problem.cost, batch_of(problem)
-    grad = matrix_like(cost, zeros=task.partial)
+    grad = matrix_like(cost, zeros=task.partial or not task.in_lanes(with_parameters))
     scale = flat(grad_value.to(cost.dtype))
     gradients = Gradients(scale, with_parameters, as_array(four_dimensional(grad)))
     solve(task, gradients)

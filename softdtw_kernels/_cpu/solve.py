@@ -120,7 +120,9 @@ class Gradients:
 
     scale: np.ndarray  # (P,)
     with_gamma: bool
-    cost: np.ndarray  # (A, B, N, M); cells beyond the lengths or the band stay as they are
+    # (A, B, N, M). Cells beyond the lengths or the band stay as they are, and so do those without
+    # mass if lanes are not pairs: zeros.
+    cost: np.ndarray
     sums: np.ndarray = field(init=False)  # rows: by the dummy cost, and entropies in bits
 
     def __post_init__(self) -> None:
@@ -205,6 +207,9 @@ def read_as_float64(
 ) -> None:
     """Some long pairs of a float32 problem again, as vectorized does them."""
     common = arguments(task, gradients, DOUBLE, out, status)
+    if gradients is not None and task.in_lanes(gradients.with_gamma):
+        for q in items:  # lanes have written there, and strips write where mass flows
+            gradients.cost[divmod(q, task.cost.shape[1])] = 0.0
 
     def work(first: int, last: int) -> None:
         for q in items[first:last]:
