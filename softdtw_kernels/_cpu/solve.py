@@ -22,7 +22,8 @@ NOTHING = np.empty(0)
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
 SMALL = 1600  # lattice cells of a small pair
 LANES = 256**2  # lattice cells up to which lanes can be pairs
-STRIP_STEP = 1.25  # time of a step of a strip over that of a step of lanes
+STRIP_STEP = 1.25  # time of a step of a strip of a vector's rows over that of a step of lanes
+LANES_ROW = 4  # steps of lanes that the begin of a row takes as long as
 COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 
@@ -81,7 +82,7 @@ class Batch:
             low, high = band_limits(rows, columns, self.bandwidth)
             steps = min(steps, high - low + width)
         in_strips = strips_of_pairs * (steps + width - 1)
-        return self.groups * rows * columns <= STRIP_STEP * in_strips
+        return bool(self.groups * rows * (columns + LANES_ROW) <= STRIP_STEP * in_strips)
 
     @property
     def cells(self) -> int:

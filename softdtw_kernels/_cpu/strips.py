@@ -26,7 +26,7 @@ from .simd import store
 from .subnormal import flush_subnormals, restore
 from .tiles import CHUNK, TILE, WIDTH, any_mass, backward, forward
 
-WEIGHTS = 768 * 1024  # bytes of the weights of a pair that are kept: the second cache level
+WEIGHTS = 2 * 2**20  # bytes of the weights of a pair that are kept: about the second cache level
 BORDERS = 4 * 2**20  # bytes of the borders of a pair that are kept without counting
 
 
