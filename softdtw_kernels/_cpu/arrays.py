@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 NOTHING = np.empty(0)
+NUMPY_TYPE = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def four_dimensional(x: Tensor) -> Tensor:
@@ -26,6 +27,21 @@ def as_array(x: Tensor) -> np.ndarray:
 def from_array(x: np.ndarray, shape: torch.Size) -> Tensor:
     """A result. NumPy shapes it: autograd lets nobody change a view of torch in place."""
     return torch.from_numpy(x.reshape(shape))
+
+
+def matrix_like(cost: Tensor, zeros: bool) -> Tensor:
+    """A matrix for every pair, laid out as the costs if that allows a four-dimensional view.
+
+    From NumPy, which asks the system for huge pages: a large matrix fresh from torch costs a page
+    fault every 4 KiB, nearly half the time of its gradient. Zeros that nobody touches cost nothing.
+    """
+    make = np.zeros if zeros else np.empty
+    memory = make(cost.numel(), NUMPY_TYPE[cost.dtype])
+    if cost.is_contiguous() or cost.dim() > 4:
+        return from_array(memory, cost.shape)
+    strides = torch.empty_like(cost, device="meta").stride()  # dense, in the order of the costs
+    bytes_of = tuple(stride * memory.itemsize for stride in strides)
+    return torch.from_numpy(np.ndarray(tuple(cost.shape), memory.dtype, memory, 0, bytes_of))
 
 
 def flat(x: Tensor | None) -> np.ndarray:

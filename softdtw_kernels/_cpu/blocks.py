@@ -63,6 +63,10 @@ def row_mask(context: Any, builder: Any, kind: Vector, limits: list[Any], lane: 
     return lane_mask(builder, kind, *edges)
 
 
+def column_index(builder: Any, index: Any, step: Any, column: int) -> Any:
+    return builder.add(index, builder.mul(step, ir.Constant(step.type, column)))
+
+
 def masked(builder: Any, kind: Vector, name: str, result: ir.Type, arguments: list[Any]) -> Any:
     return call_llvm(builder, f"llvm.masked.{name}.{suffix(kind)}.p0", result, arguments)
 
@@ -76,8 +80,8 @@ def of_type(builder: Any, vector: Any, source: Vector, target: Vector) -> Any:
 
 
 @intrinsic
-def load_block(typingctx, memory, address, stride, starts, stops, offset, packed, at):
-    """packed[at + c lanes + l] = element c of the row of lane l, if starts[l] <= offset + c <
+def load_block(typingctx, memory, address, stride, starts, stops, offset, packed, at, step):
+    """packed[at + c step + l] = element c of the row of lane l, if starts[l] <= offset + c <
     stops[l]; else +inf.
 
     The row of lane l begins at the byte address + l stride. Elements outside the bounds are not
@@ -87,13 +91,13 @@ def load_block(typingctx, memory, address, stride, starts, stops, offset, packed
     stored = Vector(memory.dtype, kind.lanes)
 
     def codegen(context, builder, sig, args):
-        _, base, step, first, last, shift, array, index = args
+        _, base, skew, first, last, shift, array, index, packed_step = args
         limits = [(sig.args[3], first), (sig.args[4], last), shift]
         align = ir.Constant(ir.IntType(32), stored.dtype.bitwidth // 8)
         rows = []
         for lane in range(kind.lanes):
             arguments = [
-                row_pointer(builder, stored, base, step, lane),
+                row_pointer(builder, stored, base, skew, lane),
                 align,
                 row_mask(context, builder, kind, limits, lane),
                 constant(stored, float("inf")),
@@ -101,34 +105,35 @@ def load_block(typingctx, memory, address, stride, starts, stops, offset, packed
             row = masked(builder, stored, "load", stored.ir_type, arguments)
             rows.append(of_type(builder, row, stored, kind))
         for c, column in enumerate(transpose(builder, rows)):
-            where = builder.add(index, ir.Constant(index.type, c * kind.lanes))
+            where = column_index(builder, index, packed_step, c)
             pointer = vector_pointer(context, builder, sig.args[6], array, where, kind)
             builder.store(column, pointer, align=kind.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     integer = types.intp
-    return types.void(memory, integer, integer, starts, stops, integer, packed, integer), codegen
+    arguments = (memory, integer, integer, starts, stops, integer, packed, integer, integer)
+    return types.void(*arguments), codegen
 
 
 @intrinsic
-def store_block(typingctx, packed, at, memory, address, stride, starts, stops, offset):
+def store_block(typingctx, packed, at, step, memory, address, stride, starts, stops, offset):
     """The inverse of load_block. Elements outside the bounds are not written."""
     kind = Vector(packed.dtype)
     stored = Vector(memory.dtype, kind.lanes)
 
     def codegen(context, builder, sig, args):
-        array, index, _, base, step, first, last, shift = args
-        limits = [(sig.args[5], first), (sig.args[6], last), shift]
+        array, index, packed_step, _, base, skew, first, last, shift = args
+        limits = [(sig.args[6], first), (sig.args[7], last), shift]
         align = ir.Constant(ir.IntType(32), stored.dtype.bitwidth // 8)
         columns = []
         for c in range(kind.lanes):
-            where = builder.add(index, ir.Constant(index.type, c * kind.lanes))
+            where = column_index(builder, index, packed_step, c)
             pointer = vector_pointer(context, builder, sig.args[0], array, where, kind)
             columns.append(builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type))
         for lane, row in enumerate(transpose(builder, columns)):
             arguments = [
                 of_type(builder, row, kind, stored),
-                row_pointer(builder, stored, base, step, lane),
+                row_pointer(builder, stored, base, skew, lane),
                 align,
                 row_mask(context, builder, kind, limits, lane),
             ]
@@ -136,4 +141,5 @@ def store_block(typingctx, packed, at, memory, address, stride, starts, stops, o
         return context.get_dummy_value()
 
     integer = types.intp
-    return types.void(packed, integer, memory, integer, integer, starts, stops, integer), codegen
+    arguments = (packed, integer, integer, memory, integer, integer, starts, stops, integer)
+    return types.void(*arguments), codegen

@@ -18,18 +18,9 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
+from .floating import fma, fms, fnma, nearest, scaled, split_exponent, to_float, to_integer
 from .jit import inline
-from .simd import (
-    fma,
-    larger,
-    like,
-    nearest,
-    power_of_two,
-    smaller,
-    split_exponent,
-    to_float,
-    to_integer,
-)
+from .simd import larger, like, smaller
 
 # 2^f on [-1/2, 1/2], Chebyshev fits: relative errors 2e-9 and 3e-18 before rounding. The first
 # coefficient is left out.
@@ -147,18 +138,16 @@ def surprise(p):
 
 
 @inline
-def exponential(d, high, low, smallest, largest):
-    """(w, k) with (1 + w) 2^k = 2^(d (high + low)) and w near 0; d is clamped to the bounds, NaN
+def exponential(d, high, low, largest):
+    """(w, k) with (1 + w) 2^k = 2^(d (high + low)) and w near 0; d is clamped to the largest, NaN
     stays in w.
 
     The product is exact to twice the precision: rounded once, a cost of 1e5 gamma would lose the
-    fraction.
+    fraction. Below minus the largest the result is meaningless; it is not certified.
     """
-    d = smaller(largest, larger(smallest, d))
-    t = d * high
-    r = nearest(t)
-    f = (t - r) + fma(d, low, fma(d, high, like(t, 0.0) - t))
-    return power_of_fraction(f), to_integer(larger(r, like(r, -(2.0**51))))
+    d = smaller(largest, d)
+    r = nearest(d * high)
+    return power_of_fraction(fma(d, low, fms(d, high, r))), to_integer(r)
 
 
 @inline
@@ -167,9 +156,8 @@ def step(w, k, floor, m_diagonal, k_diagonal, m_up, k_up, m_left, k_left):
     their sum.
     """
     top = larger(larger(k_diagonal, k_up), k_left)
-    diagonal = m_diagonal * power_of_two(k_diagonal - top)
-    up = m_up * power_of_two(k_up - top)
-    left = m_left * power_of_two(k_left - top)
+    diagonal = scaled(m_diagonal, k_diagonal - top)
+    up, left = scaled(m_up, k_up - top), scaled(m_left, k_left - top)
     total = (diagonal + up) + left
     mantissa, e = split_exponent(fma(total, w, total))
     return mantissa, larger(floor, (top + k) + e), diagonal, up, left, total
@@ -183,4 +171,4 @@ def quotient(a, b, inverse):
     long path.
     """
     q = a * inverse
-    return fma(fma(like(q, 0.0) - q, b, a), inverse, q)
+    return fma(fnma(q, b, a), inverse, q)

@@ -4,7 +4,11 @@ A group is up to `lanes` pairs, neighbors in memory, so that a square of the cos
 transposed at once. All lanes walk the lattice row by row together; beyond its own lengths a lane
 computes what is never used. In a weak lattice only the odd-odd cells have costs of their own: the
 factor of a dummy cell is computed once a pair. Nothing depends on the other lanes, so neither does
-a result on its place in the batch.
+a result on its place in the batch. A cell is computed by the same operations as in `strips`, so
+both give the same bits.
+
+Weights are kept for a block of rows that stays in the second cache level. The rows above the blocks
+are kept, from which all but the last are computed again, from the last to the first.
 """
 
 from __future__ import annotations
@@ -17,10 +21,14 @@ from .jit import inline, jit, outlined, plain
 from .lattice import entry, has_pairs, lattice_of, length, of_cost, size_of
 from .scaling import TINY, conclude, set_rates
 from .simd import keep_above, like, load, smaller, store
+from .subnormal import flush_subnormals, restore
 
 # Rows of the geometry of a group, one column for each lane: lengths of the sequences, rows and
 # columns of the lattice, smallest and largest column minus row inside the band.
 N, M, ROWS, COLUMNS, LOW, HIGH = range(6)
+
+WEIGHTS = 768 * 1024  # bytes of the weights of a block: they stay in the second cache level
+SHORTEST = 8  # rows of a block, so that the rows kept above them are few
 
 
 @inline
@@ -30,7 +38,7 @@ def begin_group(index, shape, gamma, n, m, weak, bandwidth, bounds, geometry, ra
     Returns its first pair, the number of its pairs, and the rows and columns of the largest
     lattice. Lanes beyond the pairs repeat the last one.
     """
-    lanes, pairs = rate.size // 4, shape[1]
+    lanes, pairs = rate.size // 3, shape[1]
     in_a_row = (pairs + lanes - 1) // lanes  # groups: none crosses a row of pairs
     row, k = index // in_a_row, index % in_a_row
     q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
@@ -45,7 +53,7 @@ def begin_group(index, shape, gamma, n, m, weak, bandwidth, bounds, geometry, ra
         if gamma.size > 1 or lane == 0:
             set_rates(entry(gamma, p), bounds, rate, lane)
         else:
-            for k in range(4):
+            for k in range(3):
                 rate[k * lanes + lane] = rate[k * lanes]
     return q, count, most_rows, most_columns
 
@@ -74,7 +82,7 @@ def pack(cost4, q, i, starts, stops, columns, packed):
         base = costs.ctypes.data + i * cost4.strides[2]
         for j in range(0, columns, lanes):
             at = base + j * cost4.itemsize
-            load_block(cost4, at, cost4.strides[1], starts, stops, j, packed, j * lanes)
+            load_block(cost4, at, cost4.strides[1], starts, stops, j, packed, j * lanes, lanes)
         return
     for k in range(packed.size):
         packed[k] = np.inf
@@ -92,7 +100,7 @@ def unpack(mass, grad4, q, i, starts, stops, columns):
         base = grads.ctypes.data + i * grad4.strides[2]
         for j in range(0, columns, lanes):
             at = base + j * grad4.itemsize
-            store_block(mass, j * lanes, grad4, at, grad4.strides[1], starts, stops, j)
+            store_block(mass, j * lanes, lanes, grad4, at, grad4.strides[1], starts, stops, j)
         return
     for lane in range(lanes):
         for j in range(starts[lane], stops[lane]):
@@ -101,10 +109,11 @@ def unpack(mass, grad4, q, i, starts, stops, columns):
 
 @outlined
 def forward(
-    cost4, geometry, q, count, rows, columns, first_end, full, weak, rates, theta, floor,
+    cost4, geometry, q, count, start, stop, columns, first_end, full, weak, rates, theta, floor,
     packed, row_m, row_k, starts, stops, checks, exponents, keep, weights,
 ):  # fmt: skip
-    """Z of all cells of a group, row by row in row_m and row_k.
+    """Z of the cells of a group in the rows start <= i < stop, row by row in row_m and row_k, which
+    hold the row above.
 
     rates: as `scaling.set_rates` makes them; theta: dummy costs of the lanes. checks:
     rows of the lowest cost, of a sum that is NaN if a cost is, and of the mantissas at the end of
@@ -112,18 +121,19 @@ def forward(
     """
     lanes = starts.size
     r_high, r_low = load(rates, 0), load(rates, lanes)
-    smallest, largest = load(rates, 2 * lanes), load(rates, 3 * lanes)
+    largest = load(rates, 2 * lanes)
     one = like(r_high, 1.0)
     bottom = like(load(row_k, 0), floor)
-    for j in range(columns):
-        store(row_m, j * lanes, one)
-        store(row_k, j * lanes, bottom)
-    lowest, nan_sum = like(r_high, np.inf), like(r_high, 0.0)
-    w_dummy, k_dummy = exponential(load(theta, 0), r_high, r_low, smallest, largest)
+    if start == 0:
+        for j in range(columns):
+            store(row_m, j * lanes, one)
+            store(row_k, j * lanes, bottom)
+    lowest, nan_sum = load(checks, 0), load(checks, lanes)
+    w_dummy, k_dummy = exponential(load(theta, 0), r_high, r_low, largest)
     if weak:
-        lowest, nan_sum = load(theta, 0), w_dummy
+        lowest, nan_sum = smaller(load(theta, 0), lowest), nan_sum + w_dummy
     at = 0
-    for i in range(rows):
+    for i in range(start, stop):
         real = has_pairs(weak, i)
         if real:
             cost_row = of_cost(weak, i)
@@ -145,7 +155,7 @@ def forward(
             w, k = w_dummy, k_dummy
             if real and has_pairs(weak, j):
                 d = load(packed, of_cost(weak, j) * lanes)
-                w, k = exponential(d, r_high, r_low, smallest, largest)
+                w, k = exponential(d, r_high, r_low, largest)
                 lowest = smaller(d, lowest)
                 nan_sum = nan_sum + w
             diagonal_m, diagonal_k = up_m, up_k
@@ -173,23 +183,20 @@ def forward(
 
 @outlined
 def backward(
-    grad4, geometry, q, count, rows, columns, first_end, full, weak, scale, tiny,
+    grad4, geometry, q, count, start, stop, columns, first_end, full, weak, scale, tiny,
     mass, below, starts, stops, weights, with_gamma, sums,
 ):  # fmt: skip
-    """Expected visits of all cells of a group, times scale; the weights are those of forward.
+    """Expected visits of the cells of a group in the rows start <= i < stop, times scale; the
+    weights are those of forward.
 
     below: what the row below hands to each cell. sums: rows of the visits of dummies and of the
-    entropies in bits.
+    entropies in bits, to which those of these rows are added.
     """
     lanes = starts.size
     factor = load(scale, 0)
     zero, threshold = like(factor, 0.0), like(factor, tiny)
-    for j in range(columns):
-        store(below, j * lanes, zero)
-    for lane in range(2 * lanes):
-        sums[lane] = 0.0
-    at = 3 * lanes * rows * columns
-    for i in range(rows - 1, -1, -1):
+    at = 3 * lanes * (stop - start) * columns
+    for i in range(stop - 1, start - 1, -1):
         for lane in range(count if i >= first_end else 0):
             if i == geometry[ROWS, lane] - 1:
                 below[(geometry[COLUMNS, lane] - 1) * lanes + lane] += 1.0
@@ -231,6 +238,12 @@ def backward(
                 sums[lanes + lane] += mass[lane]
 
 
+@inline
+def copy_row(from_m, to_m, from_k, to_k, at_from, at_to, size):
+    for c in range(size):
+        to_m[at_to + c], to_k[at_to + c] = from_m[at_from + c], from_k[at_from + c]
+
+
 @jit
 def solve(
     first, last, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
@@ -248,13 +261,18 @@ def solve(
     padded = (most_columns + lanes) * lanes  # whole squares
     packed, below = np.empty(padded, floats.dtype), np.empty(padded, floats.dtype)
     row_m, row_k = np.empty(padded, floats.dtype), np.empty(padded, integers.dtype)
-    cells = most_rows * most_columns if with_grad else 0
-    weights = np.empty(3 * lanes * cells, floats.dtype)
-    rate, checks = np.empty(4 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
+    height = most_rows
+    if with_grad:
+        height = min(height, max(SHORTEST, WEIGHTS // (3 * 64 * most_columns)))
+    weights = np.empty(3 * lanes * most_columns * height if with_grad else 0, floats.dtype)
+    kept = padded * ((most_rows - 1) // height)
+    kept_m, kept_k = np.empty(kept, floats.dtype), np.empty(kept, integers.dtype)
+    rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     theta, factor = np.zeros(lanes, floats.dtype), np.zeros(lanes, floats.dtype)
     exponents, group_sums = np.zeros(lanes, np.int64), np.empty(2 * lanes)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     geometry = np.empty((6, lanes), np.int64)
+    before = flush_subnormals()
     for index in range(first, last):
         q, count, rows, columns = begin_group(
             index, cost4.shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate
@@ -275,10 +293,17 @@ def solve(
                 theta[lane] = entry(dummy, p)
             if with_grad:
                 factor[lane] = scale[p]
-        forward(
-            cost4, geometry, q, count, rows, columns, first_end, full, weak, rate, theta, floor,
-            packed, row_m, row_k, starts, stops, checks, exponents, with_grad, weights,
-        )  # fmt: skip
+        for lane in range(lanes):
+            checks[lane], checks[lanes + lane] = np.inf, 0.0
+        final = (rows - 1) // height
+        for part in range(final + 1):
+            if part > 0:
+                copy_row(row_m, kept_m, row_k, kept_k, 0, (part - 1) * padded, columns * lanes)
+            forward(
+                cost4, geometry, q, count, part * height, min(rows, (part + 1) * height), columns,
+                first_end, full, weak, rate, theta, floor, packed, row_m, row_k, starts, stops,
+                checks, exponents, with_grad and part == final, weights,
+            )  # fmt: skip
         for lane in range(count):
             value[q + lane], status[q + lane] = conclude(
                 checks[2 * lanes + lane], exponents[lane], checks[lane], checks[lanes + lane],
@@ -287,10 +312,25 @@ def solve(
             )  # fmt: skip
         if not with_grad:
             continue
-        backward(
-            grad4, geometry, q, count, rows, columns, first_end, full, weak, factor, bounds[TINY],
-            packed, below, starts, stops, weights, with_gamma, group_sums,
-        )  # fmt: skip
+        for k in range(columns * lanes):
+            below[k] = 0.0
+        for lane in range(2 * lanes):
+            group_sums[lane] = 0.0
+        for part in range(final, -1, -1):
+            start, stop = part * height, min(rows, (part + 1) * height)
+            if part < final:
+                if part > 0:
+                    copy_row(kept_m, row_m, kept_k, row_k, (part - 1) * padded, 0, columns * lanes)
+                forward(
+                    cost4, geometry, q, count, start, stop, columns, first_end, full, weak, rate,
+                    theta, floor, packed, row_m, row_k, starts, stops, checks, exponents,
+                    plain(True), weights,
+                )  # fmt: skip
+            backward(
+                grad4, geometry, q, count, start, stop, columns, first_end, full, weak, factor,
+                bounds[TINY], packed, below, starts, stops, weights, with_gamma, group_sums,
+            )  # fmt: skip
         for lane in range(count):
             sums[0, q + lane] = group_sums[lane] * scale[q + lane]
             sums[1, q + lane] = group_sums[lanes + lane] * scale[q + lane]
+    restore(before)

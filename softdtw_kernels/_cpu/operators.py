@@ -16,7 +16,7 @@ from .._checks import LARGEST_GAMMA, gamma_error
 from .._problem import Problem, SmoothedProblem, Smoothing
 from . import exact, second_order
 from . import smoothing as smoothing_kernels
-from .arrays import as_array, flat, four_dimensional, from_array, one_or_all
+from .arrays import as_array, flat, four_dimensional, from_array, matrix_like, one_or_all
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
 from .scaling import precision_of
@@ -61,14 +61,6 @@ def batch_to_smooth(smoothing: Smoothing) -> Batch:
     return batch_of(Problem(cost, gamma, None, x_lengths, y_lengths, None))
 
 
-def empty_like(cost: Tensor, zeros: bool) -> Tensor:
-    """A matrix for every pair, laid out as the costs if that allows a four-dimensional view."""
-    make = torch.zeros_like if zeros else torch.empty_like
-    if cost.dim() > 4:
-        return make(cost, memory_format=torch.contiguous_format)
-    return make(cost)
-
-
 def value(problem: Problem) -> Tensor:
     cost, task = problem.cost, batch_of(problem)
     return from_array(solve(task, None), cost.shape[:-2])
@@ -80,7 +72,7 @@ def gradient(
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     cost, task = problem.cost, batch_of(problem)
-    grad = empty_like(cost, zeros=task.partial)
+    grad = matrix_like(cost, zeros=task.partial or not task.in_lanes(with_parameters))
     scale = flat(grad_value.to(cost.dtype))
     gradients = Gradients(scale, with_parameters, as_array(four_dimensional(grad)))
     solve(task, gradients)
@@ -97,7 +89,7 @@ def hessian_product(
     tangent_dummy: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     cost, task = problem.cost, batch_of(problem)
-    out = empty_like(cost, zeros=True)
+    out = matrix_like(cost, zeros=True)
     scale, tg, td = flat(grad_value.double()), flat(tangent_gamma), flat(tangent_dummy)
     tangent_value, out_gamma, out_dummy = np.empty((3, task.pairs))
 
@@ -143,7 +135,7 @@ def path(problem: Problem) -> list[Tensor]:
 
 def smooth(smoothing: Smoothing) -> Tensor:
     cost, task = smoothing.cost, batch_to_smooth(smoothing)
-    result = empty_like(cost, zeros=task.partial)
+    result = matrix_like(cost, zeros=task.partial)
     out = as_array(four_dimensional(result))
     precision, origin = precision_of(out), math.log(smoothing.origin_count)
     scaling = (task.cost, task.gamma, task.n, task.m, precision.floats, precision.bounds, origin)
@@ -163,7 +155,7 @@ def smooth_vjp(
     grad_s: Tensor,
 ) -> tuple[Tensor, Tensor]:
     cost, task = smoothing.cost, batch_to_smooth(smoothing)
-    result = empty_like(cost, zeros=task.partial)
+    result = matrix_like(cost, zeros=task.partial)
     grad, adjoint = (as_array(four_dimensional(t)) for t in (result, grad_s))
     grad_gamma = np.zeros(task.pairs)
     precision, origin = precision_of(grad), math.log(smoothing.origin_count)

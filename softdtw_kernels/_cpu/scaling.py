@@ -28,8 +28,8 @@ class Precision:
 
     floor: the exponent of forbidden cells. limit: an exponent of a cost is clamped here, so that
     floor - limit fits the integers. rise: bound on what negative costs may add along a path.
-    tiny: a smaller mass is taken for 0, so that none is subnormal. wanted: relative error of
-    values.
+    tiny: a smaller mass is taken for 0, so that none is subnormal and tiles with next to no mass
+    are passed over; all of it together is far below any rounding. wanted: relative error of values.
     """
 
     floats: np.ndarray  # empty: kernels read the type off it
@@ -66,7 +66,7 @@ DOUBLE = Precision(
     -(2**50),
     2.0**50 - 2**10,
     2.0**47,
-    1e-250,
+    1e-60,
     1e-12,
 )
 
@@ -83,12 +83,12 @@ def usable(gamma):
 
 @inline
 def set_rates(gamma, bounds, rate, lane):
-    """rate: rows of -log2(e) / gamma as the sum of two floats, and of the smallest and largest cost
-    that is not clamped; here one lane of them.
+    """rate: rows of -log2(e) / gamma as the sum of two floats, and of the largest cost that is not
+    clamped; here one lane of them.
 
     A gamma that is not usable gets the rates of 1; its results are not certified.
     """
-    lanes = rate.size // 4
+    lanes = rate.size // 3
     g = gamma if usable(gamma) else 1.0
     high = -LOG2_E / g
     # The residual of the quotient needs the product high * g exactly (Dekker).
@@ -100,29 +100,31 @@ def set_rates(gamma, bounds, rate, lane):
     low = ((-LOG2_E - product) - error - LOG2_E_LOW) / g
     rate[lane] = high
     rate[lanes + lane] = (high - rate[lane]) + low
-    rate[3 * lanes + lane] = bounds[LIMIT] / abs(high)
-    rate[2 * lanes + lane] = -rate[3 * lanes + lane]
+    rate[2 * lanes + lane] = bounds[LIMIT] / abs(high)
 
 
 @inline
 def conclude(mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, bounds, to_return):
     """The value of a pair, and whether clamping and flushing at the floor changed nothing.
 
-    nan_sum is NaN if a cost is. Negative costs raise a flushed or clamped path by less than `rise`,
-    so it ends below floor / 2 - rise; the true value lies above floor / 2, further away than any
-    precision reaches. The error of a value is a rounding of gamma at each cell of a path, so values
-    that are to be returned are not certified near 0; gradients are.
+    nan_sum is NaN if a cost is, or if one is so low that another tier has to tell. Negative costs
+    raise a flushed or clamped path by less than `rise`, so it ends below floor / 2 - rise; the true
+    value lies above floor / 2, further away than any precision reaches. The error of a value is a
+    rounding of gamma at each cell of a path, so values that are to be returned are not certified
+    near 0; gradients are.
 
     Two roundings a step are counted in full, for they may all have one sign: where other paths
     weigh a little less than half a unit of the last place, each sum drops two predecessors.
     """
     if not usable(gamma):
         return 0.0, AGAIN
+    rate = -LOG2_E / gamma
+    if lowest * rate * (rows + columns) >= bounds[RISE]:
+        return 0.0, AGAIN
     if math.isnan(nan_sum):
         return np.nan, NOT_A_NUMBER
-    rate = -LOG2_E / gamma
     value = (exponent + math.log2(mantissa)) / rate
-    sure = lowest * rate * (rows + columns) < bounds[RISE] and exponent > floor // 2
+    sure = exponent > floor // 2
     if to_return:
         rounding = bounds[UNIT] * (math.sqrt(rows + columns) + 2 * max(rows, columns))
         sure = sure and abs(value) * bounds[WANTED] > rounding * gamma

@@ -136,6 +136,18 @@ def load(typingctx, array, index):
 
 
 @intrinsic
+def load_double(typingctx, array, index):
+    """As load, twice as many lanes: LLVM makes two vectors of them."""
+    kind = Vector(array.dtype, 2 * BITS // array.dtype.bitwidth)
+
+    def codegen(context, builder, sig, args):
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        return builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type)
+
+    return kind(array, types.intp), codegen
+
+
+@intrinsic
 def store(typingctx, array, index, vector):
     """array[index : index + lanes] = vector."""
 
@@ -280,96 +292,3 @@ def keep_above(typingctx, a, threshold):
         return builder.select(builder.fcmp_ordered(">", *args), args[0], constant(a, 0.0))
 
     return a(a, threshold), codegen
-
-
-# Floating point -----------------------------------------------------------------------------------
-# -------------------
-
-
-@intrinsic
-def fma(typingctx, a, b, c):
-    """a * b + c, rounded once."""
-
-    def codegen(context, builder, sig, args):
-        return call_llvm(builder, f"llvm.fma.{suffix(a)}", a.ir_type, list(args))
-
-    return a(a, b, c), codegen
-
-
-@intrinsic
-def nearest(typingctx, a):
-    """Rounded to the nearest integer, ties to even."""
-
-    def codegen(context, builder, sig, args):
-        return call_llvm(builder, f"llvm.rint.{suffix(a)}", a.ir_type, list(args))
-
-    return a(a), codegen
-
-
-@intrinsic
-def to_integer(typingctx, a):
-    """The integer in each lane of an integral float vector, at most 2^30 (float32) or 2^50
-    (float64) in size.
-    """
-    result = Vector(INTEGER_OF[a.dtype])
-
-    def codegen(context, builder, sig, args):
-        if a.dtype == types.float32:
-            return builder.fptosi(args[0], result.ir_type)
-        # Few processors convert to 64 bits. Added to 1.5 * 2^52, the integer stands in the low
-        # bits.
-        magic = constant(a, 6755399441055744.0)
-        bits = builder.bitcast(builder.fadd(args[0], magic), result.ir_type)
-        return builder.sub(bits, constant(result, 0x4338000000000000))
-
-    return result(a), codegen
-
-
-@intrinsic
-def to_float(typingctx, k):
-    """The floats nearest to integers."""
-    result = Vector(FLOAT_OF[k.dtype])
-
-    def codegen(context, builder, sig, args):
-        return builder.sitofp(args[0], result.ir_type)
-
-    return result(k), codegen
-
-
-EXPONENT = {32: (23, 127), 64: (52, 1023)}  # bits of the fraction, bias
-
-
-@intrinsic
-def power_of_two(typingctx, k):
-    """2^k as floats for integers k <= 0; exactly 0 at the smallest exponent and below."""
-    result = Vector(FLOAT_OF[k.dtype])
-
-    def codegen(context, builder, sig, args):
-        fraction, bias = EXPONENT[k.dtype.bitwidth]
-        low = constant(k, -bias)
-        k0 = builder.select(builder.icmp_signed(">", args[0], low), args[0], low)
-        bits = builder.shl(builder.add(k0, constant(k, bias)), constant(k, fraction))
-        return builder.bitcast(bits, result.ir_type)
-
-    return result(k), codegen
-
-
-@intrinsic
-def split_exponent(typingctx, a):
-    """(m, e) with a = m 2^e and 1 <= m < 2, for positive normal floats."""
-    integer = Vector(INTEGER_OF[a.dtype])
-    result = types.Tuple((a, integer))
-
-    def codegen(context, builder, sig, args):
-        fraction, bias = EXPONENT[a.dtype.bitwidth]
-        bits = builder.bitcast(args[0], integer.ir_type)
-        e = builder.sub(builder.lshr(bits, constant(integer, fraction)), constant(integer, bias))
-        kept = builder.and_(bits, constant(integer, (1 << fraction) - 1))
-        m = builder.or_(kept, constant(integer, bias << fraction))
-        return context.make_tuple(builder, result, (builder.bitcast(m, a.ir_type), e))
-
-    return result(a), codegen
-
-
-# Blocks: a square of memory, transposed on the way to or from a packed 1-D array
-# -------------------------------------

@@ -12,38 +12,30 @@ import math
 import numpy as np
 
 from .cell import exponential, log2_of_one_plus, quotient, surprise
+from .floating import fma, power_of_two
 from .jit import inline, jit
 from .lanes import begin_group, pack, row_bounds, unpack
 from .lattice import length
 from .scaling import LOG2_E
-from .simd import (
-    fma,
-    larger,
-    like,
-    load,
-    power_of_two,
-    smaller,
-    store,
-    where_finite,
-    without_infinity,
-)
+from .simd import larger, like, load, smaller, store, where_finite, without_infinity
+from .subnormal import flush_subnormals, restore
 
 
 @inline
-def factor(d, best, r_high, r_low, smallest, largest):
+def factor(d, best, r_high, r_low, largest):
     """exp(-(d - best) / g), 0 for d = +inf."""
-    w, k = exponential(d - best, r_high, r_low, smallest, largest)
+    w, k = exponential(d - best, r_high, r_low, largest)
     scale = power_of_two(k)
     return fma(w, scale, scale)
 
 
 @inline
-def softmin(diagonal, up, left, r_high, r_low, smallest, largest):
+def softmin(diagonal, up, left, r_high, r_low, largest):
     """Smallest of the three, their factors on its scale, and the sum of these."""
     best = smaller(diagonal, smaller(up, left))
-    f0 = factor(diagonal, best, r_high, r_low, smallest, largest)
-    f1 = factor(up, best, r_high, r_low, smallest, largest)
-    f2 = factor(left, best, r_high, r_low, smallest, largest)
+    f0 = factor(diagonal, best, r_high, r_low, largest)
+    f1 = factor(up, best, r_high, r_low, largest)
+    f2 = factor(left, best, r_high, r_low, largest)
     return best, f0, f1, f2, (f0 + f1) + f2
 
 
@@ -62,15 +54,16 @@ def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
     above = np.empty((columns + lanes) * lanes, floats.dtype)
     here = np.empty((columns + lanes) * lanes, floats.dtype)
     result = np.empty((columns + lanes) * lanes, floats.dtype)
-    rate = np.empty(4 * lanes, floats.dtype)
+    rate = np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     geometry = np.empty((6, lanes), np.int64)
+    before = flush_subnormals()
     for index in range(first, last):
         q, count, rows, _ = begin_group(
             index, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate
         )
         r_high, r_low = load(rate, 0), load(rate, lanes)
-        smallest, largest = load(rate, 2 * lanes), load(rate, 3 * lanes)
+        largest = load(rate, 2 * lanes)
         infinite = like(r_high, np.inf)
         for i in range(rows):
             row_bounds(i, geometry, count, False, starts, stops)
@@ -79,9 +72,7 @@ def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
             for j in range(columns):
                 d = load(here, j * lanes)
                 up = load(above, j * lanes) if i > 0 else infinite
-                best, f0, f1, f2, total = softmin(
-                    diagonal, up, left, r_high, r_low, smallest, largest
-                )
+                best, f0, f1, f2, total = softmin(diagonal, up, left, r_high, r_low, largest)
                 # softmin = best - g ln(total) = best + log2(total) / rate. With costs small against
                 # gamma it is the sum of small numbers: log2(1) must be 0, not a rounding of it.
                 others = beside_the_largest(f0, f1, f2, total)
@@ -93,6 +84,7 @@ def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
                 diagonal, left = up, d
             unpack(result, out4, q, i, starts, stops, columns)
             above, here = here, above
+    restore(before)
 
 
 @jit
@@ -107,15 +99,16 @@ def smooth_vjp(
     mass = np.empty((columns + lanes) * lanes, floats.dtype)
     grad_above = np.empty((columns + lanes) * lanes, floats.dtype)
     grad_here = np.empty((columns + lanes) * lanes, floats.dtype)
-    rate, bits_of_row = np.empty(4 * lanes, floats.dtype), np.empty(lanes, floats.dtype)
+    rate, bits_of_row = np.empty(3 * lanes, floats.dtype), np.empty(lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     geometry = np.empty((6, lanes), np.int64)
+    before = flush_subnormals()
     for index in range(first, last):
         q, count, rows, _ = begin_group(
             index, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate
         )
         r_high, r_low = load(rate, 0), load(rate, lanes)
-        smallest, largest = load(rate, 2 * lanes), load(rate, 3 * lanes)
+        largest = load(rate, 2 * lanes)
         infinite, zero, one = like(r_high, np.inf), like(r_high, 0.0), like(r_high, 1.0)
         for lane in range(count):
             grad_gamma[q + lane] = 0.0
@@ -128,9 +121,7 @@ def smooth_vjp(
                 # Beyond the lengths the packed mass is +inf; a NaN is one of the pair's own.
                 d, p = load(here, j * lanes), without_infinity(load(mass, j * lanes))
                 up = load(above, j * lanes) if i > 0 else infinite
-                best, f0, f1, f2, total = softmin(
-                    diagonal, up, left, r_high, r_low, smallest, largest
-                )
+                best, f0, f1, f2, total = softmin(diagonal, up, left, r_high, r_low, largest)
                 inverse = one / total
                 if i == 0 and j == 0:
                     w0, w1, w2 = zero, zero, zero
@@ -164,6 +155,7 @@ def smooth_vjp(
             grad_above, grad_here = grad_here, grad_above
         row_bounds(rows - 1, geometry, count, False, starts, stops)
         unpack(grad_above, grad4, q, rows - 1, starts, stops, columns)
+    restore(before)
 
 
 @inline

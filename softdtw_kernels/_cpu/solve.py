@@ -20,7 +20,10 @@ from .threads import run_chunks
 
 NOTHING = np.empty(0)
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
-SMALL = 1600  # lattice cells up to which lanes are pairs: their weights stay in the second cache
+SMALL = 1600  # lattice cells of a small pair
+LANES = 256**2  # lattice cells up to which lanes can be pairs
+STRIP_STEP = 1.25  # time of a step of a strip of a vector's rows over that of a step of lanes
+LANES_ROW = 4  # steps of lanes that the begin of a row takes as long as
 COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 
@@ -54,6 +57,32 @@ class Batch:
     @property
     def small(self) -> bool:
         return self.lattice[0] * self.lattice[1] <= SMALL
+
+    def in_lanes(self, sums: bool) -> bool:
+        """Whether the lanes of a vector are pairs, and not rows of one pair.
+
+        What takes fewer steps: lanes do, if most of them hold pairs, and lengths and band are about
+        those of the matrix. Values and gradients have the same bits either way. Sums over cells
+        (derivatives by the dummy cost and by gamma, if asked for) have not: there the choice must
+        not depend on the batch.
+        """
+        rows, columns = self.lattice
+        if sums or self.dummy.size > 0:
+            return self.small
+        if rows * columns > LANES:
+            return False
+        width = precision_of(self.cost).lanes
+        strips_of_pairs = self.pairs * -(-rows // width)
+        if self.n.size:
+            rows, strips_of_pairs = self.n.max(), np.sum(-(-self.n // width))
+        steps = columns
+        if self.m.size:
+            columns, steps = self.m.max(), self.m.mean()
+        if self.bandwidth >= 0:
+            low, high = band_limits(rows, columns, self.bandwidth)
+            steps = min(steps, high - low + width)
+        in_strips = strips_of_pairs * (steps + width - 1)
+        return bool(self.groups * rows * (columns + LANES_ROW) <= STRIP_STEP * in_strips)
 
     @property
     def cells(self) -> int:
@@ -92,7 +121,9 @@ class Gradients:
 
     scale: np.ndarray  # (P,)
     with_gamma: bool
-    cost: np.ndarray  # (A, B, N, M); cells beyond the lengths or the band stay as they are
+    # (A, B, N, M). Cells beyond the lengths or the band stay as they are, and so do those without
+    # mass if lanes are not pairs: zeros.
+    cost: np.ndarray
     sums: np.ndarray = field(init=False)  # rows: by the dummy cost, and entropies in bits
 
     def __post_init__(self) -> None:
@@ -159,12 +190,13 @@ def vectorized(
 ) -> None:
     """Values, and which of them (and of the gradients written) are certified."""
     common = arguments(task, gradients, precision_of(task.cost), out, status)
-    tier = lanes if task.small else strips
+    in_lanes = task.in_lanes(gradients is not None and gradients.with_gamma)
+    tier = lanes if in_lanes else strips
 
     def work(first: int, last: int) -> None:
         tier.solve(first, last, *common)
 
-    run_chunks(task.groups if task.small else task.pairs, task.cells, work)
+    run_chunks(task.groups if in_lanes else task.pairs, task.cells, work)
 
 
 def read_as_float64(
@@ -176,6 +208,9 @@ def read_as_float64(
 ) -> None:
     """Some long pairs of a float32 problem again, as vectorized does them."""
     common = arguments(task, gradients, DOUBLE, out, status)
+    if gradients is not None and task.in_lanes(gradients.with_gamma):
+        for q in items:  # lanes have written there, and strips write where mass flows
+            gradients.cost[divmod(q, task.cost.shape[1])] = 0.0
 
     def work(first: int, last: int) -> None:
         for q in items[first:last]:

@@ -1,0 +1,195 @@
+"""Steps of a strip of rows (see `strips`): the recursion, and its adjoint.
+
+At step t of a strip, lane k is at the cell (row + lane, first + t - lane).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .blocks import load_block, store_block
+from .cell import exponential, quotient, step, surprise
+from .jit import inline, outlined
+from .lattice import cost_at, give
+from .simd import (
+    first_lane,
+    keep_above,
+    lane_sum,
+    last_lane,
+    like,
+    shift_down,
+    shift_up,
+    smaller,
+    store,
+)
+from .simd import load_double as load
+
+WIDTH = 128  # bytes of a row of lanes: two vectors, so that borders take half the memory
+CHUNK = 64  # steps packed at a time: they stay in the first cache level
+TILE = 2 * CHUNK  # steps that are computed again together
+
+
+@outlined
+def pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed):
+    """packed[(t - t0) lanes + lane] = cost of the cell of lane k at step t, for t0 <= t < t1 (and
+    up to a square more).
+    """
+    lanes = starts.size
+    skew = cost.strides[0] - cost.strides[1]
+    if not weak and cost.strides[1] == cost.itemsize:
+        side = 64 // packed.itemsize
+        for k in range(0, lanes, side):
+            base = cost.ctypes.data + row * cost.strides[0] + first * cost.strides[1] + k * skew
+            begin, end = starts[k : k + side], stops[k : k + side]
+            for t in range(t0, t1, side):
+                at = base + t * cost.strides[1]
+                load_block(cost, at, skew, begin, end, t, packed, (t - t0) * lanes + k, lanes)
+        return
+    for k in range(packed.size):
+        packed[k] = np.inf
+    for lane in range(lanes):
+        i, j = row + lane, first - lane
+        for t in range(max(starts[lane], t0), min(stops[lane], t1)):
+            packed[(t - t0) * lanes + lane] = cost_at(cost, theta, weak, i, j + t)
+
+
+@outlined
+def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
+    """What pack did, backward: mass to the gradient; returns the sum over the dummy cells."""
+    lanes = starts.size
+    dummies = 0.0
+    skew = grad.strides[0] - grad.strides[1]
+    if not weak and grad.strides[1] == grad.itemsize:
+        side = 64 // mass.itemsize
+        for k in range(0, lanes, side):
+            base = grad.ctypes.data + row * grad.strides[0] + first * grad.strides[1] + k * skew
+            begin, end = starts[k : k + side], stops[k : k + side]
+            for t in range(t0, t1, side):
+                at = base + t * grad.strides[1]
+                store_block(mass, (t - t0) * lanes + k, lanes, grad, at, skew, begin, end, t)
+        return dummies
+    for lane in range(lanes):
+        i, j = row + lane, first - lane
+        for t in range(max(starts[lane], t0), min(stops[lane], t1)):
+            e = mass[(t - t0) * lanes + lane]
+            dummies += give(grad, weak, i, j + t, e)
+    return dummies
+
+
+@outlined
+def forward(
+    cost, theta, weak, row, lanes, begin, steps, first, starts, stops, rates, floor, packed,
+    above_m, above_k, shift, border_m, border_k, checks, save, states_m, states_k, state,
+    keep, weights, offset,
+):  # fmt: skip
+    """The steps begin <= t < steps of one strip: reads the border above it, leaves the border of
+    its last row, and the last step in checks.
+
+    The border above column first + t is entry shift + t + 1 of above. The registers before step t
+    are those of state + t // TILE: saved there if asked for, and loaded if the strip has begun.
+    checks: rows of the minimum of the costs, of a sum that is NaN if a cost is, and of the last
+    mantissas. Returns the vector of exponents of the last step.
+    """
+    r_high, r_low = load(rates, 0), load(rates, lanes)
+    largest = load(rates, 2 * lanes)
+    lowest, nan_sum = load(checks, 0), load(checks, lanes)
+    one = like(r_high, 1.0)
+    bottom = like(load(border_k, 0), floor)
+    m, k = one, bottom
+    m_up, k_up = shift_up(one, above_m[shift]), shift_up(bottom, above_k[shift])
+    if begin > 0:
+        at = 2 * lanes * (state + begin // TILE)
+        m, m_up = load(states_m, at), load(states_m, at + lanes)
+        k, k_up = load(states_k, at), load(states_k, at + lanes)
+    for t0 in range(begin, steps, CHUNK):
+        t1 = min(steps, t0 + CHUNK)
+        if save and t0 % TILE == 0:
+            at = 2 * lanes * (state + t0 // TILE)
+            store(states_m, at, m)
+            store(states_m, at + lanes, m_up)
+            store(states_k, at, k)
+            store(states_k, at + lanes, k_up)
+        pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed)
+        for t in range(t0, t1):
+            d = load(packed, (t - t0) * lanes)
+            w, dk = exponential(d, r_high, r_low, largest)
+            lowest = smaller(d, lowest)
+            nan_sum = nan_sum + w
+            m_diagonal, k_diagonal = m_up, k_up
+            m_up, k_up = (
+                shift_up(m, above_m[shift + t + 1]),
+                shift_up(k, above_k[shift + t + 1]),
+            )
+            m, k, p_diagonal, p_up, p_left, total = step(
+                w, dk, bottom, m_diagonal, k_diagonal, m_up, k_up, m, k
+            )
+            if t >= lanes - 1:
+                border_m[first + t - lanes + 2] = last_lane(m)
+                border_k[first + t - lanes + 2] = last_lane(k)
+            if keep:
+                share = one / total
+                at = offset + 3 * lanes * (t - begin)
+                store(weights, at, quotient(p_diagonal, total, share))
+                store(weights, at + lanes, quotient(p_up, total, share))
+                store(weights, at + 2 * lanes, quotient(p_left, total, share))
+    store(checks, 0, lowest)
+    store(checks, lanes, nan_sum)
+    store(checks, 2 * lanes, m)
+    return k
+
+
+@outlined
+def backward(
+    weak, row, lanes, begin, steps, first, starts, stops, scale, tiny,
+    mass, below, weights, offset, flows, with_gamma, grad,
+):  # fmt: skip
+    """The steps begin <= t < steps of the adjoint recursion of one strip; `below` holds what the
+    strip below gives to each column + 1, and `flows` the registers between tiles.
+
+    Returns the sums of the expected visits over the dummy cells, and of the expected visits times
+    the entropy of the weights in bits.
+    """
+    from_right, up_next = load(flows, 0), load(flows, lanes)
+    # Of steps t + 1 and t + 2.
+    diagonal_next, diagonal_after = load(flows, 2 * lanes), load(flows, 3 * lanes)
+    corner = flows[4 * lanes]
+    zero, threshold = like(from_right, 0.0), like(from_right, tiny)
+    factor = like(from_right, scale)
+    dummies = entropy = 0.0
+    for t0 in range(begin + (steps - 1 - begin) // CHUNK * CHUNK, begin - 1, -CHUNK):
+        t1 = min(steps, t0 + CHUNK)
+        bits = zero
+        for t in range(t1 - 1, t0 - 1, -1):
+            at = offset + 3 * lanes * (t - begin)
+            p_diagonal, p_up = load(weights, at), load(weights, at + lanes)
+            p_left = load(weights, at + 2 * lanes)
+            handed = below[max(0, first + t - lanes + 2)]
+            from_below = shift_down(up_next, handed) + shift_down(diagonal_after, first_lane(zero))
+            e = keep_above(from_right + from_below, threshold)
+            store(mass, (t - t0) * lanes, e * factor)
+            if with_gamma:
+                bits = bits + e * (surprise(p_diagonal) + (surprise(p_up) + surprise(p_left)))
+            from_right, up_next = e * p_left, e * p_up
+            diagonal_next, diagonal_after = e * p_diagonal, diagonal_next
+            below[first + t + 1] = first_lane(up_next) + corner
+            corner = first_lane(diagonal_next)
+        entropy += lane_sum(bits)
+        dummies += unpack(mass, weak, row, first, t0, t1, starts, stops, grad)
+    store(flows, 0, from_right)
+    store(flows, lanes, up_next)
+    store(flows, 2 * lanes, diagonal_next)
+    store(flows, 3 * lanes, diagonal_after)
+    flows[4 * lanes] = corner
+    return dummies, entropy
+
+
+@inline
+def any_mass(lanes, begin, steps, first, below, flows):
+    """Whether mass flows into the steps begin <= t < steps of a strip."""
+    inside = (load(flows, 0) + load(flows, lanes)) + (
+        load(flows, 2 * lanes) + load(flows, 3 * lanes)
+    )
+    total = lane_sum(inside) + flows[4 * lanes]
+    for c in range(max(0, first + begin - lanes + 2), max(0, first + steps - lanes + 1) + 1):
+        total = max(total, below[c])
+    return total > 0.0
