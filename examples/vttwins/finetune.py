@@ -1,6 +1,6 @@
 r"""Fine-tune a model for retrieval, on training lists in the style of YouCook2 or MSR-VTT.
 
-On the generated set, from the run of the demo, a minute on two CPU cores:
+On the generated set, from the run of the demo, a few minutes on two CPU cores:
     python -m examples.vttwins.finetune youcook2 --start build/vttwins/run \
         --data build/vttwins/data/videos --train-csv build/vttwins/data/train_segments.csv \
         --test-csv build/vttwins/data/test.csv --out build/vttwins/finetuned \
