@@ -27,7 +27,7 @@ STEPS = 8
 SMALL = [
     "--steps", str(STEPS), "--batch", "2", "--clips", "2", "--captions", "3", "--frames", "4",
     "--fps", "5", "--size", "32", "--resize", "34", "--warmup", "2", "--embedding-dim", "16",
-    "--threads", "1", "--save-every", "1000", "--no-tensorboard", "--device", "cpu",
+    "--threads", "1", "--save-every", "1", "--no-tensorboard", "--device", "cpu",
     "--eval-every", "0",
 ]  # fmt: skip
 
