@@ -23,7 +23,7 @@ from examples.vttwins.words import Vocabulary
 pytestmark = pytest.mark.slow  # the tests share one run
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 8
+STEPS = 12
 SMALL = [
     "--steps", str(STEPS), "--batch", "2", "--clips", "2", "--captions", "3", "--frames", "4",
     "--fps", "5", "--size", "32", "--resize", "34", "--warmup", "2", "--embedding-dim", "16",
@@ -88,7 +88,7 @@ def whole(flawed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     finish(launch(command(flawed, out, "--workers", "0")))
     assert len(losses(out)) == STEPS
     skipped = checkpoint.read_log(out / "skipped-0.jsonl")
-    assert len(skipped) == 2  # once in each of two epochs
+    assert len(skipped) == 3  # once in each epoch
     return out
 
 
@@ -99,7 +99,8 @@ def test_a_run_killed_and_stopped_again_and_again_continues_to_the_same_losses(
     for number, save_every in ((signal.SIGKILL, 1), (signal.SIGINT, 1000), (signal.SIGTERM, 1000)):
         line = command(flawed, out, "--workers", "1", "--save-every", str(save_every))
         process = launch(line)
-        wait_for_steps(out, done + 2, process)
+        # Two rounds of one step and the step under way leave room before the last step.
+        wait_for_steps(out, done + (2 if number == signal.SIGKILL else 1), process)
         began = time.monotonic()
         # To the whole group, as Ctrl-C in a terminal and torchrun send it.
         os.killpg(process.pid, number)
