@@ -82,6 +82,7 @@ def _json_items(path: Path, block: int) -> Iterator[tuple[str, Any]]:
         if not begin or text[: begin - 1].strip():
             raise ValueError("expected a JSON object, {...}")
         while True:
+            # `space` also matches nothing, so there always is a match.
             begin = space.match(text, begin).end()  # type: ignore[union-attr]
             try:
                 if text[begin : begin + 1] == "}":

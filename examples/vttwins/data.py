@@ -231,9 +231,7 @@ class NarratedVideos(Replacing):
         )
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        return self._sample(self.videos[index], rng)
-
-    def _sample(self, video: str, rng: np.random.Generator) -> dict[str, Any]:
+        video = self.videos[index]
         if not video:
             raise VideoError("no_path", "a row of the list of videos has no path")
         captions = Captions.load(self.caption_path(video))

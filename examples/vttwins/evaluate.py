@@ -53,7 +53,6 @@ from examples.vttwins.benchmarks import (
     read_youcook2,
     report,
 )
-from examples.vttwins.benchmarks.cache import weights_digest
 from examples.vttwins.benchmarks.crosstask import TASKS, CrossTask, from_segments
 from examples.vttwins.benchmarks.measure import (
     Viewer,
@@ -235,7 +234,7 @@ def _evaluate_run(options: argparse.Namespace, place: distributed.Place) -> dict
     result = {
         "benchmark": str(annotation),
         "checkpoint": str(checkpoint_of_run(folder)),
-        "weights": weights_digest(model),
+        "weights": viewer.weights,
         "clip": asdict(shape),
         "windows": windows,
     }
@@ -282,7 +281,7 @@ def _evaluate_benchmark(
     return {
         "benchmark": name,
         "checkpoint": str(path),
-        "weights": weights_digest(model),
+        "weights": viewer.weights,
         "clip": asdict(shape),
         "windows": windows,
         **found,

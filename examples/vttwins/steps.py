@@ -81,6 +81,7 @@ class Stepper:
         for k, batch in enumerate(batches):
             last = k == len(batches) - 1
             alone = isinstance(self.network, DistributedDataParallel) and not last
+            # Only DistributedDataParallel has no_sync, which `alone` tells and mypy cannot see.
             with self.network.no_sync() if alone else nullcontext():  # type: ignore[operator]
                 with torch.autocast(place.device.type, torch.bfloat16, enabled=settings.bf16):
                     number = step * len(batches) + k

@@ -31,6 +31,7 @@ class Reader(extraction.VideoReader):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    # Stand-ins of other types, on purpose.
     extraction.VideoReader = Reader  # type: ignore[misc]
     cache.ITEMS_OF_A_PART = 2
     weights.load_model = lambda path: color_world.Truth()  # type: ignore[assignment]

@@ -239,7 +239,7 @@ class PieceStream(IterableDataset[Piece]):
 Encoder = Callable[[Tensor], Tensor]
 
 
-def _as_it_is(piece: Piece) -> Piece:
+def _as_it_is(piece: Piece) -> Piece:  # torch's types have collate_fn take lists only
     return piece
 
 

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,20 @@ class Viewer:
 
     def __post_init__(self) -> None:
         self.model.eval()
-        # A third faster on a CPU; values and names stay.
+        # A third faster on a CPU; values and names stay. torch's types do not know this overload.
         self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.device = next(self.model.parameters()).device
+
+    @cached_property
+    def weights(self) -> str:
+        """Digest of the model's weights, which must not change any more."""
+        return weights_digest(self.model)
 
     def look(self, items: list[Item], what: str, encode: Encoder, title: str) -> list[Seen]:
         """What is seen of each item; an empty list on all processes but the first."""
         cache = None
         if self.cache is not None:
-            key = {"weights": weights_digest(self.model), "clip": asdict(self.shape)}
+            key = {"weights": self.weights, "clip": asdict(self.shape)}
             cache = FeatureCache(self.cache, f"{self.name}-{what}", key)
         return extract(
             items, self.folder, encode, self.shape, self.device, self.workers, cache, self.place,
