@@ -30,11 +30,7 @@ from torch.utils.data import Dataset
 
 from examples.vttwins import loading
 from examples.vttwins.captions import Captions, caption_path, check_listed_once
-from examples.vttwins.loading import StepBatches as StepBatches
-from examples.vttwins.loading import collate as collate
-from examples.vttwins.loading import epoch_order as epoch_order
-from examples.vttwins.loading import loader as loader
-from examples.vttwins.loading import prepare_worker as prepare_worker
+from examples.vttwins.loading import epoch_order
 from examples.vttwins.video import VideoError, VideoReader, find_video
 from examples.vttwins.words import TRAIN_WORDS, Vocabulary
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from examples.vttwins import build, config, data
+from examples.vttwins import build, config, data, loading
 from examples.vttwins.config import Settings
 from examples.vttwins.words import Vocabulary
 
@@ -49,12 +49,12 @@ def measure(settings: Settings, repeats: int = 3) -> dict[str, tuple[float, floa
     loss = build.build_loss(settings)
     optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
     clips = build.build_dataset(settings, videos, vocabulary)
-    addresses = next(iter(data.StepBatches(len(videos), settings.batch, 1)))
+    addresses = next(iter(loading.StepBatches(len(videos), settings.batch, 1)))
 
     def decode() -> dict[str, object]:
-        return data.collate([clips[address] for address in addresses])
+        return loading.collate([clips[address] for address in addresses])
 
-    batch = data.collate([clips[address] for address in addresses])
+    batch = loading.collate([clips[address] for address in addresses])
     video = batch["video"].to(device).flatten(0, 1).float().div_(255)
     video = video.contiguous(memory_format=torch.channels_last_3d)
     words = batch["words"].to(device).flatten(0, 1)

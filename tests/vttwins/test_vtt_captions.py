@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.vttwins import data
+from examples.vttwins import data, loading
 from examples.vttwins.video import VideoError, write_video
 from examples.vttwins.words import Vocabulary, tokenize
 
@@ -159,11 +159,11 @@ def shown(root: Path, names: list[str], batch: int, workers: int = 0, **where) -
     source = data.NarratedVideos(
         names, root / "videos", root / "captions", Vocabulary(["a"]), SHAPE, captions=1, batch=batch
     )
-    sampler = data.StepBatches(len(names), batch, steps=12, seed=0, **where)
+    sampler = loading.StepBatches(len(names), batch, steps=12, seed=0, **where)
     if workers:
-        return list(data.loader(source, sampler, workers))
+        return list(loading.loader(source, sampler, workers))
     batches = ([source[address] for address in addresses] for addresses in sampler)
-    return [{**data.collate(b), "index": [sample["index"] for sample in b]} for b in batches]
+    return [{**loading.collate(b), "index": [sample["index"] for sample in b]} for b in batches]
 
 
 def test_a_replacement_is_never_in_the_batch_already(tones: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.vttwins import data, synthetic
+from examples.vttwins import data, loading, synthetic
 from examples.vttwins.video import VideoError
 from examples.vttwins.words import Vocabulary
 
@@ -31,8 +31,8 @@ def dataset(root: Path, videos: list[str] | None = None, **options) -> data.Narr
 
 def batches(root: Path, workers: int, **options) -> list[dict]:
     source = dataset(root, **options)
-    sampler = data.StepBatches(len(source), batch=2, steps=6, seed=5)
-    return list(data.loader(source, sampler, workers))
+    sampler = loading.StepBatches(len(source), batch=2, steps=6, seed=5)
+    return list(loading.loader(source, sampler, workers))
 
 
 def assert_same_batches(a: list[dict], b: list[dict]) -> None:
@@ -80,8 +80,8 @@ def test_short_narration_repeats_its_last_caption(narrated: Path) -> None:
 def test_ranks_share_the_batches_of_one_process_and_resuming_changes_nothing(
     videos: int, world: int, start: int, seed: int
 ) -> None:
-    whole = list(data.StepBatches(videos, 4, 30, 0, seed))
-    parts = [list(data.StepBatches(videos, 4, 30, start, seed, r, world)) for r in range(world)]
+    whole = list(loading.StepBatches(videos, 4, 30, 0, seed))
+    parts = [list(loading.StepBatches(videos, 4, 30, start, seed, r, world)) for r in range(world)]
     joined = [sum(pieces, []) for pieces in zip(*parts, strict=True)]
     assert joined == whole[start:]
     per_epoch = videos // 4
@@ -92,9 +92,9 @@ def test_ranks_share_the_batches_of_one_process_and_resuming_changes_nothing(
 
 def test_batches_that_cannot_be_made_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fill a batch"):
-        data.StepBatches(3, 4, 10)
+        loading.StepBatches(3, 4, 10)
     with pytest.raises(ValueError, match="cannot be divided"):
-        data.StepBatches(30, 4, 10, world=3)
+        loading.StepBatches(30, 4, 10, world=3)
 
 
 def spoil(root: Path) -> dict[str, str]:
