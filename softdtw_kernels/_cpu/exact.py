@@ -21,7 +21,6 @@ import numpy as np
 from .jit import inline, jit, outlined
 from .lattice import band_of, cost_at, entry, give, length, size_of
 
-DIAGONAL, UP, LEFT = 0, 1, 2
 WEIGHTS = 4 * 2**20  # bytes of weights of a pair that are kept without counting
 
 
@@ -153,44 +152,6 @@ def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
     return value_at_end(above, nan_inside)
 
 
-@outlined
-def fill_choices(cost, n, m, bandwidth, theta, weak, choices):
-    """Value of one pair for gamma = 0, and the predecessor of every cell on its cheapest path: two
-    bits a cell, four columns in a byte, 3 where there is none.
-    """
-    rows, columns = size_of(n, m, weak)
-    above, p = begin(columns), np.empty((columns, 3))
-    nan_inside = False
-    for i in range(rows):
-        nan_inside |= advance(cost, theta, weak, i, n, m, bandwidth, 0.0, above, p)
-        choices[i] = 0
-        for j in range(columns):
-            k = 3
-            for step in (LEFT, UP, DIAGONAL):
-                if p[j, step] > 0.0:
-                    k = step
-            choices[i, j >> 2] |= k << (2 * (j & 3))
-    return value_at_end(above, nan_inside)
-
-
-@outlined
-def hard_path(choices, rows, columns, steps):
-    """The cells of the one optimal path, last first; their number, 0 if there is none."""
-    i, j, length = rows - 1, columns - 1, 0
-    while True:
-        steps[length, 0], steps[length, 1] = i, j
-        length += 1
-        if i == 0 and j == 0:
-            return length
-        k = (choices[i, j >> 2] >> (2 * (j & 3))) & 3
-        if k == 3:
-            return 0
-        if k != LEFT:
-            i -= 1
-        if k != UP:
-            j -= 1
-
-
 @inline
 def entropy(p0, p1, p2):
     h = 0.0
@@ -228,22 +189,8 @@ def value(cost4, gamma, dummy, n, m, bandwidth, items, out):
 
 
 @outlined
-def hard_gradient(cost, n, m, bandwidth, theta, weak, scale, grad):
-    """Value of one pair, and its gradients by the dummy cost and in bits; see gradient."""
-    rows, columns = size_of(n, m, weak)
-    choices = np.empty((rows, (columns + 3) >> 2), np.uint8)
-    v = fill_choices(cost, n, m, bandwidth, theta, weak, choices)
-    dummies = 0.0
-    if math.isfinite(v):
-        steps = np.empty((rows + columns, 2), np.int64)
-        for k in range(hard_path(choices, rows, columns, steps)):
-            dummies += give(grad, weak, steps[k, 0], steps[k, 1], scale)
-    return v, dummies, 0.0
-
-
-@outlined
-def soft_gradient(cost, n, m, bandwidth, gamma, theta, weak, scale, grad):
-    """As hard_gradient, for gamma > 0.
+def gradient_of_pair(cost, n, m, bandwidth, gamma, theta, weak, scale, grad):
+    """Value of one pair, and its gradients by the dummy cost and in bits; see gradient.
 
     Weights that are many are kept for a block of rows at a time: one row of the recursion is kept
     before each block, from which it is done again, from the last block to the first.
@@ -294,7 +241,7 @@ def soft_gradient(cost, n, m, bandwidth, gamma, theta, weak, scale, grad):
 
 @jit
 def gradient(cost4, gamma, dummy, n, m, bandwidth, items, scale, value, grad4, sums):
-    """Values, and gradients of scale[q] * value of the pairs q in items.
+    """Values, and gradients of scale[q] * value of the pairs q in items, whose gamma is not 0.
 
     sums: rows of the gradients by the dummy cost, and of minus those by gamma in bits.
     """
@@ -305,31 +252,11 @@ def gradient(cost4, gamma, dummy, n, m, bandwidth, items, scale, value, grad4, s
         cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
         grad[:n_q, :m_q] = 0.0
-        if g == 0.0:
-            v, by_dummy, bits = hard_gradient(cost, n_q, m_q, bandwidth, theta, weak, factor, grad)
-        else:
-            v, by_dummy, bits = soft_gradient(
-                cost, n_q, m_q, bandwidth, g, theta, weak, factor, grad
-            )
+        v, by_dummy, bits = gradient_of_pair(
+            cost, n_q, m_q, bandwidth, g, theta, weak, factor, grad
+        )
         if not v < np.inf or v == -np.inf:
             broken = 0.0 if v == np.inf else np.nan
             grad[:n_q, :m_q] = broken
             by_dummy = bits = broken
         value[q], sums[0, q], sums[1, q] = v, by_dummy, bits
-
-
-@jit
-def path(cost4, dummy, n, m, bandwidth, q, steps):
-    """The cheapest path of the pair q into steps, last cell first; returns its length, 0 if there
-    is none.
-    """
-    weak = dummy.size > 0
-    per_row = cost4.shape[1]
-    theta = entry(dummy, q) if weak else 0.0
-    n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
-    rows, columns = size_of(n_q, m_q, weak)
-    choices = np.empty((rows, (columns + 3) >> 2), np.uint8)
-    cost = cost4[q // per_row, q % per_row]
-    if not fill_choices(cost, n_q, m_q, bandwidth, theta, weak, choices) < np.inf:
-        return 0
-    return hard_path(choices, rows, columns, steps)

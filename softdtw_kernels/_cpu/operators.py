@@ -14,13 +14,13 @@ from torch import Tensor
 
 from .._checks import LARGEST_GAMMA, gamma_error
 from .._problem import Problem, SmoothedProblem, Smoothing
-from . import exact, second_order
+from . import second_order
 from . import smoothing as smoothing_kernels
 from .arrays import as_array, flat, four_dimensional, from_array, matrix_like, one_or_all
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
 from .scaling import precision_of
-from .solve import ALL, Batch, Gradients, solve
+from .solve import ALL, Batch, Gradients, cheapest_paths, solve
 from .threads import run_chunks
 
 
@@ -72,7 +72,8 @@ def gradient(
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     cost, task = problem.cost, batch_of(problem)
-    grad = matrix_like(cost, zeros=task.partial or not task.in_lanes(with_parameters))
+    zeros = task.partial or not (task.in_lanes(with_parameters) and task.gamma.all())
+    grad = matrix_like(cost, zeros)
     scale = flat(grad_value.to(cost.dtype))
     gradients = Gradients(scale, with_parameters, as_array(four_dimensional(grad)))
     solve(task, gradients)
@@ -121,12 +122,8 @@ def path(problem: Problem) -> list[Tensor]:
     """The cheapest path of every pair as (L, 2) indices; of a weak lattice the real pairs on it;
     (0, 2) if none.
     """
-    cost, task = problem.cost, batch_of(problem)
     paths = []
-    for q in range(task.pairs):
-        steps = np.empty((2 * (cost.shape[-2] + cost.shape[-1]) + 2, 2), dtype=np.int64)
-        length = exact.path(task.cost, task.dummy, task.n, task.m, task.bandwidth, q, steps)
-        found = steps[:length][::-1]
+    for found in cheapest_paths(batch_of(problem)):
         if problem.dummy is not None:
             found = found[(found & 1).all(axis=1)] >> 1
         paths.append(torch.from_numpy(found.copy()))

@@ -2,19 +2,20 @@
 
 float32 costs are computed in float32 with exponents of 32 bits. Where these do not suffice (paths
 that cost more than 10^8 gamma, walls of huge costs, no path at all) the pair is done again in
-float64 with 64 bits, and last in the exact tier; so is the hard minimum, gamma = 0. None of them
-copies all costs: long pairs are converted as they are read, small ones are copied a block at a
-time.
+float64 with 64 bits, and last in the exact tier. None of them copies all costs: long pairs are
+converted as they are read, small ones are copied a block at a time. The hard minimum, gamma = 0,
+has kernels of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .._lattice import band_limits, lattice_size
-from . import exact, lanes, strips
+from . import exact, hard, lanes, strips
 from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SMALLEST_GAMMA, SURE, Precision, precision_of
 from .threads import run_chunks
 
@@ -25,6 +26,9 @@ LANES = 256**2  # lattice cells up to which lanes can be pairs
 STRIP_STEP = 1.25  # time of a step of a strip of a vector's rows over that of a step of lanes
 LANES_ROW = 4  # steps of lanes that the begin of a row takes as long as
 COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
+FEWEST = 8  # pairs in lanes, at gamma = 0
+HARD_STRIP = 16  # steps of a strip that its begin takes as long as, at gamma = 0
+STEPS = 2**16  # of paths that are found at a time
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 
 
@@ -111,7 +115,7 @@ class Batch:
 
     @property
     def hard(self) -> np.ndarray:
-        """The pairs of a gamma that the vectorized kernels cannot do: 0, the hard minimum."""
+        """The pairs of a gamma that has no inverse: 0, the hard minimum, and next to it."""
         return np.flatnonzero(np.broadcast_to(self.gamma <= SMALLEST_GAMMA, self.pairs))
 
 
@@ -122,7 +126,7 @@ class Gradients:
     scale: np.ndarray  # (P,)
     with_gamma: bool
     # (A, B, N, M). Cells beyond the lengths or the band stay as they are, and so do those without
-    # mass if lanes are not pairs: zeros.
+    # mass if lanes are not pairs, or gamma is 0: zeros.
     cost: np.ndarray
     sums: np.ndarray = field(init=False)  # rows: by the dummy cost, and entropies in bits
 
@@ -149,7 +153,13 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     status = np.empty(task.pairs, np.uint8)
     if task.pairs == 0:
         return out
+    zero = task.gamma == 0.0
+    if zero.all():
+        hard_minimum(task, gradients, np.arange(task.pairs), out, status)
+        return out
     vectorized(task, gradients, out, status)
+    if zero.any():
+        hard_minimum(task, gradients, np.flatnonzero(zero), out, status)
     if not status.any():
         return out
     if gradients is not None:
@@ -243,6 +253,86 @@ def copied_to_float64(
         out[some] = solve(part, theirs)
         gradients.put(some, theirs, task.cost.shape[1])
     status[items] = SURE
+
+
+def hard_in_lanes(task: Batch) -> bool:
+    """Whether lanes are pairs where all gammas are 0: if that takes fewer steps. Bits are the same
+    either way.
+    """
+    rows, columns = task.lattice
+    if task.pairs < FEWEST or rows * columns > LANES:
+        return False
+    groups, weak = -(-task.pairs // hard.WIDE), task.dummy.size > 0
+    n = np.broadcast_to(task.n if task.n.size else task.cost.shape[2], task.pairs)
+    m = np.broadcast_to(task.m if task.m.size else task.cost.shape[3], task.pairs)
+    if weak:
+        n, m = 2 * n + 1, 2 * m + 1
+    steps = m + np.minimum(n, hard.WIDE) - 1
+    if task.bandwidth >= 0:
+        steps = np.minimum(steps, np.abs(n - m) + 2 * task.bandwidth + hard.WIDE)
+    in_strips = np.sum(-(-n // hard.WIDE) * (steps + HARD_STRIP))
+    return bool(groups * n.max() * (m.max() + LANES_ROW) <= in_strips)
+
+
+def hard_minimum(
+    task: Batch,
+    gradients: Gradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """The pairs of gamma = 0. With two parts most sums are exact; the pairs of the others are done
+    again with three.
+    """
+    all_of_them = items.size == task.pairs
+    common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
+    results: tuple = (out, status, False, False, out, False, task.cost, NOTHING[None])
+    if gradients is not None:  # which lanes may have written to, if other pairs are soft
+        to_gradients = (True, gradients.scale, all_of_them, gradients.cost, gradients.sums)
+        results = (out, status, True, *to_gradients)
+
+    def room() -> np.ndarray:
+        return np.empty((sum(task.lattice) if gradients else 0, 2), np.int64)
+
+    def many(first: int, last: int) -> None:
+        hard.solve_many(first, last, *common, hard.TWO, room(), *results)
+
+    def some(pairs: np.ndarray, parts: tuple[int, ...]) -> None:
+        def work(first: int, last: int) -> None:
+            hard.solve(pairs[first:last], *common, parts, room(), ALL, *results)
+
+        run_chunks(pairs.size, task.cells * pairs.size // task.pairs, work)
+
+    if all_of_them and hard_in_lanes(task):
+        run_chunks(-(-task.pairs // hard.WIDE), task.cells, many)
+    else:
+        some(items, hard.TWO)
+    again = items[status[items] == AGAIN]
+    if again.size:
+        some(again, hard.THREE)
+    status[items] = SURE
+
+
+def cheapest_paths(task: Batch) -> Iterator[np.ndarray]:
+    """The cells of the lattice on the cheapest path of each pair, (0, 2) if there is none."""
+    common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
+    out, status = np.empty(task.pairs, task.cost.dtype), np.empty(task.pairs, np.uint8)
+    results = (out, status, True, False, out, False, task.cost, NOTHING[None])
+    room = sum(task.lattice)
+    block = max(1, STEPS // room)
+    for first in range(0, task.pairs, block):
+        items = np.arange(first, min(task.pairs, first + block))
+        steps, counts = np.empty((items.size, room, 2), np.int64), np.empty(items.size, np.int64)
+
+        def work(begin: int, end: int, parts: tuple[int, ...] = hard.TWO) -> None:
+            where = steps[begin:end].reshape(-1, 2), counts[begin:end]  # noqa: B023
+            hard.solve(items[begin:end], *common, parts, *where, *results)  # noqa: B023
+
+        run_chunks(items.size, task.cells * items.size // task.pairs, work)
+        for k in np.flatnonzero(counts < 0).tolist():
+            work(k, k + 1, hard.THREE)
+        for its, count in zip(steps, counts, strict=True):
+            yield its[:count][::-1]
 
 
 def in_exact_tier(

@@ -1,0 +1,356 @@
+"""The hard minimum, gamma = 0: the cheapest path, and its cost as the value.
+
+Two comparisons choose the predecessor of a cell: of equal ones the diagonal one, then the one
+above. Both are kept as bits, a quarter of a byte a cell, and one walk back along them is the
+gradient. Costs are cumulated as `expansion`s, so a choice is that of exact sums, and ties are ties.
+A pair whose sums two parts cannot hold is not certified, and done again with three: there is no
+other tier.
+
+`solve` has the rows of one pair in the lanes, as `strips` has; `solve_many` has pairs of a batch in
+them, as `lanes` has. Subnormal costs count: nothing is flushed here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .blocks import load_block
+from .expansion import (
+    WIDE,
+    enter,
+    least,
+    leave,
+    load_parts,
+    load_wide,
+    plus,
+    store_parts,
+    unreached,
+)
+from .jit import inline, jit, outlined, plain
+from .lattice import band_of, entry, give, has_pairs, lattice_of, length, of_cost, size_of
+from .scaling import AGAIN, SURE
+from .simd import store
+from .strips import lane_steps, strip_columns
+from .tiles import CHUNK, pack
+
+TWO, THREE = (0, 0), (0, 0, 0)  # parts of the expansions that a kernel cumulates in
+
+
+@inline
+def bounds_of_row(i, n, m, bandwidth):
+    """The columns of row i of the costs inside lengths and band."""
+    low, high = band_of(n, m, bandwidth)
+    if i >= n:
+        return 0, 0
+    start = max(0, i + low)
+    return start, max(start, min(m, i + high + 1))
+
+
+@inline
+def holds_nan(cost, n, m, bandwidth):
+    for i in range(n):
+        start, stop = bounds_of_row(i, n, m, bandwidth)
+        for j in range(start, stop):
+            if math.isnan(cost[i, j]):
+                return True
+    return False
+
+
+@inline
+def total_of(final, lane, parts):
+    total = 0.0
+    for k in range(len(parts) - 1, -1, -1):
+        total = final[k * WIDE + lane] + total
+    return total
+
+
+@outlined
+def conclude(total, nan_sum, lost, parts, cost, theta, n, m, bandwidth):
+    """The value of a pair, and whether it and the choices are certain.
+
+    nan_sum: NaN if a cost is, or if infinities of both signs are among them.
+    """
+    if math.isnan(nan_sum) and (math.isnan(theta) or holds_nan(cost, n, m, bandwidth)):
+        return np.nan, SURE
+    sure = len(parts) == 3 or (lost << 1 == 0 and nan_sum > -np.inf)
+    return total, SURE if sure else AGAIN
+
+
+@outlined
+def trace(bits, height, stride, lane, low, rows, columns, steps):
+    """The cells of the cheapest path, last first; their number.
+
+    bits: those of `height` rows stand together, each row a step behind the row above it, and its
+    bit one further than that row's; the first is `lane`.
+    """
+    i, j, count = rows - 1, columns - 1, 0
+    while True:
+        steps[count, 0], steps[count, 1] = i, j
+        count += 1
+        if i == 0 and j == 0:
+            return count
+        group, k = i // height, i % height
+        at = group * stride + 2 * (j - max(0, group * height + low) + k)
+        up, left = bits[at] >> (lane + k) & 1, bits[at + 1] >> (lane + k) & 1
+        if left == 0:
+            i -= 1
+        if left == 1 or up == 0:
+            j -= 1
+
+
+@outlined
+def adjoint(value, bits, height, stride, lane, low, weak, n, m, factor, clean, steps, grad):
+    """The gradient of factor times the value, and what goes to the dummy cost.
+
+    clean: the gradient is 0 before.
+    """
+    if not math.isfinite(value):
+        broken = 0.0 if value == np.inf else np.nan
+        if not clean or value != np.inf:
+            grad[:n, :m] = broken
+        return broken
+    if not clean:
+        grad[:n, :m] = 0.0
+    rows, columns = size_of(n, m, weak)
+    dummies = 0.0
+    for k in range(trace(bits, height, stride, lane, low, rows, columns, steps)):
+        dummies += give(grad, weak, steps[k, 0], steps[k, 1], factor)
+    return dummies
+
+
+# One pair: lanes are rows -------------------------------------------------------------------------
+
+
+@outlined
+def walk_strip(
+    cost, theta, weak, row, first, steps, starts, stops, parts, packed, border, width,
+    nan_sums, lost, final, keep, bits, at,
+):  # fmt: skip
+    """One strip: reads the border above it, leaves that of its last row, and the last step in
+    final.
+    """
+    here = unreached(parts)
+    up = enter(here, border, width, first)
+    nan_sum, told = load_wide(nan_sums, 0), load_wide(lost, 0)
+    for t0 in range(0, steps, CHUNK):
+        t1 = min(steps, t0 + CHUNK)
+        pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed)
+        for t in range(t0, t1):
+            d = load_wide(packed, (t - t0) * WIDE)
+            nan_sum = nan_sum + d
+            diagonal = up
+            up = enter(here, border, width, first + t + 1)
+            best, by_up = least(up, diagonal)
+            best, by_left = least(here, best)
+            here, told = plus(best, d, told)
+            if keep:
+                bits[at + 2 * t], bits[at + 2 * t + 1] = by_up, by_left
+            if t >= WIDE - 1:
+                leave(here, border, width, first + t - WIDE + 2)
+    store(nan_sums, 0, nan_sum)
+    store(lost, 0, told)
+    store_parts(here, final, WIDE, 0)
+
+
+@inline
+def stride_of(columns, low, high):
+    """Bits of a strip, two vectors of them a step."""
+    return 2 * (min(columns, high - low + WIDE) + WIDE)
+
+
+@jit
+def solve(
+    items, cost4, dummy, n, m, bandwidth, parts, steps, counts, value, status, keep,
+    with_grad, scale, clean, grad4, sums,
+):  # fmt: skip
+    """Values of the pairs q in items, and if asked for their gradients; status: see `scaling`.
+
+    parts: TWO or THREE. Gradients of a pair that is not certified are not written; clean: they are
+    all 0 before. sums: as in `exact.gradient`. steps: room for a path; with keep and no gradient,
+    for that of each item, the last cell first, of which counts tells the number: 0 if there is no
+    path, -1 if it is not certified.
+    """
+    weak = dummy.size > 0
+    per_row = cost4.shape[1]
+    packed, nan_sums = np.empty(CHUNK * WIDE), np.empty(WIDE)
+    lost, final = np.empty(WIDE, np.int64), np.empty(3 * WIDE)
+    starts, stops = np.empty(WIDE, np.int64), np.empty(WIDE, np.int64)
+    widest, most = plain(0), plain(0)
+    for q in items:
+        n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
+        rows, columns, low, high = lattice_of(n_q, m_q, weak, bandwidth)
+        strips = (rows + WIDE - 1) // WIDE
+        widest, most = max(widest, columns), max(most, strips * stride_of(columns, low, high))
+    bits = np.empty(most if keep else 0, np.uint32)
+    width = widest + 3 * WIDE
+    border = np.empty(3 * width)
+    for place, q in enumerate(items):
+        cost, theta = cost4[q // per_row, q % per_row], entry(dummy, q) if weak else 0.0
+        n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
+        rows, columns, low, high = lattice_of(n_q, m_q, weak, bandwidth)
+        stride = stride_of(columns, low, high)
+        border[:] = 0.0
+        border[1:width] = np.inf  # before column 0 is the virtual cell before the origin
+        nan_sums[:] = 0.0
+        lost[:] = 0
+        for row in range(0, rows, WIDE):
+            first, steps_here, _ = strip_columns(row, WIDE, rows, columns, low, high)
+            lane_steps(row, WIDE, first, rows, columns, low, high, starts, stops)
+            walk_strip(
+                cost, theta, weak, row, first, steps_here, starts, stops, parts, packed,
+                border, width, nan_sums, lost, final, keep, bits, row // WIDE * stride,
+            )  # fmt: skip
+            border[0] = np.inf
+        nan_sum, told = 0.0, 0
+        for lane in range(WIDE):
+            nan_sum += nan_sums[lane]
+            told |= lost[lane]
+        total = total_of(final, (rows - 1) % WIDE, parts)
+        v, sure = conclude(total, nan_sum, told, parts, cost, theta, n_q, m_q, bandwidth)
+        value[q], status[q] = v, sure
+        if with_grad and sure == SURE:
+            sums[0, q] = adjoint(
+                v, bits, WIDE, stride, plain(0), low, weak, n_q, m_q, scale[q], clean, steps,
+                grad4[q // per_row, q % per_row],
+            )  # fmt: skip
+            sums[1, q] = 0.0 if v > -np.inf else np.nan
+        elif keep and not with_grad:
+            counts[place] = 0 if sure == SURE else -1
+            if sure == SURE and v < np.inf:
+                room = steps.shape[0] // items.size
+                its = steps[place * room : (place + 1) * room]
+                counts[place] = trace(bits, WIDE, stride, plain(0), low, rows, columns, its)
+
+
+# Many pairs: lanes are pairs ----------------------------------------------------------------------
+
+
+@outlined
+def pack_row(cost4, q, count, i, starts, stops, columns, packed):
+    """Row i of the costs of `count` pairs from q on: packed[j WIDE + lane]; +inf outside the
+    bounds.
+    """
+    per_row, side = cost4.shape[1], 8
+    for k in range(0, WIDE, side):
+        p, some = q + k, min(side, count - k)
+        # Eight pairs as far apart from each other in memory are loaded and transposed at once.
+        alike = per_row == 1 or p % per_row + some <= per_row
+        if some > 0 and alike and cost4.strides[3] == cost4.itemsize:
+            apart = cost4.strides[0] if per_row == 1 else cost4.strides[1]
+            base = cost4[p // per_row, p % per_row].ctypes.data + i * cost4.strides[2]
+            begin, end = starts[k : k + side], stops[k : k + side]
+            for j in range(0, columns, side):
+                at = base + j * cost4.itemsize
+                load_block(cost4, at, apart, begin, end, j, packed, j * WIDE + k, WIDE)
+            continue
+        for j in range(columns):
+            packed[j * WIDE + k : j * WIDE + k + side] = np.inf
+        for lane in range(k, k + some):
+            costs = cost4[(q + lane) // per_row, (q + lane) % per_row]
+            for j in range(starts[lane], stops[lane]):
+                packed[j * WIDE + lane] = costs[i, j]
+
+
+@outlined
+def walk_rows(
+    cost4, q, count, n, m, bandwidth, theta, weak, rows, columns, ends, starts, stops, parts,
+    packed, line, final, nan_sums, lost, keep, bits,
+):  # fmt: skip
+    """All rows of the lattices of a group of pairs; the last cell of each in final, 0 before.
+
+    line: the row above. ends: rows of the last row and of the last column of each lane.
+    """
+    width = line.size // 3
+    nothing = unreached(parts)
+    origin = load_parts(nothing, final, WIDE, 0)  # the virtual cell before it
+    dummy, told = load_wide(theta, 0), load_wide(lost, 0)
+    nan_sum = dummy  # 0 if the lattice is not weak
+    for j in range(columns):
+        store_parts(nothing, line, width, j * WIDE)
+    for i in range(rows):
+        real = has_pairs(weak, i)
+        if real:
+            r = of_cost(weak, i)
+            for lane in range(count):
+                n_q, m_q = length(n, q + lane, cost4.shape[2]), length(m, q + lane, cost4.shape[3])
+                starts[lane], stops[lane] = bounds_of_row(r, n_q, m_q, bandwidth)
+            pack_row(cost4, q, count, r, starts, stops, of_cost(weak, columns), packed)
+        here, up = nothing, nothing
+        if i == 0:
+            up = origin
+        for j in range(columns):
+            d = dummy
+            if real and has_pairs(weak, j):
+                d = load_wide(packed, of_cost(weak, j) * WIDE)
+                nan_sum = nan_sum + d
+            diagonal = up
+            up = load_parts(nothing, line, width, j * WIDE)
+            best, by_up = least(up, diagonal)
+            best, by_left = least(here, best)
+            here, told = plus(best, d, told)
+            store_parts(here, line, width, j * WIDE)
+            if keep:
+                at = 2 * (i * columns + j)
+                bits[at], bits[at + 1] = by_up, by_left
+        for lane in range(count):
+            if i == ends[0, lane]:
+                for k in range(len(parts)):
+                    final[k * WIDE + lane] = line[k * width + ends[1, lane] * WIDE + lane]
+    store(nan_sums, 0, nan_sum)
+    store(lost, 0, told)
+
+
+@jit
+def solve_many(
+    first, last, cost4, dummy, n, m, bandwidth, parts, steps, value, status, keep,
+    with_grad, scale, clean, grad4, sums,
+):  # fmt: skip
+    """As solve, for the pairs of the groups first <= index < last: WIDE neighbors each."""
+    weak = dummy.size > 0
+    per_row = cost4.shape[1]
+    pairs = cost4.shape[0] * per_row
+    most_rows, most_columns = size_of(cost4.shape[2], cost4.shape[3], weak)
+    packed, theta = np.empty(WIDE * (cost4.shape[3] + 8)), np.zeros(WIDE)
+    line, final = np.empty(3 * WIDE * most_columns), np.empty(3 * WIDE)
+    nan_sums, lost = np.empty(WIDE), np.empty(WIDE, np.int64)
+    starts, stops = np.empty(WIDE, np.int64), np.empty(WIDE, np.int64)
+    ends = np.empty((2, WIDE), np.int64)
+    bits = np.empty(2 * most_rows * most_columns if keep else 0, np.uint32)
+    for index in range(first, last):
+        q = index * WIDE
+        count = min(WIDE, pairs - q)
+        rows, columns = plain(0), plain(0)
+        starts[:] = stops[:] = 0
+        final[:] = 0.0
+        nan_sums[:] = 0.0
+        lost[:] = 0
+        for lane in range(count):
+            p = q + lane
+            n_q, m_q = length(n, p, cost4.shape[2]), length(m, p, cost4.shape[3])
+            rows_here, columns_here = size_of(n_q, m_q, weak)
+            ends[0, lane], ends[1, lane] = rows_here - 1, columns_here - 1
+            rows, columns = max(rows, rows_here), max(columns, columns_here)
+            if weak:
+                theta[lane] = entry(dummy, p)
+        walk_rows(
+            cost4, q, count, n, m, bandwidth, theta, weak, rows, columns, ends, starts, stops,
+            parts, packed, line, final, nan_sums, lost, keep, bits,
+        )  # fmt: skip
+        for lane in range(count):
+            p = q + lane
+            cost = cost4[p // per_row, p % per_row]
+            n_q, m_q = length(n, p, cost4.shape[2]), length(m, p, cost4.shape[3])
+            v, sure = conclude(
+                total_of(final, lane, parts), nan_sums[lane], lost[lane], parts, cost,
+                theta[lane], n_q, m_q, bandwidth,
+            )  # fmt: skip
+            value[p], status[p] = v, sure
+            if sure == AGAIN or not with_grad:
+                continue
+            sums[0, p] = adjoint(
+                v, bits, plain(1), 2 * columns, lane, -most_rows, weak, n_q, m_q, scale[p], clean,
+                steps, grad4[p // per_row, p % per_row],
+            )  # fmt: skip
+            sums[1, p] = 0.0 if v > -np.inf else np.nan
