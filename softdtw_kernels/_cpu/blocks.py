@@ -47,20 +47,37 @@ def transpose(builder: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-def row_pointer(builder: Any, kind: Vector, address: Any, stride: Any, lane: int) -> Any:
-    byte = builder.add(address, builder.mul(stride, ir.Constant(stride.type, lane)))
-    return builder.inttoptr(byte, kind.ir_type.as_pointer())
+def element(context: Any, builder: Any, argument: Any, lane: int) -> Any:
+    """One integer of an array that is an argument: (type, value)."""
+    array_type, array = argument
+    data = context.make_array(array_type)(context, builder, array).data
+    at = builder.gep(data, [ir.Constant(ir.IntType(64), lane)])
+    return builder.load(at, typ=ir.IntType(64))
 
 
-def row_mask(context: Any, builder: Any, kind: Vector, limits: list[Any], lane: int) -> Any:
-    """Mask of the elements of a row inside [starts[lane] - offset, stops[lane] - offset)."""
-    (starts_type, starts), (stops_type, stops), offset = limits
-    edges = []
-    for array_type, array in ((starts_type, starts), (stops_type, stops)):
-        data = context.make_array(array_type)(context, builder, array).data
-        at = builder.gep(data, [ir.Constant(ir.IntType(64), lane)])
-        edges.append(builder.sub(builder.load(at, typ=ir.IntType(64)), offset))
-    return lane_mask(builder, kind, *edges)
+def row_of_lane(
+    context: Any, builder: Any, kind: Vector, where: list[Any], limits: list[Any], lane: int
+) -> tuple[Any, Any]:
+    """Pointer to the row of a lane, and the mask of its elements inside the limits.
+
+    where: the array, the byte address, and (type, value) of the distance between lanes, or of an
+    array of the distances of all. limits: [starts[lane] - offset, stops[lane] - offset).
+    """
+    (memory_type, memory), address, (stride_type, stride) = where
+    if isinstance(stride_type, types.Array):
+        apart = element(context, builder, where[2], lane)
+    else:
+        apart = builder.mul(stride, ir.Constant(stride.type, lane))
+    byte = builder.add(address, apart)
+    starts, stops, offset = limits
+    start, stop = (element(context, builder, edge, lane) for edge in (starts, stops))
+    # The row of an idle lane may lie in no page at all. Nothing of it is read, but the processor
+    # takes hundreds of cycles to find out.
+    data = context.make_array(memory_type)(context, builder, memory).data
+    idle = builder.icmp_signed(">=", start, stop)
+    byte = builder.select(idle, builder.ptrtoint(data, byte.type), byte)
+    edges = [builder.sub(edge, offset) for edge in (start, stop)]
+    return builder.inttoptr(byte, kind.ir_type.as_pointer()), lane_mask(builder, kind, *edges)
 
 
 def column_index(builder: Any, index: Any, step: Any, column: int) -> Any:
@@ -84,34 +101,33 @@ def load_block(typingctx, memory, address, stride, starts, stops, offset, packed
     """packed[at + c step + l] = element c of the row of lane l, if starts[l] <= offset + c <
     stops[l]; else +inf.
 
-    The row of lane l begins at the byte address + l stride. Elements outside the bounds are not
-    read. memory: an array of the type of the elements, which are converted to that of packed.
+    The row of lane l begins at the byte address + l stride, or address + stride[l] if the stride
+    is an array. Elements outside the bounds are not read. memory: the array of the elements, which
+    are converted to the type of packed.
     """
     kind = Vector(packed.dtype)
     stored = Vector(memory.dtype, kind.lanes)
 
     def codegen(context, builder, sig, args):
-        _, base, skew, first, last, shift, array, index, packed_step = args
+        source, base, skew, first, last, shift, array, index, packed_step = args
+        where = [(sig.args[0], source), base, (sig.args[2], skew)]
         limits = [(sig.args[3], first), (sig.args[4], last), shift]
         align = ir.Constant(ir.IntType(32), stored.dtype.bitwidth // 8)
         rows = []
         for lane in range(kind.lanes):
-            arguments = [
-                row_pointer(builder, stored, base, skew, lane),
-                align,
-                row_mask(context, builder, kind, limits, lane),
-                constant(stored, float("inf")),
-            ]
+            pointer, mask = row_of_lane(context, builder, stored, where, limits, lane)
+            arguments = [pointer, align, mask, constant(stored, float("inf"))]
             row = masked(builder, stored, "load", stored.ir_type, arguments)
             rows.append(of_type(builder, row, stored, kind))
         for c, column in enumerate(transpose(builder, rows)):
-            where = column_index(builder, index, packed_step, c)
-            pointer = vector_pointer(context, builder, sig.args[6], array, where, kind)
+            target = column_index(builder, index, packed_step, c)
+            pointer = vector_pointer(context, builder, sig.args[6], array, target, kind)
             builder.store(column, pointer, align=kind.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     integer = types.intp
-    arguments = (memory, integer, integer, starts, stops, integer, packed, integer, integer)
+    apart = stride if isinstance(stride, types.Array) else integer
+    arguments = (memory, integer, apart, starts, stops, integer, packed, integer, integer)
     return types.void(*arguments), codegen
 
 
@@ -122,24 +138,22 @@ def store_block(typingctx, packed, at, step, memory, address, stride, starts, st
     stored = Vector(memory.dtype, kind.lanes)
 
     def codegen(context, builder, sig, args):
-        array, index, packed_step, _, base, skew, first, last, shift = args
+        array, index, packed_step, target, base, skew, first, last, shift = args
+        where = [(sig.args[3], target), base, (sig.args[5], skew)]
         limits = [(sig.args[6], first), (sig.args[7], last), shift]
         align = ir.Constant(ir.IntType(32), stored.dtype.bitwidth // 8)
         columns = []
         for c in range(kind.lanes):
-            where = column_index(builder, index, packed_step, c)
-            pointer = vector_pointer(context, builder, sig.args[0], array, where, kind)
+            source = column_index(builder, index, packed_step, c)
+            pointer = vector_pointer(context, builder, sig.args[0], array, source, kind)
             columns.append(builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type))
         for lane, row in enumerate(transpose(builder, columns)):
-            arguments = [
-                of_type(builder, row, kind, stored),
-                row_pointer(builder, stored, base, skew, lane),
-                align,
-                row_mask(context, builder, kind, limits, lane),
-            ]
+            pointer, mask = row_of_lane(context, builder, stored, where, limits, lane)
+            arguments = [of_type(builder, row, kind, stored), pointer, align, mask]
             masked(builder, stored, "store", ir.VoidType(), arguments)
         return context.get_dummy_value()
 
     integer = types.intp
-    arguments = (packed, integer, integer, memory, integer, integer, starts, stops, integer)
+    apart = stride if isinstance(stride, types.Array) else integer
+    arguments = (packed, integer, integer, memory, integer, apart, starts, stops, integer)
     return types.void(*arguments), codegen
