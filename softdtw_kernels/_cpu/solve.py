@@ -9,8 +9,10 @@ has kernels of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -23,7 +25,7 @@ NOTHING = np.empty(0)
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
 SMALL = 1600  # lattice cells of a small pair
 LANES = 256**2  # lattice cells up to which lanes can be pairs
-STRIP_STEP = 1.25  # time of a step of a strip of a vector's rows over that of a step of lanes
+STRIP_STEP = 1.4  # time of a step of a strip of a vector's rows over that of a step of lanes
 LANES_ROW = 4  # steps of lanes that the begin of a row takes as long as
 COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
 FEWEST = 8  # pairs in lanes, at gamma = 0
@@ -65,10 +67,10 @@ class Batch:
     def in_lanes(self, sums: bool) -> bool:
         """Whether the lanes of a vector are pairs, and not rows of one pair.
 
-        What takes fewer steps: lanes do, if most of them hold pairs, and lengths and band are about
-        those of the matrix. Values and gradients have the same bits either way. Sums over cells
-        (derivatives by the dummy cost and by gamma, if asked for) have not: there the choice must
-        not depend on the batch.
+        What takes fewer steps: lanes do, if most of them hold pairs of like lengths, and the band
+        is wide. Values and gradients have the same bits either way. Sums over cells (derivatives by
+        the dummy cost and by gamma, if asked for) have not: there the choice must not depend on the
+        batch.
         """
         rows, columns = self.lattice
         if sums or self.dummy.size > 0:
@@ -76,17 +78,21 @@ class Batch:
         if rows * columns > LANES:
             return False
         width = precision_of(self.cost).lanes
-        strips_of_pairs = self.pairs * -(-rows // width)
-        if self.n.size:
-            rows, strips_of_pairs = self.n.max(), np.sum(-(-self.n // width))
-        steps = columns
-        if self.m.size:
-            columns, steps = self.m.max(), self.m.mean()
+        if self.n.size == 0 and self.m.size == 0:
+            n, m = np.array([rows]), np.array([columns])
+            in_lanes = self.groups * rows * (columns + LANES_ROW)
+        else:
+            n, m = self.lengths
+            first_of_groups = np.arange(0, self.pairs, width)
+            most_n, most_m = (
+                np.maximum.reduceat(a[self.in_order], first_of_groups) for a in (n, m)
+            )
+            in_lanes = np.sum(most_n * (most_m + LANES_ROW))
+        steps = m
         if self.bandwidth >= 0:
-            low, high = band_limits(rows, columns, self.bandwidth)
-            steps = min(steps, high - low + width)
-        in_strips = strips_of_pairs * (steps + width - 1)
-        return bool(self.groups * rows * (columns + LANES_ROW) <= STRIP_STEP * in_strips)
+            steps = np.minimum(m, np.abs(n - m) + 2 * self.bandwidth + width)
+        in_strips = np.sum(-(-n // width) * (steps + width - 1)) * (self.pairs // n.size)
+        return bool(in_lanes <= STRIP_STEP * in_strips)
 
     @property
     def cells(self) -> int:
@@ -100,7 +106,28 @@ class Batch:
     @property
     def groups(self) -> int:
         """Number of groups of pairs that share vectors."""
-        return self.cost.shape[0] * -(-self.cost.shape[1] // precision_of(self.cost).lanes)
+        return -(-self.pairs // precision_of(self.cost).lanes)
+
+    @property
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all pairs."""
+        n, m = self.cost.shape[2:]
+        return (
+            np.broadcast_to(self.n if self.n.size else n, self.pairs),
+            np.broadcast_to(self.m if self.m.size else m, self.pairs),
+        )
+
+    @cached_property
+    def in_order(self) -> np.ndarray:
+        """All pairs, those of like lengths next to each other, so that groups waste few lanes."""
+        if self.n.size == 0 and self.m.size == 0:
+            return np.arange(self.pairs)
+        # By n into about the square root of the groups, and by m inside each.
+        n, m = self.lengths
+        place = np.empty(self.pairs, np.int64)
+        place[np.argsort(n, kind="stable")] = np.arange(self.pairs)
+        parts = math.isqrt(self.groups - 1) + 1
+        return np.lexsort((m, place * parts // self.pairs))
 
     @property
     def kernel_arguments(self) -> tuple:
@@ -201,10 +228,12 @@ def vectorized(
     """Values, and which of them (and of the gradients written) are certified."""
     common = arguments(task, gradients, precision_of(task.cost), out, status)
     in_lanes = task.in_lanes(gradients is not None and gradients.with_gamma)
-    tier = lanes if in_lanes else strips
 
     def work(first: int, last: int) -> None:
-        tier.solve(first, last, *common)
+        if in_lanes:
+            lanes.solve(first, last, task.in_order, *common)
+        else:
+            strips.solve(first, last, *common)
 
     run_chunks(task.groups if in_lanes else task.pairs, task.cells, work)
 
@@ -263,8 +292,7 @@ def hard_in_lanes(task: Batch) -> bool:
     if task.pairs < FEWEST or rows * columns > LANES:
         return False
     groups, weak = -(-task.pairs // hard.WIDE), task.dummy.size > 0
-    n = np.broadcast_to(task.n if task.n.size else task.cost.shape[2], task.pairs)
-    m = np.broadcast_to(task.m if task.m.size else task.cost.shape[3], task.pairs)
+    n, m = task.lengths
     if weak:
         n, m = 2 * n + 1, 2 * m + 1
     steps = m + np.minimum(n, hard.WIDE) - 1
