@@ -190,7 +190,9 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     if not status.any():
         return out
     if gradients is not None:
-        spread_nan(task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
+        spread(np.nan, task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
+    if task.dummy.size == 0:
+        without_path(task, gradients, np.flatnonzero(status == AGAIN), out, status)
     if task.cost.dtype == np.float32:
         soft = np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
@@ -200,11 +202,37 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     return out
 
 
-def spread_nan(task: Batch, gradients: Gradients, items: np.ndarray) -> None:
+def spread(gradient: float, task: Batch, gradients: Gradients, items: np.ndarray) -> None:
+    """One number as gradient of all costs of some pairs, and by the settings."""
     for q in items:
         n, m = (a[q] if a.size else None for a in (task.n, task.m))
-        gradients.cost[divmod(q, task.cost.shape[1])][:n, :m] = np.nan
-        gradients.sums[:, q] = np.nan
+        gradients.cost[divmod(q, task.cost.shape[1])][:n, :m] = gradient
+        gradients.sums[:, q] = gradient
+
+
+def without_path(
+    task: Batch,
+    gradients: Gradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """Finish those of the pairs that have no path: the hard minimum tells at a glance."""
+    if items.size == 0:
+        return
+    counts, room = np.empty(items.size, np.int64), np.empty((0, 2), np.int64)
+    common = (task.cost, task.dummy, task.n, task.m, task.bandwidth, hard.TWO, room)
+    not_used = (np.empty_like(out), np.empty_like(status), False, False)
+    not_used += (out, False, task.cost, NOTHING[None])
+
+    def work(first: int, last: int) -> None:
+        hard.solve(items[first:last], *common, counts[first:last], *not_used)
+
+    run_chunks(items.size, task.cells * items.size // task.pairs, work)
+    none = items[counts == 0]
+    out[none], status[none] = np.inf, SURE
+    if gradients is not None:
+        spread(0.0, task, gradients, none)
 
 
 def arguments(
