@@ -11,39 +11,23 @@ import math
 
 import numpy as np
 
-from .cell import exponential, log2_of_one_plus, quotient, surprise
-from .floating import fma, power_of_two
+from .cell import beside_the_largest, factor, log2_of_one_plus, quotient, surprise
 from .jit import inline, jit
 from .lanes import begin_group, find_places, pack, row_bounds, unpack
 from .lattice import length
 from .scaling import LOG2_E
-from .simd import larger, like, load, smaller, store, where_finite, without_infinity
+from .simd import like, load, smaller, store, where_finite, without_infinity
 from .subnormal import flush_subnormals, restore
-
-
-@inline
-def factor(d, best, r_high, r_low, largest):
-    """exp(-(d - best) / g), 0 for d = +inf."""
-    w, k = exponential(d - best, r_high, r_low, largest)
-    scale = power_of_two(k)
-    return fma(w, scale, scale)
 
 
 @inline
 def softmin(diagonal, up, left, r_high, r_low, largest):
     """Smallest of the three, their factors on its scale, and the sum of these."""
     best = smaller(diagonal, smaller(up, left))
-    f0 = factor(diagonal, best, r_high, r_low, largest)
-    f1 = factor(up, best, r_high, r_low, largest)
-    f2 = factor(left, best, r_high, r_low, largest)
+    f0 = factor(diagonal - best, r_high, r_low, largest)
+    f1 = factor(up - best, r_high, r_low, largest)
+    f2 = factor(left - best, r_high, r_low, largest)
     return best, f0, f1, f2, (f0 + f1) + f2
-
-
-@inline
-def beside_the_largest(f0, f1, f2, total):
-    """The sum of the three factors but for the largest, which is 1; NaN if the total is."""
-    smaller_ones = smaller(f0, f1) + smaller(larger(f0, f1), f2)
-    return smaller_ones + (total - total)
 
 
 @jit

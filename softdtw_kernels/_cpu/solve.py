@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from .._lattice import band_limits, lattice_size
-from . import exact, hard, lanes, strips
+from . import exact, hard, lanes, strips, unbounded
 from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SMALLEST_GAMMA, SURE, Precision, precision_of
 from .threads import run_chunks
 
@@ -32,6 +32,7 @@ FEWEST = 8  # pairs in lanes, at gamma = 0
 HARD_STRIP = 16  # steps of a strip that its begin takes as long as, at gamma = 0
 STEPS = 2**16  # of paths that are found at a time
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
+VECTOR_COST = 3  # the same, on vectors
 
 
 @dataclass
@@ -394,13 +395,26 @@ def cheapest_paths(task: Batch) -> Iterator[np.ndarray]:
 def in_exact_tier(
     task: Batch, gradients: Gradients | None, items: np.ndarray, out: np.ndarray
 ) -> None:
-    def work(first: int, last: int) -> None:
-        some = items[first:last]
+    """On vectors, if 1 / gamma is a float64."""
+    slow = np.intersect1d(items, task.hard, assume_unique=True)
+    fast = np.setdiff1d(items, slow, assume_unique=True)
+    results: tuple = (out, False, out, task.cost, NOTHING[None])
+    if gradients is not None:
+        results = (out, True, gradients.scale, gradients.cost, gradients.sums)
+
+    def on_vectors(first: int, last: int) -> None:
+        unbounded.solve(fast[first:last], *task.kernel_arguments, DOUBLE.bounds, *results)
+
+    def one_by_one(first: int, last: int) -> None:
+        some = slow[first:last]
         if gradients is None:
             exact.value(*task.kernel_arguments, some, out)
         else:
             scale, grad, sums = gradients.scale, gradients.cost, gradients.sums
             exact.gradient(*task.kernel_arguments, some, scale, out, grad, sums)
 
-    cells = task.cells * items.size // task.pairs
-    run_chunks(items.size, EXACT_COST * cells, work)
+    cells = task.cells // task.pairs
+    if fast.size:
+        run_chunks(fast.size, VECTOR_COST * cells * fast.size, on_vectors)
+    if slow.size:
+        run_chunks(slow.size, EXACT_COST * cells * slow.size, one_by_one)
