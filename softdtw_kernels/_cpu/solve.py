@@ -17,9 +17,9 @@ from functools import cached_property
 import numpy as np
 
 from .._lattice import band_limits, lattice_size
-from . import exact, hard, lanes, strips, unbounded
+from . import exact, hard, lanes, strips, together, unbounded
 from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SMALLEST_GAMMA, SURE, Precision, precision_of
-from .threads import run_chunks
+from .threads import run_chunks, threads_for
 
 NOTHING = np.empty(0)
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
@@ -27,6 +27,7 @@ SMALL = 1600  # lattice cells of a small pair
 LANES = 256**2  # lattice cells up to which lanes can be pairs
 STRIP_STEP = 1.4  # time of a step of a strip of a vector's rows over that of a step of lanes
 LANES_ROW = 4  # steps of lanes that the begin of a row takes as long as
+SHARED = 512**2  # cells of a pair that threads share: a strip has some tiles
 COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
 FEWEST = 8  # pairs in lanes, at gamma = 0
 HARD_STRIP = 16  # steps of a strip that its begin takes as long as, at gamma = 0
@@ -223,7 +224,7 @@ def without_path(
         return
     counts, room = np.empty(items.size, np.int64), np.empty((0, 2), np.int64)
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth, hard.TWO, room)
-    not_used = (np.empty_like(out), np.empty_like(status), False, False)
+    not_used: tuple = (np.empty_like(out), np.empty_like(status), False, False)
     not_used += (out, False, task.cost, NOTHING[None])
 
     def work(first: int, last: int) -> None:
@@ -257,14 +258,46 @@ def vectorized(
     """Values, and which of them (and of the gradients written) are certified."""
     common = arguments(task, gradients, precision_of(task.cost), out, status)
     in_lanes = task.in_lanes(gradients is not None and gradients.with_gamma)
+    if not in_lanes:
+        in_strips(task, np.arange(task.pairs), common)
+        return
 
     def work(first: int, last: int) -> None:
-        if in_lanes:
-            lanes.solve(first, last, task.in_order, *common)
-        else:
-            strips.solve(first, last, *common)
+        lanes.solve(first, last, task.in_order, *common)
 
-    run_chunks(task.groups if in_lanes else task.pairs, task.cells, work)
+    run_chunks(task.groups, task.cells, work)
+
+
+def in_strips(task: Batch, items: np.ndarray, common: tuple) -> None:
+    """Some of the pairs; common: as `arguments` returns it.
+
+    Threads share a pair if there are more of them than pairs, and if it is worth their while.
+    """
+    cells = task.cells // task.pairs
+    threads = threads_for(task.cells)
+    if items.size < threads and cells >= SHARED:
+        for q in items:
+            n, m = (int(a[q]) for a in task.lengths)
+            rows, columns = lattice_size(n, m, weak=task.dummy.size > 0)
+            low, high = band_limits(rows, columns, task.bandwidth)
+            wide = columns if task.bandwidth < 0 else high - low
+            together.solve(q, (rows, columns, wide), threads, *common)
+        return
+
+    def work(first: int, last: int) -> None:
+        for begin, end in runs(items[first:last]):
+            strips.solve(begin, end, *common)
+
+    run_chunks(items.size, cells * items.size, work)
+
+
+def runs(items: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Neighbors of the sorted pairs, as ranges."""
+    if items[-1] - items[0] == items.size - 1:
+        yield items[0], items[-1] + 1
+        return
+    for run in np.split(items, np.flatnonzero(np.diff(items) > 1) + 1):
+        yield run[0], run[-1] + 1
 
 
 def read_as_float64(
@@ -279,13 +312,8 @@ def read_as_float64(
     if gradients is not None and task.in_lanes(gradients.with_gamma):
         for q in items:  # lanes have written there, and strips write where mass flows
             gradients.cost[divmod(q, task.cost.shape[1])] = 0.0
-
-    def work(first: int, last: int) -> None:
-        for q in items[first:last]:
-            strips.solve(q, q + 1, *common)
-
     if items.size:
-        run_chunks(items.size, task.cells * items.size // task.pairs, work)
+        in_strips(task, items, common)
 
 
 def copied_to_float64(

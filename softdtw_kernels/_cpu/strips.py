@@ -144,7 +144,7 @@ def solve(
     stride = 3 * lanes * longest
     stored = with_grad and strips * stride * floats.itemsize <= WEIGHTS
     again = with_grad and not stored
-    window, tiles = longest + 1, (longest + TILE - 1) // TILE
+    window, tiles = longest + 1, longest // TILE + 1
     bytes_kept = strips * (window + 2 * lanes * tiles) * 2 * floats.itemsize
     share = bytes_kept / (0.1 * cost4.shape[2] * cost4.shape[3] * cost4.itemsize)
     parts = np.int64(np.ceil(share)) if bytes_kept > BORDERS else 1
