@@ -84,6 +84,16 @@ def test_threads_that_share_a_pair_change_no_bit(
     assert found[0] == found[1] == found[2]
 
 
+def test_threads_that_share_a_pair_of_several_parts_change_no_bit() -> None:
+    """Its borders are too much beside its costs."""
+    cost = torch.from_numpy(make_cost("walk", (1, 1100, 1000), 4))
+    found = []
+    for count in (1, 2, 5):
+        with threads(count):
+            found.append(_run(s2dtw_from_cost, cost, False, smoothing=False, gamma=0.3))
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize("function", [soft_dtw_from_cost, s2dtw_from_cost])
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

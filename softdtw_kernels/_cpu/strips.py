@@ -17,6 +17,8 @@ one part of the strips at a time, and made once more from the border above the p
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .jit import inline, jit, plain
@@ -122,6 +124,14 @@ def most_of_pairs(first, last, shape, n, m, weak, bandwidth, lanes):
     return most_strips, most_steps
 
 
+@inline
+def strips_of_part(strips, window, tiles, lanes, itemsize, size_of_costs):
+    """How many strips have their borders and registers kept at once."""
+    kept = strips * (window + 2 * lanes * tiles) * 2 * itemsize
+    parts = int(math.ceil(kept / (0.1 * size_of_costs))) if kept > BORDERS else 1
+    return (strips + parts - 1) // parts
+
+
 @jit
 def solve(
     first, last, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
@@ -145,10 +155,9 @@ def solve(
     stored = with_grad and strips * stride * floats.itemsize <= WEIGHTS
     again = with_grad and not stored
     window, tiles = longest + 1, longest // TILE + 1
-    bytes_kept = strips * (window + 2 * lanes * tiles) * 2 * floats.itemsize
-    share = bytes_kept / (0.1 * cost4.shape[2] * cost4.shape[3] * cost4.itemsize)
-    parts = np.int64(np.ceil(share)) if bytes_kept > BORDERS else 1
-    height = (strips + parts - 1) // parts
+    size = cost4.shape[2] * cost4.shape[3] * cost4.itemsize
+    height = strips_of_part(strips, window, tiles, lanes, floats.itemsize, size)
+    parts = (strips + height - 1) // height
     kept = height if again else 0
     above_m = np.empty(kept * window, floats.dtype)
     above_k = np.empty(kept * window, integers.dtype)

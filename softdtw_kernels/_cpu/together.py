@@ -5,6 +5,9 @@ thread on the strip before: a counter a strip tells how far its border is. So a 
 for strips that were begun before, and one thread alone can finish. The backward pass is the same
 from the last strip to the first. All strips share one border in place, as in `strips`: what a strip
 overwrites, it has read before, and the next one has not come to.
+
+Where the borders of all strips were too much, they are kept for one part of the strips at a time,
+as in `strips`. All threads finish with a part before the next is made once more.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import take, tell, wait
-from .jit import inline, jit, plain
+from .atomic import look, take, tell, wait
+from .jit import inline, jit, outlined, plain
 from .lattice import entry
 from .scaling import AGAIN, SURE, TINY, conclude
-from .simd import store
+from .simd import like, load_double, store
 from .strips import (
     begin_pair,
     beyond_range,
@@ -26,14 +29,19 @@ from .strips import (
     lane_steps,
     lattice_of_pair,
     most_of_pairs,
+    reset_border,
     strip_columns,
+    strips_of_part,
+    whole_tiles,
 )
 from .subnormal import flush_subnormals, restore
 from .threads import run_together
 from .tiles import CHUNK, TILE, WIDTH, any_mass, backward, forward
 
-# Counters: two of strips that were taken, then how far each strip is, forward and backward.
-TAKEN, TAKEN_BACK, FIRST = range(3)
+# Counters: of strips that were taken forward; then, for each part, of strips that were taken again
+# and backward, and 1 + the last column that mass reaches, once its border is there; then, for each
+# strip, how far it is: forward, again, backward.
+OF_PART = 3
 DONE = 2**62  # of a strip
 FROM_RIGHT = 2**40  # the backward pass counts columns down from here
 
@@ -53,13 +61,47 @@ def value_of_pair(ends, final, rows, columns, gamma, lanes, floor, bounds, to_re
     )
 
 
+@outlined
+def walk_strip(
+    cost, theta, weak, row, lanes, steps, left, starts, stops, rate, floor, packed, border_m,
+    border_k, checks, behind, counters, above, mine, kept_m, kept_k, at, states_m, states_k, state,
+    weights,
+):  # fmt: skip
+    """Forward along a strip, tile by tile; the vector of exponents of the last step.
+
+    behind: whether there is a strip above that is on its way, whose counter is `above`. The border
+    above goes to kept from `at` on, if there is any. The counter of the strip is `mine`; who calls
+    tells it that the strip is done.
+    """
+    k = like(load_double(border_k, 0), floor)
+    for begin in range(0, steps, TILE):
+        stop = min(steps, begin + TILE)
+        if behind:
+            wait(counters, above, left + stop + 1)
+        if kept_m.size > 0:
+            size = stop - begin + 1
+            copy_border(border_m, kept_m, border_k, kept_k, left + begin, at + begin, size)
+        k = forward(
+            cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate, floor, packed,
+            border_m, border_k, left, border_m, border_k, checks, plain(True), states_m, states_k,
+            state, plain(False), weights, plain(0),
+        )  # fmt: skip
+        if row == 0:
+            border_k[0] = floor
+        if stop < steps:
+            tell(counters, mine, left + stop - lanes + 2)
+    return k
+
+
 @jit
 def work(
-    q, counters, ends, border_m, border_k, above_m, above_k, states_m, states_k, below, of_tiles,
-    cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
-    value, status, with_grad, scale, with_gamma, grad4, sums,
+    q, height, counters, ends, border_m, border_k, top_m, top_k, above_m, above_k, states_m,
+    states_k, below, of_tiles, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor,
+    bounds, value, status, with_grad, scale, with_gamma, grad4, sums,
 ):  # fmt: skip
-    """The part of one thread. of_tiles: rows of what `tiles.backward` returns for each tile."""
+    """The share of one thread. height: strips of a part. of_tiles: rows of what `tiles.backward`
+    returns for each tile.
+    """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
     lanes = WIDTH // floats.itemsize
@@ -73,100 +115,126 @@ def work(
     rows, columns, low, high = lattice_of_pair(q, cost4.shape, n, m, weak, bandwidth)
     strips, longest = most_of_pairs(q, q + 1, cost4.shape, n, m, weak, bandwidth, lanes)
     window, tiles, final = longest + 1, longest // TILE + 1, strips - 1
-    own_m = np.empty(0 if with_grad else tiles * 2 * lanes, floats.dtype)
-    own_k = np.empty(0 if with_grad else tiles * 2 * lanes, integers.dtype)
+    own_m = np.empty(tiles * 2 * lanes, floats.dtype)
+    own_k = np.empty(tiles * 2 * lanes, integers.dtype)
     nowhere_m = np.empty(columns + 3 * lanes, floats.dtype)
     nowhere_k = np.empty(columns + 3 * lanes, integers.dtype)
+    last_part = final // height
+    onward = 1 + OF_PART * (last_part + 1)  # where the counters of strips begin
+    again, back = onward + strips, onward + 2 * strips
     if beyond_range(cost, weak, rows, columns, entry(gamma, q), floor, bounds):
         value[q], status[q] = 0.0, AGAIN
         return
     before = flush_subnormals()
     while True:
-        strip = take(counters, TAKEN)
+        strip = take(counters, 0)
         if strip > final:
             break
-        row = strip * lanes
+        row, part, place = strip * lanes, strip // height, strip % height
         begin_pair(entry(gamma, q), bounds, rate, checks)
         left, steps, end = strip_columns(row, lanes, rows, columns, low, high)
         lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
-        for begin in range(0, steps, TILE):
-            stop = min(steps, begin + TILE)
-            if strip > 0:
-                wait(counters, FIRST + strip - 1, left + stop + 1)
-            if with_grad:
-                copy_border(
-                    border_m, above_m, border_k, above_k, left + begin, strip * window + begin,
-                    stop - begin + 1,
-                )  # fmt: skip
-                k = forward(
-                    cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
-                    floor, packed, border_m, border_k, left, border_m, border_k, checks,
-                    plain(True), states_m, states_k, strip * tiles, plain(False), weights, plain(0),
-                )  # fmt: skip
-            else:
-                k = forward(
-                    cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
-                    floor, packed, border_m, border_k, left, border_m, border_k, checks,
-                    plain(True), own_m, own_k, plain(0), plain(False), weights, plain(0),
-                )  # fmt: skip
-            if row == 0:
-                border_k[0] = floor
-            if stop == steps:
-                lowest, nan_sum = np.inf, 0.0
-                for lane in range(lanes):
-                    lowest = min(lowest, checks[lane])
-                    nan_sum += checks[lanes + lane]
-                ends[strip, 0], ends[strip, 1] = lowest, nan_sum
-                if end >= 0:
-                    store(last_k, 0, k)
-                    ends[strip, 2], ends[strip, 3] = checks[2 * lanes + end], last_k[end]
-            told = DONE if stop == steps else left + stop - lanes + 2
-            tell(counters, FIRST + strip, told)
+        kept_m, kept_k, at = above_m[:0], above_k[:0], plain(0)
+        its_m, its_k, state = own_m, own_k, plain(0)
+        if with_grad and part == last_part:
+            kept_m, kept_k, at = above_m, above_k, place * window
+            its_m, its_k, state = states_m, states_k, place * tiles
+        elif with_grad and place == 0:
+            kept_m, kept_k, at = top_m, top_k, part * window
+        k = walk_strip(
+            cost, theta, weak, row, lanes, steps, left, starts, stops, rate, floor, packed,
+            border_m, border_k, checks, strip > 0, counters, onward + strip - 1, onward + strip,
+            kept_m, kept_k, at, its_m, its_k, state, weights,
+        )  # fmt: skip
+        lowest, nan_sum = np.inf, 0.0
+        for lane in range(lanes):
+            lowest = min(lowest, checks[lane])
+            nan_sum += checks[lanes + lane]
+        ends[strip, 0], ends[strip, 1] = lowest, nan_sum
+        if end >= 0:
+            store(last_k, 0, k)
+            ends[strip, 2], ends[strip, 3] = checks[2 * lanes + end], last_k[end]
+        tell(counters, onward + strip, DONE)
         if strip == final:
             value[q], status[q] = value_of_pair(
                 ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, not with_grad
             )
     if with_grad:
-        wait(counters, FIRST + final, DONE)
+        wait(counters, onward + final, DONE)
         _, sure = value_of_pair(
             ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, not with_grad
         )
-        backward_counters = FIRST + strips
-        while sure == SURE:
-            strip = final - take(counters, TAKEN_BACK)
-            if strip < 0:
-                break
-            row = strip * lanes
-            begin_pair(entry(gamma, q), bounds, rate, checks)
-            left, steps, end = strip_columns(row, lanes, rows, columns, low, high)
-            lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
-            for c in range(flows.size):
-                flows[c] = 1.0 if c == end else 0.0
-            for begin in range((steps - 1) // TILE * TILE, -1, -TILE):
-                stop = min(steps, begin + TILE)
-                if strip < final:
-                    lowest_read = max(0, left + begin - lanes + 2)
-                    wait(counters, backward_counters + strip + 1, FROM_RIGHT - lowest_read)
-                if any_mass(lanes, begin, stop, left, below, flows):
-                    forward(
-                        cost, theta, weak, row, lanes, begin, stop, left, starts, stops,
-                        rate, floor, packed, above_m, above_k, strip * window, nowhere_m,
-                        nowhere_k, checks, plain(False), states_m, states_k, strip * tiles,
-                        plain(True), weights, plain(0),
+        begin_pair(entry(gamma, q), bounds, rate, checks)
+        for part in range(last_part if sure == SURE else -1, -1, -1):
+            lowest_strip, above_next = part * height, min(final, part * height + height - 1)
+            ticket, ticket_back, ready = 1 + 3 * part, 2 + 3 * part, 3 + 3 * part
+            rightmost = columns
+            if part < last_part:
+                wait(counters, back + above_next + 1, DONE)
+                while True:
+                    strip = lowest_strip + take(counters, ticket)
+                    if strip > above_next:
+                        break
+                    row, place = strip * lanes, strip % height
+                    left, steps, _ = strip_columns(row, lanes, rows, columns, low, high)
+                    if place == 0:  # as far as mass can flow in this part
+                        while rightmost > 0 and not below[rightmost + 1] > 0.0:
+                            rightmost -= 1
+                        steps = min(steps, whole_tiles(rightmost - left + lanes))
+                        reset_border(border_m, border_k, floor)
+                        at = part * window
+                        copy_border(top_m, border_m, top_k, border_k, at, left, steps + 1)
+                        tell(counters, ready, rightmost + 1)
+                    else:
+                        wait(counters, ready, 1)
+                        rightmost = look(counters, ready) - 1
+                        steps = min(steps, whole_tiles(rightmost - left + lanes))
+                    lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
+                    walk_strip(
+                        cost, theta, weak, row, lanes, steps, left, starts, stops, rate, floor,
+                        packed, border_m, border_k, checks, place > 0, counters, again + strip - 1,
+                        again + strip, above_m, above_k, place * window, states_m, states_k,
+                        place * tiles, weights,
                     )  # fmt: skip
-                    d, h = backward(
-                        weak, row, lanes, begin, stop, left, starts, stops, scale[q],
-                        bounds[TINY], packed, below, weights, plain(0), flows, with_gamma, grad,
-                    )  # fmt: skip
-                    at = (final - strip) * tiles + tiles - 1 - begin // TILE
-                    of_tiles[0, at], of_tiles[1, at] = d, h
-                else:
-                    for c in range(left + begin + 1, left + stop + 1):
-                        below[c] = 0.0
-                if begin == 0:
-                    below[left] = flows[4 * lanes]
-                told = DONE if begin == 0 else FROM_RIGHT - (left + begin + 1)
-                tell(counters, backward_counters + strip, told)
+                    tell(counters, again + strip, DONE)
+                wait(counters, again + above_next, DONE)
+                rightmost = look(counters, ready) - 1
+            while True:
+                strip = above_next - take(counters, ticket_back)
+                if strip < lowest_strip:
+                    break
+                row, place = strip * lanes, strip % height
+                left, steps, end = strip_columns(row, lanes, rows, columns, low, high)
+                steps = min(steps, whole_tiles(rightmost - left + lanes))
+                lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
+                for c in range(flows.size):
+                    flows[c] = 1.0 if c == end else 0.0
+                for begin in range((steps - 1) // TILE * TILE, -1, -TILE):
+                    stop = min(steps, begin + TILE)
+                    if strip < final:
+                        lowest_read = max(0, left + begin - lanes + 2)
+                        wait(counters, back + strip + 1, FROM_RIGHT - lowest_read)
+                    if any_mass(lanes, begin, stop, left, below, flows):
+                        forward(
+                            cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                            floor, packed, above_m, above_k, place * window, nowhere_m, nowhere_k,
+                            checks, plain(False), states_m, states_k, place * tiles, plain(True),
+                            weights, plain(0),
+                        )  # fmt: skip
+                        d, h = backward(
+                            weak, row, lanes, begin, stop, left, starts, stops, scale[q],
+                            bounds[TINY], packed, below, weights, plain(0), flows, with_gamma,
+                            grad,
+                        )  # fmt: skip
+                        at = (final - strip) * tiles + tiles - 1 - begin // TILE
+                        of_tiles[0, at], of_tiles[1, at] = d, h
+                    else:
+                        for c in range(left + begin + 1, left + stop + 1):
+                            below[c] = 0.0
+                    if begin == 0:
+                        below[left] = flows[4 * lanes]
+                    told = DONE if begin == 0 else FROM_RIGHT - (left + begin + 1)
+                    tell(counters, back + strip, told)
     restore(before)
 
 
@@ -178,6 +246,8 @@ class Room:
     ends: np.ndarray
     border_m: np.ndarray
     border_k: np.ndarray
+    top_m: np.ndarray
+    top_k: np.ndarray
     above_m: np.ndarray
     above_k: np.ndarray
     states_m: np.ndarray
@@ -190,28 +260,33 @@ def solve(q: int, lattice: tuple[int, int, int], threads: int, *arguments: Any) 
     """As `strips.solve` for the pair q, on so many threads. lattice: its rows, its columns, and how
     many columns of a row are in the band.
     """
-    (*_, floats, integers, floor, _, _, status, with_grad, scale, _, _, sums) = arguments
+    (cost4, *_, floats, integers, floor, _, _, status, with_grad, scale, _, _, sums) = arguments
     lanes = WIDTH // floats.itemsize
     rows, columns, wide = lattice
     strips, longest = -(-rows // lanes), min(columns, wide + lanes) + lanes
-    kept = strips if with_grad else 0
-    width, tiles = columns + 3 * lanes, longest // TILE + 1
+    window, tiles = longest + 1, longest // TILE + 1
+    size = cost4.shape[2] * cost4.shape[3] * cost4.itemsize
+    height = strips_of_part.py_func(strips, window, tiles, lanes, floats.itemsize, size)
+    parts, kept = -(-strips // height), height if with_grad else 0
+    width = columns + 3 * lanes
     border_k = np.full(width, floor, integers.dtype)
     border_k[0] = 0  # the virtual cell before the origin, Z = 1
     room = Room(
-        counters=np.zeros(FIRST + 2 * strips, np.int64),
+        counters=np.zeros(1 + OF_PART * parts + 3 * strips, np.int64),
         ends=np.empty((strips, 4)),
         border_m=np.ones(width, floats.dtype),
         border_k=border_k,
-        above_m=np.empty(kept * (longest + 1), floats.dtype),
-        above_k=np.empty(kept * (longest + 1), integers.dtype),
+        top_m=np.empty(parts * window if with_grad else 0, floats.dtype),
+        top_k=np.empty(parts * window if with_grad else 0, integers.dtype),
+        above_m=np.empty(kept * window, floats.dtype),
+        above_k=np.empty(kept * window, integers.dtype),
         states_m=np.empty(kept * tiles * 2 * lanes, floats.dtype),
         states_k=np.empty(kept * tiles * 2 * lanes, integers.dtype),
         below=np.zeros(width if with_grad else 0, floats.dtype),
-        of_tiles=np.zeros((2, kept * tiles)),
+        of_tiles=np.zeros((2, strips * tiles if with_grad else 0)),
     )
     shared = tuple(vars(room).values())
-    run_together(threads, lambda: work(q, *shared, *arguments))
+    run_together(threads, lambda: work(q, height, *shared, *arguments))
     if with_grad and status[q] == SURE:
         # One after the other, from the last tile to the first, as `strips` adds them.
         dummies, entropy = (np.add.accumulate(row)[-1] for row in room.of_tiles)
