@@ -91,30 +91,16 @@ def hessian_product(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     cost, task = problem.cost, batch_of(problem)
     out = matrix_like(cost, zeros=True)
-    scale, tg, td = flat(grad_value.double()), flat(tangent_gamma), flat(tangent_dummy)
-    tangent_value, out_gamma, out_dummy = np.empty((3, task.pairs))
-
-    def work(first: int, last: int) -> None:
-        second_order.hessian_product(
-            *task.kernel_arguments,
-            np.arange(first, last),
-            scale,
-            as_array(four_dimensional(tangent_cost)),
-            tg,
-            td,
-            tangent_value,
-            as_array(four_dimensional(out)),
-            out_gamma,
-            out_dummy,
-        )
-
-    run_chunks(task.pairs, task.cells, work)
+    by_cost = as_array(four_dimensional(tangent_cost))
+    tangents = by_cost, flat(tangent_gamma), flat(tangent_dummy)
+    scale, matrix = flat(grad_value.double()), as_array(four_dimensional(out))
+    value, (by_dummy, by_gamma) = second_order.solve(task, scale, tangents, matrix)
     shape = cost.shape[:-2]
     return (
-        from_array(tangent_value, shape).to(cost.dtype),
+        from_array(value, shape).to(cost.dtype),
         out,
-        from_array(out_gamma, shape),
-        from_array(out_dummy, shape),
+        from_array(by_gamma, shape),
+        from_array(by_dummy, shape),
     )
 
 
