@@ -7,6 +7,7 @@ gamma and of the lengths are checked here, where reading them costs nothing.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,15 @@ from .._checks import LARGEST_GAMMA, gamma_error
 from .._problem import Problem, SmoothedProblem, Smoothing
 from . import second_order
 from . import smoothing as smoothing_kernels
-from .arrays import as_array, flat, four_dimensional, from_array, matrix_like, one_or_all
+from .arrays import (
+    as_array,
+    flat,
+    flat_memory,
+    four_dimensional,
+    from_array,
+    matrix_like,
+    one_or_all,
+)
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
 from .scaling import precision_of
@@ -116,43 +125,47 @@ def path(problem: Problem) -> list[Tensor]:
     return paths
 
 
+def smoothing_arguments(task: Batch, smoothing: Smoothing) -> tuple[Any, ...]:
+    """What the kernels take of the costs and of the numbers beside them."""
+    memory, strides = flat_memory(four_dimensional(smoothing.cost))
+    bounds, origin = precision_of(task.cost).bounds, math.log(smoothing.origin_count)
+    return memory, task.cost.shape, strides, task.gamma, task.n, task.m, bounds, origin
+
+
 def smooth(smoothing: Smoothing) -> Tensor:
-    cost, task = smoothing.cost, batch_to_smooth(smoothing)
-    result = matrix_like(cost, zeros=task.partial)
-    out = as_array(four_dimensional(result))
-    precision, origin = precision_of(out), math.log(smoothing.origin_count)
-    scaling = (task.cost, task.gamma, task.n, task.m, precision.floats, precision.bounds, origin)
+    task = batch_to_smooth(smoothing)
+    result = matrix_like(smoothing.cost, zeros=task.partial)
+    out = four_dimensional(result)
+    common = *smoothing_arguments(task, smoothing), *flat_memory(out)
 
     def work(first: int, last: int) -> None:
-        smoothing_kernels.smooth(first, last, task.in_order, *scaling, out)
+        smoothing_kernels.smooth(first, last, *common)
 
-    run_chunks(task.groups, task.cells, work)
+    run_chunks(task.pairs, task.cells, work)
     hard = task.hard
     if hard.size:
-        smoothing_kernels.hard(task.cost, task.n, task.m, hard, out)
+        smoothing_kernels.hard(task.cost, task.n, task.m, hard, as_array(out))
     return result
 
 
-def smooth_vjp(
-    smoothing: Smoothing,
-    grad_s: Tensor,
-) -> tuple[Tensor, Tensor]:
+def smooth_vjp(smoothing: Smoothing, grad_s: Tensor) -> tuple[Tensor, Tensor]:
     cost, task = smoothing.cost, batch_to_smooth(smoothing)
     result = matrix_like(cost, zeros=task.partial)
-    grad, adjoint = (as_array(four_dimensional(t)) for t in (result, grad_s))
-    grad_gamma = np.zeros(task.pairs)
-    precision, origin = precision_of(grad), math.log(smoothing.origin_count)
-    scaling = (task.cost, task.gamma, task.n, task.m, precision.floats, precision.bounds, origin)
+    adjoint, grad, grad_gamma = (
+        four_dimensional(grad_s),
+        four_dimensional(result),
+        np.zeros(task.pairs),
+    )
+    common = *smoothing_arguments(task, smoothing), *flat_memory(adjoint), *flat_memory(grad)
 
     def work(first: int, last: int) -> None:
-        smoothing_kernels.smooth_vjp(
-            first, last, task.in_order, *scaling, adjoint, grad, grad_gamma
-        )
+        smoothing_kernels.smooth_vjp(first, last, *common, grad_gamma)
 
-    run_chunks(task.groups, task.cells, work)
+    run_chunks(task.pairs, task.cells, work)
     hard = task.hard
     if hard.size:
-        smoothing_kernels.hard_vjp(task.cost, task.n, task.m, hard, adjoint, grad)
+        matrices = as_array(adjoint), as_array(grad)
+        smoothing_kernels.hard_vjp(task.cost, task.n, task.m, hard, *matrices)
         grad_gamma[hard] = 0.0
     return result, from_array(grad_gamma, cost.shape[:-2])
 
