@@ -8,8 +8,8 @@ from helpers import assert_close, derivative
 from torch import Tensor
 
 from softdtw_kernels import s2dtw_from_cost, soft_dtw_from_cost
-from softdtw_kernels._operators import kernels
-from softdtw_kernels._problem import Problem
+from softdtw_kernels._operators import kernels, smoothing
+from softdtw_kernels._problem import Problem, Smoothing
 
 
 def _product(problem: Problem, tangent: Tensor, **tangents: Tensor) -> tuple[Tensor, ...]:
@@ -160,3 +160,29 @@ def test_a_pair_is_alone_the_same_as_under_autograd() -> None:
     (visits,) = derivative(soft_dtw_from_cost(leaf, gamma=0.5), leaf, again=True)
     (product,) = derivative((visits * tangent).sum(), leaf)
     assert torch.equal(product, _product(_problem(cost), tangent)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 4, 2300), (3, 400, 7), (3, 60, 50), (3, 1, 1)])
+def test_kernels_give_the_second_derivatives_of_the_smoothing(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    cost, mass, tangent = torch.randn(3, *shape, generator=generator, dtype=dtype)
+    cost[torch.rand(shape, generator=generator) < 0.1] = torch.inf
+    lengths = [torch.full(shape[:1], size) for size in shape[1:]]
+    for size in lengths:
+        size[-1] = (size[-1] + 1) // 2
+    gamma, by_gamma = torch.tensor([[0.1, 1.0, 3.0], [0.3, -0.5, 0.7]], dtype=torch.float64)
+    problem = Smoothing(cost.mT.contiguous().mT, gamma, *lengths, 2.0)
+    with torch.no_grad():
+        got = smoothing._second_order(problem, mass, tangent, by_gamma)
+        alone = smoothing._second_order(
+            Smoothing(*(x[1:2] for x in (cost, gamma, *lengths)), 2.0),
+            mass[1:2], tangent[1:2], by_gamma[1:2],
+        )  # fmt: skip
+    truth = smoothing._second_order_in_torch(problem, mass, tangent, by_gamma)
+    for a, b, one in zip(got, truth, alone, strict=True):
+        tolerance = 1e-6 if a.dtype == torch.float32 else 1e-12
+        assert_close(a, b, tolerance * max(1.0, float(b.abs().max())), "second derivative")
+        assert torch.equal(one[0], a[1])

@@ -170,6 +170,34 @@ def smooth_vjp(smoothing: Smoothing, grad_s: Tensor) -> tuple[Tensor, Tensor]:
     return result, from_array(grad_gamma, cost.shape[:-2])
 
 
+def smooth_second_order(
+    smoothing: Smoothing, grad_s: Tensor, by_cost: Tensor, by_gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The gradient of <(by_cost, by_gamma), smooth_vjp> in cost, gamma and grad_s; None if a
+    minimum is hard, which has no kernel. In float64, to which costs of float32 are copied.
+    """
+    shape, dtype = smoothing.cost.shape, smoothing.cost.dtype
+    cost, adjoint, tangent = (
+        x.double().contiguous().view(shape) for x in (smoothing.cost, grad_s, by_cost)
+    )
+    smoothing = smoothing._replace(cost=cost)
+    task = batch_to_smooth(smoothing)
+    if task.hard.size:
+        return None
+    grad, along = matrix_like(cost, zeros=task.partial), matrix_like(cost, zeros=task.partial)
+    grad_gamma = np.zeros(task.pairs)
+    common = smoothing_arguments(task, smoothing)
+    matrices = [flat_memory(four_dimensional(x))[0] for x in (tangent, adjoint, grad, along)]
+
+    def work(first: int, last: int) -> None:
+        smoothing_kernels.smooth_second_order(
+            first, last, *common, matrices[0], flat(by_gamma), *matrices[1:], grad_gamma
+        )
+
+    run_chunks(task.pairs, task.cells, work)
+    return grad.to(dtype), from_array(grad_gamma, shape[:-2]), along.to(grad_s.dtype)
+
+
 def smoothed_value(problem: SmoothedProblem) -> Tensor:
     return value(problem.of(smooth(problem.smoothing)))
 

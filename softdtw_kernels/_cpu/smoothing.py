@@ -15,6 +15,7 @@ import numpy as np
 
 from .blocks import load_some, store_some
 from .cell import beside_the_largest, factor, log2_of_one_plus, quotient
+from .floating import fma
 from .jit import inline, jit, outlined
 from .lattice import entry, length
 from .scaling import LOG2_E, set_rates
@@ -240,6 +241,102 @@ def smooth_vjp(
             copy_row(mass, count * width, width)
             copy_row(by_left, count * width, width)
         grad_gamma[q] -= bits * math.log(2.0)
+    restore(before)
+
+
+@outlined
+def give_rows_along(
+    frame, tangent, mass, width, stop, rates, slope, rise, along, by_diagonal, by_up, by_left
+):  # fmt: skip
+    """The tangent of the smoothing at the cells width < c < stop of a frame, and the tangent of
+    what they give to their predecessors; returns the sum of the latter times log2 of the weights.
+
+    slope: -1 / g; rise: the tangent of g times ln 2. mass: +inf between rows.
+    """
+    lanes = 64 // frame.itemsize
+    r_high, r_low, largest = splat(rates[0]), splat(rates[1]), splat(rates[2])
+    zero, one, infinite = splat(rates[3]), splat(rates[4]), splat(rates[5])
+    by_gamma, minus_inverse, bits = splat(rise), splat(slope), zero
+    for c in range(width + 1, stop, lanes):
+        outside = load(mass, c)
+        p = without_infinity(outside) * minus_inverse
+        best, (d0, d1, d2) = predecessors(frame, c, width)
+        best = where_finite(outside, best, infinite)
+        factors, total, others = softmin((d0, d1, d2), r_high, r_low, largest)
+        inverse = one / total
+        w0 = where_finite(best, quotient(factors[0], total, inverse), zero)
+        w1 = where_finite(best, quotient(factors[1], total, inverse), zero)
+        w2 = where_finite(best, quotient(factors[2], total, inverse), zero)
+        # log2 of a weight, but for that of the sum, which cancels in differences.
+        e0, e1 = smaller(d0, largest) * r_high, smaller(d1, largest) * r_high
+        e2 = smaller(d2, largest) * r_high
+        a0 = fma(by_gamma, e0, where_finite(d0, load(tangent, c - width - 1), zero))
+        a1 = fma(by_gamma, e1, where_finite(d1, load(tangent, c - width), zero))
+        a2 = fma(by_gamma, e2, where_finite(d2, load(tangent, c - 1), zero))
+        mean = where_finite(best, w0 * a0 + (w1 * a1 + w2 * a2), zero)
+        level = where_finite(best, log2_of_one_plus(others), zero)
+        store(along, c, load(tangent, c) + (mean - by_gamma * level))
+        f0 = where_finite(best, p * w0 * (a0 - mean), zero)
+        f1 = where_finite(best, p * w1 * (a1 - mean), zero)
+        f2 = where_finite(best, p * w2 * (a2 - mean), zero)
+        bits = bits + where_finite(best, f0 * e0 + (f1 * e1 + f2 * e2), zero)
+        store(by_diagonal, c, f0)
+        store(by_up, c, f1)
+        store(by_left, c, f2)
+    return lane_sum(bits)
+
+
+@jit
+def smooth_second_order(
+    first, last, costs, shape, strides, gamma, n, m, bounds, origin,
+    tangents, tangent_gamma, adjoint, grad, along, grad_gamma,
+):  # fmt: skip
+    """The derivative of smooth along the tangents, to along, and that of its adjoint: by the costs
+    and by gamma. Of float64, and matrices of the same strides.
+    """
+    size, slack = FRAME + 2 * (shape[3] + 1), 16
+    frame, mass, tangent = np.empty(size + slack), np.empty(size + slack), np.empty(size + slack)
+    by_diagonal, by_up = np.empty(size + slack), np.empty(size + slack)
+    by_left, result = np.empty(size + slack), np.empty(size + slack)
+    nothing, rates = np.zeros(size + slack), np.empty(6)
+    rates[3], rates[4], rates[5] = 0.0, 1.0, np.inf
+    before = flush_subnormals()
+    for q in range(first, last):
+        at = q // shape[1] * strides[0] + q % shape[1] * strides[1]
+        rows, columns = length(n, q, shape[2]), length(m, q, shape[3])
+        width = columns + 1
+        height = max(1, FRAME // width)
+        g, dg = entry(gamma, q), tangent_gamma[q]
+        set_rates(g, bounds, rates[:3], 0)
+        for j in range(width):
+            frame[j] = np.inf
+        bits = 0.0
+        for start in range(0, rows, height):
+            count = min(height, rows - start)
+            place, end = at + start * strides[2], (count + 1) * width
+            fill_rows(costs, place, strides, count, columns, frame, width, width)
+            fill_rows(adjoint, place, strides, count, columns, mass, width, width)
+            fill_rows(tangents, place, strides, count, columns, tangent, width, width)
+            for c in range(end, end + slack):
+                frame[c] = mass[c] = np.inf
+            by_left[width] = 0.0
+            bits += give_rows_along(
+                frame, tangent, mass, width, end + 1, rates, -1.0 / g, dg * math.log(2.0),
+                result, by_diagonal, by_up, by_left,
+            )  # fmt: skip
+            if start == 0:
+                result[width + 1] -= dg * origin
+            write_rows(result, width, width, count, columns, along, place, strides)
+            begin, final = 0 if start > 0 else 1, start + count == rows
+            known = count - begin + (1 if final else 0)
+            row = begin * width
+            gather(nothing, by_left, by_up, by_diagonal, row, width, known, final, result)
+            place += (begin - 1) * strides[2]
+            write_rows(result, row, width, known, columns, grad, place, strides)
+            copy_row(frame, count * width, width)
+            copy_row(tangent, count * width, width)
+            copy_row(by_left, count * width, width)
+        grad_gamma[q] = bits * math.log(2.0)
     restore(before)
 
 

@@ -1,7 +1,7 @@
 """The derivatives of the local smoothing and of S2DTW: autograd Functions.
 
-The smoothing is one operator and its gradient another; its second derivatives are plain torch.
-S2DTWFunction composes it with the recursion.
+The smoothing is one operator and its gradient another; its second derivatives are plain torch, or a
+kernel of the engine. S2DTWFunction composes it with the recursion.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .. import _backends as backends
 from .. import _reference as reference
 from .._checks import Lengths, Number, check_origin_count
 from .._problem import SmoothedProblem, Smoothing
@@ -23,6 +24,7 @@ from .function import (
     EagerFunction,
     choose,
     forward_rule,
+    is_recorded,
     may_be_differentiated,
     zeros_if_none,
 )
@@ -183,12 +185,30 @@ class S2DTWFunction(EagerFunction, _S2DTWTwin):
 def _second_order(
     smoothing: Smoothing, grad_s: Tensor, by_cost: Tensor, by_gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of <(by_cost, by_gamma), smooth_vjp> in cost, gamma and grad_s, in plain torch.
+    """The gradient of <(by_cost, by_gamma), smooth_vjp> in cost, gamma and grad_s.
 
     Of smooth_vjp, which is linear in grad_s, the last is also the tangent of the smoothing along
-    (by_cost, by_gamma). With the weights w_k of the predecessors, a_k = by_cost_k + by_gamma log
-    w_k and mean = sum of w_k a_k, it is by_cost + mean; and the others are what grad_s gives to the
-    predecessors and to gamma by the weights w'_k = -(w_k / g) (a_k - mean).
+    (by_cost, by_gamma). An engine may have a kernel for it, which no operator of torch stands for:
+    it is called where nobody looks on.
+    """
+    args = smoothing, grad_s, by_cost, by_gamma
+    in_memory = type(smoothing.cost) is Tensor and not smoothing.cost.is_meta  # not a fake either
+    seen = torch.compiler.is_compiling() or is_recorded() or may_be_differentiated()
+    if in_memory and not seen:
+        engine = backends.load(backends.select(None, smoothing.cost))
+        kernel = getattr(engine, "smooth_second_order", None)
+        grads: tuple[Tensor, Tensor, Tensor] | None = kernel(*args) if kernel else None
+        if grads is not None:
+            return grads
+    return _second_order_in_torch(*args)
+
+
+def _second_order_in_torch(
+    smoothing: Smoothing, grad_s: Tensor, by_cost: Tensor, by_gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With the weights w_k of the predecessors, a_k = by_cost_k + by_gamma log w_k and mean = sum
+    of w_k a_k, the tangent of the smoothing is by_cost + mean. The others are what grad_s gives to
+    the predecessors and to gamma by the weights w'_k = -(w_k / g) (a_k - mean).
     """
     cost, gamma, x_lengths, y_lengths, origin_count = smoothing
     g = gamma.to(cost.device).double()[..., None, None]
