@@ -25,6 +25,7 @@ def _problem(cost: Tensor, gamma: float = 0.5, dummy: float | None = None) -> Pr
     return Problem(cost, gamma * item, None if dummy is None else dummy * item, None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dummy", [None, 0.3])
 @pytest.mark.parametrize(
     ("n", "m", "bandwidth"), [(1300, 900, None), (900, 1300, 40), (600, 2500, None)]
