@@ -19,10 +19,10 @@ import math
 import numpy as np
 
 from . import exact_second_order
-from .jit import inline, jit, outlined, plain
-from .lattice import band_of, entry, lattice_of, length
-from .scaling import AGAIN, DOUBLE, LOG2_E, NOT_A_NUMBER, RISE, SURE, TINY, usable
-from .solve import EXACT_COST, Batch, Gradients, hard_minimum
+from .jit import allocating, inline, jit, outlined, plain
+from .lattice import entry, lattice_of, length
+from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, TINY
+from .solve import EXACT_COST, Batch, Gradients, hard_minimum, without_path
 from .strips import begin_pair, end_pair, lane_steps, strip_columns
 from .subnormal import flush_subnormals, restore
 from .tangents import KEPT, LANES, TILE, advance, any_mass, sweep
@@ -90,7 +90,7 @@ def reset(border, floor):
     border[1][0] = 0  # the virtual cell before the origin, Z = 1
 
 
-@outlined
+@allocating
 def new_border(size):
     return np.empty(size), np.empty(size, np.int64), np.empty(size)
 
@@ -128,19 +128,6 @@ def dead(steps, flows, below_e, below_f, below, handed):
         below_e[below + t] = below_f[below + t] = 0.0
     fill(flows, 0.0)
     return True
-
-
-@outlined
-def stays_below(highest, cost, theta, n, m, bandwidth):
-    """Whether every cost is forbidden, or so small that no path of such ones could be taken for
-    forbidden.
-    """
-    low, high = band_of(n, m, bandwidth)
-    below = theta == np.inf or abs(theta) < highest
-    for i in range(n):
-        for j in range(max(0, i + low), min(m, i + high + 1)):
-            below = below and (cost[i, j] == np.inf or abs(cost[i, j]) < highest)
-    return below
 
 
 @jit
@@ -214,17 +201,12 @@ def solve_soft(
         lane = (rows - 1) % LANES
         exponent = states_k[2 * last * LANES + lane]
         status[q] = status_of(checks, exponent, lattice, g, floor, bounds)
-        unreached = exponent <= floor // 2
         if status[q] == NOT_A_NUMBER:
             for i in range(n_q):
                 for j in range(m_q):
                     out[i, j] = np.nan
             value[q] = sums[0, q] = sums[1, q] = np.nan
-        elif status[q] == AGAIN and unreached and usable(g):
-            highest = bounds[RISE] * g / (LOG2_E * (rows + columns))
-            if stays_below(highest, matrices[0], parameters[0], n_q, m_q, bandwidth):
-                status[q] = SURE  # no path: all is 0
-        if status[q] != SURE or unreached:
+        if status[q] != SURE:
             continue
         mantissa, s = states[4 * last * LANES + lane], states[(4 * last + 2) * LANES + lane]
         value[q] = s - parameters[2] * math.log2(mantissa)
@@ -322,6 +304,8 @@ def solve(
 
     if soft.size:
         run_chunks(soft.size, task.cells * soft.size // task.pairs, work)
+    if task.dummy.size == 0:  # all is 0 where no path is
+        without_path(task, None, np.flatnonzero(status == AGAIN), np.empty(task.pairs), status)
     rest = np.flatnonzero(status == AGAIN)
     if rest.size:
         run_chunks(rest.size, EXACT_COST * task.cells * rest.size // task.pairs, again)
