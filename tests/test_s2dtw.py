@@ -13,12 +13,15 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from strategies import Problem, gammas, make_cost, masked, problems
 
+from softdtw_kernels import _reference as reference
 from softdtw_kernels import (
     s2dtw,
     s2dtw_alignment_from_cost,
     s2dtw_from_cost,
     soft_dtw_from_cost,
 )
+from softdtw_kernels._operators import kernels
+from softdtw_kernels._problem import Smoothing
 
 DUMMIES = st.none() | st.sampled_from([0.5, 0.0, -1.0, 3.0]) | st.floats(-2, 2, width=32)
 
@@ -308,3 +311,30 @@ def test_dummies_lead_around_forbidden_pairs(backend: str) -> None:
     value, gradient = value_and_gradient(s2dtw_from_cost, cost, dummy_cost=None, backend=backend)
     assert (value == math.inf).all()
     assert not gradient.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 3, 2600), (2, 700, 5), (2, 90, 70), (3, 1, 1), (4, 1, 40)])
+def test_smoothing_of_rows_long_and_short(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Kernels take some rows at a time, many short ones, or a long one alone: all by the formula,
+    and with the same bits alone and in the batch.
+    """
+    generator = torch.Generator().manual_seed(0)
+    cost, mass = torch.randn(2, *shape, generator=generator, dtype=dtype)
+    lengths = [torch.full(shape[:1], size) for size in shape[1:]]
+    for size in lengths:
+        size[-1] = (size[-1] + 1) // 2
+    gamma = torch.linspace(0.1, 2.0, shape[0], dtype=torch.float64)
+    smoothing = Smoothing(cost, gamma, *lengths, 1.0)
+    exact = smoothing._replace(cost=cost.double())
+    got = kernels.smooth(smoothing), *kernels.smooth_vjp(smoothing, mass)
+    truth = reference.smooth(exact), *reference.smooth_vjp(exact, mass.double())
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    for a, b in zip(got, truth, strict=True):
+        assert_close(a.double(), b, tolerance * max(1.0, float(b.abs().max())), "smoothing")
+    transposed = cost.mT.contiguous().mT
+    for item in range(shape[0]):
+        alone = Smoothing(*(x[item : item + 1] for x in (transposed, gamma, *lengths)), 1.0)
+        part = kernels.smooth(alone), *kernels.smooth_vjp(alone, mass[item : item + 1])
+        for a, b in zip(part, got, strict=True):
+            assert torch.equal(a[0], b[item])

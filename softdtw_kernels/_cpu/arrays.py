@@ -24,6 +24,17 @@ def as_array(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 
 
+def flat_memory(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The memory that a tensor reaches, and its strides in elements: of one type for Numba whatever
+    the strides.
+    """
+    x, strides = x.detach(), x.stride()
+    if x.is_contiguous():
+        return x.view(-1).numpy(), strides
+    reached = sum((n - 1) * stride for n, stride in zip(x.shape, strides, strict=True)) + 1
+    return x.as_strided((reached if x.numel() else 0,), (1,)).numpy(), strides
+
+
 def from_array(x: np.ndarray, shape: torch.Size) -> Tensor:
     """A result. NumPy shapes it: autograd lets nobody change a view of torch in place."""
     return torch.from_numpy(x.reshape(shape))

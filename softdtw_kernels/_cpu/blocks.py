@@ -1,5 +1,5 @@
 """Square blocks of a matrix into vectors and back: rows of memory become lanes, transposed in
-registers, with masks for what lies outside.
+registers, with masks for what lies outside; and rows that need not fill a vector.
 
 Requirements: numba.
 """
@@ -187,3 +187,33 @@ def common(starts, stops):
     for lane in range(1, starts.size):
         last_start, first_stop = max(last_start, starts[lane]), min(first_stop, stops[lane])
     return last_start, first_stop
+
+
+@intrinsic
+def load_some(typingctx, array, index, count):
+    """The elements array[index : index + count], as far as there are lanes; in the others +inf."""
+    kind = Vector(array.dtype)
+
+    def codegen(context, builder, sig, args):
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        align = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
+        mask = lane_mask(builder, kind, ir.Constant(args[2].type, 0), args[2])
+        arguments = [pointer, align, mask, constant(kind, float("inf"))]
+        return masked(builder, kind, "load", kind.ir_type, arguments)
+
+    return kind(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_some(typingctx, array, index, vector, count):
+    """array[index : index + count] = vector, as far as it has lanes."""
+
+    def codegen(context, builder, sig, args):
+        kind = sig.args[2]
+        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
+        align = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
+        mask = lane_mask(builder, kind, ir.Constant(args[3].type, 0), args[3])
+        masked(builder, kind, "store", ir.VoidType(), [args[2], pointer, align, mask])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector, types.intp), codegen

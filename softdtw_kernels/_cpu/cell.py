@@ -148,16 +148,23 @@ def surprise(p):
 
 
 @inline
-def exponential(d, high, low, largest):
-    """(w, k) with (1 + w) 2^k = 2^(d (high + low)) and w near 0; d is clamped to the largest, NaN
-    stays in w.
+def fraction(d, high, low, largest):
+    """(f, k) with d (high + low) = f + k, k integral and f in -1/2 .. 1/2; d is clamped to the
+    largest, NaN stays in f.
 
     The product is exact to twice the precision: rounded once, a cost of 1e5 gamma would lose the
     fraction. Below minus the largest the result is meaningless; it is not certified.
     """
     d = smaller(largest, d)
-    r = nearest(d * high)
-    return power_of_fraction(fma(d, low, fms(d, high, r))), to_integer(r)
+    k = nearest(d * high)
+    return fma(d, low, fms(d, high, k)), k
+
+
+@inline
+def exponential(d, high, low, largest):
+    """(w, k) with (1 + w) 2^k = 2^(d (high + low)) and w near 0; see fraction."""
+    f, k = fraction(d, high, low, largest)
+    return power_of_fraction(f), to_integer(k)
 
 
 @inline

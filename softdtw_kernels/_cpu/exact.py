@@ -3,8 +3,8 @@
 R[i,j] = D[i,j] + softmin_g(R[i-1,j-1], R[i-1,j], R[i,j-1]) needs, for the transition weights,
 differences of cumulated values to a small fraction of gamma. One float64 loses them when a path has
 to cross costs of 1e30 with gamma 1e-3; an unevaluated sum of three float64 (about 159 bits) does
-not. This is the slow tier (about 100 ns a cell): `solve` comes here only for pairs whose fast
-result is not certified, and for second derivatives.
+not. This is the slow tier (about 100 ns a cell): `solve` and `second_order` come here only for
+pairs whose fast result is not certified.
 
 Every function works on one pair of the batch. A cell is (i, j) of the lattice: the cost matrix
 itself, or for a weak lattice the (2N+1) x (2M+1) cells of which the odd-odd ones are the costs and

@@ -71,11 +71,15 @@ def to_integer(typingctx, a):
 
 @intrinsic
 def to_float(typingctx, k):
-    """The floats nearest to integers."""
+    """The floats nearest to integers, of 64 bits if at most 2^51 in size."""
     result = Vector(FLOAT_OF[k.dtype], k.lanes)
 
     def codegen(context, builder, sig, args):
-        return builder.sitofp(args[0], result.ir_type)
+        if k.dtype.bitwidth == 32:
+            return builder.sitofp(args[0], result.ir_type)
+        bits = builder.add(args[0], constant(k, 0x4338000000000000))  # as in to_integer
+        magic = constant(result, 6755399441055744.0)
+        return builder.fsub(builder.bitcast(bits, result.ir_type), magic)
 
     return result(k), codegen
 

@@ -7,6 +7,7 @@ gamma and of the lengths are checked here, where reading them costs nothing.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,15 @@ from .._checks import LARGEST_GAMMA, gamma_error
 from .._problem import Problem, SmoothedProblem, Smoothing
 from . import second_order
 from . import smoothing as smoothing_kernels
-from .arrays import as_array, flat, four_dimensional, from_array, matrix_like, one_or_all
+from .arrays import (
+    as_array,
+    flat,
+    flat_memory,
+    four_dimensional,
+    from_array,
+    matrix_like,
+    one_or_all,
+)
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
 from .scaling import precision_of
@@ -91,30 +100,16 @@ def hessian_product(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     cost, task = problem.cost, batch_of(problem)
     out = matrix_like(cost, zeros=True)
-    scale, tg, td = flat(grad_value.double()), flat(tangent_gamma), flat(tangent_dummy)
-    tangent_value, out_gamma, out_dummy = np.empty((3, task.pairs))
-
-    def work(first: int, last: int) -> None:
-        second_order.hessian_product(
-            *task.kernel_arguments,
-            np.arange(first, last),
-            scale,
-            as_array(four_dimensional(tangent_cost)),
-            tg,
-            td,
-            tangent_value,
-            as_array(four_dimensional(out)),
-            out_gamma,
-            out_dummy,
-        )
-
-    run_chunks(task.pairs, task.cells, work)
+    by_cost = as_array(four_dimensional(tangent_cost))
+    tangents = by_cost, flat(tangent_gamma), flat(tangent_dummy)
+    scale, matrix = flat(grad_value.double()), as_array(four_dimensional(out))
+    value, (by_dummy, by_gamma) = second_order.solve(task, scale, tangents, matrix)
     shape = cost.shape[:-2]
     return (
-        from_array(tangent_value, shape).to(cost.dtype),
+        from_array(value, shape).to(cost.dtype),
         out,
-        from_array(out_gamma, shape),
-        from_array(out_dummy, shape),
+        from_array(by_gamma, shape),
+        from_array(by_dummy, shape),
     )
 
 
@@ -130,45 +125,77 @@ def path(problem: Problem) -> list[Tensor]:
     return paths
 
 
+def smoothing_arguments(task: Batch, smoothing: Smoothing) -> tuple[Any, ...]:
+    """What the kernels take of the costs and of the numbers beside them."""
+    memory, strides = flat_memory(four_dimensional(smoothing.cost))
+    bounds, origin = precision_of(task.cost).bounds, math.log(smoothing.origin_count)
+    return memory, task.cost.shape, strides, task.gamma, task.n, task.m, bounds, origin
+
+
 def smooth(smoothing: Smoothing) -> Tensor:
-    cost, task = smoothing.cost, batch_to_smooth(smoothing)
-    result = matrix_like(cost, zeros=task.partial)
-    out = as_array(four_dimensional(result))
-    precision, origin = precision_of(out), math.log(smoothing.origin_count)
-    scaling = (task.cost, task.gamma, task.n, task.m, precision.floats, precision.bounds, origin)
+    task = batch_to_smooth(smoothing)
+    result = matrix_like(smoothing.cost, zeros=task.partial)
+    out = four_dimensional(result)
+    common = *smoothing_arguments(task, smoothing), *flat_memory(out)
 
     def work(first: int, last: int) -> None:
-        smoothing_kernels.smooth(first, last, task.in_order, *scaling, out)
+        smoothing_kernels.smooth(first, last, *common)
 
-    run_chunks(task.groups, task.cells, work)
+    run_chunks(task.pairs, task.cells, work)
     hard = task.hard
     if hard.size:
-        smoothing_kernels.hard(task.cost, task.n, task.m, hard, out)
+        smoothing_kernels.hard(task.cost, task.n, task.m, hard, as_array(out))
     return result
 
 
-def smooth_vjp(
-    smoothing: Smoothing,
-    grad_s: Tensor,
-) -> tuple[Tensor, Tensor]:
+def smooth_vjp(smoothing: Smoothing, grad_s: Tensor) -> tuple[Tensor, Tensor]:
     cost, task = smoothing.cost, batch_to_smooth(smoothing)
     result = matrix_like(cost, zeros=task.partial)
-    grad, adjoint = (as_array(four_dimensional(t)) for t in (result, grad_s))
-    grad_gamma = np.zeros(task.pairs)
-    precision, origin = precision_of(grad), math.log(smoothing.origin_count)
-    scaling = (task.cost, task.gamma, task.n, task.m, precision.floats, precision.bounds, origin)
+    adjoint, grad, grad_gamma = (
+        four_dimensional(grad_s),
+        four_dimensional(result),
+        np.zeros(task.pairs),
+    )
+    common = *smoothing_arguments(task, smoothing), *flat_memory(adjoint), *flat_memory(grad)
 
     def work(first: int, last: int) -> None:
-        smoothing_kernels.smooth_vjp(
-            first, last, task.in_order, *scaling, adjoint, grad, grad_gamma
-        )
+        smoothing_kernels.smooth_vjp(first, last, *common, grad_gamma)
 
-    run_chunks(task.groups, task.cells, work)
+    run_chunks(task.pairs, task.cells, work)
     hard = task.hard
     if hard.size:
-        smoothing_kernels.hard_vjp(task.cost, task.n, task.m, hard, adjoint, grad)
+        matrices = as_array(adjoint), as_array(grad)
+        smoothing_kernels.hard_vjp(task.cost, task.n, task.m, hard, *matrices)
         grad_gamma[hard] = 0.0
     return result, from_array(grad_gamma, cost.shape[:-2])
+
+
+def smooth_second_order(
+    smoothing: Smoothing, grad_s: Tensor, by_cost: Tensor, by_gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The gradient of <(by_cost, by_gamma), smooth_vjp> in cost, gamma and grad_s; None if a
+    minimum is hard, which has no kernel. In float64, to which costs of float32 are copied.
+    """
+    shape, dtype = smoothing.cost.shape, smoothing.cost.dtype
+    cost, adjoint, tangent = (
+        x.double().contiguous().view(shape) for x in (smoothing.cost, grad_s, by_cost)
+    )
+    smoothing = smoothing._replace(cost=cost)
+    task = batch_to_smooth(smoothing)
+    if task.hard.size:
+        return None
+    grad, along = matrix_like(cost, zeros=task.partial), matrix_like(cost, zeros=task.partial)
+    grad_gamma = np.zeros(task.pairs)
+    common = smoothing_arguments(task, smoothing)
+    matrices = [flat_memory(four_dimensional(x))[0] for x in (tangent, adjoint, grad, along)]
+
+    def work(first: int, last: int) -> None:
+        smoothing_kernels.smooth_second_order(
+            first, last, *common, matrices[0], flat(by_gamma), *matrices[1:], grad_gamma
+        )
+
+    run_chunks(task.pairs, task.cells, work)
+    return grad.to(dtype), from_array(grad_gamma, shape[:-2]), along.to(grad_s.dtype)
 
 
 def smoothed_value(problem: SmoothedProblem) -> Tensor:

@@ -1,6 +1,15 @@
 """Second derivatives: the derivative of values and of their gradients along given directions.
 
-A scalar tier, as `exact`, whose weights it takes.
+As in `strips`, the lanes of a vector are consecutive rows of one pair, here of float64 for costs of
+any type. The forward pass carries R' beside Z, and keeps the borders of the strips and the
+registers at every tile; the backward pass computes the tiles that mass flows into again, with the
+derivatives of the weights, and sweeps both adjoints together (`tangents`). The weights of short
+pairs are kept. Of long pairs borders are kept for one part of the strips at a time, about the root
+of their number, and made once more from the border above the part.
+
+Pairs that are not certified, or whose results are not finite, are done again by
+`exact_second_order`. Those of gamma = 0 have a path, along which the value changes, and no second
+derivative.
 """
 
 from __future__ import annotations
@@ -9,99 +18,317 @@ import math
 
 import numpy as np
 
-from .exact import entropy, fill_weights, push
-from .jit import inline, jit
-from .lattice import band_of, cost_at, entry, give, length, size_of
+from . import exact_second_order
+from .jit import allocating, inline, jit, outlined, plain
+from .lattice import entry, lattice_of, length
+from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, TINY
+from .solve import EXACT_COST, Batch, Gradients, hard_minimum, without_path
+from .strips import begin_pair, end_pair, lane_steps, strip_columns
+from .subnormal import flush_subnormals, restore
+from .tangents import KEPT, LANES, TILE, advance, any_mass, sweep
+from .threads import run_chunks
+from .tiles import pack, unpack
+
+WEIGHTS = 2 * 2**20  # bytes of the weights of a pair that are kept: about the second cache level
+BORDERS = 4 * 2**20  # bytes of the borders of a pair that are kept without counting
+BORDER, REGISTERS = 3 * 8, 6 * 8 * LANES  # bytes of a border a column, of the registers a tile
 
 
 @inline
-def tangent_weight(p, a, mean, gamma):
-    return -p / gamma * (a - mean) if p > 0.0 else 0.0
+def tiles_of(steps):
+    return (steps + TILE - 1) // TILE
+
+
+@outlined
+def walk(
+    matrices, parameters, weak, row, first, begin, end, steps, limits, packed, rates, floor,
+    above, shift, border, checks, states, states_k, state, keep, weights, offset,
+):  # fmt: skip
+    """The tiles begin <= tile < end of a strip of `steps` steps: costs and tangents are packed, and
+    taken forward.
+
+    matrices: costs and their tangents. parameters: dummy cost and its tangent, and what advance
+    needs of gamma. above, border: mantissas, exponents and tangents. The registers of tile k are
+    those of state + k.
+    """
+    cost, tangent = matrices
+    theta, theta_tangent, rise, slope = parameters
+    starts, stops = limits
+    above_m, above_k, above_s = above
+    border_m, border_k, border_s = border
+    for tile in range(begin, end):
+        t0 = tile * TILE
+        t1 = min(steps, t0 + TILE)
+        pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed[0])
+        pack(tangent, theta_tangent, weak, row, first, t0, t1, starts, stops, packed[1])
+        advance(
+            packed[0], packed[1], t1 - t0, tile == 0, rates, rise, slope, floor,
+            above_m, above_k, above_s, shift + t0, border_m, border_k, border_s,
+            first + t0 - LANES + 2, LANES - 1 - t0, checks, states, states_k, state + tile,
+            keep, weights, offset + (tile - begin) * TILE * KEPT,
+        )  # fmt: skip
+
+
+@outlined
+def fill(array, value):
+    for k in range(array.size):
+        array[k] = value
+
+
+@outlined
+def copy(source, target, at_source, at_target, size):
+    for c in range(size):
+        target[0][at_target + c] = source[0][at_source + c]
+        target[1][at_target + c] = source[1][at_source + c]
+        target[2][at_target + c] = source[2][at_source + c]
+
+
+@outlined
+def reset(border, floor):
+    for c in range(border[0].size):
+        border[0][c], border[1][c], border[2][c] = 1.0, floor, 0.0
+    border[1][0] = 0  # the virtual cell before the origin, Z = 1
+
+
+@allocating
+def new_border(size):
+    return np.empty(size), np.empty(size, np.int64), np.empty(size)
+
+
+@outlined
+def enter_strip(strip, lattice, limits):
+    """The first row of a strip, its first column and number of steps, the lane of the final cell
+    (or -1); the steps of the lanes go to limits.
+    """
+    rows, columns, low, high = lattice
+    row = strip * LANES
+    left, steps, end = strip_columns(row, LANES, rows, columns, low, high)
+    lane_steps(row, LANES, left, rows, columns, low, high, limits[0], limits[1])
+    return row, left, steps, end
+
+
+@outlined
+def begin(gamma, bounds, rates, checks, border, floor):
+    begin_pair(gamma, bounds, rates, checks)
+    reset(border, floor)
+
+
+@outlined
+def status_of(checks, exponent, lattice, gamma, floor, bounds):
+    rows, columns, _, _ = lattice
+    return end_pair(checks, exponent, rows, columns, gamma, floor, bounds, plain(False))[1]
+
+
+@outlined
+def dead(steps, flows, below_e, below_f, below, handed):
+    """Whether no mass flows into some steps of a strip; then none flows out of them."""
+    if any_mass(steps, flows, below_e, handed):
+        return False
+    for t in range(steps):
+        below_e[below + t] = below_f[below + t] = 0.0
+    fill(flows, 0.0)
+    return True
 
 
 @jit
-def hessian_product(
-    cost4,
-    gamma,
-    dummy,
-    n,
-    m,
-    bandwidth,
-    items,
-    scale,
-    tangent4,
-    tangent_gamma,
-    tangent_dummy,
-    tangent_value,
-    out4,
-    out_gamma,
-    out_dummy,
-):
-    """Directional derivative of the value, and scale[q] times that of its gradient (Mensch &
-    Blondel 2018).
+def solve_soft(
+    items, cost5, gamma, dummy, n, m, bandwidth, floor, bounds,
+    scale, tangent5, tangent_gamma, tangent_dummy, value, out5, sums, status,
+):  # fmt: skip
+    """Of the pairs q in items the derivative of the value along the tangents, scale[q] times that
+    of its gradient, and status (see `scaling`).
 
-    With a_k = R'_k + g' log p_k and mean = sum of p_k a_k: R' = D' + mean and p'_k = -(p_k / g)
-    (a_k - mean); then F = sum over the successors of p' E + p F, and dV/dg = -sum of E H(p) is
-    differentiated term by term.
+    sums: rows of the derivatives of the gradients by the dummy cost and by gamma. out5 is written
+    where mass flows, and must be 0 before. Results of pairs that are not certified hold anything.
     """
     weak = dummy.size > 0
-    per_row = cost4.shape[1]
+    shape = cost5.shape[1:]
+    widest, longest, strips = lattice_of(shape[2], shape[3], weak, bandwidth)[1], plain(0), plain(0)
     for q in items:
-        theta = entry(dummy, q) if weak else 0.0
-        a4, b4 = q // per_row, q % per_row
-        cost, tangent, out = cost4[a4, b4], tangent4[a4, b4], out4[a4, b4]
-        n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
-        rows, columns = size_of(n_q, m_q, weak)
-        low, high = band_of(rows, columns, bandwidth)
-        g, dg = entry(gamma, q), tangent_gamma[q]
-        dtheta = tangent_dummy[q] if weak else 0.0
-        p = np.empty((rows, columns, 3))
-        v = fill_weights(cost, n_q, m_q, bandwidth, g, theta, weak, p)
-        out[:n_q, :m_q] = 0.0
-        out_gamma[q] = out_dummy[q] = tangent_value[q] = 0.0
-        if v == np.inf:
+        rows, columns, low, high = lattice_of(
+            length(n, q, shape[2]), length(m, q, shape[3]), weak, bandwidth
+        )
+        longest = max(longest, min(columns, high - low + LANES) + LANES)
+        strips = max(strips, (rows + LANES - 1) // LANES)
+    window, tiles = longest + 1, tiles_of(longest)
+    stored = strips * tiles * TILE * KEPT * 8 <= WEIGHTS
+    parts = plain(1)
+    if strips * (window * BORDER + tiles * REGISTERS) > BORDERS:
+        parts = int(math.ceil(math.sqrt(strips)))
+    height = (strips + parts - 1) // parts
+    kept = plain(0) if stored else height
+    above, top = new_border(kept * window), new_border(0 if stored else parts * window)
+    states = np.empty((kept * tiles + tiles + 1) * 4 * LANES)
+    states_k = np.empty((kept * tiles + tiles + 1) * 2 * LANES, np.int64)
+    weights = np.empty(TILE * KEPT * (strips * tiles if stored else 1))
+    packed = np.empty(TILE * LANES), np.empty(TILE * LANES)
+    border = new_border(widest + 3 * LANES)
+    below_e, below_f = np.empty(widest + 3 * LANES), np.empty(widest + 3 * LANES)
+    flows, rates, checks = np.empty(8 * LANES + 2), np.empty(3 * LANES), np.empty(3 * LANES)
+    limits = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    before = flush_subnormals()
+    for q in items:
+        a, b = q // shape[1], q % shape[1]
+        matrices, out = (cost5[0, a, b], tangent5[0, a, b]), out5[0, a, b]
+        g = entry(gamma, q)
+        n_q, m_q = length(n, q, shape[2]), length(m, q, shape[3])
+        lattice = lattice_of(n_q, m_q, weak, bandwidth)
+        rows, columns = lattice[:2]
+        parameters = (
+            entry(dummy, q) if weak else 0.0,
+            tangent_dummy[q] if weak else 0.0,
+            tangent_gamma[q] * math.log(2.0),
+            -1.0 / g,
+        )
+        begin(g, bounds, rates, checks, border, floor)
+        final = (rows - 1) // LANES
+        last = plain(0)
+        for strip in range(final + 1):
+            row, left, steps, end = enter_strip(strip, lattice, limits)
+            place = plain(0) if stored else strip % height
+            if not stored:
+                if place == 0:
+                    copy(border, top, left, strip // height * window, steps + 1)
+                copy(border, above, left, place * window, steps + 1)
+            walk(
+                matrices, parameters, weak, row, left, plain(0), tiles_of(steps), steps, limits,
+                packed, rates, floor, border, left, border, checks, states, states_k,
+                place * tiles, stored, weights, strip * tiles * TILE * KEPT,
+            )  # fmt: skip
+            if row == 0:
+                border[1][0] = floor
+            last = place * tiles + tiles_of(steps)
+        lane = (rows - 1) % LANES
+        exponent = states_k[2 * last * LANES + lane]
+        status[q] = status_of(checks, exponent, lattice, g, floor, bounds)
+        if status[q] == NOT_A_NUMBER:
+            for i in range(n_q):
+                for j in range(m_q):
+                    out[i, j] = np.nan
+            value[q] = sums[0, q] = sums[1, q] = np.nan
+        if status[q] != SURE:
             continue
-        if not math.isfinite(v):
-            out[:n_q, :m_q] = np.nan
-            out_gamma[q] = out_dummy[q] = tangent_value[q] = np.nan
-            continue
-        dr = np.zeros((rows + 1, columns + 1))  # R' with a border of zeros
-        dp = np.zeros((rows, columns, 3))
-        for i in range(rows):
-            for j in range(max(0, i + low), min(columns - 1, i + high) + 1):
-                d = cost_at(tangent, dtheta, weak, i, j)
-                p0, p1, p2 = p[i, j, 0], p[i, j, 1], p[i, j, 2]
-                if p0 + p1 + p2 == 0.0:  # no path passes: nothing depends on this cell
+        mantissa, s = states[4 * last * LANES + lane], states[(4 * last + 2) * LANES + lane]
+        value[q] = s - parameters[2] * math.log2(mantissa)
+        fill(below_e, 0.0)
+        fill(below_f, 0.0)
+        by_dummy = by_gamma = 0.0
+        rightmost = columns
+        for strip in range(final, -1, -1):
+            if not stored and strip % height == height - 1 and strip < final:
+                # The borders of the next part, as far as mass can flow in it.
+                while rightmost > 0 and not below_e[rightmost + 1] > 0.0:
+                    rightmost -= 1
+                for place in range(height):
+                    row, left, steps, _ = enter_strip(strip - height + 1 + place, lattice, limits)
+                    steps = min(steps, tiles_of(rightmost - left + LANES) * TILE)
+                    if place == 0:
+                        reset(border, floor)
+                        copy(top, border, strip // height * window, left, steps + 1)
+                    copy(border, above, left, place * window, steps + 1)
+                    walk(
+                        matrices, parameters, weak, row, left, plain(0), tiles_of(steps), steps,
+                        limits, packed, rates, floor, border, left, border, checks, states,
+                        states_k, place * tiles, stored, weights, plain(0),
+                    )  # fmt: skip
+                    if row == 0:
+                        border[1][0] = floor
+            row, left, steps, end = enter_strip(strip, lattice, limits)
+            place = strip % height
+            for c in range(flows.size):
+                flows[c] = 1.0 if c == end else 0.0
+            for tile in range(tiles_of(min(steps, rightmost - left + LANES)) - 1, -1, -1):
+                t0 = tile * TILE
+                t1 = min(steps, t0 + TILE)
+                handed = left + t0 - LANES + 2
+                if dead(t1 - t0, flows, below_e, below_f, left + t0 + 1, handed):
                     continue
-                a0 = dr[i, j] + (dg * math.log(p0) if p0 > 0.0 else 0.0)
-                a1 = dr[i, j + 1] + (dg * math.log(p1) if p1 > 0.0 else 0.0)
-                a2 = dr[i + 1, j] + (dg * math.log(p2) if p2 > 0.0 else 0.0)
-                mean = 0.0
-                if p0 > 0.0:
-                    mean += p0 * a0
-                if p1 > 0.0:
-                    mean += p1 * a1
-                if p2 > 0.0:
-                    mean += p2 * a2
-                dr[i + 1, j + 1] = d + mean
-                if g > 0.0:
-                    dp[i, j, 0] = tangent_weight(p0, a0, mean, g)
-                    dp[i, j, 1] = tangent_weight(p1, a1, mean, g)
-                    dp[i, j, 2] = tangent_weight(p2, a2, mean, g)
-        tangent_value[q] = dr[rows, columns]
-        e, f = np.zeros((rows, columns)), np.zeros((rows, columns))
-        e[rows - 1, columns - 1] = scale[q]
-        for i in range(rows - 1, -1, -1):
-            for j in range(columns - 1, -1, -1):
-                mass, change = e[i, j], f[i, j]
-                if mass == 0.0 and change == 0.0:
-                    continue
-                push(e, p, i, j, mass)
-                push(f, dp, i, j, mass)
-                push(f, p, i, j, change)
-                h, dh = entropy(p[i, j, 0], p[i, j, 1], p[i, j, 2]), 0.0
-                for k in range(3):
-                    if p[i, j, k] > 0.0:
-                        dh -= dp[i, j, k] * math.log(p[i, j, k])
-                out_gamma[q] -= change * h + mass * dh
-                out_dummy[q] += give(out, weak, i, j, change)
+                offset = (strip * tiles + tile) * TILE * KEPT
+                if not stored:
+                    offset = plain(0)
+                    walk(
+                        matrices, parameters, weak, row, left, tile, tile + 1, steps, limits,
+                        packed, rates, floor, above, place * window, border, checks, states,
+                        states_k, place * tiles, plain(True), weights, offset,
+                    )  # fmt: skip
+                by_gamma += sweep(
+                    t1 - t0, weights, offset, flows, below_e, below_f, left + t0 + 1, handed,
+                    scale[q], bounds[TINY], packed[0],
+                )  # fmt: skip
+                by_dummy += unpack(packed[0], weak, row, left, t0, t1, limits[0], limits[1], out)
+            below_e[left], below_f[left] = flows[8 * LANES], flows[8 * LANES + 1]
+        sums[0, q], sums[1, q] = by_dummy, by_gamma * scale[q] * math.log(2.0)
+        if not math.isfinite(value[q] + sums[0, q] + sums[1, q]):
+            status[q] = AGAIN
+    restore(before)
+
+
+def repeated(x: np.ndarray) -> np.ndarray:
+    """A view with one more dimension, which repeats: never contiguous for Numba, so that kernels
+    are compiled once for all strides.
+    """
+    return np.lib.stride_tricks.as_strided(x, (2, *x.shape), (0, *x.strides))
+
+
+def solve(
+    task: Batch,
+    scale: np.ndarray,
+    tangents: tuple[np.ndarray, np.ndarray, np.ndarray],
+    out: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The derivatives of all values along the tangents (by costs, gamma, dummy cost), and `scale`
+    times those of their gradients: by the costs to out, which is 0 before, by dummy cost and gamma
+    in the rows of the second result.
+    """
+    value, sums = np.zeros(task.pairs), np.zeros((2, task.pairs))
+    status = np.full(task.pairs, SURE, np.uint8)
+    by_cost, by_gamma, by_dummy = tangents
+    zero = np.broadcast_to(task.gamma == 0.0, task.pairs)
+    if zero.any():
+        solve_hard(task, np.flatnonzero(zero), by_cost, by_dummy, value, out, sums)
+    soft = np.flatnonzero(~zero)
+    matrices = repeated(task.cost), repeated(by_cost), repeated(out)
+    numbers = task.kernel_arguments[1:]
+
+    def work(first: int, last: int) -> None:
+        solve_soft(
+            soft[first:last], matrices[0], *numbers, DOUBLE.floor, DOUBLE.bounds,
+            scale, matrices[1], by_gamma, by_dummy, value, matrices[2], sums, status,
+        )  # fmt: skip
+
+    def again(first: int, last: int) -> None:
+        exact_second_order.solve(
+            matrices[0], *numbers, rest[first:last], scale, matrices[1], by_gamma, by_dummy,
+            value, matrices[2], sums,
+        )  # fmt: skip
+
+    if soft.size:
+        run_chunks(soft.size, task.cells * soft.size // task.pairs, work)
+    if task.dummy.size == 0:  # all is 0 where no path is
+        without_path(task, None, np.flatnonzero(status == AGAIN), np.empty(task.pairs), status)
+    rest = np.flatnonzero(status == AGAIN)
+    if rest.size:
+        run_chunks(rest.size, EXACT_COST * task.cells * rest.size // task.pairs, again)
+    return value, sums
+
+
+def solve_hard(
+    task: Batch,
+    items: np.ndarray,
+    by_cost: np.ndarray,
+    by_dummy: np.ndarray,
+    value: np.ndarray,
+    out: np.ndarray,
+    sums: np.ndarray,
+) -> None:
+    """Pairs of gamma = 0: their paths are written to out as gradients, and taken away again."""
+    visits = Gradients(np.ones(task.pairs, out.dtype), False, out)
+    nowhere = np.empty(task.pairs, out.dtype), np.empty(task.pairs, np.uint8)
+    hard_minimum(task, visits, items, *nowhere)
+    cells = np.nonzero(out)
+    along = np.bincount(cells[0] * out.shape[1] + cells[1], out[cells] * by_cost[cells], task.pairs)
+    out[cells] *= 0  # NaN stays
+    value[items] = along[items]
+    if task.dummy.size:
+        value[items] += (visits.dummy * by_dummy)[items]
+    sums[:, items] = visits.dummy[items] * 0.0

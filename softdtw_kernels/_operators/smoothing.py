@@ -1,17 +1,20 @@
 """The derivatives of the local smoothing and of S2DTW: autograd Functions.
 
-The smoothing is one operator and its gradient another; second derivatives of it are those of the
-reference, in plain torch. S2DTWFunction composes it with the recursion.
+The smoothing is one operator and its gradient another; its second derivatives are plain torch, or a
+kernel of the engine. S2DTWFunction composes it with the recursion.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from .. import _backends as backends
 from .. import _reference as reference
 from .._checks import Lengths, Number, check_origin_count
 from .._problem import SmoothedProblem, Smoothing
@@ -21,6 +24,7 @@ from .function import (
     EagerFunction,
     choose,
     forward_rule,
+    is_recorded,
     may_be_differentiated,
     zeros_if_none,
 )
@@ -181,20 +185,90 @@ class S2DTWFunction(EagerFunction, _S2DTWTwin):
 def _second_order(
     smoothing: Smoothing, grad_s: Tensor, by_cost: Tensor, by_gamma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of <(by_cost, by_gamma), smooth_vjp> in cost, gamma and grad_s, in plain torch.
+    """The gradient of <(by_cost, by_gamma), smooth_vjp> in cost, gamma and grad_s.
 
     Of smooth_vjp, which is linear in grad_s, the last is also the tangent of the smoothing along
-    (by_cost, by_gamma).
+    (by_cost, by_gamma). An engine may have a kernel for it, which no operator of torch stands for:
+    it is called where nobody looks on.
     """
-    gamma = smoothing.gamma.to(smoothing.cost.device)
+    args = smoothing, grad_s, by_cost, by_gamma
+    in_memory = type(smoothing.cost) is Tensor and not smoothing.cost.is_meta  # not a fake either
+    seen = torch.compiler.is_compiling() or is_recorded() or may_be_differentiated()
+    if in_memory and not seen:
+        engine = backends.load(backends.select(None, smoothing.cost))
+        kernel = getattr(engine, "smooth_second_order", None)
+        grads: tuple[Tensor, Tensor, Tensor] | None = kernel(*args) if kernel else None
+        if grads is not None:
+            return grads
+    return _second_order_in_torch(*args)
 
-    def pull(cost: Tensor, gamma: Tensor, grad_s: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.smooth_vjp(smoothing._replace(cost=cost, gamma=gamma), grad_s)
 
-    grads: tuple[Tensor, Tensor, Tensor] = torch.func.vjp(pull, smoothing.cost, gamma, grad_s)[1](
-        (by_cost, by_gamma)
+def _second_order_in_torch(
+    smoothing: Smoothing, grad_s: Tensor, by_cost: Tensor, by_gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With the weights w_k of the predecessors, a_k = by_cost_k + by_gamma log w_k and mean = sum
+    of w_k a_k, the tangent of the smoothing is by_cost + mean. The others are what grad_s gives to
+    the predecessors and to gamma by the weights w'_k = -(w_k / g) (a_k - mean).
+    """
+    cost, gamma, x_lengths, y_lengths, origin_count = smoothing
+    g = gamma.to(cost.device).double()[..., None, None]
+    raw, mass, tangent = cost.double(), grad_s.double(), by_cost.double()
+    n = reference.per_item_lengths(x_lengths, cost.shape[-2], cost)
+    m = reference.per_item_lengths(y_lengths, cost.shape[-1], cost)
+    inside = reference.allowed_cells(cost, n, m, None)
+    partial = x_lengths is not None or y_lengths is not None
+    if partial:
+        raw, mass, tangent = (torch.where(inside, x, 0) for x in (raw, mass, tangent))
+    weights, logs = _weights(_predecessors(raw, math.inf), g)
+    tangent_gamma = by_gamma.double()[..., None, None]
+    shares = [
+        torch.where(w == 0, 0, w * (u + tangent_gamma * log))
+        for w, log, u in zip(weights, logs, _predecessors(tangent, 0.0), strict=True)
+    ]
+    mean = (shares[0] + shares[1]) + shares[2]
+    scale = mass * torch.where(g == 0, 0, 1 / g)
+    flows = [scale * (w * mean - share) for w, share in zip(weights, shares, strict=True)]
+    grad = pad(flows[0], (0, 1, 0, 1)) + pad(flows[1], (1, 0, 0, 1)) + pad(flows[2], (0, 1, 1, 0))
+    entropies = flows[0] * logs[0] + flows[1] * logs[1] + flows[2] * logs[2]
+    along = tangent + mean
+    origin = torch.zeros_like(along[..., :1, :1]) - tangent_gamma * math.log(origin_count)
+    rows, columns = cost.shape[-2:]
+    along = along + pad(origin, (0, columns - 1, 0, rows - 1))
+    return (
+        grad[..., 1:, 1:].to(cost.dtype),
+        entropies.sum((-2, -1)).to(gamma.dtype),
+        (torch.where(inside, along, 0) if partial else along).to(grad_s.dtype),
     )
-    return grads
+
+
+def _predecessors(x: Tensor, outside: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What stands diagonally, above and to the left of each cell."""
+    framed = pad(x, (1, 0, 1, 0), value=outside)
+    return framed[..., :-1, :-1], framed[..., :-1, 1:], framed[..., 1:, :-1]
+
+
+def _weights(costs: tuple[Tensor, Tensor, Tensor], g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights of a softmin, and their logarithms: 0 where the weight is 0."""
+    a, b, c = costs
+    hard = g == 0
+    least = torch.minimum(torch.minimum(a, b), c)
+    nowhere = least == math.inf
+    shift = least.masked_fill(nowhere, 0)
+    powers = [(shift - x) / torch.where(hard, 1, g) for x in costs]
+    factors = [torch.exp(power) for power in powers]
+    total = ((factors[0] + factors[1]) + factors[2]).masked_fill(nowhere, 1)
+    is_a = a <= torch.minimum(b, c)
+    is_b = ~is_a & (b <= c)
+    chosen = is_a, is_b, ~is_a & ~is_b
+    weights = [
+        torch.where(hard, k & ~nowhere, f / total) for k, f in zip(chosen, factors, strict=True)
+    ]
+    log_total = torch.log(total)
+    logs = [
+        torch.where(hard | (w == 0), 0, power - log_total)
+        for w, power in zip(weights, powers, strict=True)
+    ]
+    return weights, logs
 
 
 def _tangents(

@@ -1,0 +1,92 @@
+"""Second derivatives of every input, however extreme: a scalar tier, as `exact`, whose weights it
+takes. `second_order` comes here for pairs that it cannot certify.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .exact import entropy, fill_weights, push
+from .jit import inline, jit
+from .lattice import band_of, cost_at, entry, give, length, size_of
+
+
+@inline
+def tangent_weight(p, a, mean, gamma):
+    return -p / gamma * (a - mean) if p > 0.0 else 0.0
+
+
+@jit
+def solve(
+    cost5, gamma, dummy, n, m, bandwidth, items, scale, tangent5, tangent_gamma, tangent_dummy,
+    value, out5, sums,
+):  # fmt: skip
+    """As `second_order.solve_soft`, whatever out5 holds before.
+
+    With a_k = R'_k + g' log p_k and mean = sum of p_k a_k: R' = D' + mean and p'_k = -(p_k / g)
+    (a_k - mean); then F = sum over the successors of p' E + p F, and dV/dg = -sum of E H(p) is
+    differentiated term by term (Mensch & Blondel 2018).
+    """
+    weak = dummy.size > 0
+    shape = cost5.shape[1:]
+    for q in items:
+        theta = entry(dummy, q) if weak else 0.0
+        a, b = q // shape[1], q % shape[1]
+        cost, tangent, out = cost5[0, a, b], tangent5[0, a, b], out5[0, a, b]
+        n_q, m_q = length(n, q, shape[2]), length(m, q, shape[3])
+        rows, columns = size_of(n_q, m_q, weak)
+        low, high = band_of(rows, columns, bandwidth)
+        g, dg = entry(gamma, q), tangent_gamma[q]
+        dtheta = tangent_dummy[q] if weak else 0.0
+        p = np.empty((rows, columns, 3))
+        v = fill_weights(cost, n_q, m_q, bandwidth, g, theta, weak, p)
+        out[:n_q, :m_q] = 0.0
+        value[q] = sums[0, q] = sums[1, q] = 0.0
+        if v == np.inf:
+            continue
+        if not math.isfinite(v):
+            out[:n_q, :m_q] = np.nan
+            value[q] = sums[0, q] = sums[1, q] = np.nan
+            continue
+        dr = np.zeros((rows + 1, columns + 1))  # R' with a border of zeros
+        dp = np.zeros((rows, columns, 3))
+        for i in range(rows):
+            for j in range(max(0, i + low), min(columns - 1, i + high) + 1):
+                d = cost_at(tangent, dtheta, weak, i, j)
+                p0, p1, p2 = p[i, j, 0], p[i, j, 1], p[i, j, 2]
+                if p0 + p1 + p2 == 0.0:  # no path passes: nothing depends on this cell
+                    continue
+                a0 = dr[i, j] + (dg * math.log(p0) if p0 > 0.0 else 0.0)
+                a1 = dr[i, j + 1] + (dg * math.log(p1) if p1 > 0.0 else 0.0)
+                a2 = dr[i + 1, j] + (dg * math.log(p2) if p2 > 0.0 else 0.0)
+                mean = 0.0
+                if p0 > 0.0:
+                    mean += p0 * a0
+                if p1 > 0.0:
+                    mean += p1 * a1
+                if p2 > 0.0:
+                    mean += p2 * a2
+                dr[i + 1, j + 1] = d + mean
+                if g > 0.0:
+                    dp[i, j, 0] = tangent_weight(p0, a0, mean, g)
+                    dp[i, j, 1] = tangent_weight(p1, a1, mean, g)
+                    dp[i, j, 2] = tangent_weight(p2, a2, mean, g)
+        value[q] = dr[rows, columns]
+        e, f = np.zeros((rows, columns)), np.zeros((rows, columns))
+        e[rows - 1, columns - 1] = scale[q]
+        for i in range(rows - 1, -1, -1):
+            for j in range(columns - 1, -1, -1):
+                mass, change = e[i, j], f[i, j]
+                if mass == 0.0 and change == 0.0:
+                    continue
+                push(e, p, i, j, mass)
+                push(f, dp, i, j, mass)
+                push(f, p, i, j, change)
+                h, dh = entropy(p[i, j, 0], p[i, j, 1], p[i, j, 2]), 0.0
+                for k in range(3):
+                    if p[i, j, k] > 0.0:
+                        dh -= dp[i, j, k] * math.log(p[i, j, k])
+                sums[1, q] -= change * h + mass * dh
+                sums[0, q] += give(out, weak, i, j, change)
