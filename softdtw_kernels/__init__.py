@@ -19,11 +19,13 @@ from .costs import Cost, cost_matrix
 from .divergence import soft_dtw_divergence
 from .functional import s2dtw, s2dtw_from_cost, soft_dtw, soft_dtw_from_cost
 from .losses import S2DTWLoss, SoftDTWLoss
+from .monotonic import ForwardSumLoss, forward_sum, monotonic_alignment
 
 __all__ = [
     "Alignment",
     "Backend",
     "Cost",
+    "ForwardSumLoss",
     "Lengths",
     "Number",
     "Reduction",
@@ -33,6 +35,8 @@ __all__ = [
     "SoftDTWLoss",
     "__version__",
     "cost_matrix",
+    "forward_sum",
+    "monotonic_alignment",
     "s2dtw",
     "s2dtw_alignment",
     "s2dtw_alignment_from_cost",

@@ -39,7 +39,7 @@ _ELSEWHERE = {
 }
 
 
-def _call(function: Callable[..., Tensor], *args: Any, **settings: Any) -> Tensor:
+def renamed(function: Callable[..., Tensor], *args: Any, **settings: Any) -> Tensor:
     """A function whose errors name the arguments of `forward`."""
     if torch.compiler.is_compiling():
         return function(*args, **settings)
@@ -161,7 +161,7 @@ class SoftDTWLoss(_AlignmentLoss):
         target_lengths: Lengths = None,
     ) -> Tensor:
         function = soft_dtw_divergence if self.divergence else soft_dtw
-        return _call(
+        return renamed(
             function,
             input,
             target,
@@ -242,7 +242,7 @@ class S2DTWLoss(_AlignmentLoss):
         input_lengths: Lengths = None,
         target_lengths: Lengths = None,
     ) -> Tensor:
-        return _call(
+        return renamed(
             s2dtw,
             input,
             target,
