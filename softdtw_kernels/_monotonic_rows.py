@@ -1,5 +1,5 @@
-"""Monotonic alignments in plain torch, one frame after the other: the oracle of the CPU kernels, and
-what runs where there are none, on CUDA.
+"""Monotonic alignments in plain torch, one frame after the other: the oracle of the CPU kernels,
+and what runs where there are none, on CUDA.
 
 Requirements: torch only; any device with float64. Everything is computed in float64. `value` is an
 ordinary differentiable torch function; the others have the signatures of the operators. Time is
@@ -20,8 +20,8 @@ from ._reference import nan_of_items, per_item_lengths, softmin
 
 
 def value(monotonic: Monotonic) -> Tensor:
-    """R[n, m] of R[t, j] = softmin(R[t-1, j-1], R[t-1, j]) - log_probs[t, j] at gamma = 1; NaN where
-    a length is out of range.
+    """R[n, m] of R[t, j] = softmin(R[t-1, j-1], R[t-1, j]) - log_probs[t, j] at gamma = 1; NaN
+    where a length is out of range.
     """
     x = monotonic.log_probs
     one = torch.ones((), dtype=torch.float64, device=x.device)
@@ -67,7 +67,7 @@ def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> tuple[Tensor, Te
     x = monotonic.log_probs
     if not with_expected:
         return value(monotonic), x.new_empty(*x.shape[:-2], 0, 0)
-    result, pull = torch.func.vjp(lambda x: value(monotonic._replace(log_probs=x)), x)
+    result, pull, *_ = torch.func.vjp(lambda x: value(monotonic._replace(log_probs=x)), x)
     return result, pull(-torch.ones_like(result))[0]
 
 
@@ -78,7 +78,7 @@ def monotonic_product(monotonic: Monotonic, tangent: Tensor) -> Tensor:
         _, expected = monotonic_sum(monotonic._replace(log_probs=x), True)
         return (expected * torch.where(expected == 0, 0, tangent)).double().sum((-2, -1))
 
-    result, pull = torch.func.vjp(along, monotonic.log_probs)
+    result, pull, *_ = torch.func.vjp(along, monotonic.log_probs)
     product: Tensor = pull(torch.ones_like(result))[0]
     return product
 

@@ -11,15 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, bits, derivative
+from helpers import assert_close, derivative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import seeds
 from torch import Tensor
-from torch.func import grad, hessian, jacfwd, jvp, vmap
 
-from softdtw_kernels import ForwardSumLoss, forward_sum, monotonic_alignment, soft_dtw_from_cost
-from softdtw_kernels._operators import ops
+from softdtw_kernels import forward_sum, monotonic_alignment, soft_dtw_from_cost
 
 SHAPES = [(1, 1), (4, 1), (3, 3), (5, 3), (6, 4), (2, 3), (1, 2)]
 
@@ -56,7 +54,9 @@ def test_the_value_and_gradient_are_those_of_all_alignments(
 ) -> None:
     for seed in range(4):
         x = draw(*shape, seed=seed)
-        x.view(-1)[torch.randperm(x.numel(), generator=torch.Generator().manual_seed(seed))[:walls]] = -math.inf
+        x.view(-1)[
+            torch.randperm(x.numel(), generator=torch.Generator().manual_seed(seed))[:walls]
+        ] = -math.inf
         truth, expected, sums = enumerated(x)
         leaf = x.requires_grad_()
         value = forward_sum(leaf, backend=backend)
@@ -71,7 +71,9 @@ def test_the_value_and_gradient_are_those_of_all_alignments(
         if math.isinf(truth):
             assert not best.any()
         else:
-            assert_close((best * x.detach().clamp(min=-1e9)).sum(), max(s for s, _ in sums), 1e-12, "sum")
+            assert_close(
+                (best * x.detach().clamp(min=-1e9)).sum(), max(s for s, _ in sums), 1e-12, "sum"
+            )
             assert (best.sum(-1) == 1).all()
 
 
@@ -89,7 +91,12 @@ def test_first_and_second_derivatives(shape: tuple[int, int], backend: str) -> N
 
 
 @settings(max_examples=12)
-@given(seed=seeds(), n=st.integers(1, 40), m=st.integers(1, 30), scale=st.sampled_from([0.1, 5.0, 300.0]))
+@given(
+    seed=seeds(),
+    n=st.integers(1, 40),
+    m=st.integers(1, 30),
+    scale=st.sampled_from([0.1, 5.0, 300.0]),
+)
 def test_kernels_and_reference_agree(seed: int, n: int, m: int, scale: float) -> None:
     x, direction = draw(2, n, m, seed=seed, scale=scale), draw(2, n, m, seed=seed + 1)
     x[direction > 2.5] = -math.inf

@@ -41,7 +41,7 @@ def tokens_of(t, n, m):
     return max(0, m - n + t), min(t, m - 1)
 
 
-@inline
+@outlined
 def fill_row(base, start, step, low, high, limit, costs):
     """Minus the log-probabilities of the tokens at hand, in whole vectors, +inf around them; how
     many are neither -inf nor at most the limit in size.
@@ -109,7 +109,7 @@ def allocate(columns):
     return width, np.empty(width), sums, np.empty(sums.shape, dtype=np.int64)
 
 
-@inline
+@outlined
 def forward(base, start, step_t, step_j, n, m, costs, sums, exponents, shares, width):
     """-log of the sum of all alignments of an item; with a width, that of a row of `shares`, these
     are kept.
@@ -168,9 +168,7 @@ def write_row(source, out):
 
 
 @jit
-def monotonic_sum(
-    base, strides, n, m, rows, columns, first, last, with_expected, value, expected
-):
+def monotonic_sum(base, strides, n, m, rows, columns, first, last, with_expected, value, expected):
     """The value of the items first <= q < last, and the expected visits of their cells."""
     width, costs, sums, exponents = allocate(columns)
     shares = np.zeros((rows if with_expected else 1) * width + LANES)

@@ -18,7 +18,15 @@ from .._problem import Monotonic, Problem, SmoothedProblem, Smoothing
 from . import monotonic as monotonic_kernels
 from . import second_order
 from . import smoothing as smoothing_kernels
-from .arrays import NUMPY_TYPE, as_array, flat, four_dimensional, from_array, matrix_like, one_or_all
+from .arrays import (
+    NUMPY_TYPE,
+    as_array,
+    flat,
+    four_dimensional,
+    from_array,
+    matrix_like,
+    one_or_all,
+)
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
 from .scaling import precision_of
@@ -187,29 +195,31 @@ def smoothed_gradient(
 def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> tuple[Tensor, Tensor]:
     x = monotonic.log_probs
     memory, shape = _memory(monotonic), x.shape if with_expected else (*x.shape[:-2], 0, 0)
-    value, expected = np.empty(memory.count), _zeros(memory, x.dtype, with_expected)
+    value, expected = np.empty(memory.items), _zeros(memory, x.dtype, with_expected)
 
     def work(first: int, last: int) -> None:
         span = first, last, with_expected
         monotonic_kernels.monotonic_sum(*memory.arguments, *span, value, expected)
 
-    run_chunks(memory.count, x.numel(), work)
+    run_chunks(memory.items, x.numel(), work)
     value = value.astype(NUMPY_TYPE[x.dtype])
     return from_array(value, x.shape[:-2]), from_array(expected, shape)
 
 
 def monotonic_product(monotonic: Monotonic, tangent: Tensor) -> Tensor:
-    x, memory = monotonic.log_probs, _memory(monotonic)
-    out = _zeros(memory, x.dtype)
+    """In float64: one kernel less to compile, for what is asked for seldom."""
+    x = monotonic.log_probs
+    memory = _memory(monotonic._replace(log_probs=x.double()))
+    out = _zeros(memory, torch.float64)
     # Forbidden pairs may hold anything.
-    along = torch.where(x == -math.inf, 0, tangent).detach().reshape(out.shape)
+    along = torch.where(x == -math.inf, 0, tangent.double()).detach().reshape(out.shape)
     along = along.contiguous().numpy()
 
     def work(first: int, last: int) -> None:
         monotonic_kernels.monotonic_product(*memory.arguments, first, last, along, out)
 
-    run_chunks(memory.count, x.numel(), work)
-    return from_array(out, x.shape)
+    run_chunks(memory.items, x.numel(), work)
+    return from_array(out.astype(NUMPY_TYPE[x.dtype], copy=False), x.shape)
 
 
 def monotonic_path(monotonic: Monotonic) -> Tensor:
@@ -219,7 +229,7 @@ def monotonic_path(monotonic: Monotonic) -> Tensor:
     def work(first: int, last: int) -> None:
         monotonic_kernels.monotonic_path(*memory.arguments, first, last, out)
 
-    run_chunks(memory.count, x.numel(), work)
+    run_chunks(memory.items, x.numel(), work)
     return from_array(out, x.shape)
 
 
@@ -233,7 +243,7 @@ class _Memory(NamedTuple):
     shape: tuple[int, int, int]
 
     @property
-    def count(self) -> int:
+    def items(self) -> int:
         return self.shape[0]
 
     @property
@@ -254,4 +264,4 @@ def _memory(monotonic: Monotonic) -> _Memory:
 
 
 def _zeros(memory: _Memory, dtype: torch.dtype, wanted: bool = True) -> np.ndarray:
-    return np.zeros(memory.shape if wanted else (memory.count, 0, 0), NUMPY_TYPE[dtype])
+    return np.zeros(memory.shape if wanted else (memory.items, 0, 0), NUMPY_TYPE[dtype])

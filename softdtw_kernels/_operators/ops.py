@@ -200,7 +200,8 @@ OPERATORS = {
     "monotonic_product": Operator(Monotonic, "Tensor tangent", _ONE, _fake_monotonic),
     "monotonic_path": Operator(Monotonic, "", _ONE, _fake_monotonic),
 }
-MATRICES = ("tangent_cost", "grad_s", "tangent")  # shaped like the cost; other tensors have an entry an item
+# Shaped like the cost; other tensors have an entry an item.
+MATRICES = ("tangent_cost", "grad_s", "tangent")
 
 
 def _check_costs(name: str, args: tuple[Any, ...]) -> None:
