@@ -172,7 +172,9 @@ def _checked_result(result: Any, shape: tuple[int, ...], device: torch.device) -
             "the cost function must return a tensor of float32, float64, float16 or bfloat16, "
             f"got {result.dtype}"
         )
-    if result.dim() < 2 or result.shape[-2:] != shape[-2:] or result.shape != shape:
+    if result.dim() < 2 or not (
+        same_shape(result.shape[-2:], shape[-2:]) and same_shape(result.shape, shape)
+    ):
         raise ValueError(
             f"the cost function must return a tensor of shape {shape}, got {tuple(result.shape)}"
         )

@@ -85,7 +85,16 @@ def forward_row(costs, m0, k0, m1, k1, shares, at, first, last):
 
 @outlined
 def logarithmic_row(costs, v0, v1, shares, at, low, high):
-    """As forward_row, of log-probabilities of any size, one token after the other."""
+    """As forward_row, of log-probabilities of any size, one token after the other.
+
+    The logarithms of sums are relative to the largest of their frame, which loses no digit of the
+    shares where all are large; returns it, relative to that of the frame before.
+    """
+    least, best = np.inf, -np.inf
+    for j in range(low, high + 1):
+        least = min(least, costs[j])
+    if not math.isfinite(least):
+        least = 0.0
     for j in range(low, high + 1):
         stay, diagonal = v0[j + LANES], v0[j + LANES - 1]
         top, bottom = max(stay, diagonal), min(stay, diagonal)
@@ -98,8 +107,14 @@ def logarithmic_row(costs, v0, v1, shares, at, low, high):
             top += math.log1p(rest)
             share = 1.0 / (1.0 + rest) if diagonal > stay else rest / (1.0 + rest)
         # A probability of +inf is none.
-        v1[j + LANES] = np.nan if costs[j] == -np.inf else top - costs[j]
+        v1[j + LANES] = np.nan if costs[j] == -np.inf else top - (costs[j] - least)
         shares[at + j] = share
+        best = max(best, v1[j + LANES])
+    if not math.isfinite(best):
+        best = 0.0
+    for j in range(low, high + 1):
+        v1[j + LANES] -= best
+    return best - least
 
 
 @outlined
@@ -138,12 +153,14 @@ def forward(base, start, step_t, step_j, n, m, costs, sums, exponents, shares, w
         return -(k * math.log(2.0) + math.log(mantissa))
     sums[:] = -np.inf
     sums[0, LANES - 1] = 0.0
+    scale = 0.0
     for t in range(n):
         low, high = tokens_of(t, n, m)
         fill_row(base, start + t * step_t, step_j, low, high, np.inf, costs)
-        logarithmic_row(costs, sums[t % 2], sums[1 - t % 2], shares, t * width, low, high)
+        v0, v1 = sums[t % 2], sums[1 - t % 2]
+        scale += logarithmic_row(costs, v0, v1, shares, t * width, low, high)
         sums[t % 2, LANES - 1] = -np.inf
-    return -sums[n % 2, LANES + m - 1]
+    return -(scale + sums[n % 2, LANES + m - 1])
 
 
 @outlined

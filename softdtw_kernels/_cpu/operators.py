@@ -194,16 +194,17 @@ def smoothed_gradient(
 
 def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> tuple[Tensor, Tensor]:
     x = monotonic.log_probs
-    memory, shape = _memory(monotonic), x.shape if with_expected else (*x.shape[:-2], 0, 0)
-    value, expected = np.empty(memory.items), _zeros(memory, x.dtype, with_expected)
+    memory, batch = _memory(monotonic), x.shape[:-2]
+    shape = x.shape if with_expected else torch.Size((*batch, 0, 0))
+    values, expected = np.empty(memory.items), _zeros(memory, x.dtype, with_expected)
 
     def work(first: int, last: int) -> None:
         span = first, last, with_expected
-        monotonic_kernels.monotonic_sum(*memory.arguments, *span, value, expected)
+        monotonic_kernels.monotonic_sum(*memory.arguments, *span, values, expected)
 
     run_chunks(memory.items, x.numel(), work)
-    value = value.astype(NUMPY_TYPE[x.dtype])
-    return from_array(value, x.shape[:-2]), from_array(expected, shape)
+    values = values.astype(NUMPY_TYPE[x.dtype])
+    return from_array(values, batch), from_array(expected, shape)
 
 
 def monotonic_product(monotonic: Monotonic, tangent: Tensor) -> Tensor:
@@ -212,8 +213,8 @@ def monotonic_product(monotonic: Monotonic, tangent: Tensor) -> Tensor:
     memory = _memory(monotonic._replace(log_probs=x.double()))
     out = _zeros(memory, torch.float64)
     # Forbidden pairs may hold anything.
-    along = torch.where(x == -math.inf, 0, tangent.double()).detach().reshape(out.shape)
-    along = along.contiguous().numpy()
+    allowed = torch.where(x == -math.inf, 0, tangent.detach().double())
+    along = allowed.reshape(out.shape).contiguous().numpy()
 
     def work(first: int, last: int) -> None:
         monotonic_kernels.monotonic_product(*memory.arguments, first, last, along, out)

@@ -7,7 +7,7 @@ are each other's derivative are all there is, to any order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,25 +17,29 @@ from .._checks import same_shape
 from .function import BatchedFunction, EagerFunction, choose, derivative, forward_rule
 
 
-def _signs(x: Tensor, y: Tensor, d: int) -> Tensor:
-    return torch.sign(x[..., :, None, d] - y[..., None, :, d])
+def _differences(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """(*, N, M) of every feature. Not by index, which torch.jit.trace would take for a constant."""
+    for a, b in zip(x.unbind(-1), y.unbind(-1), strict=True):
+        yield a[..., :, None] - b[..., None, :]
 
 
 def _forms(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """sum over d of sign(x_id - y_jd) (a_id - b_jd): the tangent along (a, b), and at a = x, b = y
     the cost itself.
     """
-    result = torch.zeros_like(_signs(x, y, 0))
-    for d in range(x.shape[-1]):
-        result = result + _signs(x, y, d) * (a[..., :, None, d] - b[..., None, :, d])
+    result = None
+    for here, along in zip(_differences(x, y), _differences(a, b), strict=True):
+        part = torch.sign(here) * along
+        result = part if result is None else result + part
+    assert result is not None
     return result
 
 
 def _gradients(x: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """sum_j g_ij sign(x_id - y_jd), and minus the sum over i."""
     by_x, by_y = [], []
-    for d in range(x.shape[-1]):
-        signed = g * _signs(x, y, d)
+    for here in _differences(x, y):
+        signed = g * torch.sign(here)
         by_x.append(signed.sum(-1))
         by_y.append(-signed.sum(-2))
     return torch.stack(by_x, dim=-1), torch.stack(by_y, dim=-1)
@@ -92,9 +96,10 @@ class _DistancesTwin(BatchedFunction):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> Tensor:
-        result = (x[..., :, None, 0] - y[..., None, :, 0]).abs_()
-        for d in range(1, x.shape[-1]):
-            result += (x[..., :, None, d] - y[..., None, :, d]).abs_()
+        result = None
+        for here in _differences(x, y):
+            result = here.abs() if result is None else result + here.abs()
+        assert result is not None
         return result
 
     @staticmethod

@@ -1,5 +1,5 @@
-"""The derivatives of monotonic alignments: one autograd Function for the value and the expected
-visits, which are its gradient but for the sign, and one for their derivative.
+"""The derivatives of monotonic alignments: the value -> the expected visits, which are its gradient
+but for the sign -> their derivative along a tangent. A third derivative raises.
 
 The visits are computed in the sweep of the value, if a derivative may be asked for, and kept.
 """
@@ -21,6 +21,7 @@ from .function import (
     derivative,
     derivative_is_due,
     forward_rule,
+    may_be_differentiated,
     raise_no_third_derivative,
 )
 
@@ -50,7 +51,32 @@ class MonotonicProduct(EagerFunction):
         return MonotonicProduct.apply(*saved, tangents[3])
 
 
+class Expected(EagerFunction):
+    """The expected visits."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return _expected(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        args = *ctx.saved_tensors, grad
+        return derivative(MonotonicProduct, _product, args), None, None
+
+    @staticmethod
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
+        return MonotonicProduct.apply(*saved, tangents[0])
+
+
 class _SumTwin(BatchedFunction):
+    """The value, and the visits for its gradient; as an output these have no derivative."""
+
     @staticmethod
     def forward(
         log_probs: Tensor,
@@ -65,36 +91,27 @@ class _SumTwin(BatchedFunction):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs[:3], output[1])
         ctx.save_for_forward(*inputs[:3])
+        ctx.mark_non_differentiable(output[1])
         ctx.with_expected = inputs[3]
-        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, by_value: Tensor | None, by_expected: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, by_value: Tensor, _: Any) -> tuple[Any, ...]:
         *args, expected = ctx.saved_tensors
-        result = None
-        if not ctx.with_expected:  # a program that was recorded without a derivative
-            _, expected = derivative(MonotonicSum, _sum, (*args, True))
-        if by_value is not None:
-            # Where no alignment comes, 0 even if the gradient of the value is not finite.
-            scale = by_value[..., None, None]
-            result = torch.where(expected == 0, 0, expected * -scale)
-        if by_expected is not None and ctx.with_expected:
-            of_visits = derivative(MonotonicProduct, _product, (*args, by_expected))
-            result = of_visits if result is None else result + of_visits
-        return result, None, None, None
+        # Without them: a program that was recorded where no derivative was due.
+        if may_be_differentiated() or not ctx.with_expected:
+            expected = derivative(Expected, _expected, tuple(args))
+        # Where no alignment comes, 0 even if the gradient of the value is not finite.
+        scale = -by_value[..., None, None]
+        return torch.where(expected == 0, 0, expected * scale), None, None, None
 
 
 class MonotonicSum(EagerFunction, _SumTwin):
     @staticmethod
     @forward_rule
-    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> tuple[Tensor, Tensor]:
-        tangent = tangents[0]
-        _, expected = MonotonicSum.apply(*saved, True)
-        along = torch.where(expected == 0, 0, expected * tangent)
-        by_value = -along.sum((-2, -1), dtype=torch.float64).to(tangent.dtype)
-        if not ctx.with_expected:
-            return by_value, tangent.new_empty(*tangent.shape[:-2], 0, 0)
-        return by_value, MonotonicProduct.apply(*saved, tangent)
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> tuple[Tensor, None]:
+        expected = Expected.apply(*saved)
+        along = torch.where(expected == 0, 0, expected * tangents[0])
+        return -along.sum((-2, -1), dtype=torch.float64).to(expected.dtype), None
 
 
 class _PathTwin(BatchedFunction):
@@ -119,8 +136,8 @@ class MonotonicPath(EagerFunction, _PathTwin):
         return None
 
 
-def _sum(*args: Any) -> tuple[Tensor, Tensor]:
-    return kernels.monotonic_sum(Monotonic(*args[:3]), args[3])
+def _expected(*args: Any) -> Tensor:
+    return kernels.monotonic_sum(Monotonic(*args), True)[1]
 
 
 def _product(*args: Any) -> Tensor:
