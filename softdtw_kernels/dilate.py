@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from ._checks import (
     Backend,
@@ -20,6 +21,7 @@ from ._checks import (
     check_reduction,
 )
 from ._inputs import Costs, reduce, sequences
+from ._operators.function import is_recorded, is_transformed
 from ._problem import Problem
 from .costs import Cost, check_cost
 from .losses import renamed, short
@@ -90,7 +92,7 @@ def dilate_loss(
     problem = costs.problem(gamma, bandwidth=bandwidth)
     ones = torch.ones(problem.cost.shape[:-2], dtype=problem.cost.dtype, device=problem.cost.device)
     expected, _, _ = costs.operators.gradient(problem, ones, False)
-    value = costs.operators.value(problem)
+    value = _value(costs, problem, expected)
     # Where no path is allowed, the loss is +inf whatever its weights.
     shape = alpha * value if alpha > 0 else torch.where(value.isfinite(), 0 * value, value)
     temporal = (expected * _distortion(problem)).sum((-2, -1), dtype=torch.float64)
@@ -98,6 +100,37 @@ def dilate_loss(
     if isinstance(gamma, Tensor):  # whose values a device keeps to itself
         loss = torch.where(problem.gamma == 0, math.nan, loss)
     return reduce(loss, reduction)
+
+
+def _value(costs: Costs, problem: Problem, expected: Tensor) -> Tensor:
+    """V, whose gradient in the costs is the expected alignment that is at hand already.
+
+    Its second derivative would be lost, but that of the temporal term raises anyway. Where others
+    differentiate what is called here, or gamma is learned, it is the plain operator.
+    """
+    plain = costs.backend == "reference" or problem.gamma.requires_grad
+    if plain or is_recorded() or torch.compiler.is_compiling() or is_transformed():
+        return costs.operators.value(problem)
+    constant = problem._replace(cost=problem.cost.detach())
+    value = costs.operators.value(constant)
+    if not problem.cost.requires_grad:
+        return value
+    result: Tensor = _Known.apply(problem.cost, value, expected.detach())
+    return result
+
+
+class _Known(Function):
+    """A value whose gradient in the cost is known. Only for plain reverse mode."""
+
+    @staticmethod
+    def forward(ctx: Any, cost: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return torch.where(gradient == 0, 0, grad[..., None, None] * gradient), None, None
 
 
 def _check_alpha(alpha: Any) -> float:

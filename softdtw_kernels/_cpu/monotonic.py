@@ -19,7 +19,7 @@ from .cell import exponential
 from .floating import fma, fnma, scaled, split_exponent
 from .jit import inline, jit, outlined
 from .lattice import length
-from .simd import larger, like, load, store
+from .simd import keep_above, larger, like, load, store
 from .subnormal import flush_subnormals, restore
 
 LANES = 8  # of float64
@@ -164,24 +164,24 @@ def forward(base, start, step_t, step_j, n, m, costs, sums, exponents, shares, w
 
 
 @outlined
-def back(visits, shares, at, first, last):
+def back(visits, shares, at, first, last, least):
     """The expected visits of the frame before from those of a frame, in place. A frame that no
     alignment visits at some token has the visits 0 there, and the share of a step that is the only
     one is exactly 1: nothing leaves the tokens that can be reached.
+
+    What is at most `least` becomes 0: subnormal numbers, of a result in float32 too, take a
+    processor a hundred cycles each.
     """
     for j in range(first, last, LANES):
         share, here = load(shares, at + j), load(visits, j)
         onward = load(visits, j + 1) * load(shares, at + j + 1)
-        store(visits, j, fnma(here, share, here) + onward)
+        store(visits, j, keep_above(fnma(here, share, here) + onward, like(share, least)))
 
 
 @outlined
 def write_row(source, out):
-    """In the dtype of the result, 0 for what is less than a normal float32: subnormal results take
-    a processor a hundred cycles each.
-    """
     for j in range(out.size):
-        out[j] = source[j] if abs(source[j]) > TINY else 0.0
+        out[j] = source[j]
 
 
 @jit
@@ -211,7 +211,7 @@ def monotonic_sum(base, strides, n, m, rows, columns, first, last, with_expected
             low, high = tokens_of(t, n_q, m_q)
             write_row(visits[low : high + 1], expected[q, t, low : high + 1])
             low = max(0, low - 1)
-            back(visits, shares, t * width, low - low % LANES, high + 1)
+            back(visits, shares, t * width, low - low % LANES, high + 1, TINY)
         restore(before)
 
 
@@ -286,8 +286,8 @@ def monotonic_product(base, strides, n, m, rows, columns, first, last, tangent, 
             flow = flows[: high + 1 - max(0, low - 1)]
             begin, at = high + 1 - flow.size, t * width
             flow_row(visits[begin:], changes[at + begin :], flow)
-            back(visits, shares, at, begin - begin % LANES, high + 1)
-            back(change, shares, at, begin - begin % LANES, high + 1)
+            back(visits, shares, at, begin - begin % LANES, high + 1, TINY)
+            back(change, shares, at, begin - begin % LANES, high + 1, -np.inf)
             move_row(flow, change[begin:])
         restore(before)
 

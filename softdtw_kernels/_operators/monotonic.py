@@ -6,6 +6,7 @@ The visits are computed in the sweep of the value, if a derivative may be asked 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,20 +90,20 @@ class _SumTwin(BatchedFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:3], output[1])
+        ctx.save_for_backward(*inputs[:3], *output)
         ctx.save_for_forward(*inputs[:3])
         ctx.mark_non_differentiable(output[1])
         ctx.with_expected = inputs[3]
 
     @staticmethod
     def backward(ctx: Any, by_value: Tensor, _: Any) -> tuple[Any, ...]:
-        *args, expected = ctx.saved_tensors
+        *args, value, expected = ctx.saved_tensors
         # Without them: a program that was recorded where no derivative was due.
         if may_be_differentiated() or not ctx.with_expected:
             expected = derivative(Expected, _expected, tuple(args))
-        # Where no alignment comes, 0 even if the gradient of the value is not finite.
-        scale = -by_value[..., None, None]
-        return torch.where(expected == 0, 0, expected * scale), None, None, None
+        # Without an alignment 0, even if the gradient of the value is not finite.
+        scale = torch.where(value == math.inf, 0, -by_value)
+        return expected * scale[..., None, None], None, None, None
 
 
 class MonotonicSum(EagerFunction, _SumTwin):
