@@ -17,7 +17,7 @@ import numpy as np
 
 from .cell import exponential
 from .floating import fma, fnma, scaled, split_exponent
-from .jit import inline, jit, outlined
+from .jit import allocating, inline, jit, outlined
 from .lattice import length
 from .simd import keep_above, larger, like, load, store
 from .subnormal import flush_subnormals, restore
@@ -117,7 +117,7 @@ def logarithmic_row(costs, v0, v1, shares, at, low, high):
     return best - least
 
 
-@outlined
+@allocating
 def allocate(columns):
     width = columns + LANES - columns % LANES
     sums = np.empty((2, width + 2 * LANES))
