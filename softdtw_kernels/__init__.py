@@ -16,14 +16,20 @@ from .alignment import (
 )
 from .barycenter import soft_dtw_barycenter
 from .costs import Cost, cost_matrix
+from .dilate import DILATELoss, dilate_loss
 from .divergence import soft_dtw_divergence
 from .functional import s2dtw, s2dtw_from_cost, soft_dtw, soft_dtw_from_cost
+from .kmeans import KMeans, soft_dtw_kmeans
 from .losses import S2DTWLoss, SoftDTWLoss
+from .monotonic import ForwardSumLoss, forward_sum, monotonic_alignment
 
 __all__ = [
     "Alignment",
     "Backend",
     "Cost",
+    "DILATELoss",
+    "ForwardSumLoss",
+    "KMeans",
     "Lengths",
     "Number",
     "Reduction",
@@ -33,6 +39,9 @@ __all__ = [
     "SoftDTWLoss",
     "__version__",
     "cost_matrix",
+    "dilate_loss",
+    "forward_sum",
+    "monotonic_alignment",
     "s2dtw",
     "s2dtw_alignment",
     "s2dtw_alignment_from_cost",
@@ -43,4 +52,5 @@ __all__ = [
     "soft_dtw_barycenter",
     "soft_dtw_divergence",
     "soft_dtw_from_cost",
+    "soft_dtw_kmeans",
 ]

@@ -76,3 +76,11 @@ class Features(NamedTuple):
 
     x: Tensor  # (*, N, D)
     y: Tensor  # (*, M, D)
+
+
+class Monotonic(NamedTuple):
+    """Alignments in which each frame emits one token, in order, none skipped."""
+
+    log_probs: Tensor  # (*, N frames, M tokens)
+    x_lengths: Tensor | None  # (*)
+    y_lengths: Tensor | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ._checks import Backend, Lengths, Number, check_bandwidth, check_origin_count
 from ._inputs import Costs, costs_of_matrix, operators_of, sequences
+from ._operators.function import is_transformed
 from ._problem import Problem
 from .costs import Cost
 
@@ -35,6 +37,7 @@ class Alignment:
     _backend: str
     _problem: Problem
     _versions: tuple[int, ...] = ()
+    _differentiable: Problem | None = None  # the same problem, with its graph
 
     def __repr__(self) -> str:
         shapes = tuple(self.value.shape), tuple(self.expected.shape)
@@ -51,15 +54,41 @@ class Alignment:
         Costs O(N M) time and memory, one item at a time. Not differentiable. A RuntimeError tells
         that costs, lengths or dummy cost were changed in place since: they are not copied.
         """
-        if _versions(self._problem) != self._versions:
-            raise RuntimeError(
-                "the costs, lengths or dummy cost of this alignment were changed in place after it "
-                "was computed, so its path can no longer be told; call path() before, or give a "
-                "clone() of what will change"
-            )
+        self._check_versions("path", "path()", 1)
         with torch.no_grad():
             paths = operators_of(self._backend).path(self._problem)
         return _nested(paths, self._problem.cost.shape[:-2])
+
+    @functools.cached_property
+    def entropy(self) -> Tensor:
+        """The entropy of the distribution of the alignments, in nats (*).
+
+            H = -sum over A of p(A) log p(A) = -dV / dgamma,  p(A) = exp(-<A, C> / gamma) / Z
+
+        0 for a single allowed alignment and at gamma = 0, at most the log of their number; NaN
+        where the value is not finite. Under S2DTW the alignments are the paths of the weak lattice.
+        The expected total cost is `value + gamma * entropy`. Differentiable once, in the costs,
+        gamma and the dummy cost.
+
+        Computed at its first use, at the cost of the backward pass. A RuntimeError tells that
+        gamma, costs, lengths or dummy cost were changed in place since.
+        """
+        problem = self._problem if self._differentiable is None else self._differentiable
+        self._check_versions("entropy", "entropy", 0)
+        ones = torch.ones_like(self.value.detach())
+        _, by_gamma, _ = operators_of(self._backend).gradient(problem, ones, True)
+        entropy = (0.0 - by_gamma).to(self.value.device, self.value.dtype)
+        return torch.where(self.value.detach().isfinite(), entropy, math.nan)
+
+    def _check_versions(self, what: str, call: str, first: int) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if _versions(self._problem)[first:] != self._versions[first:]:
+            raise RuntimeError(
+                f"the {'' if first else 'gamma, '}costs, lengths or dummy cost of this alignment "
+                f"were changed in place after it was computed, so its {what} can no longer be "
+                f"told; call {call} before, or give a clone() of what will change"
+            )
 
 
 def _nested(paths: list[Tensor], batch: tuple[int, ...]) -> Paths:
@@ -257,8 +286,9 @@ def _align(costs: Costs, problem: Problem) -> Alignment:
     value = operators.value(problem)
     if torch.compiler.is_compiling():  # what was traced has no version that its path could check
         return Alignment(value, expected, costs.backend, problem)
-    problem = Problem(*[_own(part) for part in problem])
-    return Alignment(value, expected, costs.backend, problem, _versions(problem))
+    own = Problem(*[_own(part) for part in problem])
+    tracked = problem if value.requires_grad or is_transformed() else None
+    return Alignment(value, expected, costs.backend, own, _versions(own), tracked)
 
 
 def _own(part: Any) -> Any:
@@ -274,6 +304,7 @@ def _own(part: Any) -> Any:
 
 
 def _versions(problem: Problem) -> tuple[int, ...]:
-    """How often what a path is computed from has been written to."""
-    used = problem.cost, problem.dummy, problem.x_lengths, problem.y_lengths
+    """How often what an alignment is computed from has been written to; gamma comes first."""
+    cost, gamma, dummy, x_lengths, y_lengths, _ = problem
+    used = gamma, cost, dummy, x_lengths, y_lengths
     return tuple(tensor._version for tensor in used if tensor is not None)

@@ -87,7 +87,7 @@ def soft_dtw_barycenter(
     max_iter, tol = check_count(max_iter, "max_iter"), check_tolerance(tol, "tol")
     check_scalar(gamma, "gamma", "barycenters")
     if not isinstance(sequences, Tensor):
-        sequences, lengths = _padded(sequences, lengths)
+        sequences, lengths = padded(sequences, lengths)
     check_tensor(sequences, "sequences", "(B, N, D)")
     if sequences.dim() != 3 or sequences.shape[0] == 0:
         raise ValueError(f"sequences must have shape (B, N, D), got {tuple(sequences.shape)}")
@@ -122,7 +122,7 @@ def soft_dtw_barycenter(
         return _minimize(objective, start, max_iter, tol).to(dtype)
 
 
-def _padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tensor]:
+def padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tensor]:
     """Sequences (N_i, D) as one tensor (B, max N, D) and their lengths."""
     if isinstance(sequences, PackedSequence):  # a tuple, but not of sequences
         check_tensor(sequences, "sequences", "(B, N, D)")
@@ -202,9 +202,14 @@ def _start(
         size = _length(init, features)
     total = sequences.new_zeros(size, features, dtype=torch.float64)
     for sequence, n, share in zip(sequences, own.tolist(), shares, strict=True):
-        curves = sequence[:n].double().T[None]  # (1, D, n)
-        total += share * interpolate(curves, size=size, mode="linear", align_corners=True)[0].T
+        total += share * resampled(sequence[:n], size)
     return total.to(sequences.dtype)
+
+
+def resampled(sequence: Tensor, size: int) -> Tensor:
+    """(n, D) as (size, D) by linear interpolation, in float64."""
+    curves = sequence.double().T[None]  # (1, D, n)
+    return interpolate(curves, size=size, mode="linear", align_corners=True)[0].T
 
 
 def _length(init: Any, features: int) -> int:

@@ -26,9 +26,12 @@ from ._checks import (
     same_shape,
 )
 from ._operators.distances import product, root, squared_distances, unit, without_autocast
+from ._operators.manhattan import manhattan
 
 CostFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-CostName = Literal["sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot"]
+CostName = Literal[
+    "sqeuclidean", "euclidean", "manhattan", "cosine", "shifted_cosine", "negative_dot"
+]
 Cost: TypeAlias = CostName | CostFunction
 
 
@@ -48,7 +51,8 @@ def cost_matrix(
         x: (*, N, D), float32 or float64; float16 and bfloat16 are computed in float32.
         y: (*, M, D); the leading dimensions broadcast with those of x.
         cost: "sqeuclidean" |x_i - y_j|^2 (no factor 1/2), "euclidean" (with subgradient 0 at
-            distance 0), "cosine" 1 - cos, "shifted_cosine" -cos, "negative_dot" -<x_i, y_j>, or a
+            distance 0), "manhattan" sum over d of |x_id - y_jd| (with subgradient 0 where they are
+            equal), "cosine" 1 - cos, "shifted_cosine" -cos, "negative_dot" -<x_i, y_j>, or a
             function of broadcastable (..., N, D) and (..., M, D) that returns (..., N, M). The
             cosine with a zero vector is 0, with gradient 0.
         pairwise: all sequences of x (A, N, D) with all of y (B, M, D).
@@ -63,8 +67,9 @@ def cost_matrix(
         ImportError: for distances of CUDA tensors without CuPy.
 
     Costs O(N M D) time and the memory of the result: distances are sums of differences, exact
-    where x is near y or far from the origin; the dot types are one matrix product. Autocast is
-    ignored. Differentiable twice, in forward mode too.
+    where x is near y or far from the origin; the dot types are one matrix product; "manhattan" is
+    plain torch, some calls a feature. Autocast is ignored. Differentiable twice, in forward mode
+    too.
 
     >>> import torch
     >>> cost_matrix(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 0.0]]))
@@ -167,7 +172,9 @@ def _checked_result(result: Any, shape: tuple[int, ...], device: torch.device) -
             "the cost function must return a tensor of float32, float64, float16 or bfloat16, "
             f"got {result.dtype}"
         )
-    if result.dim() < 2 or result.shape[-2:] != shape[-2:] or result.shape != shape:
+    if result.dim() < 2 or not (
+        same_shape(result.shape[-2:], shape[-2:]) and same_shape(result.shape, shape)
+    ):
         raise ValueError(
             f"the cost function must return a tensor of shape {shape}, got {tuple(result.shape)}"
         )
@@ -220,6 +227,7 @@ class KernelCost:
 NAMED: dict[str, KernelCost | CostFunction] = {
     "sqeuclidean": KernelCost("sqeuclidean"),
     "euclidean": KernelCost("sqeuclidean", finish=root),
+    "manhattan": manhattan,
     "cosine": KernelCost("negative_dot", _units_and_one),
     "shifted_cosine": KernelCost("negative_dot", _units),
     "negative_dot": KernelCost("negative_dot"),

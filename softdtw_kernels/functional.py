@@ -48,7 +48,8 @@ def soft_dtw(
             gamma. No call waits for the device, but the gradient of a tensor in host memory comes
             there with a wait.
         cost: "sqeuclidean" |x_i - y_j|^2 (no factor 1/2), "euclidean" (with subgradient 0 at
-            distance 0), "cosine" 1 - cos, "shifted_cosine" -cos, "negative_dot" -<x_i, y_j>, or a
+            distance 0), "manhattan" sum over d of |x_id - y_jd| (with subgradient 0 where they are
+            equal), "cosine" 1 - cos, "shifted_cosine" -cos, "negative_dot" -<x_i, y_j>, or a
             function of broadcastable (..., N, D) and (..., M, D) that returns (..., N, M).
         x_lengths: None (all N) or integers of shape (*), each 1..N: the frames of x that count.
             What lies beyond, NaN included, changes nothing and gets gradient 0.

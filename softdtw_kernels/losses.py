@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from .costs import Cost, check_cost
 from .divergence import soft_dtw_divergence
 from .functional import s2dtw, soft_dtw
 
+T = TypeVar("T")
+
 # What the functions call the arguments of `forward`.
 _OWN_NAMES = {
     "x": "input",
@@ -39,7 +41,7 @@ _ELSEWHERE = {
 }
 
 
-def _call(function: Callable[..., Tensor], *args: Any, **settings: Any) -> Tensor:
+def renamed(function: Callable[..., T], *args: Any, **settings: Any) -> T:
     """A function whose errors name the arguments of `forward`."""
     if torch.compiler.is_compiling():
         return function(*args, **settings)
@@ -89,10 +91,10 @@ class _AlignmentLoss(nn.Module):
         settings |= {"reduction": self.reduction}
         if self.backend is not None:
             settings["backend"] = self.backend
-        return ", ".join(f"{name}={_short(value)}" for name, value in settings.items())
+        return ", ".join(f"{name}={short(value)}" for name, value in settings.items())
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """A value on one line: the repr of a parameter has two."""
     return repr(value.detach() if isinstance(value, Tensor) else value)
 
@@ -161,7 +163,7 @@ class SoftDTWLoss(_AlignmentLoss):
         target_lengths: Lengths = None,
     ) -> Tensor:
         function = soft_dtw_divergence if self.divergence else soft_dtw
-        return _call(
+        return renamed(
             function,
             input,
             target,
@@ -242,7 +244,7 @@ class S2DTWLoss(_AlignmentLoss):
         input_lengths: Lengths = None,
         target_lengths: Lengths = None,
     ) -> Tensor:
-        return _call(
+        return renamed(
             s2dtw,
             input,
             target,

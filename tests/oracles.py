@@ -333,6 +333,8 @@ def pairwise_cost(x: np.ndarray, y: np.ndarray, name: str) -> np.ndarray:
         return (difference**2).sum(-1)
     if name == "euclidean":
         return np.sqrt((difference**2).sum(-1))
+    if name == "manhattan":
+        return np.abs(difference).sum(-1)
     dot = x @ y.T
     if name == "negative_dot":
         return -dot
@@ -348,6 +350,8 @@ def pairwise_cost_vjp(
     difference = x[:, None, :] - y[None, :, :]
     if name == "sqeuclidean":
         pull = 2.0 * grad[..., None] * difference
+    elif name == "manhattan":
+        pull = grad[..., None] * np.sign(difference)
     else:
         distance = np.sqrt((difference**2).sum(-1, keepdims=True))
         pull = grad[..., None] * np.divide(

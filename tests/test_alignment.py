@@ -226,3 +226,59 @@ def test_a_path_of_inference_mode_is_that_of_its_value() -> None:
         assert not torch.equal(soft_dtw_alignment_from_cost(cost).path(), before)
         assert torch.equal(alignment.path(), before)
     assert torch.equal(alignment.path(), before)
+
+
+def _entropy(cost: np.ndarray, gamma: float) -> float:
+    """Of all alignments enumerated."""
+    totals = oracles.incidence(*cost.shape) @ cost.reshape(-1)
+    p = np.exp(-(totals - totals.min()) / gamma)
+    p /= p.sum()
+    return float(-(p[p > 0] * np.log(p[p > 0])).sum())
+
+
+@pytest.mark.parametrize("gamma", [0.05, 1.0, 20.0])
+def test_entropy_is_that_of_all_alignments(gamma: float, backend: str) -> None:
+    cost = _data(3, 4, 5)
+    alignment = soft_dtw_alignment_from_cost(
+        cost, gamma=gamma, x_lengths=[4, 2, 1], y_lengths=[5, 3, 5], backend=backend
+    )
+    assert alignment.entropy is alignment.entropy
+    for k, (n, m) in enumerate([(4, 5), (2, 3), (1, 5)]):
+        own = cost[k, :n, :m].numpy()
+        assert_close(alignment.entropy[k], _entropy(own, gamma), 1e-12, "entropy")
+        totals = oracles.incidence(n, m) @ own.reshape(-1)
+        mean = float((alignment.expected[k] * cost[k]).sum())
+        total = alignment.value[k] + gamma * alignment.entropy[k]
+        assert_close(total, mean, 1e-11, "expected total cost")
+        assert totals.min() - 1e-12 <= mean
+
+
+def test_entropy_has_derivatives_by_costs_and_gamma(backend: str) -> None:
+    cost, gamma = _data(2, 3, 4).requires_grad_(), torch.tensor([0.4, 2.0]).double()
+
+    def entropy(cost: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+        return soft_dtw_alignment_from_cost(cost, gamma=gamma, backend=backend).entropy
+
+    assert torch.autograd.gradcheck(entropy, (cost, gamma.requires_grad_()))
+    features = torch.vmap(lambda c: soft_dtw_alignment_from_cost(c, backend=backend).entropy)
+    assert_close(features(cost.detach()), entropy(cost.detach(), 1.0), 1e-12, "vmap")
+
+
+def test_entropy_at_the_edges(backend: str) -> None:
+    cost = _data(3, 3, 4).float()
+    assert (soft_dtw_alignment_from_cost(cost, gamma=0.0, backend=backend).entropy == 0).all()
+    cost[1] = math.inf
+    cost[2, 1, 1] = math.nan
+    entropy = soft_dtw_alignment_from_cost(cost, backend=backend).entropy
+    assert entropy.dtype == torch.float32
+    assert entropy.isnan().tolist() == [False, True, True]
+    weak = s2dtw_alignment_from_cost(
+        torch.zeros(2, 1), smoothing=False, dummy_cost=0.0, backend=backend
+    )
+    assert_close(weak.entropy, math.log(len(oracles.incidence(5, 3))), 1e-5, "weak lattice")
+    gamma = torch.tensor(1.0, dtype=torch.float64)
+    alignment = soft_dtw_alignment_from_cost(cost, gamma=gamma, backend=backend)
+    gamma.fill_(2.0)
+    alignment.path()
+    with pytest.raises(RuntimeError, match="the gamma, costs, .*so its entropy can no longer"):
+        _ = alignment.entropy

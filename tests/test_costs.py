@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import features
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from softdtw_kernels import cost_matrix, soft_dtw, soft_dtw_from_cost
 
-NAMES = ("sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot")
-DIFFERENCES = ("sqeuclidean", "euclidean")
+DIFFERENCES = ("sqeuclidean", "euclidean", "manhattan")
+NAMES = (*DIFFERENCES, "cosine", "shifted_cosine", "negative_dot")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,3 +163,41 @@ def test_autocast_is_ignored_in_derivatives(name: str, pairwise: bool) -> None:
         got = derivatives()
     for a, b, what in zip(got, truth, ("first", "second", "forward"), strict=True):
         assert torch.equal(a, b), what
+
+
+def test_derivatives_of_manhattan_in_every_mode() -> None:
+    """Of any order: the second one, of a value that is not linear in the costs."""
+    x, y = (draw.requires_grad_() for draw in torch.randn(2, 4, 3, dtype=torch.float64))
+
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        return soft_dtw(x, y, cost="manhattan")
+
+    assert torch.autograd.gradcheck(call, (x, y), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(call, (x, y), check_fwd_over_rev=True)
+    given = x.detach(), y.detach()
+    second = torch.func.hessian(call)(*given)
+    assert_close(torch.func.jacfwd(torch.func.jacfwd(call))(*given), second, 1e-12, "jacfwd twice")
+    many = torch.stack([given[0], given[0] + 1])
+    by_vmap = torch.func.vmap(cost_matrix, in_dims=(0, None, None))(many, given[1], "manhattan")
+    assert torch.equal(by_vmap, cost_matrix(many, given[1], "manhattan"))
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: call(x, given[1]), backend="aot_eager", fullgraph=True)
+    (truth,) = torch.autograd.grad(call(x, given[1]), x)
+    assert_close(torch.autograd.grad(compiled(x), x)[0], truth, 1e-14, "compiled")
+
+
+def test_manhattan_holds_no_tensor_of_all_differences() -> None:
+    x, y = (torch.rand(60, 50, requires_grad=True) for _ in "xy")
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            nonlocal largest
+            sizes = [t.numel() for t in tree_leaves(result) if isinstance(t, Tensor)]
+            largest = max([largest, *sizes])
+            return result
+
+    with Watch():
+        cost_matrix(x, y, "manhattan").sum().backward()
+    assert largest == 60 * 60

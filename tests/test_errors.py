@@ -211,7 +211,7 @@ def test_the_reference_checks_them_too(
 @pytest.mark.parametrize(
     "cost, error, parts",
     [
-        ("manhattan", ValueError, ["cost", "manhattan", "sqeuclidean", "negative_dot", "callable"]),
+        ("canberra", ValueError, ["cost", "canberra", "sqeuclidean", "negative_dot", "callable"]),
         (3, TypeError, ["cost", "int", "callable"]),
         (COST, TypeError, ["cost", "Tensor", "_from_cost"]),
         (lambda x, y: x @ y.mT[..., :-1], ValueError, ["(2, 4, 5)", "(2, 4, 4)"]),

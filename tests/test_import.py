@@ -55,10 +55,11 @@ assert before == (settings(), threading.active_count())
 
 def test_public_names_are_those_that_are_documented() -> None:
     expected = {
-        "Alignment", "S2DTWFunction", "S2DTWLoss", "SoftDTWFunction", "SoftDTWLoss", "cost_matrix",
-        "s2dtw", "s2dtw_alignment", "s2dtw_alignment_from_cost", "s2dtw_from_cost", "soft_dtw",
-        "soft_dtw_alignment", "soft_dtw_alignment_from_cost", "soft_dtw_barycenter",
-        "soft_dtw_divergence", "soft_dtw_from_cost",
+        "Alignment", "DILATELoss", "ForwardSumLoss", "KMeans", "S2DTWFunction", "S2DTWLoss",
+        "SoftDTWFunction", "SoftDTWLoss", "cost_matrix", "dilate_loss", "forward_sum",
+        "monotonic_alignment", "s2dtw", "s2dtw_alignment", "s2dtw_alignment_from_cost",
+        "s2dtw_from_cost", "soft_dtw", "soft_dtw_alignment", "soft_dtw_alignment_from_cost",
+        "soft_dtw_barycenter", "soft_dtw_divergence", "soft_dtw_from_cost", "soft_dtw_kmeans",
     }  # fmt: skip
     assert expected <= set(softdtw_kernels.__all__)
     for name in expected:

@@ -226,6 +226,9 @@ def results(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
         "squared_distances_vjp": (cost, cost, cost @ cost.mT, True, True),
         "fused_value": fused,
         "fused_gradient": (*fused, ones, True, True, True),
+        "monotonic_sum": (cost, None, None, True),
+        "monotonic_product": (cost, None, None, cost),
+        "monotonic_path": (cost, None, None),
     }
     found = getattr(ops, name)(*arguments[name])
     yield from (found,) if isinstance(found, Tensor) else found

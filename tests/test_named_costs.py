@@ -32,8 +32,9 @@ from softdtw_kernels.costs import KernelCost
 OPERATORS = torch.ops.softdtw_kernels
 
 
-def manhattan(x: Tensor, y: Tensor) -> Tensor:
-    return (x[..., :, None, :] - y[..., None, :, :]).abs().sum(-1)
+def canberra(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x[..., :, None, :], y[..., None, :, :]
+    return ((x - y).abs() / (x.abs() + y.abs())).sum(-1)
 
 
 def halved(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +50,7 @@ def logistic(x: Tensor, y: Tensor) -> Tensor:
 
 
 NEW = {
-    "manhattan": (manhattan, manhattan, False),
+    "canberra": (canberra, canberra, False),
     "half_sqeuclidean": (KernelCost("sqeuclidean", halved), half_squared, True),
     "logistic": (
         KernelCost("negative_dot", finish=torch.nn.functional.softplus), logistic, False,
@@ -122,10 +123,10 @@ def test_what_is_fused_today() -> None:
     assert fusible == {"sqeuclidean", "cosine", "shifted_cosine", "negative_dot"}
     assert {costs.NAMED[name].kind for name in fusible} == set(KINDS)
     assert all(without_matrix(x, y, name, pairwise=True) is None for name in costs.NAMED)
-    assert without_matrix(x, y, manhattan) is None
+    assert without_matrix(x, y, canberra) is None
 
 
-UNKNOWN = "manhattan"
+UNKNOWN = "canberra"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ UNKNOWN = "manhattan"
 )
 def test_an_unknown_name_is_refused(call: Callable[..., Any]) -> None:
     gamma = torch.ones(2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="^cost must be one of .*sqeuclidean.*got 'manhattan'"):
+    with pytest.raises(ValueError, match="^cost must be one of .*sqeuclidean.*got 'canberra'"):
         call(*sequences(2, sides=LONG), gamma)
 
 

@@ -231,6 +231,7 @@ def direct(*shape: int) -> dict[str, tuple[Any, ...]]:
     smoothed = cost, gamma, dummy, n, None, 1.5
     fused = x, y, gamma, None, None, 3, "sqeuclidean"
     state = torch.empty(0, dtype=torch.uint8)
+    frames = leaf(*shape).mT, None, n.clamp(max=2)
     return {
         "value": problem,
         "gradient": (*weak, weight, True),
@@ -247,6 +248,9 @@ def direct(*shape: int) -> dict[str, tuple[Any, ...]]:
         "fused_gradient": (*fused, weight, True, True, True),
         "fused_value_and_state": fused,
         "fused_gradient_from_state": (*fused, state, weight, True, True, True),
+        "monotonic_sum": (*frames, True),
+        "monotonic_product": (frames[0].detach(), *frames[1:], tangent.mT),
+        "monotonic_path": (frames[0].detach(), *frames[1:]),
     }
 
 
@@ -255,14 +259,19 @@ def call(name: str) -> Callable[..., Any]:
 
 
 REFUSED = {name for name in ops.OPERATORS if "state" in name}
-TWICE = ("value", "smoothed_value", "squared_distances", "squared_distances_vjp", "fused_value")
+TWICE = (
+    "value", "smoothed_value", "squared_distances", "squared_distances_vjp", "fused_value",
+    "monotonic_product",
+)  # fmt: skip
 
 
 def test_every_operator_is_called_here() -> None:
     assert direct(2, 3, 4).keys() == ops.OPERATORS.keys()
 
 
-@pytest.mark.parametrize("name", sorted(ops.OPERATORS.keys() - REFUSED - {"hessian_product"}))
+@pytest.mark.parametrize(
+    "name", sorted(ops.OPERATORS.keys() - REFUSED - {"hessian_product", "monotonic_path"})
+)
 def test_a_direct_call_has_its_derivative(name: str) -> None:
     arguments = direct(2, 3, 4)[name]
     assert torch.autograd.gradcheck(call(name), arguments)
@@ -312,7 +321,11 @@ def test_a_direct_call_in_transforms(name: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(compiled(z), z)[0], truth)
 
 
-@pytest.mark.parametrize("name", ["value", "gradient", "smoothed_value", "squared_distances"])
+@pytest.mark.parametrize(
+    "name",
+    ["value", "gradient", "smoothed_value", "squared_distances"]
+    + ["monotonic_sum", "monotonic_product", "monotonic_path"],
+)
 def test_opcheck_with_gradients(name: str) -> None:
     torch.library.opcheck(call(name), direct(2, 3, 4)[name])
 

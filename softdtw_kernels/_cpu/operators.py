@@ -7,17 +7,19 @@ gamma and of the lengths are checked here, where reading them costs nothing.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._checks import LARGEST_GAMMA, gamma_error
-from .._problem import Problem, SmoothedProblem, Smoothing
+from .._problem import Monotonic, Problem, SmoothedProblem, Smoothing
+from . import monotonic as monotonic_kernels
 from . import second_order
 from . import smoothing as smoothing_kernels
 from .arrays import (
+    NUMPY_TYPE,
     as_array,
     flat,
     flat_memory,
@@ -209,3 +211,79 @@ def smoothed_gradient(
     by_s, by_gamma, by_dummy = gradient(smoothed, grad_value, with_parameters)
     by_cost, by_smoothing = smooth_vjp(problem.smoothing, by_s)
     return by_cost, by_gamma + by_smoothing if with_parameters else by_gamma, by_dummy
+
+
+def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> tuple[Tensor, Tensor]:
+    x = monotonic.log_probs
+    memory, batch = _memory(monotonic), x.shape[:-2]
+    shape = x.shape if with_expected else torch.Size((*batch, 0, 0))
+    values, expected = np.empty(memory.items), _zeros(memory, x.dtype, with_expected)
+
+    def work(first: int, last: int) -> None:
+        span = first, last, with_expected
+        monotonic_kernels.monotonic_sum(*memory.arguments, *span, values, expected)
+
+    run_chunks(memory.items, x.numel(), work)
+    values = values.astype(NUMPY_TYPE[x.dtype])
+    return from_array(values, batch), from_array(expected, shape)
+
+
+def monotonic_product(monotonic: Monotonic, tangent: Tensor) -> Tensor:
+    """In float64: one kernel less to compile, for what is asked for seldom."""
+    x = monotonic.log_probs
+    memory = _memory(monotonic._replace(log_probs=x.double()))
+    out = _zeros(memory, torch.float64)
+    # Forbidden pairs may hold anything.
+    allowed = torch.where(x == -math.inf, 0, tangent.detach().double())
+    along = allowed.reshape(out.shape).contiguous().numpy()
+
+    def work(first: int, last: int) -> None:
+        monotonic_kernels.monotonic_product(*memory.arguments, first, last, along, out)
+
+    run_chunks(memory.items, x.numel(), work)
+    return from_array(out.astype(NUMPY_TYPE[x.dtype], copy=False), x.shape)
+
+
+def monotonic_path(monotonic: Monotonic) -> Tensor:
+    x, memory = monotonic.log_probs, _memory(monotonic)
+    out = _zeros(memory, x.dtype)
+
+    def work(first: int, last: int) -> None:
+        monotonic_kernels.monotonic_path(*memory.arguments, first, last, out)
+
+    run_chunks(memory.items, x.numel(), work)
+    return from_array(out, x.shape)
+
+
+class _Memory(NamedTuple):
+    """Tensors (*, frames, tokens) of any strides as one array and the steps in it."""
+
+    base: np.ndarray
+    strides: tuple[int, int, int]
+    n: np.ndarray
+    m: np.ndarray
+    shape: tuple[int, int, int]
+
+    @property
+    def items(self) -> int:
+        return self.shape[0]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return *self[:4], *self.shape[1:]
+
+
+def _memory(monotonic: Monotonic) -> _Memory:
+    """Without a copy, unless the leading dimensions are no view of one."""
+    x, x_lengths, y_lengths = monotonic
+    n = checked_lengths(x_lengths, x.shape[-2], "x_lengths")
+    m = checked_lengths(y_lengths, x.shape[-1], "y_lengths")
+    x = x.detach().reshape(x.shape[:-2].numel(), *x.shape[-2:])
+    span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    base = x.as_strided((span if x.numel() else 0,), (1,)).numpy()
+    a, b, c = x.stride()
+    return _Memory(base, (a, b, c), n, m, (x.shape[0], x.shape[1], x.shape[2]))
+
+
+def _zeros(memory: _Memory, dtype: torch.dtype, wanted: bool = True) -> np.ndarray:
+    return np.zeros(memory.shape if wanted else (memory.items, 0, 0), NUMPY_TYPE[dtype])

@@ -16,6 +16,7 @@ from . import (
     compositions,  # noqa: F401  # the kernels that no engine has
     distances,
     from_features,
+    monotonic,
     ops,
     recursion,
     smoothing,
@@ -32,6 +33,9 @@ _FUNCTIONS: dict[str, type[EagerFunction]] = {
     "squared_distances": distances.SquaredDistances,
     "squared_distances_vjp": distances.SquaredDistancesVjp,
     "fused_value": from_features.FusedValue,
+    "monotonic_sum": monotonic.MonotonicSum,
+    "monotonic_product": monotonic.MonotonicProduct,
+    "monotonic_path": monotonic.MonotonicPath,
 }
 _COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "smoothed_gradient": smoothing.smoothed_gradient,

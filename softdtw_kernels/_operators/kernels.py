@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
+from .._problem import FeatureProblem, Monotonic, Problem, SmoothedProblem, Smoothing
 from . import ops
 
 Two = tuple[Tensor, Tensor]
@@ -121,4 +121,19 @@ def fused_gradient_from_state(
 ) -> Three:
     args = *problem, state, grad_value, with_x, with_y, with_gamma
     result: Three = _call(ops.fused_gradient_from_state, *args)
+    return result
+
+
+def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> Two:
+    result: Two = _call(ops.monotonic_sum, *monotonic, with_expected)
+    return result
+
+
+def monotonic_product(monotonic: Monotonic, tangent: Tensor) -> Tensor:
+    result: Tensor = _call(ops.monotonic_product, *monotonic, tangent)
+    return result
+
+
+def monotonic_path(monotonic: Monotonic) -> Tensor:
+    result: Tensor = _call(ops.monotonic_path, *monotonic)
     return result

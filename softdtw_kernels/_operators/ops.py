@@ -37,6 +37,13 @@ allowed):
     fused_value_and_state(.. of fused_value) -> value (*), state
     fused_gradient_from_state(.. of fused_value, state, grad_value (*), with_x, with_y, with_gamma)
         -> as fused_gradient; of the state holds what is said above
+    monotonic_sum(log_probs (*, N, M), x_lengths (*)?, y_lengths (*)?, with_expected)
+        -> value (*), expected (*, N, M), or (*, 0, 0) if it is not wanted
+    monotonic_product(.. of log_probs and lengths, tangent (*, N, M)) -> (*, N, M)
+        the derivative of the expected visits along the tangent
+    monotonic_path(.. of log_probs and lengths) -> (*, N, M) of 0 and 1
+        of the alignments in which each frame emits one token; in plain torch where an engine has
+        no kernels for them
 
 The cost is float32 or float64 of any strides and is never copied here, unless it has more than two
 leading dimensions (those of vmap, say) that cannot be viewed as two: backends see at most two.
@@ -61,8 +68,9 @@ import torch
 from torch import Tensor
 
 from .. import _backends as backends
+from .. import _monotonic_rows as rows
 from .._checks import check_lattice, is_distance
-from .._problem import FeatureProblem, Features, Problem, SmoothedProblem, Smoothing
+from .._problem import FeatureProblem, Features, Monotonic, Problem, SmoothedProblem, Smoothing
 
 
 def _like_cost(cost: Tensor) -> Tensor:
@@ -115,6 +123,15 @@ def _fake_squared_distances_vjp(
 def _fake_fused_gradient(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, with_x, with_y, _ = others
     return *_fake_squared_distances_vjp(x, y, x, with_x, with_y), _fake_item(x)
+
+
+def _fake_monotonic_sum(log_probs: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    shape = log_probs.shape if others[-1] else (*log_probs.shape[:-2], 0, 0)
+    return _fake_value(log_probs), log_probs.new_empty(shape)
+
+
+def _fake_monotonic(log_probs: Tensor, *_: Any) -> Tensor:
+    return log_probs.new_empty(log_probs.shape)
 
 
 # Schemas, in the terms of torch, of what is annotated in `_problem`.
@@ -179,8 +196,12 @@ OPERATORS = {
     "fused_gradient_from_state": Operator(
         FeatureProblem, f"Tensor state, {_FUSED_GRADIENT}", _THREE, _fake_fused_gradient
     ),
+    "monotonic_sum": Operator(Monotonic, "bool with_expected", _TWO, _fake_monotonic_sum),
+    "monotonic_product": Operator(Monotonic, "Tensor tangent", _ONE, _fake_monotonic),
+    "monotonic_path": Operator(Monotonic, "", _ONE, _fake_monotonic),
 }
-MATRICES = ("tangent_cost", "grad_s")  # shaped like the cost; other tensors have an entry an item
+# Shaped like the cost; other tensors have an entry an item.
+MATRICES = ("tangent_cost", "grad_s", "tangent")
 
 
 def _check_costs(name: str, args: tuple[Any, ...]) -> None:
@@ -257,13 +278,13 @@ def check_features(name: str, args: tuple[Any, ...]) -> None:
         raise ValueError(f"all tensors of a call must be on one device, got {devices}")
 
 
-def _on_costs(name: str, backend: str) -> Callable[..., Any]:
+def _on_costs(name: str, engine: Callable[[], Any]) -> Callable[..., Any]:
     operator = OPERATORS[name]
     takes, count = operator.takes, len(operator.takes._fields)
 
     def run(*args: Any) -> Any:
         _check_costs(name, args)
-        kernel = getattr(backends.load(backend), name)
+        kernel = getattr(engine(), name)
         cost = args[0]
         if cost.dim() <= 4:
             return kernel(takes(*args[:count]), *args[count:])
@@ -307,7 +328,7 @@ def on_features(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def _of_backend(name: str, backend: str) -> Callable[..., Any]:
     if OPERATORS[name].takes not in (Features, FeatureProblem):
-        return _on_costs(name, backend)
+        return _on_costs(name, lambda: backends.load(backend))
 
     def kernel(*args: Any) -> Any:
         return getattr(backends.load(backend), name)(*args)
@@ -324,7 +345,9 @@ for _name, _operator in OPERATORS.items():
     # What an engine lacks is put together in `compositions`.
     if _operator.takes is not FeatureProblem:
         library.impl(_name, _of_backend(_name, "numba"), "CPU")
-    if _name != "squared_distances_vjp":
+    if _operator.takes is Monotonic:
+        library.impl(_name, _on_costs(_name, lambda: rows), "CompositeExplicitAutograd")
+    elif _name != "squared_distances_vjp":
         library.impl(_name, _of_backend(_name, "cuda"), "CUDA")
 
 _namespace = torch.ops.softdtw_kernels
@@ -343,3 +366,6 @@ fused_value = _namespace.fused_value.default
 fused_gradient = _namespace.fused_gradient.default
 fused_value_and_state = _namespace.fused_value_and_state.default
 fused_gradient_from_state = _namespace.fused_gradient_from_state.default
+monotonic_sum = _namespace.monotonic_sum.default
+monotonic_product = _namespace.monotonic_product.default
+monotonic_path = _namespace.monotonic_path.default

@@ -1,0 +1,132 @@
+"""DILATE: its definition as published, derivatives, lengths and bands."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers import assert_close, value_and_gradient
+from test_barycenter import _walks as walks
+from torch import Tensor
+
+from softdtw_kernels import DILATELoss, dilate_loss, soft_dtw
+
+
+def published(x: Tensor, y: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Le Guen and Thome 2019, Eq. (2) to (5): loops over the cells, the alignment as the derivative
+    of the value in the costs, which autograd can take.
+    """
+    n, m = len(x), len(y)
+    cost = (x[:, None] - y[None]).square().sum(-1)
+    total: dict[tuple[int, int], Tensor] = {}
+    for i in range(n):
+        for j in range(m):
+            before = [total[k] for k in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if k in total]
+            low = -gamma * torch.logsumexp(-torch.stack(before) / gamma, 0) if before else 0.0
+            total[i, j] = cost[i, j] + low
+    value = total[n - 1, m - 1]
+    (path,) = torch.autograd.grad(value, cost, create_graph=True)
+    omega = torch.tensor([[(i - j) ** 2 for j in range(m)] for i in range(n)]).to(x) / (n * m)
+    return alpha * value + (1 - alpha) * (path * omega).sum()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("gamma", [0.01, 1.0])
+def test_values_and_gradients_are_those_of_the_paper(
+    alpha: float, gamma: float, backend: str
+) -> None:
+    x, y = walks(3, 5), walks(3, 5, seed=1)
+    n, m = [5, 4, 2], [5, 3, 5]
+    lengths = {"input_lengths": n, "target_lengths": m, "backend": backend}
+    padded_x, padded_y = x.clone(), y.clone()
+    for k in range(3):
+        padded_x[k, n[k] :] = padded_y[k, m[k] :] = math.nan
+    found = value_and_gradient(dilate_loss, padded_x, padded_y, alpha=alpha, gamma=gamma, **lengths)
+    for k in range(3):
+        own = x[k, : n[k]], y[k, : m[k]]
+        truth = value_and_gradient(lambda a, b: published(a, b, alpha, gamma), *own)
+        assert_close(found[0][k], truth[0], 1e-10, "value")
+        assert_close(found[1][k, : n[k]], truth[1], 1e-9, "gradient of the forecast")
+        assert_close(found[2][k, : m[k]], truth[2], 1e-9, "gradient of the target")
+        assert not found[1][k, n[k] :].any() and not found[2][k, m[k] :].any()
+
+
+def test_gradients_by_all_that_has_one(backend: str) -> None:
+    gamma = torch.tensor([0.3, 1.0], dtype=torch.float64, requires_grad=True)
+    x, y = (0.5 * walks(2, 4, seed=s) for s in (0, 1))
+
+    def call(x: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        return dilate_loss(x, y, gamma=gamma, alpha=0.4, bandwidth=2, backend=backend)
+
+    assert torch.autograd.gradcheck(call, (x.requires_grad_(), y.requires_grad_(), gamma))
+
+
+def test_the_temporal_term_sees_shifts_and_the_other_does_not() -> None:
+    t = torch.arange(40.0, dtype=torch.float64)
+    pulse, late = ((t > k).double()[:, None] for k in (15, 22))
+    own, moved = (dilate_loss(z, pulse, alpha=0.0, gamma=1e-3) for z in (pulse, late))
+    assert own < 0.4 * moved
+    assert_close(dilate_loss(late, pulse, alpha=1.0, gamma=1e-3), 0.0, 0.2, "shape")
+
+
+def test_a_band_bounds_the_temporal_term(backend: str) -> None:
+    x, y = walks(2, 8), walks(2, 8, seed=1)
+    loss = dilate_loss(x, y, alpha=0.0, bandwidth=0, backend=backend)
+    assert_close(loss, 0.0, 0.0, "only the diagonal is allowed")
+    shape = dilate_loss(x, y, alpha=1.0, bandwidth=2, backend=backend)
+    assert torch.equal(shape, soft_dtw(x, y, gamma=0.01, bandwidth=2, backend=backend))
+
+
+def test_float32_half_batches_and_the_module(backend: str) -> None:
+    x, y = walks(3, 9), walks(3, 7, seed=1)
+    truth = dilate_loss(x, y, backend=backend)
+    narrow = dilate_loss(x.float(), y.float(), backend=backend)
+    assert narrow.dtype == torch.float32
+    assert_close(narrow, truth, 1e-5, "float32", rtol=1e-5)
+    assert dilate_loss(x.half(), y.half(), backend=backend).dtype == torch.float32
+    loss = DILATELoss(backend=backend)
+    assert_close(loss(x, y), truth.mean(), 1e-13, "mean")
+    assert dilate_loss(x[0], y, backend=backend).shape == (3,)
+    assert repr(DILATELoss(0.8, torch.tensor(0.1))) == (
+        "DILATELoss(alpha=0.8, gamma=tensor(0.1000), cost='sqeuclidean', bandwidth=None, "
+        "reduction='mean')"
+    )
+    assert "gamma" in DILATELoss(gamma=torch.tensor(0.1)).state_dict()
+
+
+def test_where_no_path_is_allowed_the_loss_is_infinite() -> None:
+    x, y = walks(2, 3), walks(2, 3, seed=1)
+    walls = torch.zeros(2, 3, 3, dtype=torch.float64)
+    walls[0, 1] = math.inf
+    for alpha in (0.0, 0.5, 1.0):
+        loss = dilate_loss(x, y, alpha=alpha, cost=lambda a, b: walls)
+        assert loss.isinf().tolist() == [True, False]
+
+
+def test_it_compiles() -> None:
+    x, y = walks(2, 6).requires_grad_(), walks(2, 6, seed=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda z: dilate_loss(z, y).sum(), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert_close(compiled(x), dilate_loss(x, y).sum(), 1e-12, "value")
+
+
+def test_bad_arguments() -> None:
+    x = walks(2, 4)
+    zero = torch.tensor([1.0, 0.0])
+    for error, message, call in (
+        (ValueError, "alpha must lie in 0..1, got 1.5", lambda: dilate_loss(x, x, alpha=1.5)),
+        (TypeError, "alpha must be a number", lambda: dilate_loss(x, x, alpha=torch.tensor(0.5))),
+        (ValueError, "gamma must be greater than 0", lambda: dilate_loss(x, x, gamma=0)),
+        (ValueError, "gamma must be greater than 0", lambda: dilate_loss(x, x, gamma=zero)),
+        (ValueError, "gamma must be greater than 0", lambda: DILATELoss(gamma=0.0)),
+        (ValueError, "alpha must lie", lambda: DILATELoss(alpha=-1)),
+        (ValueError, "reduction must be", lambda: DILATELoss(reduction="average")),
+        (ValueError, "cost must be one of", lambda: DILATELoss(cost="l1")),
+        (TypeError, "input must be a torch.Tensor", lambda: dilate_loss([1.0], x)),
+        (ValueError, "target_lengths must be integers of shape",
+         lambda: dilate_loss(x, x, target_lengths=[1, 2, 3])),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            call()
