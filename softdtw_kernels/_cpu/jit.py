@@ -151,12 +151,11 @@ def _in_form(signature: tuple[types.Type, ...]) -> tuple[types.Type, ...]:
     There is one for matrices that are all contiguous, and one for all others: a form of its own for
     every order of dimensions of every argument would take seconds to compile, and be no faster.
     """
-    matrix = [isinstance(t, types.Array) and t.ndim > 1 for t in signature]
-    if all(t.layout == "C" for t, is_matrix in zip(signature, matrix, strict=True) if is_matrix):
+    matrices = [t for t in signature if isinstance(t, types.Array) and t.ndim > 1]
+    if all(t.layout == "C" for t in matrices):
         return signature
     return tuple(
-        t.copy(layout="A") if is_matrix else t
-        for t, is_matrix in zip(signature, matrix, strict=True)
+        t.copy(layout="A") if isinstance(t, types.Array) and t.ndim > 1 else t for t in signature
     )
 
 
