@@ -149,7 +149,7 @@ def _in_form(signature: tuple[types.Type, ...]) -> tuple[types.Type, ...]:
     """The signature of the compiled form that does a call.
 
     There is one for matrices that are all contiguous, and one for all others: a form of its own for
-    every order of dimensions of every argument would take seconds to compile, and be no faster.
+    every order of dimensions of every argument would take seconds to compile, and hardly be faster.
     """
     matrices = [t for t in signature if isinstance(t, types.Array) and t.ndim > 1]
     if all(t.layout == "C" for t in matrices):
