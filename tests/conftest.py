@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,8 +115,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = in_order(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
+def compiled_by_now() -> list[str]:
+    """The CPU kernels that this process has compiled, or loaded."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("softdtw_kernels._cpu.")]
+    functions = [v for module in modules for v in vars(module).values()]
+    return [f.__name__ for f in functions if getattr(f, "overloads", None)]
+
+
 def pytest_collection_finish() -> None:
     """What thousands of tests consist of stays: the garbage collector need not look at it again."""
+    if early := compiled_by_now():  # which every worker would do, at the same time
+        raise pytest.UsageError(f"a module of tests has compiled {early[0]} by being imported")
     gc.collect()
     gc.freeze()
 

@@ -10,11 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import run_python
+import torch
+from helpers import bits, run_python, value_and_gradient
+from numba import types
 from numba.core.dispatcher import Dispatcher
 
 import softdtw_kernels
+from softdtw_kernels import s2dtw_from_cost
 from softdtw_kernels._cpu import jit as _jit
+from softdtw_kernels._cpu import smoothing
 
 # The kernel that compiles fastest, for two types.
 CALL = """
@@ -123,3 +127,19 @@ def test_every_module_with_a_compiled_function_is_in_the_digest() -> None:
             found.add(Path(loaded.__file__ or ""))
     assert found, "no compiled function was found"
     assert found <= set(_jit.sources())
+
+
+def test_all_orders_of_dimensions_but_the_contiguous_share_a_form() -> None:
+    cost = torch.randn(3, 5, 4, 6, dtype=torch.float64)
+    truth = [bits(t) for t in value_and_gradient(s2dtw_from_cost, cost)]
+    for order in ((0, 1, 2, 3), (0, 1, 3, 2), (3, 2, 1, 0), (1, 0, 2, 3), (2, 0, 1, 3)):
+        memory = cost.permute(order).contiguous()
+        strided = memory.permute(tuple(torch.tensor(order).argsort()))
+        for _ in range(2):  # the first call chooses the form, the second one knows it
+            found = value_and_gradient(s2dtw_from_cost, strided)
+            assert [bits(t) for t in found] == truth
+    for kernel in (smoothing.smooth, smoothing.smooth_vjp):
+        assert kernel.overloads
+        for signature in kernel.overloads:
+            layouts = {t.layout for t in signature if isinstance(t, types.Array) and t.ndim > 1}
+            assert layouts in ({"A"}, {"C"}), signature

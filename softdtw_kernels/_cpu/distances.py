@@ -68,4 +68,5 @@ def squared_distances_vjp(
 def _sequence_of_item(x: Tensor, batch: torch.Size) -> np.ndarray:
     """For every item of the broadcast batch, the index of its sequence among the flattened ones."""
     own = np.arange(x.shape[:-2].numel()).reshape(x.shape[:-2])
-    return np.ascontiguousarray(np.broadcast_to(own, batch)).reshape(-1)
+    # A copy also where nothing broadcasts: what is read-only would need kernels of its own.
+    return np.array(np.broadcast_to(own, batch)).reshape(-1)

@@ -145,6 +145,36 @@ _ADVICE = (
 )
 
 
+def _in_form(signature: tuple[types.Type, ...]) -> tuple[types.Type, ...]:
+    """The signature of the compiled form that does a call.
+
+    There is one for matrices that are all contiguous, and one for all others: a form of its own for
+    every order of dimensions of every argument would take seconds to compile, and hardly be faster.
+    """
+    matrices = [t for t in signature if isinstance(t, types.Array) and t.ndim > 1]
+    if all(t.layout == "C" for t in matrices):
+        return signature
+    return tuple(
+        t.copy(layout="A") if isinstance(t, types.Array) and t.ndim > 1 else t for t in signature
+    )
+
+
+def _share_forms(dispatcher: Any) -> None:
+    """Let the first call with other types than before choose its form by _in_form."""
+    compile_form = dispatcher._compile_for_args
+
+    def choose(*arguments: Any) -> Any:
+        own = tuple(map(dispatcher.typeof_pyval, arguments))
+        form = _in_form(own)
+        if form == own:
+            return compile_form(*arguments)
+        entry = dispatcher.compile(form)
+        dispatcher._insert([t._code for t in own], entry, False)  # later calls find it at once
+        return entry
+
+    dispatcher._compile_for_args = choose
+
+
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """Compile an entry point at its first call: no GIL, cached on disk if any location is writable.
 
@@ -154,6 +184,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
     function.__qualname__ = f"{function.__name__}_{_DIGEST}"
     options |= {"nopython": True, "nogil": True, "error_model": "numpy"}
     dispatcher = numba.jit(**options)(function)
+    _share_forms(dispatcher)
     try:
         dispatcher._cache = _Cache(function)
     except RuntimeError:  # Numba's own stays: one that holds nothing

@@ -126,25 +126,24 @@ def load(
     source: str, options: tuple[str, ...], checked: bool, directory: Path = SOURCES
 ) -> ctypes.CDLL:
     """Return the library of one compiled kernel; its launch function takes the kernel's entry."""
-    common = [str(COMPILER), "-std=c++17", "-fPIC"]
+    common = (str(COMPILER), "-std=c++17", "-fPIC")
     runtime_source = HERE / "emulator.cpp"
     runtime = _cached(
         "runtime",
-        [*common, "-O3", "-c", str(runtime_source)],
+        [*common, "-O3", "-shared", str(runtime_source)],
         runtime_source.read_bytes(),
-        ".o",
+        ".so",
     )
-    # Contraction is off and fma explicit in the kernels: the same arithmetic here and on the GPU.
-    flags = ["-O2", "-ffp-contract=off", "-w"] + (["-mfma"] if _supports("-mfma") else [])
+    # Most kernels are compiled for a few small problems: what takes longer to compile than it saves
+    # is left out. Contraction is off and fma explicit in the kernels: the same arithmetic here and
+    # on the GPU.
+    flags = (
+        "-O1", "-ffp-contract=off", "-w",
+        "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables",
+    )  # fmt: skip
+    flags += ("-mfma",) if _supports("-mfma") else ()
     if checked:
-        flags = [
-            "-O1",
-            "-ffp-contract=off",
-            "-w",
-            "-fsanitize=thread",
-            "--param=tsan-instrument-func-entry-exit=0",
-        ]
-        flags += ["-mfma"] if _supports("-mfma") else []
+        flags += ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
     header = _header((*common, *flags))
     kernel = (directory / f"{source}.cu").as_posix()
     wrapper = f'#include "{kernel}"\nEMULATOR_ENTRY({source})\n'
@@ -153,19 +152,15 @@ def load(
     )
     if not wrapper_file.exists():
         _write(wrapper_file, wrapper.encode())
+    # Without the libraries of C++, which only the runtime needs: linking would take longer.
+    linked = ["-shared", "-nostdlib", str(wrapper_file), str(runtime), "-lm", "-lc"]
     library = _cached(
-        f"{source}-{'checked' if checked else 'fast'}-obj",
-        [*common, *flags, "-include", str(header), *options, "-c", str(wrapper_file)],
-        sources_of(directory, f"{source}.cu"),  # the header's name tells its content
-        ".o",
-    )
-    shared = _cached(
-        source,
-        [str(COMPILER), "-shared", str(library), str(runtime)],
-        library.name.encode() + runtime.name.encode(),
+        f"{source}-{'checked' if checked else 'fast'}",
+        [*common, *flags, "-include", str(header), *options, *linked],
+        sources_of(directory, f"{source}.cu"),  # the names of header and runtime tell theirs
         ".so",
     )
-    return ctypes.CDLL(str(shared))
+    return ctypes.CDLL(str(library))
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # examples/ is no installed package
 
 from examples.vttwins import synthetic  # noqa: E402
+from examples.vttwins.loss import SequenceLoss  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,12 @@ def narrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tasks=2, steps_per_task=8, train_videos=8, size=32, step_seconds=1.0, shortest=6
     )
     return synthetic.generate(world, tmp_path_factory.mktemp("narrated"))
+
+
+@pytest.fixture(scope="session")
+def compiled() -> None:
+    """The kernels of a run are in the cache: ranks start at once, and each would compile them."""
+    for dtype in (torch.float32, torch.float64):
+        for direction in ("t2v", "symmetric"):
+            video, text = (torch.randn(2, k, 4, dtype=dtype, requires_grad=True) for k in (2, 3))
+            SequenceLoss(direction=direction)(video, text).backward()

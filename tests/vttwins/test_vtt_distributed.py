@@ -39,7 +39,7 @@ def run(world: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of one process and of two; each does all modes, as it is slow to start."""
     folder = tmp_path_factory.mktemp("gradients")
     for world in (1, 2):

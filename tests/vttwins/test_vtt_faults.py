@@ -99,7 +99,7 @@ def test_a_stop_request_waits_for_the_step_but_not_for_a_batch_nor_twice() -> No
 
 
 def test_a_rank_that_dies_ends_the_others_and_the_last_step_is_saved(
-    narrated: Path, tmp_path: Path
+    narrated: Path, compiled: None, tmp_path: Path
 ) -> None:
     options = ("--workers", "1", "--steps", "1000", "--save-every", "1000")
     process = launch(command(narrated, tmp_path, *options, processes=2))

@@ -82,7 +82,7 @@ def flawed(narrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(flawed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(flawed: Path, compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     finish(launch(command(flawed, out, "--workers", "0")))
@@ -123,7 +123,7 @@ def test_a_run_killed_and_stopped_again_and_again_continues_to_the_same_losses(
     assert first == second
 
 
-def test_two_processes_take_the_step_of_one(narrated: Path, tmp_path: Path) -> None:
+def test_two_processes_take_the_step_of_one(narrated: Path, compiled: None, tmp_path: Path) -> None:
     # In float64, as BatchNorm over few clips magnifies the rounding of float32 to 1e-4, and one
     # step, as Adam turns the rounding of gradients near 0 into whole steps.
     options = ("--workers", "0", "--cross-rank-bn", "--steps", "1", "--accumulate", "2")
