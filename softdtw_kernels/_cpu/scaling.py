@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -44,9 +43,9 @@ class Precision:
     def lanes(self) -> int:
         return 64 // self.floats.itemsize
 
-    @cached_property
+    @property
     def bounds(self) -> tuple[float, ...]:
-        unit = float(np.finfo(self.floats.dtype).eps / 2)
+        unit = 2.0**-24 if self.floats.itemsize == 4 else 2.0**-53
         return self.limit, self.rise, self.tiny, self.wanted, unit
 
     @property

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -46,6 +45,7 @@ class Batch:
     n: np.ndarray  # (P,) int64, or empty for all of N; like m
     m: np.ndarray
     bandwidth: int  # negative: none
+    order: np.ndarray | None = field(default=None, init=False)  # what in_order has found
 
     @property
     def partial(self) -> bool:
@@ -119,9 +119,14 @@ class Batch:
             np.broadcast_to(self.m if self.m.size else m, self.pairs),
         )
 
-    @cached_property
+    @property
     def in_order(self) -> np.ndarray:
         """All pairs, those of like lengths next to each other, so that groups waste few lanes."""
+        if self.order is None:  # not functools.cached_property, whose lock a fork may leave locked
+            self.order = self._in_order()
+        return self.order
+
+    def _in_order(self) -> np.ndarray:
         if self.n.size == 0 and self.m.size == 0:
             return np.arange(self.pairs)
         # By n into about the square root of the groups, and by m inside each.
