@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ._modes import in_plain_mode
+
 Reduction = Literal["none", "mean", "sum"]
 Backend = Literal["numba", "reference", "cuda"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
@@ -58,8 +60,7 @@ def outside_of_traces(check: Callable[..., Any]) -> Callable[..., Any]:
 same_shape = outside_of_traces(operator.eq)
 
 
-@outside_of_traces
-def check_tensor(x: Any, name: str, shape: str) -> None:
+def _check_tensor(x: Any, name: str, shape: str) -> None:
     """A real floating-point tensor of at least two dimensions, none of the last two empty."""
     if not isinstance(x, Tensor):
         raise TypeError(
@@ -97,6 +98,9 @@ def check_tensor(x: Any, name: str, shape: str) -> None:
         )
 
 
+check_tensor = outside_of_traces(_check_tensor)
+
+
 def _to_tensor(x: Any, name: str) -> str:
     """How to make a tensor of something else, as the end of a message."""
     if isinstance(x, PackedSequence):
@@ -122,8 +126,8 @@ def check_features(x: Any, y: Any, pairwise: bool) -> None:
 
     With pairwise, (A, N, D) and (B, M, D).
     """
-    check_tensor(x, "x", "(A, N, D)" if pairwise else "(*, N, D)")
-    check_tensor(y, "y", "(B, M, D)" if pairwise else "(*, M, D)")
+    _check_tensor(x, "x", "(A, N, D)" if pairwise else "(*, N, D)")
+    _check_tensor(y, "y", "(B, M, D)" if pairwise else "(*, M, D)")
     if x.device != y.device:
         raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
     if x.dtype != y.dtype and not is_autocast(x.device):
@@ -152,6 +156,9 @@ def is_autocast(device: torch.device) -> bool:
 
 def broadcast_batch(x: Tensor, y: Tensor) -> torch.Size:
     """The common leading shape of x and y."""
+    batch = x.shape[:-2]
+    if same_shape(batch, y.shape[:-2]):  # as nearly always: torch takes 7 us to tell
+        return batch
     try:
         return torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     except RuntimeError:
@@ -181,7 +188,17 @@ def batch_parameter(
         return to_device(value, device, torch.float64).expand(batch)
     if backend == "cuda" and not torch.compiler.is_compiling():
         device = torch.device("cpu")
+    if device.type == "cpu" and value and in_plain_mode():
+        return _number_on_cpu(float(value), batch, torch.is_inference_mode_enabled())
     return torch.full((), value, dtype=torch.float64, device=device).expand(batch)
+
+
+@functools.lru_cache(maxsize=64)
+def _number_on_cpu(value: float, batch: tuple[int, ...], inference: bool) -> Tensor:
+    """Made once, for most calls are like the one before; nobody writes to it. Not 0, whose sign the
+    cache would not see, and not what is made in another mode of torch.
+    """
+    return torch.full((), value, dtype=torch.float64, device="cpu").expand(batch)
 
 
 def check_parameter(value: Any, name: str) -> Number:

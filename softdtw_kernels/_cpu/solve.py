@@ -9,7 +9,7 @@ has kernels of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,7 +116,9 @@ class Batch:
     @property
     def hard(self) -> np.ndarray:
         """The pairs of a gamma that has no inverse: 0, the hard minimum, and next to it."""
-        return np.flatnonzero(np.broadcast_to(self.gamma <= SMALLEST_GAMMA, self.pairs))
+        if self.gamma.size == 1:
+            return np.arange(self.pairs if self.gamma[0] <= SMALLEST_GAMMA else 0)
+        return np.flatnonzero(self.gamma <= SMALLEST_GAMMA)
 
 
 @dataclass
@@ -153,14 +155,14 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     status = np.empty(task.pairs, np.uint8)
     if task.pairs == 0:
         return out
-    zero = task.gamma == 0.0
-    if zero.all():
+    zeros = task.gamma.size - np.count_nonzero(task.gamma)
+    if zeros == task.gamma.size:
         hard_minimum(task, gradients, np.arange(task.pairs), out, status)
         return out
     vectorized(task, gradients, out, status)
-    if zero.any():
-        hard_minimum(task, gradients, np.flatnonzero(zero), out, status)
-    if not status.any():
+    if zeros:
+        hard_minimum(task, gradients, np.flatnonzero(task.gamma == 0.0), out, status)
+    if not np.count_nonzero(status):
         return out
     if gradients is not None:
         spread_nan(task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
@@ -200,13 +202,19 @@ def vectorized(
 ) -> None:
     """Values, and which of them (and of the gradients written) are certified."""
     common = arguments(task, gradients, precision_of(task.cost), out, status)
-    in_lanes = task.in_lanes(gradients is not None and gradients.with_gamma)
-    tier = lanes if in_lanes else strips
+    kernel, units = tier_of(task, gradients is not None and gradients.with_gamma)
 
     def work(first: int, last: int) -> None:
-        tier.solve(first, last, *common)
+        kernel(first, last, *common)
 
-    run_chunks(task.groups if in_lanes else task.pairs, task.cells, work)
+    run_chunks(units, task.cells, work)
+
+
+def tier_of(task: Batch, sums: bool) -> tuple[Callable[..., None], int]:
+    """The kernel of the first tier, and how many groups or pairs it has to do."""
+    if task.in_lanes(sums):
+        return lanes.solve, task.groups
+    return strips.solve, task.pairs
 
 
 def read_as_float64(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .._modes import in_transform, is_transformed
 from . import (
     compositions,  # noqa: F401  # the kernels that no engine has
     distances,
@@ -20,7 +21,7 @@ from . import (
     recursion,
     smoothing,
 )
-from .function import EagerFunction, gradient_is_due, in_transform, is_transformed
+from .function import EagerFunction, gradient_is_due
 
 _FUNCTIONS: dict[str, type[EagerFunction]] = {
     "value": recursion.SoftDTWFunction,
