@@ -63,17 +63,11 @@ def gradient_from_state(
     cost = problem.cost
     by_cost = None
     if not with_parameters:
-        partial = is_partial(problem.x_lengths, problem.y_lengths, problem.bandwidth)
-        by_cost = small.gradient_of(state, scale_of(grad_value, cost), cost.numel(), partial)
+        by_cost = small.gradient_of(problem, state, scale_of(grad_value, cost))
     if by_cost is None:
         return gradient(problem, grad_value, with_parameters)
     (a, b), batch = np.empty((2, grad_value.numel())), cost.shape[:-2]  # which nobody reads
     return from_array(by_cost, cost.shape), from_array(a, batch), from_array(b, batch)
-
-
-def is_partial(*limits: Tensor | int | None) -> bool:
-    """Whether lengths or a band leave cells out."""
-    return any(limit is not None for limit in limits)
 
 
 def hessian_product(
@@ -222,9 +216,7 @@ def fused_gradient_from_state(
     x, y = problem.x, problem.y
     by_cost = None
     if not with_gamma:
-        cells = x.shape[:-1].numel() * y.shape[-2]
-        partial = is_partial(problem.x_lengths, problem.y_lengths, problem.bandwidth)
-        by_cost = small.gradient_of(state, scale_of(grad_value, x), cells, partial)
+        by_cost = small.gradient_of(problem, state, scale_of(grad_value, x))
     if by_cost is None:
         return fused_gradient(problem, grad_value, with_x, with_y, with_gamma)
     return *small.features_of(by_cost, x, y, with_x, with_y), grad_value  # the last: not wanted

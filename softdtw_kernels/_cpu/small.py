@@ -21,12 +21,13 @@ from torch import Tensor
 from .._checks import is_distance
 from .._problem import FeatureProblem, Problem
 from . import distance_kernels
-from .arrays import NOTHING, as_array, from_array, three_dimensional
-from .jit import jit
+from .arrays import NOTHING, as_array, flat, from_array, three_dimensional
+from .jit import jit, plain
+from .lattice import lattice_of, length
 from .scaling import SURE, UNIT, WANTED, precision_of
 from .solve import ALL, Batch, solve, tier_of
 from .subnormal import flush_subnormals, restore
-from .task import batch_of, with_settings
+from .task import band_of, batch_of, with_settings
 from .threads import SMALLEST_SHARE
 
 ONE = np.ones(1)
@@ -52,22 +53,22 @@ def worth(status, value, gamma, rows, columns, bounds):
 
 
 @jit
-def scaled(mass, scale, partial, out):
-    """Rows of mass times their factors, as the kernels multiply that make the mass; False where
-    0 times a factor is not 0.
-
-    partial: cells without mass may be padding, which has the gradient 0, not -0.
+def scaled(mass, scale, n, m, bandwidth, out):
+    """Mass (P, N, M) times the factors of the pairs, as the kernels multiply that make the mass: 0
+    beyond lengths and band, whatever the factor is.
     """
-    for q in range(scale.size):
-        if not math.isfinite(scale[q]):
-            return False
+    pairs, rows, columns = mass.shape
     before = flush_subnormals()
-    for q in range(scale.size):
-        for k in range(mass.shape[1]):
-            e = mass[q, k]
-            out[q, k] = e if partial and e == 0.0 else e * scale[q]
+    for q in range(pairs):
+        stop, end, low, high = lattice_of(
+            length(n, q, rows), length(m, q, columns), plain(False), bandwidth
+        )
+        for i in range(rows):
+            left = min(columns, max(0, i + low)) if i < stop else columns
+            right = max(left, min(end, i + high + 1))
+            for j in range(columns):
+                out[q, i, j] = mass[q, i, j] * scale[q] if left <= j < right else 0.0
     restore(before)
-    return True
 
 
 LARGEST = 2 * SMALLEST_SHARE  # cells: what one thread does
@@ -112,16 +113,22 @@ def value_and_mass(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
     return value if certified == 2 else solve(task, None), mass
 
 
-def gradient_of(state: Tensor, scale: np.ndarray, cells: int, partial: bool) -> np.ndarray | None:
-    """Gradients (P, N M) by the costs of the values times `scale`; None if nothing was kept."""
+def gradient_of(problem: Problem | FeatureProblem, state: Tensor, scale: np.ndarray) -> Any:
+    """Gradients (P, N, M) by the costs of the values times `scale`; None if nothing was kept."""
     kept = state.numpy().view(scale.dtype)
     if kept.size == 0:
         return None
-    if kept.size != cells:
-        raise ValueError(f"a state of {kept.size} costs was given to a call of {cells}")
-    mass = kept.reshape(scale.size, -1)
+    if isinstance(problem, Problem):
+        rows, columns = problem.cost.shape[-2:]
+    else:
+        rows, columns = problem.x.shape[-2], problem.y.shape[-2]
+    if kept.size != scale.size * rows * columns:
+        raise ValueError(f"a state of {kept.size} costs was given to {scale.size} pairs of others")
+    mass = kept.reshape(scale.size, rows, columns)
+    n, m = (ALL if t is None else flat(t) for t in (problem.x_lengths, problem.y_lengths))
     grad = np.empty(mass.shape, mass.dtype)
-    return grad if scaled(mass, scale, partial, grad) else None
+    scaled(mass, scale, n, m, band_of(problem.bandwidth, rows, columns), grad)
+    return grad
 
 
 def _results(
@@ -165,17 +172,16 @@ def fused_value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor] | No
 def features_of(
     by_cost: np.ndarray, x: Tensor, y: Tensor, with_x: bool, with_y: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by the features, of those (P, N M) by their distances; anything in place of those
+    """Gradients by the features, of those (P, N, M) by their distances; anything in place of those
     that are not wanted.
     """
     xs, ys = as_array(three_dimensional(x)), as_array(three_dimensional(y))
-    pairs, rows, columns = len(xs), xs.shape[1], ys.shape[1]
     by_x = np.empty(xs.shape if with_x else (0, 0, 0), xs.dtype)
     by_y = np.empty(ys.shape if with_y else (0, 0, 0), xs.dtype)
-    starts = np.arange(pairs + 1)
+    starts = np.arange(len(xs) + 1)
     own = starts[:-1]
     distance_kernels.squared_distances_vjp(
-        *(own, starts, own, own, xs, ys, by_cost.reshape(pairs, rows, columns)),
-        *(with_x, with_y, 0, pairs, by_x, by_y),
+        *(own, starts, own, own, xs, ys, by_cost),
+        *(with_x, with_y, 0, len(xs), by_x, by_y),
     )
     return from_array(by_x, x.shape) if with_x else x, from_array(by_y, y.shape) if with_y else y

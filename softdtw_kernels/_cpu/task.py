@@ -53,9 +53,13 @@ def with_settings(
         one_or_all(dummy),
         checked_lengths(x_lengths, rows, "x_lengths"),
         checked_lengths(y_lengths, columns, "y_lengths"),
-        # A band wider than the matrix is none, and sums with it must not overflow.
-        -1 if bandwidth is None else min(bandwidth, rows + columns),
+        band_of(bandwidth, rows, columns),
     )
+
+
+def band_of(bandwidth: int | None, rows: int, columns: int) -> int:
+    """A band wider than the matrix is none, and sums with it must not overflow."""
+    return -1 if bandwidth is None else min(bandwidth, rows + columns)
 
 
 def batch_to_smooth(smoothing: Smoothing) -> Batch:

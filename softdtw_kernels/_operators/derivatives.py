@@ -38,8 +38,6 @@ _COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "smoothed_gradient": smoothing.smoothed_gradient,
     "fused_gradient": from_features.composed_gradient,
 }
-# What makes them differentiable takes more than the operators do.
-_WIDER = ("squared_distances", "fused_gradient")
 
 
 def _differentiated(name: str, args: tuple[Any, ...]) -> Any:
@@ -49,8 +47,7 @@ def _differentiated(name: str, args: tuple[Any, ...]) -> Any:
             f"this transform of torch.func takes no torch.ops.softdtw_kernels.{name} called "
             "directly: call the public functions of softdtw_kernels, which compose with all"
         )
-    if name in _WIDER:
-        ops.check_features(name, args)
+    ops.check(name, args)  # what is plain does not come to the operator again
     if composition:
         return composition(*ops.OPERATORS[name].grouped(args))
     function = _FUNCTIONS.get(name)

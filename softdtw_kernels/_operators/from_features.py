@@ -50,7 +50,7 @@ def _is_small_call(kind: str, x: Tensor, y: Tensor) -> bool:
     """Of distances, on the CPU: one Function in place of two, where that is most of the time."""
     if not (in_plain_mode() and type(x) in PLAIN_TYPES and type(y) in PLAIN_TYPES):
         return False
-    if not is_distance(kind):
+    if not is_distance(kind) or x.dim() > 4:
         return False
     batch, rows = x.shape[:-2], x.shape[-2]
     return batch == y.shape[:-2] and batch.numel() * rows * y.shape[-2] < SMALL_CALL

@@ -114,17 +114,14 @@ def keeping_state(operator: str, problem: tuple[Any, ...]) -> Any:
     """
     if torch.compiler.is_compiling() or not gradient_is_due(problem[:3]):
         return None
-    first = problem[0]
-    if is_plain(problem) and first.dim() <= 4:
-        engine = kernels.engine_of_plain_calls()
+    engine, first = kernels.engine_of_plain_call(problem), problem[0]
+    if engine is not None:
         return engine if hasattr(engine, operator) else None
-    if is_recorded() or is_transformed() or not hasattr(kernels, operator):
+    # On the CPU a mode, or whatever else is not plain, meets the operators that have no state.
+    if not is_plain(problem) and (not first.is_cuda or is_recorded() or is_transformed()):
         return None
-    if not hasattr(backends.load(backends.select(None, first)), operator):
-        return None
-    name = f"softdtw_kernels::{operator}"
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(name, first.device.type.upper())
-    return kernels if has_kernel else None
+    kept = hasattr(backends.load(backends.select(None, first)), operator)
+    return kernels if kept and hasattr(kernels, operator) else None
 
 
 def goes_on(calls: Any, state: Tensor, grad_value: Tensor) -> Tensor | None:

@@ -21,16 +21,18 @@ Three = tuple[Tensor, Tensor, Tensor]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def engine_of_plain_call(args: tuple[Any, ...]) -> Any:
+    """What torch would end up in with an operator of these arguments, having checked them: the
+    CPU's engine, if all is plain. None where torch has to tell.
+    """
+    first = args[0]
+    if first.dtype not in (torch.float32, torch.float64) or first.dim() > 4:
+        return None  # what operators refuse, or fold
+    return backends.load("numba") if is_plain(args) else None
+
+
 def _plain_kernel(name: str, args: tuple[Any, ...]) -> Any:
-    """What of the CPU's engine an operator is in plain eager mode; None where torch has to tell."""
-    if not is_plain(args) or args[0].dim() > 4:  # of more dimensions the operators fold the batch
-        return None
-    return getattr(engine_of_plain_calls(), name, None)
-
-
-def engine_of_plain_calls() -> Any:
-    """What `is_plain` promises that torch would end up in."""
-    return backends.load("numba")
+    return getattr(engine_of_plain_call(args), name, None)
 
 
 def _call(name: str, problem: tuple[Any, ...], *rest: Any) -> Any:
