@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,6 +68,65 @@ def ours() -> list[Contender]:
         differentiable(OURS, dtype, "soft_dtw_from_cost", function)
         for dtype in (torch.float32, torch.float64)
     ]
+
+
+@numba.njit(nogil=True)
+def textbook_softmin(a: float, b: float, c: float, gamma: float) -> float:
+    a, b, c = -a / gamma, -b / gamma, -c / gamma
+    top = max(a, b, c)
+    return -gamma * (top + np.log(np.exp(a - top) + np.exp(b - top) + np.exp(c - top)))
+
+
+@numba.njit(nogil=True)
+def textbook_forward(costs: np.ndarray, gamma: float) -> np.ndarray:
+    """R of the recursion, one cell after the other, with a border on all sides."""
+    batch, rows, columns = costs.shape
+    r = np.full((batch, rows + 2, columns + 2), np.inf)
+    r[:, 0, 0] = 0.0
+    for b in range(batch):
+        for i in range(1, rows + 1):
+            for j in range(1, columns + 1):
+                low = textbook_softmin(r[b, i - 1, j - 1], r[b, i - 1, j], r[b, i, j - 1], gamma)
+                r[b, i, j] = costs[b, i - 1, j - 1] + low
+    return r
+
+
+@numba.njit(nogil=True)
+def textbook_backward(costs: np.ndarray, r: np.ndarray, gamma: float) -> np.ndarray:
+    """The gradient, by the weights of Cuturi and Blondel (2017), algorithm 2."""
+    batch, rows, columns = costs.shape
+    padded = np.zeros((rows + 2, columns + 2))
+    e = np.zeros((rows + 2, columns + 2))
+    gradient = np.empty((batch, rows, columns))
+    for b in range(batch):
+        padded[1:-1, 1:-1] = costs[b]
+        r[b, :, -1] = r[b, -1, :] = -np.inf
+        r[b, -1, -1] = r[b, -2, -2]
+        e[-1, -1] = 1.0
+        for j in range(columns, 0, -1):
+            for i in range(rows, 0, -1):
+                up = np.exp((r[b, i + 1, j] - r[b, i, j] - padded[i + 1, j]) / gamma)
+                left = np.exp((r[b, i, j + 1] - r[b, i, j] - padded[i, j + 1]) / gamma)
+                corner = np.exp((r[b, i + 1, j + 1] - r[b, i, j] - padded[i + 1, j + 1]) / gamma)
+                e[i, j] = e[i + 1, j] * up + e[i, j + 1] * left + e[i + 1, j + 1] * corner
+        gradient[b] = e[1:-1, 1:-1]
+    return gradient
+
+
+def textbook() -> list[Contender]:
+    """What everybody writes first, compiled: a yardstick that is the same on every machine."""
+
+    def forward(cost: Tensor) -> Tensor:
+        return torch.from_numpy(textbook_forward(cost.numpy(), GAMMA)[:, -2, -2].copy())
+
+    def train(cost: Tensor) -> tuple[Tensor, Tensor]:
+        costs = cost.numpy()
+        r = textbook_forward(costs, GAMMA)
+        values = r[:, -2, -2].copy()
+        return torch.from_numpy(values), torch.from_numpy(textbook_backward(costs, r, GAMMA))
+
+    how = "loops over the cells in Numba, float64"
+    return [Contender("textbook loop", torch.float64, how, forward, train, torch_peer=False)]
 
 
 def pysdtw() -> list[Contender]:
@@ -147,6 +207,7 @@ def all_contenders(
     """Every contender that can run here, ours first, and the reasons of those left out."""
     makers: dict[str, Callable[[], list[Contender]] | None] = {
         OURS: ours,
+        "textbook loop": textbook,
         "pysdtw": pysdtw,
         "tslearn": tslearn,
         "dtw-loss-functions": dtw_loss_functions,

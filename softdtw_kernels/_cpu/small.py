@@ -20,12 +20,12 @@ from torch import Tensor
 
 from .._checks import is_distance
 from .._problem import FeatureProblem, Problem
-from . import distance_kernels
+from . import distance_kernels, lanes, strips
 from .arrays import NOTHING, as_array, flat, from_array, three_dimensional
 from .jit import jit, plain
 from .lattice import lattice_of, length
 from .scaling import SURE, UNIT, WANTED, precision_of
-from .solve import ALL, Batch, solve, tier_of
+from .solve import ALL, Batch, solve
 from .subnormal import flush_subnormals, restore
 from .task import band_of, batch_of, with_settings
 from .threads import SMALLEST_SHARE
@@ -79,10 +79,12 @@ def is_small(cells: int) -> bool:
 
 
 class Plan(NamedTuple):
-    """What does not depend on values."""
+    """What does not depend on values. Lengths change none of it: bits are the same in any order, in
+    lanes and in strips.
+    """
 
     kernel: Callable[..., None]
-    units: int  # groups of pairs, or pairs
+    units: tuple[Any, ...]  # all groups of pairs, or all pairs
     settings: tuple[Any, ...]  # what a kernel needs to know of the precision
     ones: np.ndarray  # the factors of the values
     limits: tuple[Any, ...]  # of what is certified: rows and columns of the lattice, bounds
@@ -95,7 +97,10 @@ def plan_of(shape: tuple[int, ...], itemsize: int, weak: bool, bandwidth: int) -
     precision = precision_of(cost)
     ones = np.ones(task.pairs, cost.dtype)
     limits = *task.lattice, precision.bounds
-    return Plan(*tier_of(task, False), precision.kernel_arguments, ones, limits)
+    in_lanes = task.in_lanes(False)
+    kernel = lanes.solve if in_lanes else strips.solve
+    units = (0, task.groups, task.in_order) if in_lanes else (0, task.pairs)
+    return Plan(kernel, units, precision.kernel_arguments, ones, limits)
 
 
 def value_and_mass(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
@@ -106,7 +111,7 @@ def value_and_mass(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)
     mass, sums = np.zeros(cost.shape, dtype), np.empty((2, pairs))
     to_gradients = True, plan.ones, False, mass, sums
-    plan.kernel(0, plan.units, *arguments, *plan.settings, value, status, *to_gradients)
+    plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *to_gradients)
     certified = worth(status, value, gamma, *plan.limits)
     if certified == 0:
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import load_block, store_block
+from .blocks import common, load_block, store_block
 from .cell import exponential, quotient, step, surprise
 from .jit import inline, outlined
 from .lattice import cost_at, give
@@ -41,9 +41,13 @@ def pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed):
         for k in range(0, lanes, side):
             base = cost.ctypes.data + row * cost.strides[0] + first * cost.strides[1] + k * skew
             begin, end = starts[k : k + side], stops[k : k + side]
+            last_begin, first_end = common(begin, end)
             for t in range(t0, t1, side):
-                at = base + t * cost.strides[1]
-                load_block(cost, at, skew, begin, end, t, packed, (t - t0) * lanes + k, lanes)
+                at, to = base + t * cost.strides[1], (t - t0) * lanes + k
+                if last_begin <= t and t + side <= first_end:
+                    load_block(cost, at, skew, None, None, t, packed, to, lanes)
+                else:
+                    load_block(cost, at, skew, begin, end, t, packed, to, lanes)
         return
     for k in range(packed.size):
         packed[k] = np.inf
@@ -64,9 +68,13 @@ def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
         for k in range(0, lanes, side):
             base = grad.ctypes.data + row * grad.strides[0] + first * grad.strides[1] + k * skew
             begin, end = starts[k : k + side], stops[k : k + side]
+            last_begin, first_end = common(begin, end)
             for t in range(t0, t1, side):
-                at = base + t * grad.strides[1]
-                store_block(mass, (t - t0) * lanes + k, lanes, grad, at, skew, begin, end, t)
+                at, of = base + t * grad.strides[1], (t - t0) * lanes + k
+                if last_begin <= t and t + side <= first_end:
+                    store_block(mass, of, lanes, grad, at, skew, None, None, t)
+                else:
+                    store_block(mass, of, lanes, grad, at, skew, begin, end, t)
         return dummies
     for lane in range(lanes):
         i, j = row + lane, first - lane
@@ -86,7 +94,8 @@ def forward(
     its last row, and the last step in checks.
 
     The border above column first + t is entry shift + t + 1 of above. The registers before step t
-    are those of state + t // TILE: saved there if asked for, and loaded if the strip has begun.
+    of a tile are those of state + t // TILE: saved there if asked for, and loaded if the strip has
+    begun.
     checks: rows of the minimum of the costs, of a sum that is NaN if a cost is, and of the last
     mantissas. Returns the vector of exponents of the last step.
     """
@@ -132,6 +141,12 @@ def forward(
                 store(weights, at, quotient(p_diagonal, total, share))
                 store(weights, at + lanes, quotient(p_up, total, share))
                 store(weights, at + 2 * lanes, quotient(p_left, total, share))
+    if save and steps % TILE == 0:  # for who goes on from here
+        at = 2 * lanes * (state + steps // TILE)
+        store(states_m, at, m)
+        store(states_m, at + lanes, m_up)
+        store(states_k, at, k)
+        store(states_k, at + lanes, k_up)
     store(checks, 0, lowest)
     store(checks, lanes, nan_sum)
     store(checks, 2 * lanes, m)
