@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ._modes import in_plain_mode
+from ._modes import in_plain_mode, is_autocast, number_of_plain_calls
 
 Reduction = Literal["none", "mean", "sum"]
 Backend = Literal["numba", "reference", "cuda"]
@@ -60,7 +60,8 @@ def outside_of_traces(check: Callable[..., Any]) -> Callable[..., Any]:
 same_shape = outside_of_traces(operator.eq)
 
 
-def _check_tensor(x: Any, name: str, shape: str) -> None:
+@outside_of_traces
+def check_tensor(x: Any, name: str, shape: str) -> None:
     """A real floating-point tensor of at least two dimensions, none of the last two empty."""
     if not isinstance(x, Tensor):
         raise TypeError(
@@ -98,9 +99,6 @@ def _check_tensor(x: Any, name: str, shape: str) -> None:
         )
 
 
-check_tensor = outside_of_traces(_check_tensor)
-
-
 def _to_tensor(x: Any, name: str) -> str:
     """How to make a tensor of something else, as the end of a message."""
     if isinstance(x, PackedSequence):
@@ -126,8 +124,8 @@ def check_features(x: Any, y: Any, pairwise: bool) -> None:
 
     With pairwise, (A, N, D) and (B, M, D).
     """
-    _check_tensor(x, "x", "(A, N, D)" if pairwise else "(*, N, D)")
-    _check_tensor(y, "y", "(B, M, D)" if pairwise else "(*, M, D)")
+    check_tensor(x, "x", "(A, N, D)" if pairwise else "(*, N, D)")
+    check_tensor(y, "y", "(B, M, D)" if pairwise else "(*, M, D)")
     if x.device != y.device:
         raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
     if x.dtype != y.dtype and not is_autocast(x.device):
@@ -147,11 +145,6 @@ def check_features(x: Any, y: Any, pairwise: bool) -> None:
             )
     elif x.shape[:-2] != y.shape[:-2]:
         broadcast_batch(x, y)
-
-
-def is_autocast(device: torch.device) -> bool:
-    """Whether autocast is on for a device; torch refuses to tell for meta tensors."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def broadcast_batch(x: Tensor, y: Tensor) -> torch.Size:
@@ -188,17 +181,9 @@ def batch_parameter(
         return to_device(value, device, torch.float64).expand(batch)
     if backend == "cuda" and not torch.compiler.is_compiling():
         device = torch.device("cpu")
-    if device.type == "cpu" and value and in_plain_mode():
-        return _number_on_cpu(float(value), batch, torch.is_inference_mode_enabled())
+    if in_plain_mode() and device.type == "cpu" and value:
+        return number_of_plain_calls(float(value), batch, torch.is_inference_mode_enabled())
     return torch.full((), value, dtype=torch.float64, device=device).expand(batch)
-
-
-@functools.lru_cache(maxsize=64)
-def _number_on_cpu(value: float, batch: tuple[int, ...], inference: bool) -> Tensor:
-    """Made once, for most calls are like the one before; nobody writes to it. Not 0, whose sign the
-    cache would not see, and not what is made in another mode of torch.
-    """
-    return torch.full((), value, dtype=torch.float64, device="cpu").expand(batch)
 
 
 def check_parameter(value: Any, name: str) -> Number:

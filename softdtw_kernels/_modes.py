@@ -56,6 +56,11 @@ def is_transformed() -> bool:
     return in_transform() or forward_ad._current_level >= 0
 
 
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for a device; torch refuses to tell for meta tensors."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def in_plain_mode() -> bool:
     """Plain eager mode: nothing but the tensors can make more of a call than it says. Not what is
     compiled, exported, traced or transformed, and no mode of torch or of the user.
@@ -98,3 +103,11 @@ def _keys_of_plain_tensors() -> tuple[int, int]:
     with torch.inference_mode():
         inference = torch.empty(0, device="cpu")
     return dispatch_keys(normal).raw_repr(), dispatch_keys(inference).raw_repr()
+
+
+@functools.lru_cache(maxsize=64)
+def number_of_plain_calls(value: float, batch: tuple[int, ...], inference: bool) -> Tensor:
+    """A setting, expanded. Made once, for most calls are like the one before; nobody writes to it.
+    Not of 0, whose sign a cache does not see, and not in any but plain eager mode.
+    """
+    return torch.full((), value, dtype=torch.float64, device="cpu").expand(batch)
