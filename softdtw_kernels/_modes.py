@@ -99,7 +99,8 @@ def is_plain(args: Iterable[Any]) -> bool:
 @functools.cache
 def _keys_of_plain_tensors() -> tuple[int, int]:
     """Those of the CPU; asked for where no mode is active that would make other tensors."""
-    normal = torch.empty(0, device="cpu")
+    with torch.inference_mode(False):
+        normal = torch.empty(0, device="cpu")
     with torch.inference_mode():
         inference = torch.empty(0, device="cpu")
     return dispatch_keys(normal).raw_repr(), dispatch_keys(inference).raw_repr()
