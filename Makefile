@@ -82,7 +82,7 @@ $(PEERS_STAMP): $(STAMP) benchmarks/peers-constraints.txt
 	@.venv-peers/bin/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m venv .venv-peers
 	@$(PEERS_PIP) install -c benchmarks/peers-constraints.txt setuptools
 	@$(PEERS_PIP) install -c benchmarks/peers-constraints.txt --no-build-isolation -e . \
-		dtw-loss-functions pysdtw scipy tslearn
+		ddtw dtw-loss-functions pysdtw scipy tslearn
 	@touch $@
 
 bench-peers: $(PEERS_STAMP)

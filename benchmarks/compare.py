@@ -159,6 +159,30 @@ def measure_s2dtw(rounds: int) -> list[dict[str, Any]]:
     ]
 
 
+def measure_small_calls(
+    shape: problems.Shape, maghoumi: Path | None, rounds: int
+) -> list[dict[str, Any]]:
+    """Microseconds of a call from features, one row a contender; shape: batch, length, features."""
+    set_threads(1)
+    x, y = (problems.small_features(shape, seed) for seed in (1, 2))
+    leaf = x.clone().requires_grad_()
+    found, _ = peers.small_calls(maghoumi)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, total in found.items():
+        calls[f"{name} forward"] = partial(total, x, y)
+        calls[f"{name} train"] = lambda total=total: torch.autograd.grad(total(leaf, y), leaf)  # type: ignore[misc]
+    times = interleaved(calls, rounds)
+    return [
+        {
+            "shape": shape,
+            "contender": name,
+            "forward_us": statistics.median(times[f"{name} forward"]) * 1e6,
+            "train_us": statistics.median(times[f"{name} train"]) * 1e6,
+        }
+        for name in found
+    ]
+
+
 def extra_memory(
     label: str, shape: problems.Shape, maghoumi: Path | None, divergences: Path | None
 ) -> float:
@@ -236,6 +260,19 @@ def main() -> None:
     print("\n| S2DTW, all pairs of 128 sequences of 8, float32 | ns a lattice cell |\n|---|---:|")
     for row in report["s2dtw"]:
         print(f"| {row['what']} | {row['ns']:.2f} |", flush=True)
+
+    report["small_calls"] = []
+    print("\n| one call from features, float32 | | forward, us | forward + backward |"
+          "\n|---|---|---:|---:|")  # fmt: skip
+    for shape in problems.SMALL_CALLS:
+        rows = measure_small_calls(shape, options.maghoumi, options.rounds)
+        report["small_calls"] += rows
+        for row in rows:
+            print(
+                f"| {' x '.join(map(str, shape))} | {row['contender']} "
+                f"| {row['forward_us']:.0f} | {row['train_us']:.0f} |",
+                flush=True,
+            )
 
     if math.prod(MEMORY_SHAPE) <= options.largest:
         shape_name = " x ".join(map(str, MEMORY_SHAPE))

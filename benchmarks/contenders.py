@@ -139,12 +139,17 @@ def pysdtw() -> list[Contender]:
     return [differentiable("pysdtw", torch.float32, "its Function on the cost", function)]
 
 
-def maghoumi(path: Path) -> list[Contender]:
+def module_of_file(path: Path) -> Any:
     specification = importlib.util.spec_from_file_location("maghoumi_soft_dtw", path)
     if specification is None or specification.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
+    return module
+
+
+def maghoumi(path: Path) -> list[Contender]:
+    module = module_of_file(path)
     return [
         differentiable(
             "pytorch-softdtw-cuda (CPU path)",
@@ -224,6 +229,65 @@ def all_contenders(
             continue
         try:
             found += make()
+        except ImportError as error:
+            left_out[name] = str(error)
+    return found, left_out
+
+
+# Of a call with so little to compute that its own time counts: the sum of the values of x and y.
+Sum = Callable[[Tensor, Tensor], Tensor]
+
+
+def small_calls(maghoumi_path: Path | None) -> tuple[dict[str, Sum], dict[str, str]]:
+    """What users call, of every contender that can run here, from features; beside them torch's own
+    sum. Also the reasons of those left out.
+    """
+
+    def ours() -> Sum:
+        from softdtw_kernels import soft_dtw
+
+        return lambda x, y: soft_dtw(x, y, gamma=GAMMA).sum()
+
+    def of_pysdtw() -> Sum:
+        loss = importlib.import_module("pysdtw").SoftDTW(gamma=GAMMA, use_cuda=False)
+        return lambda x, y: loss(x, y).sum()
+
+    def of_tslearn() -> Sum:
+        module = importlib.import_module("tslearn.metrics.soft_dtw_loss_pytorch")
+        loss = module.SoftDTWLossPyTorch(gamma=GAMMA)
+        return lambda x, y: loss(x, y).sum()
+
+    def of_maghoumi(module: Any) -> Sum:
+        loss = module.SoftDTW(use_cuda=False, gamma=GAMMA)
+        return lambda x, y: loss(x, y).sum()
+
+    def of_ddtw() -> Sum:
+        backend = "cpu_numba"
+        loss = importlib.import_module("ddtw").SDTW(
+            gamma=GAMMA, normalization="none", backend=backend
+        )
+        return lambda x, y: loss(x, y) * len(x)  # it returns the mean
+
+    copy = "dtw_loss_functions.soft_dtw_implementations.soft_dtw_cuda_mag"
+    makers: dict[str, Callable[[], Sum] | None] = {
+        OURS: ours,
+        "torch.sum": lambda: lambda x, y: x.sum(),
+        "pysdtw": of_pysdtw,
+        "tslearn": of_tslearn,
+        "dtw-loss-functions": lambda: of_maghoumi(importlib.import_module(copy)),
+        "ddtw": of_ddtw,
+        "pytorch-softdtw-cuda": (
+            (lambda: of_maghoumi(module_of_file(maghoumi_path))) if maghoumi_path else None
+        ),
+    }
+    found: dict[str, Sum] = {}
+    left_out: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            if make is None:
+                left_out[name] = "no path given"
+            else:
+                found[name] = make()
         except ImportError as error:
             left_out[name] = str(error)
     return found, left_out

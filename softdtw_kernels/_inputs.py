@@ -110,13 +110,12 @@ class Sequences(NamedTuple):
     ) -> FeatureProblem | None:
         """The problem for kernels that store no cost; None where these do not apply."""
         backend, batch, x, y, *_ = self
-        if not from_features.applies(backend, x, y, self.pairwise):
-            return None
         rule = fused_rule(cost)
-        if rule is None:
+        if rule is None or not from_features.applies(backend, rule.kind, x, y, self.pairwise):
             return None
         x, y = rule.prepare(x, y)
-        x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
+        if not x.shape[:-2] == y.shape[:-2] == batch:
+            x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
         gamma = batch_parameter(gamma, "gamma", batch, x.device, backend)
         return FeatureProblem(x, y, gamma, *self.lengths, bandwidth, rule.kind)
 

@@ -94,7 +94,7 @@ def computing_dtype(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     dtype = x.dtype if x.dtype == y.dtype else torch.promote_types(x.dtype, y.dtype)
     if dtype in (torch.float16, torch.bfloat16):
         dtype = torch.float32
-    return x.to(dtype), y.to(dtype)
+    return (x, y) if x.dtype == y.dtype == dtype else (x.to(dtype), y.to(dtype))
 
 
 def matrix(x: Tensor, y: Tensor, cost: Cost, pairwise: bool, backend: str) -> Tensor:

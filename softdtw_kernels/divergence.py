@@ -25,13 +25,13 @@ from ._checks import (
     check_scalar,
 )
 from ._inputs import Sequences, expand, reduce, sequences
+from ._modes import is_recorded
 from ._operators.function import (
     BatchedFunction,
     EagerFunction,
     choose,
     derivative_is_due,
     forward_rule,
-    is_recorded,
     zeros_if_none,
 )
 from .costs import Cost

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from softdtw_kernels import s2dtw, s2dtw_from_cost, soft_dtw, soft_dtw_from_cost
+from softdtw_kernels import (
+    s2dtw,
+    s2dtw_from_cost,
+    soft_dtw,
+    soft_dtw_alignment,
+    soft_dtw_divergence,
+    soft_dtw_from_cost,
+)
 
 from . import problems
 from .memory import peak_bytes
@@ -103,6 +111,41 @@ class SoftDTWFeatures:
 
     def time_forward_backward(self, shape: str) -> None:
         torch.autograd.grad(soft_dtw(self.x, self.y).sum(), (self.x, self.y))
+
+
+SMALL_CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "soft_dtw": soft_dtw,
+    "soft_dtw cosine": lambda x, y: soft_dtw(x, y, cost="cosine"),
+    "soft_dtw_divergence": soft_dtw_divergence,
+    "soft_dtw_from_cost": lambda x, y: soft_dtw_from_cost(x @ y.mT),
+    "s2dtw_from_cost": lambda x, y: s2dtw_from_cost(x @ y.mT),
+    "s2dtw": s2dtw,
+    "soft_dtw_alignment": lambda x, y: soft_dtw_alignment(x, y).value,
+}
+
+
+class SmallCalls:
+    """One call with next to nothing to compute, of which Python has the larger share."""
+
+    param_names = ("call", "shape")
+    params = (list(SMALL_CALLS), [name(shape) for shape in problems.SMALL_CALLS])
+
+    def setup(self, call: str, shape: str) -> None:
+        torch.set_num_threads(1)
+        self.x, self.y = (
+            problems.small_features(problems.SMALL_CALLS[self.params[1].index(shape)], seed)
+            for seed in (1, 2)
+        )
+        self.leaf = self.x.clone().requires_grad_()
+        self.call = SMALL_CALLS[call]
+        self.time_forward(call, shape)
+        self.time_forward_backward(call, shape)
+
+    def time_forward(self, call: str, shape: str) -> None:
+        self.call(self.x, self.y)
+
+    def time_forward_backward(self, call: str, shape: str) -> None:
+        torch.autograd.grad(self.call(self.leaf, self.y).sum(), self.leaf)
 
 
 class S2DTWAllPairs:

@@ -15,6 +15,8 @@ SHAPES: tuple[Shape, ...] = (
     (8, 1024, 1024),
     (1, 4096, 4096),
 )
+# (batch, length, features): what a call itself takes shows.
+SMALL_CALLS: tuple[Shape, ...] = ((1, 8, 4), (16, 32, 8))
 S2DTW_SEQUENCES = 128  # all pairs of them: 16,384 lattices
 S2DTW_LENGTH = 8
 S2DTW_LATTICE_CELLS = S2DTW_SEQUENCES**2 * (2 * S2DTW_LENGTH + 1) ** 2
@@ -48,3 +50,7 @@ def s2dtw_cost(dtype: torch.dtype) -> Tensor:
     """(128, 128, 8, 8): shifted cosine of all pairs."""
     x, y = unit_sequences(1), unit_sequences(2)
     return -torch.einsum("and,bmd->abnm", x, y).contiguous().to(dtype)
+
+
+def small_features(shape: Shape, seed: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))

@@ -20,6 +20,13 @@ def four_dimensional(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1:-2].numel(), *x.shape[-2:])
 
 
+def three_dimensional(x: Tensor) -> Tensor:
+    """(*, N, D) as (P, N, D), contiguous."""
+    if x.dim() != 3:
+        x = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
+    return x.contiguous()
+
+
 def as_array(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 
@@ -35,7 +42,13 @@ def flat_memory(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
     return x.as_strided((reached if x.numel() else 0,), (1,)).numpy(), strides
 
 
-def from_array(x: np.ndarray, shape: torch.Size) -> Tensor:
+def matrices(x: Tensor) -> np.ndarray:
+    """As `four_dimensional`, as an array. What NumPy does takes a fifth of torch's time."""
+    array = as_array(x if x.dim() <= 4 else four_dimensional(x))
+    return array[(None,) * (4 - array.ndim)]
+
+
+def from_array(x: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     """A result. NumPy shapes it: autograd lets nobody change a view of torch in place."""
     return torch.from_numpy(x.reshape(shape))
 
@@ -61,6 +74,9 @@ def flat(x: Tensor | None) -> np.ndarray:
 
 def one_or_all(x: Tensor | None) -> np.ndarray:
     """One entry if a single number was expanded to all pairs, else as many as there are pairs."""
-    if x is not None and x.numel() > 1 and not any(x.stride()):
-        return as_array(x.as_strided((1,), (1,)))
-    return flat(x)
+    if x is None:
+        return NOTHING
+    array = as_array(x)
+    if array.size > 1 and not any(array.strides):
+        return array[(0,) * (array.ndim - 1)][:1]
+    return np.ascontiguousarray(array).reshape(-1)

@@ -1,7 +1,6 @@
 """The operators on CPU tensors, by Numba kernels.
 
-Requirements: numba. Shapes are those of `_problem`, and the cost may have any strides. Values of
-gamma and of the lengths are checked here, where reading them costs nothing.
+Requirements: numba. Shapes are those of `_problem`, and the cost may have any strides.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import LARGEST_GAMMA, gamma_error
-from .._problem import Monotonic, Problem, SmoothedProblem, Smoothing
+from .._checks import is_distance
+from .._operators import compositions
+from .._problem import FeatureProblem, Monotonic, Problem, SmoothedProblem, Smoothing
 from . import monotonic as monotonic_kernels
-from . import second_order
+from . import second_order, small
 from . import smoothing as smoothing_kernels
 from .arrays import (
     NUMPY_TYPE,
@@ -25,56 +25,24 @@ from .arrays import (
     flat_memory,
     four_dimensional,
     from_array,
+    matrices,
     matrix_like,
-    one_or_all,
 )
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
 from .scaling import precision_of
-from .solve import ALL, Batch, Gradients, cheapest_paths, solve
+from .solve import Batch, Gradients, cheapest_paths, solve
+from .task import batch_of, batch_to_smooth, checked_lengths
 from .threads import run_chunks
-
-
-def checked_gamma(gamma: Tensor) -> np.ndarray:
-    values = one_or_all(gamma)
-    right = (values >= 0) & (values <= LARGEST_GAMMA)
-    if not right.all():
-        raise gamma_error(values[~right][0])
-    return values
-
-
-def checked_lengths(lengths: Tensor | None, size: int, name: str) -> np.ndarray:
-    if lengths is None:
-        return ALL
-    values = flat(lengths)
-    if values.size and not 1 <= values.min() <= values.max() <= size:
-        bad = values[(values < 1) | (values > size)][0]
-        raise ValueError(f"{name} must lie in 1..{size}, the size of that dimension, got {bad}")
-    return values
-
-
-def batch_of(problem: Problem) -> Batch:
-    """The problem as the kernels take it, its values checked."""
-    cost, gamma, dummy, x_lengths, y_lengths, bandwidth = problem
-    return Batch(
-        as_array(four_dimensional(cost)),
-        checked_gamma(gamma),
-        one_or_all(dummy),
-        checked_lengths(x_lengths, cost.shape[-2], "x_lengths"),
-        checked_lengths(y_lengths, cost.shape[-1], "y_lengths"),
-        # A band wider than the matrix is none, and sums with it must not overflow.
-        -1 if bandwidth is None else min(bandwidth, sum(cost.shape[-2:])),
-    )
-
-
-def batch_to_smooth(smoothing: Smoothing) -> Batch:
-    cost, gamma, x_lengths, y_lengths, _ = smoothing
-    return batch_of(Problem(cost, gamma, None, x_lengths, y_lengths, None))
 
 
 def value(problem: Problem) -> Tensor:
     cost, task = problem.cost, batch_of(problem)
     return from_array(solve(task, None), cost.shape[:-2])
+
+
+def scale_of(grad_value: Tensor, cost: Tensor) -> np.ndarray:
+    return flat(grad_value if grad_value.dtype == cost.dtype else grad_value.to(cost.dtype))
 
 
 def gradient(
@@ -85,12 +53,32 @@ def gradient(
     cost, task = problem.cost, batch_of(problem)
     zeros = task.partial or not (task.in_lanes(with_parameters) and task.gamma.all())
     grad = matrix_like(cost, zeros)
-    scale = flat(grad_value.to(cost.dtype))
-    gradients = Gradients(scale, with_parameters, as_array(four_dimensional(grad)))
+    gradients = Gradients(scale_of(grad_value, cost), with_parameters, matrices(grad))
     solve(task, gradients)
     by_gamma = gradients.gamma if with_parameters else np.zeros(task.pairs)
     shape = cost.shape[:-2]
     return grad, from_array(by_gamma, shape), from_array(gradients.dummy, shape)
+
+
+def value_and_state(problem: Problem) -> tuple[Tensor, Tensor]:
+    return small.value_and_state(problem) or (value(problem), nothing_kept())
+
+
+def nothing_kept() -> Tensor:
+    return torch.empty(0, dtype=torch.uint8)
+
+
+def gradient_from_state(
+    problem: Problem, state: Tensor, grad_value: Tensor, with_parameters: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    cost = problem.cost
+    by_cost = None
+    if not with_parameters:
+        by_cost = small.gradient_of(problem, state, scale_of(grad_value, cost))
+    if by_cost is None:
+        return gradient(problem, grad_value, with_parameters)
+    (a, b), batch = np.empty((2, grad_value.numel())), cost.shape[:-2]  # which nobody reads
+    return from_array(by_cost, cost.shape), from_array(a, batch), from_array(b, batch)
 
 
 def hessian_product(
@@ -211,6 +199,58 @@ def smoothed_gradient(
     by_s, by_gamma, by_dummy = gradient(smoothed, grad_value, with_parameters)
     by_cost, by_smoothing = smooth_vjp(problem.smoothing, by_s)
     return by_cost, by_gamma + by_smoothing if with_parameters else by_gamma, by_dummy
+
+
+def smoothed_value_and_state(problem: SmoothedProblem) -> tuple[Tensor, Tensor]:
+    return value_and_state(problem.of(smooth(problem.smoothing)))
+
+
+def smoothed_gradient_from_state(
+    problem: SmoothedProblem, state: Tensor, grad_value: Tensor, with_parameters: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if with_parameters or not state.numel():
+        return smoothed_gradient(problem, grad_value, with_parameters)
+    of_lattice = problem.of(problem.cost)  # of which nothing but the shape is looked at
+    by_s, a, b = gradient_from_state(of_lattice, state, grad_value, False)
+    return smooth_vjp(problem.smoothing, by_s)[0], a, b
+
+
+def fused_value(problem: FeatureProblem) -> Tensor:
+    found = small.fused_value(problem)
+    return compositions.fused_value(problem) if found is None else found
+
+
+def fused_gradient(
+    problem: FeatureProblem, grad_value: Tensor, with_x: bool, with_y: bool, with_gamma: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = with_x, with_y, with_gamma
+    if not is_distance(problem.kind):
+        return compositions.fused_gradient(problem, grad_value, *wanted)
+    x, y = problem.x, problem.y
+    of_costs = problem.of(squared_distances(x, y))
+    by_cost, by_gamma, _ = gradient(of_costs, grad_value, with_gamma)
+    return *squared_distances_vjp(x, y, by_cost, with_x, with_y), by_gamma
+
+
+def fused_value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor]:
+    return small.fused_value_and_state(problem) or (fused_value(problem), nothing_kept())
+
+
+def fused_gradient_from_state(
+    problem: FeatureProblem,
+    state: Tensor,
+    grad_value: Tensor,
+    with_x: bool,
+    with_y: bool,
+    with_gamma: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, y = problem.x, problem.y
+    by_cost = None
+    if not with_gamma:
+        by_cost = small.gradient_of(problem, state, scale_of(grad_value, x))
+    if by_cost is None:
+        return fused_gradient(problem, grad_value, with_x, with_y, with_gamma)
+    return *small.features_of(by_cost, x, y, with_x, with_y), grad_value  # the last: not wanted
 
 
 def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> tuple[Tensor, Tensor]:

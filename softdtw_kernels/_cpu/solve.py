@@ -81,19 +81,19 @@ class Batch:
             return False
         width = precision_of(self.cost).lanes
         if self.n.size == 0 and self.m.size == 0:
-            n, m = np.array([rows]), np.array([columns])
-            in_lanes = self.groups * rows * (columns + LANES_ROW)
-        else:
-            n, m = self.lengths
-            first_of_groups = np.arange(0, self.pairs, width)
-            most_n, most_m = (
-                np.maximum.reduceat(a[self.in_order], first_of_groups) for a in (n, m)
-            )
-            in_lanes = np.sum(most_n * (most_m + LANES_ROW))
+            of_strip = columns + width - 1
+            if self.bandwidth >= 0:
+                of_strip = min(of_strip, abs(rows - columns) + 2 * self.bandwidth + 2 * width - 1)
+            steps_in_lanes = self.groups * rows * (columns + LANES_ROW)
+            return steps_in_lanes <= STRIP_STEP * self.pairs * -(-rows // width) * of_strip
+        n, m = self.lengths
+        first_of_groups = np.arange(0, self.pairs, width)
+        most_n, most_m = (np.maximum.reduceat(a[self.in_order], first_of_groups) for a in (n, m))
+        in_lanes = np.sum(most_n * (most_m + LANES_ROW))
         steps = m
         if self.bandwidth >= 0:
             steps = np.minimum(m, np.abs(n - m) + 2 * self.bandwidth + width)
-        in_strips = np.sum(-(-n // width) * (steps + width - 1)) * (self.pairs // n.size)
+        in_strips = np.sum(-(-n // width) * (steps + width - 1))
         return bool(in_lanes <= STRIP_STEP * in_strips)
 
     @property
@@ -150,7 +150,9 @@ class Batch:
     @property
     def hard(self) -> np.ndarray:
         """The pairs of a gamma that has no inverse: 0, the hard minimum, and next to it."""
-        return np.flatnonzero(np.broadcast_to(self.gamma <= SMALLEST_GAMMA, self.pairs))
+        if self.gamma.size == 1:
+            return np.arange(self.pairs if self.gamma[0] <= SMALLEST_GAMMA else 0)
+        return np.flatnonzero(self.gamma <= SMALLEST_GAMMA)
 
 
 @dataclass
@@ -187,14 +189,14 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     status = np.empty(task.pairs, np.uint8)
     if task.pairs == 0:
         return out
-    zero = task.gamma == 0.0
-    if zero.all():
+    zeros = task.gamma.size - np.count_nonzero(task.gamma)
+    if zeros == task.gamma.size:
         hard_minimum(task, gradients, np.arange(task.pairs), out, status)
         return out
     vectorized(task, gradients, out, status)
-    if zero.any():
-        hard_minimum(task, gradients, np.flatnonzero(zero), out, status)
-    if not status.any():
+    if zeros:
+        hard_minimum(task, gradients, np.flatnonzero(task.gamma == 0.0), out, status)
+    if not np.count_nonzero(status):
         return out
     if gradients is not None:
         spread(np.nan, task, gradients, np.flatnonzero(status == NOT_A_NUMBER))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .._modes import in_transform, is_transformed
 from . import (
     compositions,  # noqa: F401  # the kernels that no engine has
     distances,
@@ -21,7 +22,7 @@ from . import (
     recursion,
     smoothing,
 )
-from .function import EagerFunction, gradient_is_due, in_transform, is_transformed
+from .function import EagerFunction, gradient_is_due
 
 _FUNCTIONS: dict[str, type[EagerFunction]] = {
     "value": recursion.SoftDTWFunction,
@@ -41,8 +42,6 @@ _COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "smoothed_gradient": smoothing.smoothed_gradient,
     "fused_gradient": from_features.composed_gradient,
 }
-# What makes them differentiable takes more than the operators do.
-_WIDER = ("squared_distances", "fused_gradient")
 
 
 def _differentiated(name: str, args: tuple[Any, ...]) -> Any:
@@ -52,8 +51,7 @@ def _differentiated(name: str, args: tuple[Any, ...]) -> Any:
             f"this transform of torch.func takes no torch.ops.softdtw_kernels.{name} called "
             "directly: call the public functions of softdtw_kernels, which compose with all"
         )
-    if name in _WIDER:
-        ops.check_features(name, args)
+    ops.check(name, args)  # what is plain does not come to the operator again
     if composition:
         return composition(*ops.OPERATORS[name].grouped(args))
     function = _FUNCTIONS.get(name)

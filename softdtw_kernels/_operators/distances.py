@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import is_autocast, same_shape
+from .._checks import same_shape
+from .._modes import is_autocast
 from . import kernels
 from .function import (
     BatchedFunction,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._checks import is_distance
+from .._modes import PLAIN_TYPES, in_plain_mode
 from .._problem import FeatureProblem
 from . import kernels, recursion
 from .distances import product, squared_distances, squared_distances_vjp
@@ -22,29 +23,44 @@ from .function import (
     EagerFunction,
     choose,
     forward_rule,
-    keeps_state,
+    goes_on,
+    keeping_state,
     may_be_differentiated,
 )
 from .recursion import only
 
 # Shorter sequences fill no strip of the kernels, and their cost matrix is small.
 LEAST_LENGTH = 32
+SMALL_CALL = 40_000  # cells: what one thread of the CPU does
 
 
-def applies(backend: str, x: Tensor, y: Tensor, pairwise: bool) -> bool:
+def applies(backend: str, kind: str, x: Tensor, y: Tensor, pairwise: bool) -> bool:
     """Whether a call goes through here, of a cost that kernels compute from features.
 
     All pairs do not: their costs of the dot types come from one matrix product.
     """
-    if backend != "cuda" or pairwise:
+    if pairwise:
         return False
-    return min(x.shape[-2], y.shape[-2]) >= LEAST_LENGTH
+    if backend == "cuda":
+        return min(x.shape[-2], y.shape[-2]) >= LEAST_LENGTH
+    return backend == "numba" and _is_small_call(kind, x, y)
+
+
+def _is_small_call(kind: str, x: Tensor, y: Tensor) -> bool:
+    """Of distances, on the CPU: one Function in place of two, where that is most of the time."""
+    if not (in_plain_mode() and type(x) in PLAIN_TYPES and type(y) in PLAIN_TYPES):
+        return False
+    if not is_distance(kind) or x.dim() > 4:
+        return False
+    batch, rows = x.shape[:-2], x.shape[-2]
+    return batch == y.shape[:-2] and batch.numel() * rows * y.shape[-2] < SMALL_CALL
 
 
 def value(problem: FeatureProblem) -> Tensor:
     """`ops.fused_value`, differentiable."""
-    if keeps_state("fused_value_and_state", *problem[:3]):
-        result: Tensor = _FusedValueWithState.apply_checked(*problem)
+    calls = keeping_state("fused_value_and_state", problem)
+    if calls is not None:
+        result: Tensor = _FusedValueWithState.apply_keeping(calls, problem)
     else:
         result = choose(FusedValue, _FusedValueTwin, problem)
     return result
@@ -127,9 +143,10 @@ class _FusedValueWithState(EagerFunction):
     """As `recursion._ValueWithState`."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        value, state = kernels.fused_value_and_state(FeatureProblem(*args))
+    def forward(ctx: Any, calls: Any, *args: Any) -> Tensor:
+        value, state = calls.fused_value_and_state(FeatureProblem(*args))
         *tensors, ctx.bandwidth, ctx.kind = args
+        ctx.calls = calls
         ctx.save_for_backward(*tensors, state)
         return value
 
@@ -137,20 +154,26 @@ class _FusedValueWithState(EagerFunction):
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         *tensors, state = ctx.saved_tensors
         problem = FeatureProblem(*[*tensors, ctx.bandwidth, ctx.kind])
-        return _gradient_by_inputs(problem, state, grad_value, ctx.needs_input_grad)
+        _, *needs = ctx.needs_input_grad
+        state = goes_on(ctx.calls, state, grad_value)
+        return None, *_gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
 
 
 def _gradient_by_inputs(
-    problem: FeatureProblem, state: Tensor | None, grad_value: Tensor, needs: Sequence[bool]
+    problem: FeatureProblem,
+    state: Tensor | None,
+    grad_value: Tensor,
+    needs: Sequence[bool],
+    calls: Any = None,
 ) -> tuple[Any, ...]:
-    """What a backward returns: the gradient by every argument of forward."""
+    """As `recursion._gradient_by_inputs`."""
     wanted = needs[:3]
     if may_be_differentiated():
         grads = composed_gradient(problem, grad_value, *wanted)
     elif state is None:
         grads = kernels.fused_gradient(problem, grad_value, *wanted)
     else:
-        grads = kernels.fused_gradient_from_state(problem, state, grad_value, *wanted)
+        grads = calls.fused_gradient_from_state(problem, state, grad_value, *wanted)
     return *only(grads, wanted), None, None, None, None
 
 

@@ -16,25 +16,15 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from .. import _backends as backends
+from .._modes import in_transform, is_plain, is_recorded, is_transformed
+from . import kernels
 
-try:  # both are what Function.apply itself calls; without them it is used as it is
-    from torch._C import _are_functorch_transforms_active as in_transform
+try:  # what Function.apply itself calls; without it, it is used as it is
     from torch._functorch.utils import unwrap_dead_wrappers
 except ImportError:  # pragma: no cover
 
-    def in_transform() -> bool:
-        return True
-
     def unwrap_dead_wrappers(args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args
-
-
-try:
-    from torch.compiler import is_exporting
-except ImportError:  # pragma: no cover  # torch 2.6; then not where Dynamo is what exports
-
-    def is_exporting() -> bool:
-        return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 class BatchedFunction(Function):
@@ -65,23 +55,13 @@ def choose(
     return twin.apply(*(arg.view_as(arg) if isinstance(arg, Tensor) else arg for arg in args))
 
 
-def is_recorded() -> bool:
-    """Whether torch.export or torch.jit.trace takes down the operators that are called: all that
-    will be known of a Function then, whose backward is lost, is what its forward calls.
-    """
-    return torch._C._get_tracing_state() is not None or is_exporting()
-
-
-def is_transformed() -> bool:
-    """Whether a functorch transform or a level of forward mode is active."""
-    return in_transform() or forward_ad._current_level >= 0
-
-
 def gradient_is_due(args: tuple[Any, ...]) -> bool:
     """Whether autograd would record a call of these arguments."""
-    return torch.is_grad_enabled() and any(
-        arg.requires_grad for arg in args if isinstance(arg, Tensor)
-    )
+    if torch.is_grad_enabled():
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.requires_grad:
+                return True
+    return False
 
 
 def derivative_is_due(args: tuple[Any, ...]) -> bool:
@@ -116,20 +96,39 @@ class EagerFunction(BatchedFunction):
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
     @classmethod
+    def apply_keeping(cls, calls: Any, problem: tuple[Any, ...]) -> Any:
+        """`apply` to what `keeping_state` returns: nothing is transformed, or even a wrapper."""
+        args = unwrap_dead_wrappers(problem) if calls is kernels else problem
+        return super(Function, cls).apply(calls, *args)  # type: ignore[misc]
+
+    @classmethod
     def apply_at_this_level(cls, *args: Any) -> Any:
         """`apply` inside an operator, where torch has already chosen a level of the transforms."""
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
-def keeps_state(operator: str, *args: Any) -> bool:
-    """Whether the value of these arguments keeps what its gradient goes on with: in plain eager
-    mode, if a gradient is due and the backend of the first argument has such an operator.
+def keeping_state(operator: str, problem: tuple[Any, ...]) -> Any:
+    """Who has `operator` for a problem, and what continues its gradient with the state: in plain
+    eager mode the CPU's engine, else `kernels`. None where nothing is to be kept: not in eager
+    mode, no gradient is due, or the backend has no such operator.
     """
-    if torch.compiler.is_compiling() or is_recorded():
-        return False
-    if is_transformed() or not gradient_is_due(args):
-        return False
-    return hasattr(backends.load(backends.select(None, args[0])), operator)
+    if torch.compiler.is_compiling() or not gradient_is_due(problem[:3]):
+        return None
+    engine, first = kernels.engine_of_plain_call(problem), problem[0]
+    if engine is not None:
+        return engine if hasattr(engine, operator) else None
+    # On the CPU a mode, or whatever else is not plain, meets the operators that have no state.
+    if not is_plain(problem) and (not first.is_cuda or is_recorded() or is_transformed()):
+        return None
+    kept = hasattr(backends.load(backends.select(None, first)), operator)
+    return kernels if kept and hasattr(kernels, operator) else None
+
+
+def goes_on(calls: Any, state: Tensor, grad_value: Tensor) -> Tensor | None:
+    """The state, for a backward to go on with; None if `calls` was the engine of plain calls and
+    this is no longer one, by what comes in or by what hooks have made of what was saved.
+    """
+    return state if calls is kernels or is_plain((grad_value, state)) else None
 
 
 def may_be_differentiated() -> bool:

@@ -6,12 +6,13 @@ call would pay for. The Functions go below it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import _backends as backends
+from .._modes import is_plain
 from .._problem import FeatureProblem, Monotonic, Problem, SmoothedProblem, Smoothing
 from . import ops
 
@@ -20,8 +21,30 @@ Three = tuple[Tensor, Tensor, Tensor]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _call(operator: Callable[..., Any], *args: Any) -> Any:
+def engine_of_plain_call(args: tuple[Any, ...]) -> Any:
+    """What torch would end up in with an operator of these arguments, having checked them: the
+    CPU's engine, if all is plain. None where torch has to tell.
+    """
+    first = args[0]
+    if first.dtype not in (torch.float32, torch.float64) or first.dim() > 4:
+        return None  # what operators refuse, or fold
+    return backends.load("numba") if is_plain(args) else None
+
+
+def _plain_kernel(name: str, args: tuple[Any, ...]) -> Any:
+    return getattr(engine_of_plain_call(args), name, None)
+
+
+def _call(name: str, problem: tuple[Any, ...], *rest: Any) -> Any:
+    """The operator of the fields of a tuple of `_problem`, and what comes behind them."""
+    args = *problem, *rest
+    kernel = _plain_kernel(name, args)
+    return kernel(problem, *rest) if kernel else _by_dispatcher(name, args)
+
+
+def _by_dispatcher(name: str, args: tuple[Any, ...]) -> Any:
     """The operator as autograd sees it inside of a Function: a constant."""
+    operator = getattr(ops, name)
     # torch.compile cannot trace the guard, and what is recorded has derivatives.
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return operator(*args)
@@ -29,26 +52,30 @@ def _call(operator: Callable[..., Any], *args: Any) -> Any:
         return operator(*args)
 
 
+def _of_features(name: str, *args: Any) -> Any:
+    kernel = _plain_kernel(name, args)
+    return kernel(*args) if kernel else _by_dispatcher(name, args)
+
+
 def value(problem: Problem) -> Tensor:
-    result: Tensor = _call(ops.value, *problem)
+    result: Tensor = _call("value", problem)
     return result
 
 
 def gradient(problem: Problem, grad_value: Tensor, with_parameters: bool) -> Three:
-    result: Three = _call(ops.gradient, *problem, grad_value, with_parameters)
+    result: Three = _call("gradient", problem, grad_value, with_parameters)
     return result
 
 
 def value_and_state(problem: Problem) -> Two:
-    result: Two = _call(ops.value_and_state, *problem)
+    result: Two = _call("value_and_state", problem)
     return result
 
 
 def gradient_from_state(
     problem: Problem, state: Tensor, grad_value: Tensor, with_parameters: bool
 ) -> Three:
-    args = *problem, state, grad_value, with_parameters
-    result: Three = _call(ops.gradient_from_state, *args)
+    result: Three = _call("gradient_from_state", problem, state, grad_value, with_parameters)
     return result
 
 
@@ -59,55 +86,56 @@ def hessian_product(
     tangent_gamma: Tensor,
     tangent_dummy: Tensor | None,
 ) -> Four:
-    args = *problem, grad_value, tangent_cost, tangent_gamma, tangent_dummy
-    result: Four = _call(ops.hessian_product, *args)
+    result: Four = _call(
+        "hessian_product", problem, grad_value, tangent_cost, tangent_gamma, tangent_dummy
+    )
     return result
 
 
 def smooth(smoothing: Smoothing) -> Tensor:
-    result: Tensor = _call(ops.smooth, *smoothing)
+    result: Tensor = _call("smooth", smoothing)
     return result
 
 
 def smooth_vjp(smoothing: Smoothing, grad_s: Tensor) -> Two:
-    result: Two = _call(ops.smooth_vjp, *smoothing, grad_s)
+    result: Two = _call("smooth_vjp", smoothing, grad_s)
     return result
 
 
 def smoothed_value(problem: SmoothedProblem) -> Tensor:
-    result: Tensor = _call(ops.smoothed_value, *problem)
+    result: Tensor = _call("smoothed_value", problem)
     return result
 
 
 def smoothed_gradient(problem: SmoothedProblem, grad_value: Tensor, with_parameters: bool) -> Three:
-    result: Three = _call(ops.smoothed_gradient, *problem, grad_value, with_parameters)
+    result: Three = _call("smoothed_gradient", problem, grad_value, with_parameters)
     return result
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    result: Tensor = _call(ops.squared_distances, x, y)
+    result: Tensor = _of_features("squared_distances", x, y)
     return result
 
 
 def squared_distances_vjp(x: Tensor, y: Tensor, g: Tensor, with_x: bool, with_y: bool) -> Two:
-    result: Two = _call(ops.squared_distances_vjp, x, y, g, with_x, with_y)
+    result: Two = _of_features("squared_distances_vjp", x, y, g, with_x, with_y)
     return result
 
 
 def fused_value(problem: FeatureProblem) -> Tensor:
-    result: Tensor = _call(ops.fused_value, *problem)
+    result: Tensor = _call("fused_value", problem)
     return result
 
 
 def fused_gradient(
     problem: FeatureProblem, grad_value: Tensor, with_x: bool, with_y: bool, with_gamma: bool
 ) -> Three:
-    result: Three = _call(ops.fused_gradient, *problem, grad_value, with_x, with_y, with_gamma)
+    result: Three = _call("fused_gradient", problem, grad_value, with_x, with_y, with_gamma)
     return result
 
 
 def fused_value_and_state(problem: FeatureProblem) -> Two:
-    result: Two = _call(ops.fused_value_and_state, *problem)
+    result: Two = _call("fused_value_and_state", problem)
     return result
 
 
@@ -119,21 +147,22 @@ def fused_gradient_from_state(
     with_y: bool,
     with_gamma: bool,
 ) -> Three:
-    args = *problem, state, grad_value, with_x, with_y, with_gamma
-    result: Three = _call(ops.fused_gradient_from_state, *args)
+    result: Three = _call(
+        "fused_gradient_from_state", problem, state, grad_value, with_x, with_y, with_gamma
+    )
     return result
 
 
 def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> Two:
-    result: Two = _call(ops.monotonic_sum, *monotonic, with_expected)
+    result: Two = _call("monotonic_sum", monotonic, with_expected)
     return result
 
 
 def monotonic_product(monotonic: Monotonic, tangent: Tensor) -> Tensor:
-    result: Tensor = _call(ops.monotonic_product, *monotonic, tangent)
+    result: Tensor = _call("monotonic_product", monotonic, tangent)
     return result
 
 
 def monotonic_path(monotonic: Monotonic) -> Tensor:
-    result: Tensor = _call(ops.monotonic_path, *monotonic)
+    result: Tensor = _call("monotonic_path", monotonic)
     return result

@@ -278,6 +278,14 @@ def check_features(name: str, args: tuple[Any, ...]) -> None:
         raise ValueError(f"all tensors of a call must be on one device, got {devices}")
 
 
+def check(name: str, args: tuple[Any, ...]) -> None:
+    """Of a direct call: what the operators check of arguments."""
+    if OPERATORS[name].takes not in (Features, FeatureProblem):
+        _check_costs(name, args)
+    elif name != "squared_distances_vjp":  # the gradient of distances is of features that broadcast
+        check_features(name, args)
+
+
 def _on_costs(name: str, engine: Callable[[], Any]) -> Callable[..., Any]:
     operator = OPERATORS[name]
     takes, count = operator.takes, len(operator.takes._fields)
@@ -315,12 +323,9 @@ def _unfolded(result: Tensor, batch: tuple[int, ...]) -> Tensor:
 
 def on_features(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     operator = OPERATORS[name]
-    # The gradient of distances is of features that broadcast.
-    is_checked = name != "squared_distances_vjp"
 
     def run(*args: Any) -> Any:
-        if is_checked:
-            check_features(name, args)
+        check(name, args)
         return kernel(*operator.grouped(args))
 
     return run

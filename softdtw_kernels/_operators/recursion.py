@@ -33,7 +33,8 @@ from .function import (
     EagerFunction,
     choose,
     forward_rule,
-    keeps_state,
+    goes_on,
+    keeping_state,
     may_be_differentiated,
     raise_no_third_derivative,
     zeros_if_none,
@@ -227,9 +228,10 @@ class _ValueWithState(EagerFunction):
     """
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        value, state = kernels.value_and_state(Problem(*args))
+    def forward(ctx: Any, calls: Any, *args: Any) -> Tensor:
+        value, state = calls.value_and_state(Problem(*args))
         *tensors, ctx.bandwidth = args
+        ctx.calls = calls
         ctx.save_for_backward(*tensors, state)
         return value
 
@@ -237,13 +239,21 @@ class _ValueWithState(EagerFunction):
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         *tensors, state = ctx.saved_tensors
         problem = Problem(*[*tensors, ctx.bandwidth])
-        return _gradient_by_inputs(problem, state, grad_value, ctx.needs_input_grad)
+        _, *needs = ctx.needs_input_grad
+        state = goes_on(ctx.calls, state, grad_value)
+        return None, *_gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
 
 
 def _gradient_by_inputs(
-    problem: Problem, state: Tensor | None, grad_value: Tensor, needs: Sequence[bool]
+    problem: Problem,
+    state: Tensor | None,
+    grad_value: Tensor,
+    needs: Sequence[bool],
+    calls: Any = None,
 ) -> tuple[Any, ...]:
-    """What a backward returns: the gradient by every argument of forward."""
+    """What a backward returns: the gradient by every argument of forward. calls: who goes on with
+    the state.
+    """
     by_cost, by_gamma, by_dummy, *_ = needs
     with_parameters = by_gamma or by_dummy
     if may_be_differentiated():
@@ -251,7 +261,7 @@ def _gradient_by_inputs(
     elif state is None:
         grads = kernels.gradient(problem, grad_value, with_parameters)
     else:
-        grads = kernels.gradient_from_state(problem, state, grad_value, with_parameters)
+        grads = calls.gradient_from_state(problem, state, grad_value, with_parameters)
     return *only(grads, (by_cost, by_gamma, by_dummy)), None, None, None
 
 
@@ -310,8 +320,9 @@ def only(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
 
 def value(problem: Problem) -> Tensor:
     """`ops.value`, differentiable."""
-    if keeps_state("value_and_state", *problem[:3]):
-        result: Tensor = _ValueWithState.apply_checked(*problem)
+    calls = keeping_state("value_and_state", problem)
+    if calls is not None:
+        result: Tensor = _ValueWithState.apply_keeping(calls, problem)
     else:
         result = choose(SoftDTWFunction, _ValueTwin, problem)
     return result

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from .. import _backends as backends
 from .. import _reference as reference
 from .._checks import Lengths, Number, check_origin_count
+from .._modes import is_recorded
 from .._problem import SmoothedProblem, Smoothing
 from . import kernels
 from .function import (
@@ -24,7 +25,8 @@ from .function import (
     EagerFunction,
     choose,
     forward_rule,
-    is_recorded,
+    goes_on,
+    keeping_state,
     may_be_differentiated,
     zeros_if_none,
 )
@@ -119,13 +121,26 @@ class _S2DTWTwin(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         problem = SmoothedProblem(*[*ctx.saved_tensors, ctx.origin_count])
-        by_cost, by_gamma, by_dummy, *_ = ctx.needs_input_grad
-        with_parameters = by_gamma or by_dummy
-        if may_be_differentiated():
-            grads = smoothed_gradient(problem, grad_value, with_parameters)
-        else:
-            grads = kernels.smoothed_gradient(problem, grad_value, with_parameters)
-        return *only(grads, (by_cost, by_gamma, by_dummy)), None, None, None
+        return _gradient_by_inputs(problem, None, grad_value, ctx.needs_input_grad)
+
+
+def _gradient_by_inputs(
+    problem: SmoothedProblem,
+    state: Tensor | None,
+    grad_value: Tensor,
+    needs: Sequence[bool],
+    calls: Any = None,
+) -> tuple[Any, ...]:
+    """As `recursion._gradient_by_inputs`."""
+    by_cost, by_gamma, by_dummy, *_ = needs
+    with_parameters = by_gamma or by_dummy
+    if may_be_differentiated():
+        grads = smoothed_gradient(problem, grad_value, with_parameters)
+    elif state is None:
+        grads = kernels.smoothed_gradient(problem, grad_value, with_parameters)
+    else:
+        grads = calls.smoothed_gradient_from_state(problem, state, grad_value, with_parameters)
+    return *only(grads, (by_cost, by_gamma, by_dummy)), None, None, None
 
 
 def smoothed_gradient(
@@ -291,7 +306,31 @@ def smooth(smoothing: Smoothing) -> Tensor:
     return result
 
 
+class _S2DTWWithState(EagerFunction):
+    """As `recursion._ValueWithState`; only in plain eager mode, for there is no such operator."""
+
+    @staticmethod
+    def forward(ctx: Any, calls: Any, *args: Any) -> Tensor:
+        value, state = calls.smoothed_value_and_state(SmoothedProblem(*args))
+        *tensors, ctx.origin_count = args
+        ctx.calls = calls
+        ctx.save_for_backward(*tensors, state)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
+        *tensors, state = ctx.saved_tensors
+        problem = SmoothedProblem(*[*tensors, ctx.origin_count])
+        _, *needs = ctx.needs_input_grad
+        state = goes_on(ctx.calls, state, grad_value)
+        return None, *_gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
+
+
 def smoothed_value(problem: SmoothedProblem) -> Tensor:
     """The value of the smoothed costs, differentiable."""
-    result: Tensor = choose(S2DTWFunction, _S2DTWTwin, problem)
+    calls = keeping_state("smoothed_value_and_state", problem)
+    if calls is not None:
+        result: Tensor = _S2DTWWithState.apply_keeping(calls, problem)
+    else:
+        result = choose(S2DTWFunction, _S2DTWTwin, problem)
     return result

@@ -1,0 +1,433 @@
+"""Small calls on the CPU take a way of their own: past torch's dispatcher, and with the gradient by
+the costs made beside the value. Nothing but the time may tell.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import bits, run_python
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from softdtw_kernels import (
+    S2DTWFunction,
+    SoftDTWFunction,
+    s2dtw,
+    s2dtw_from_cost,
+    soft_dtw,
+    soft_dtw_from_cost,
+)
+from softdtw_kernels._cpu import small
+from softdtw_kernels._modes import is_plain
+from softdtw_kernels._operators import from_features
+
+Call = Callable[[], Tensor]
+
+
+@pytest.fixture
+def no_call_is_small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
+    """Switches the way of small calls off, or on again."""
+
+    def switch(off: bool) -> None:
+        monkeypatch.setattr(small, "LARGEST", 0 if off else largest)
+        monkeypatch.setattr(from_features, "SMALL_CALL", 0 if off else cells)
+
+    largest, cells = small.LARGEST, from_features.SMALL_CALL
+    assert largest == cells
+    yield switch
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+
+def results(function: Callable[..., Tensor], inputs: list[Tensor], factor: Tensor) -> list[bytes]:
+    """The bits of the value and of its gradients, twice."""
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    value = function(*leaves)
+    found = [value]
+    for _ in range(2):
+        found += torch.autograd.grad(value, leaves, factor, retain_graph=True)
+    return [bits(t) for t in found]
+
+
+SPECIAL = {
+    "plain": lambda cost: cost,
+    "near 0": lambda cost: cost - 0.4,  # values that the first tier does not return
+    "walls": lambda cost: torch.where(cost > 1.2, 1e30, cost),
+    "forbidden": lambda cost: torch.where(cost > 1.5, torch.inf, cost),
+    "no path": lambda cost: torch.cat((torch.full_like(cost[:, :1], torch.inf), cost[:, 1:]), 1),
+    "not a number": lambda cost: torch.where(cost == cost.max(), torch.nan, cost),
+}
+FACTORS = {
+    "ones": lambda pairs: torch.ones(()).expand(pairs),
+    "thirds": lambda pairs: torch.full((pairs,), 1 / 3),
+    "signs": lambda pairs: random(pairs, seed=9) - 0.2,
+    "tiny": lambda pairs: torch.full((pairs,), 1e-36),  # products below the smallest normal number
+    "no number": lambda pairs: torch.tensor([torch.inf, *[torch.nan] * (pairs - 1)]),
+}
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("function", [soft_dtw_from_cost, s2dtw_from_cost])
+def test_bits_are_those_of_all_calls(
+    function: Callable[..., Tensor],
+    dtype: torch.dtype,
+    data: st.DataObject,
+) -> None:
+    draw = data.draw
+    pairs, rows, columns = (draw(st.integers(1, top)) for top in (20, 12, 12))
+    cost = SPECIAL[draw(st.sampled_from(list(SPECIAL)))](random(pairs, rows, columns).abs())
+    settings: dict[str, Any] = {"gamma": draw(st.sampled_from([1.0, 0.1, 1e-4, 0.0]))}
+    if draw(st.booleans()):
+        settings["gamma"] = torch.full((pairs,), 0.3, dtype=torch.float64)
+        settings["gamma"][0] = draw(st.sampled_from([0.0, 1e-30, 2.0]))
+    if draw(st.booleans()):
+        settings["x_lengths"] = torch.tensor([1 + (3 * k) % rows for k in range(pairs)])
+        settings["y_lengths"] = torch.tensor([1 + (5 * k) % columns for k in range(pairs)])
+    if function is soft_dtw_from_cost and draw(st.booleans()):
+        settings["bandwidth"] = draw(st.integers(0, 4))
+    factor = FACTORS[draw(st.sampled_from(list(FACTORS)))](pairs).to(dtype)
+    inputs = [cost.to(dtype)]
+
+    def call(cost: Tensor) -> Tensor:
+        return function(cost, **settings)
+
+    found = results(call, inputs, factor)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small, "LARGEST", 0)
+        assert found == results(call, inputs, factor)
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bits_from_features(dtype: torch.dtype, data: st.DataObject) -> None:
+    draw = data.draw
+    lead = draw(st.sampled_from([(), (1,), (3,), (17,), (2, 3), (2, 1, 2, 2)]))
+    rows, columns, size = (draw(st.integers(1, top)) for top in (12, 12, 6))
+    x, y = random(*lead, rows, size, dtype=dtype), random(*lead, columns, size, seed=1, dtype=dtype)
+    settings: dict[str, Any] = {"gamma": draw(st.sampled_from([1.0, 0.1, 1e-4, 0.0]))}
+    if draw(st.booleans()):
+        settings["x_lengths"] = torch.full(lead, draw(st.integers(1, rows)))
+    if draw(st.booleans()):
+        settings["bandwidth"] = draw(st.integers(0, 4))
+    if draw(st.booleans()):
+        x, y = x * 1e-3, y * 1e-3  # values near 0
+    if draw(st.booleans()):
+        y = y.mT.contiguous().mT
+    pairs = x.shape[:-2].numel()
+    factor = FACTORS[draw(st.sampled_from(list(FACTORS)))](pairs).to(dtype).reshape(lead)
+    which = draw(st.sampled_from([(0,), (1,), (0, 1)]))
+
+    def call(*leaves: Tensor) -> Tensor:
+        both = [x, y]
+        for k, leaf in zip(which, leaves, strict=True):
+            both[k] = leaf
+        return soft_dtw(*both, **settings)
+
+    inputs = [(x, y)[k] for k in which]
+    found, constant = results(call, inputs, factor), bits(call(*inputs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small, "LARGEST", 0)
+        patch.setattr(from_features, "SMALL_CALL", 0)
+        assert found == results(call, inputs, factor)
+        assert constant == bits(call(*inputs))
+
+
+def test_a_pair_has_the_same_bits_in_a_small_call_and_in_a_large_one() -> None:
+    pairs = 900
+    x, y = random(pairs, 8, 3), random(pairs, 9, 3, seed=1)
+    assert pairs * 8 * 9 > small.LARGEST
+    factor = FACTORS["signs"](pairs)
+    for start, stop in ((0, 1), (17, 40), (880, 900)):
+        some = slice(start, stop)
+        leaves = [[t.clone().requires_grad_() for t in ts] for ts in ((x, y), (x[some], y[some]))]
+        large, little = (soft_dtw(*ts, gamma=0.2) for ts in leaves)
+        assert bits(large[some]) == bits(little)
+        of_large = torch.autograd.grad(large, leaves[0], factor)
+        of_little = torch.autograd.grad(little, leaves[1], factor[some])
+        for a, b in zip(of_large, of_little, strict=True):
+            assert bits(a[some]) == bits(b)
+
+
+VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "soft_dtw": soft_dtw,
+    "soft_dtw band": lambda x, y: soft_dtw(x, y, bandwidth=1, gamma=0.3),
+    "soft_dtw lengths": lambda x, y: soft_dtw(x, y, x_lengths=[3, 2], y_lengths=[1, 4]),
+    "soft_dtw_from_cost": lambda x, y: soft_dtw_from_cost(x @ y.mT),
+    "s2dtw_from_cost": lambda x, y: s2dtw_from_cost(x @ y.mT),
+    "s2dtw raw": lambda x, y: s2dtw(x, y, smoothing=False),
+    "s2dtw": lambda x, y: s2dtw(x, y, gamma=0.4),
+}
+
+
+def pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    x, y = random(2, 4, 3, dtype=dtype), random(2, 5, 3, seed=1, dtype=dtype)
+    return x.requires_grad_(), y.requires_grad_()
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_derivatives(name: str) -> None:
+    x, y = pair()
+    function = VALUES[name]
+    assert torch.autograd.gradcheck(function, (x, y), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (x, y))
+    value = function(x, y)  # first without, then with a graph of the gradient
+    first = torch.autograd.grad(value.sum(), (x, y), retain_graph=True)
+    again = torch.autograd.grad(value.sum(), (x, y), create_graph=True)
+    for a, b in zip(first, again, strict=True):
+        torch.testing.assert_close(a, b)
+        assert b.requires_grad and not a.requires_grad
+    with torch.autograd.detect_anomaly():
+        function(x, y).sum().backward()
+    for leaf, grad in zip((x, y), first, strict=True):
+        torch.testing.assert_close(leaf.grad, grad)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_an_input_changed_in_place_is_noticed_or_does_no_harm(name: str) -> None:
+    """It does none where the value has copies of its own: for the lengths, or of unit length."""
+    x, y = pair()
+    plain = torch.autograd.grad(VALUES[name](x, y).sum(), (x, y))
+    for changed in (0, 1):
+        inputs = [x * 1, y * 1]
+        value = VALUES[name](*inputs)
+        with torch.no_grad():
+            inputs[changed] += 1
+        if name in ("soft_dtw lengths", "s2dtw", "s2dtw raw"):
+            for a, b in zip(torch.autograd.grad(value.sum(), (x, y)), plain, strict=True):
+                assert bits(a) == bits(b)
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                value.sum().backward()
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_only_one_input_needs_a_gradient(name: str) -> None:
+    x, y = pair()
+    both = torch.autograd.grad(VALUES[name](x, y).sum(), (x, y))
+    for k, leaf in enumerate((x, y)):
+        inputs = [t if t is leaf else t.detach() for t in (x, y)]
+        (alone,) = torch.autograd.grad(VALUES[name](*inputs).sum(), leaf)
+        assert bits(alone) == bits(both[k])
+
+
+@pytest.mark.parametrize("function", [soft_dtw, s2dtw])
+def test_gamma_and_the_dummy_cost_get_their_gradients(function: Callable[..., Tensor]) -> None:
+    x, y = (t.detach() for t in pair())
+    names = ["gamma", "dummy_cost"][: 1 if function is soft_dtw else 2]
+    numbers = [torch.tensor(0.3, dtype=torch.float64, requires_grad=True) for _ in names]
+
+    def value(*numbers: Tensor) -> Tensor:
+        return function(x, y, **dict(zip(names, numbers, strict=True)))
+
+    assert torch.autograd.gradcheck(value, numbers)
+    both = torch.autograd.grad(value(*numbers).sum(), numbers)
+    leaf = x.clone().requires_grad_()
+    settings = dict(zip(names, numbers, strict=True))
+    *of_numbers, _ = torch.autograd.grad(function(leaf, y, **settings).sum(), (*numbers, leaf))
+    for a, b in zip(both, of_numbers, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_hooks_and_checkpoints(name: str) -> None:
+    x, y = pair()
+    plain = torch.autograd.grad(VALUES[name](x, y).sum(), (x, y))
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.clone, Tensor.clone):
+        value = VALUES[name](x, y)
+    hooked = torch.autograd.grad(value.sum(), (x, y))
+    value = checkpoint(VALUES[name], x, y, use_reentrant=False)
+    recomputed = torch.autograd.grad(value.sum(), (x, y))
+    for a, b, c in zip(plain, hooked, recomputed, strict=True):
+        assert bits(a) == bits(b) == bits(c)
+
+
+@pytest.mark.parametrize("factor", [torch.inf, torch.nan, -1.0])
+def test_padding_gets_0_whatever_the_factor_is(factor: float) -> None:
+    cost = random(2, 4, 5).requires_grad_()
+    value = soft_dtw_from_cost(cost, x_lengths=[2, 4], y_lengths=[5, 3])
+    (grad,) = torch.autograd.grad(value, cost, torch.full((2,), factor))
+    zeros = torch.zeros(4, 5)
+    assert bits(grad[0, 2:]) == bits(zeros[2:])
+    assert bits(grad[1, :, 3:]) == bits(zeros[:, 3:])
+
+
+def test_what_is_kept_is_small() -> None:
+    """Larger calls compute the gradient when it is asked for."""
+    for cells, kept in ((100, True), (small.LARGEST + 100, False)):
+        sizes = []
+        cost = random(1, cells // 10, 10).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.append(t.nbytes) or t,  # noqa: B023
+            lambda t: t,
+        ):
+            soft_dtw_from_cost(cost)
+        assert (sum(sizes) > cost.nbytes + 100) == kept
+
+
+# ---- what is plain
+
+
+class Subclass(Tensor):
+    pass
+
+
+class Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+class Passing(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+def test_plain_is_what_the_dispatcher_would_not_change() -> None:
+    x = random(2, 3)
+    assert is_plain((x, None, 1, 2.0, "kind", True, torch.nn.Parameter(x), x.mT[1:]))
+    with torch.inference_mode():
+        assert is_plain((x, x + 1))
+    with torch.no_grad(), torch.autocast("cpu"):
+        assert is_plain((x,))
+    leaked = []
+    torch.func.grad(lambda a: (leaked.append(a), a.sum())[1])(x)
+    others = {
+        "a subclass": x.as_subclass(Subclass),
+        "a negative": x.cdouble().conj().imag,
+        "meta": x.to("meta"),
+        "a wrapper that is left": leaked[0],
+        "zeros of nothing": torch._efficientzerotensor((2, 3)),
+    }
+    assert [name for name, other in others.items() if is_plain((x, other))] == []
+    found = []
+
+    def note(a: Tensor) -> Tensor:
+        found.append(is_plain((x,)))
+        return a.sum()
+
+    torch.func.vmap(note)(x)
+    torch.func.jvp(note, (x,), (x,))
+    torch.jit.trace(note, x, check_trace=False)
+    torch.compile(note, backend="eager")(x)
+    with forward_ad.dual_level():
+        note(x)
+    for mode in (Counting(), Passing(), torch.device("cpu")):
+        with mode:
+            note(x)
+    assert found == [False] * 8
+
+
+def test_a_first_call_in_inference_mode_does_not_hide_what_is_plain() -> None:
+    code = """
+import torch
+from softdtw_kernels._modes import is_plain
+x = torch.rand(2, 3)
+with torch.inference_mode():
+    assert is_plain((x, x + 1))
+assert is_plain((x, x + 1))
+"""
+    run_python(code)
+
+
+def test_a_mode_sees_the_operators() -> None:
+    x, y = pair()
+    plain = torch.autograd.grad(soft_dtw(x, y).sum(), (x, y))
+    with Counting() as mode:
+        found = torch.autograd.grad(soft_dtw(x, y).sum(), (x, y))
+    assert any("softdtw_kernels.squared_distances" in name for name in mode.names)
+    with Passing():
+        others = torch.autograd.grad(soft_dtw(x, y).sum(), (x, y))
+    for a, b, c in zip(plain, found, others, strict=True):
+        assert bits(a) == bits(b) == bits(c)
+
+
+def test_a_mode_of_the_backward_alone() -> None:
+    """The value was a small call, its gradient is none any more."""
+    x, y = pair()
+    for name, function in VALUES.items():
+        plain = torch.autograd.grad(function(x, y).sum(), (x, y))
+        value = function(x, y).sum()
+        with Counting() as mode:
+            found = torch.autograd.grad(value, (x, y))
+        assert any("softdtw_kernels" in called for called in mode.names), name
+        for a, b in zip(plain, found, strict=True):
+            assert bits(a) == bits(b)
+
+
+def test_subclasses_stay_what_they_are() -> None:
+    x, y = (t.detach() for t in pair())
+    value = soft_dtw(x.as_subclass(Subclass).requires_grad_(), y)
+    torch.testing.assert_close(value.as_subclass(Tensor), soft_dtw(x, y))
+    value.sum().backward()
+
+
+def test_a_number_is_made_once_and_for_each_mode() -> None:
+    x, y = pair()
+    for gamma in (0.77, -0.0, 0):
+        with torch.inference_mode():
+            first = soft_dtw(x, y, gamma=gamma)
+        second = soft_dtw(x, y, gamma=gamma)  # an inference tensor could not be saved for backward
+        second.sum().backward()
+        torch.testing.assert_close(first, second.detach())
+        torch.func.vmap(lambda a, b, gamma=gamma: soft_dtw(a, b, gamma=gamma))(x, y)
+        torch.testing.assert_close(soft_dtw(x, y, gamma=gamma), second)
+
+
+@pytest.mark.parametrize("function", [SoftDTWFunction, S2DTWFunction])
+def test_the_operators_still_refuse_what_is_not_theirs(function: Any) -> None:
+    with pytest.raises(TypeError, match="costs of float32 or float64"):
+        function.apply(random(2, 3, 4).half().requires_grad_(), 1.0)
+
+
+def test_direct_calls_are_checked_with_a_gradient_due_too() -> None:
+    operators = torch.ops.softdtw_kernels
+    cost, gamma = random(2, 3, 4).requires_grad_(), torch.ones(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="expanded to"):
+        operators.value(cost, gamma, None, None, None, None)
+    with pytest.raises(ValueError, match="expanded to"):
+        operators.gradient(cost, gamma[:2], None, None, None, None, torch.ones(1), True)
+    with pytest.raises(ValueError, match="expanded to"):
+        operators.smooth(cost, gamma, None, None, 1.0)
+    with pytest.raises(ValueError, match="equal leading dimensions"):
+        operators.fused_value(cost, cost[:1], gamma[:2], None, None, None, "sqeuclidean")
+
+
+def test_small_calls_of_several_threads() -> None:
+    x, y = pair()
+    plain = torch.autograd.grad(soft_dtw(x, y, gamma=0.1).sum(), (x, y))
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for _ in range(100):
+            found = torch.autograd.grad(soft_dtw(x, y, gamma=0.1).sum(), (x, y))
+            if [bits(a) for a in found] != [bits(b) for b in plain]:
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
