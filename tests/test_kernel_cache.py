@@ -16,9 +16,9 @@ from numba import types
 from numba.core.dispatcher import Dispatcher
 
 import softdtw_kernels
-from softdtw_kernels import s2dtw_from_cost
+from softdtw_kernels import s2dtw_from_cost, soft_dtw_from_cost
 from softdtw_kernels._cpu import jit as _jit
-from softdtw_kernels._cpu import smoothing
+from softdtw_kernels._cpu import lanes, smoothing
 
 # The kernel that compiles fastest, for two types.
 CALL = """
@@ -131,15 +131,20 @@ def test_every_module_with_a_compiled_function_is_in_the_digest() -> None:
 
 def test_all_orders_of_dimensions_but_the_contiguous_share_a_form() -> None:
     cost = torch.randn(3, 5, 4, 6, dtype=torch.float64)
-    truth = [bits(t) for t in value_and_gradient(s2dtw_from_cost, cost)]
+    functions = soft_dtw_from_cost, s2dtw_from_cost
+    truth = {f: [bits(t) for t in value_and_gradient(f, cost)] for f in functions}
     for order in ((0, 1, 2, 3), (0, 1, 3, 2), (3, 2, 1, 0), (1, 0, 2, 3), (2, 0, 1, 3)):
         memory = cost.permute(order).contiguous()
         strided = memory.permute(tuple(torch.tensor(order).argsort()))
         for _ in range(2):  # the first call chooses the form, the second one knows it
-            found = value_and_gradient(s2dtw_from_cost, strided)
-            assert [bits(t) for t in found] == truth
-    for kernel in (smoothing.smooth, smoothing.smooth_vjp):
+            for function in functions:
+                found = value_and_gradient(function, strided)
+                assert [bits(t) for t in found] == truth[function]
+    for kernel in (lanes.solve, smoothing.smooth, smoothing.smooth_vjp):
         assert kernel.overloads
         for signature in kernel.overloads:
-            layouts = {t.layout for t in signature if isinstance(t, types.Array) and t.ndim > 1}
-            assert layouts in ({"A"}, {"C"}), signature
+            layouts = {t.layout for t in signature if isinstance(t, types.Array) and t.ndim > 2}
+            if kernel is lanes.solve:
+                assert layouts in ({"A"}, {"C"}), signature
+            else:  # they take memory and strides
+                assert layouts == set(), signature

@@ -168,9 +168,9 @@ def solve(
     """Values of the pairs q in items, and if asked for their gradients; status: see `scaling`.
 
     parts: TWO or THREE. Gradients of a pair that is not certified are not written; clean: they are
-    all 0 before. sums: as in `exact.gradient`. counts: 0 for each item that has no path, -1 for
-    others, unless it is empty. steps: room for a path; with keep and no gradient, for that of each
-    item, the last cell first, and counts tells how many they are.
+    all 0 before. sums: as in `exact.gradient`. counts, unless it is empty: 0 for each item that has
+    no path (with keep NaN has none), -1 for others. steps: room for a path; with keep and no
+    gradient, for that of each item, the last cell first, and counts tells how many they are.
     """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
@@ -211,7 +211,8 @@ def solve(
         v, sure = conclude(total, nan_sum, told, parts, cost, theta, n_q, m_q, bandwidth)
         value[q], status[q] = v, sure
         if counts.size > 0:
-            counts[place] = 0 if sure == SURE and v == np.inf else -1
+            none = v == np.inf or (keep and math.isnan(v))
+            counts[place] = 0 if sure == SURE and none else -1
         if with_grad and sure == SURE:
             sums[0, q] = adjoint(
                 v, bits, WIDE, stride, plain(0), low, weak, n_q, m_q, scale[q], clean, steps,
