@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 try:
     from torch._C import _are_functorch_transforms_active as in_transform
-except ImportError:  # pragma: no cover
+except ImportError:  # pragma: no cover  # a torch without this name
 
     def in_transform() -> bool:
         return True
@@ -34,7 +34,7 @@ try:
     from torch._C import _dispatch_keys as dispatch_keys
     from torch._C import _len_torch_dispatch_stack as dispatch_modes
     from torch._C import _len_torch_function_stack as function_modes
-except ImportError:  # pragma: no cover
+except ImportError:  # pragma: no cover  # a torch without this name
 
     def dispatch_modes() -> int:
         return 1

@@ -416,6 +416,7 @@ def cheapest_paths(task: Batch) -> Iterator[np.ndarray]:
         items = np.arange(first, min(task.pairs, first + block))
         steps, counts = np.empty((items.size, room, 2), np.int64), np.empty(items.size, np.int64)
 
+        # B023: the function is done with before the loop goes on.
         def work(begin: int, end: int, parts: tuple[int, ...] = hard.TWO) -> None:
             where = steps[begin:end].reshape(-1, 2), counts[begin:end]  # noqa: B023
             hard.solve(items[begin:end], *common, parts, *where, *results)  # noqa: B023

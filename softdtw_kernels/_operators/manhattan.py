@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from .._checks import same_shape
-from .function import BatchedFunction, EagerFunction, choose, derivative, forward_rule
+from .function import (
+    BatchedFunction,
+    EagerFunction,
+    choose,
+    derivative,
+    forward_rule,
+    zeros_if_none,
+)
 
 
 def _differences(x: Tensor, y: Tensor) -> Iterator[Tensor]:
@@ -87,8 +94,7 @@ class _Forms(EagerFunction):
     def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> Tensor:
         x, y = saved
         _, _, a, b = tangents
-        zeros = torch.zeros_like
-        return _Forms.apply(x, y, zeros(x) if a is None else a, zeros(y) if b is None else b)
+        return _Forms.apply(x, y, zeros_if_none(a, x), zeros_if_none(b, y))
 
 
 class _DistancesTwin(BatchedFunction):
@@ -120,8 +126,7 @@ class _Distances(EagerFunction, _DistancesTwin):
     def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> Tensor:
         x, y = saved
         a, b = tangents
-        zeros = torch.zeros_like
-        return _Forms.apply(x, y, zeros(x) if a is None else a, zeros(y) if b is None else b)
+        return _Forms.apply(x, y, zeros_if_none(a, x), zeros_if_none(b, y))
 
 
 def manhattan(x: Tensor, y: Tensor) -> Tensor:
