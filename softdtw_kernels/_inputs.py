@@ -109,13 +109,15 @@ class Sequences(NamedTuple):
         self, cost: Cost, gamma: Number, bandwidth: int | None
     ) -> FeatureProblem | None:
         """The problem for kernels that store no cost; None where these do not apply."""
-        backend, batch, x, y, *_ = self
-        if not from_features.applies(backend, x, y, self.pairwise):
-            return None
+        backend, batch, x, y, *_, pairwise = self
         rule = fused_rule(cost)
         if rule is None:
             return None
+        if not from_features.applies(backend, x, y, pairwise, bandwidth, rule.kind):
+            return None
         x, y = rule.prepare(x, y)
+        if pairwise:
+            x, y = x[:, None], y[None]
         x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
         gamma = batch_parameter(gamma, "gamma", batch, x.device, backend)
         return FeatureProblem(x, y, gamma, *self.lengths, bandwidth, rule.kind)

@@ -12,11 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import LARGEST_GAMMA, gamma_error
-from .._problem import Problem, SmoothedProblem, Smoothing
-from . import second_order
+from .._backends import in_shape
+from .._checks import LARGEST_GAMMA, gamma_error, is_distance
+from .._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
+from . import features, second_order
 from . import smoothing as smoothing_kernels
-from .arrays import as_array, flat, four_dimensional, from_array, matrix_like, one_or_all
+from .arrays import (
+    as_array,
+    flat,
+    four_dimensional,
+    from_array,
+    matrix_like,
+    one_or_all,
+)
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
 from .scaling import precision_of
@@ -180,3 +188,73 @@ def smoothed_gradient(
     by_s, by_gamma, by_dummy = gradient(smoothed, grad_value, with_parameters)
     by_cost, by_smoothing = smooth_vjp(problem.smoothing, by_s)
     return by_cost, by_gamma + by_smoothing if with_parameters else by_gamma, by_dummy
+
+
+def features_of(problem: FeatureProblem) -> features.FeatureBatch:
+    """The problem as the kernels take it, its values checked."""
+    x, y, gamma, x_lengths, y_lengths, bandwidth, kind = problem
+    return features.FeatureBatch(
+        *features.sequences_of(x),
+        *features.sequences_of(y),
+        is_distance(kind),
+        checked_gamma(gamma),
+        checked_lengths(x_lengths, x.shape[-2], "x_lengths"),
+        checked_lengths(y_lengths, y.shape[-2], "y_lengths"),
+        -1 if bandwidth is None else min(bandwidth, x.shape[-2] + y.shape[-2]),
+    )
+
+
+def fused_value(problem: FeatureProblem) -> Tensor:
+    return from_array(features.solve(features_of(problem), None), problem.x.shape[:-2])
+
+
+def fused_gradient(
+    problem: FeatureProblem, grad_value: Tensor, with_x: bool, with_y: bool, with_gamma: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In x and y, without any feature where it is not wanted, and gamma."""
+    task, scale = features_of(problem), flat(grad_value.to(problem.x.dtype))
+    wanted = with_x, with_y, with_gamma
+    gradients = features.FeatureGradients.room(task, scale, wanted)
+    features.solve(task, gradients, returned=False)
+    arrays = gradients.x, gradients.y, gradients.gamma
+    return _as_tensors(problem, [torch.from_numpy(a) for a in arrays], wanted)
+
+
+def _as_tensors(
+    problem: FeatureProblem, grads: list[Tensor], wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in the shapes of x, y and the batch."""
+    by_x, by_y = (
+        in_shape(grad, t.shape) if is_wanted else t.new_empty(*t.shape[:-1], 0)
+        for grad, t, is_wanted in zip(grads, problem[:2], wanted, strict=False)
+    )
+    return by_x, by_y, in_shape(grads[2], problem.x.shape[:-2])
+
+
+def fused_value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor]:
+    """The value, and its gradients by what requires one: both from one pass."""
+    x, y, gamma = problem[:3]
+    due = x.requires_grad, y.requires_grad, gamma.requires_grad
+    value, state = features.with_state(features_of(problem), due)
+    return from_array(value, x.shape[:-2]), torch.from_numpy(state)
+
+
+def fused_gradient_from_state(
+    problem: FeatureProblem,
+    state: Tensor,
+    grad_value: Tensor,
+    with_x: bool,
+    with_y: bool,
+    with_gamma: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = with_x, with_y, with_gamma
+    held = features.from_state(features_of(problem), as_array(state), wanted)
+    if held is None:
+        return fused_gradient(problem, grad_value, *wanted)
+    scale = grad_value.reshape(-1).to(problem.x.dtype)
+    grads = [
+        torch.from_numpy(a) * scale[:, None, None] if is_wanted else torch.empty(0)
+        for a, is_wanted in zip((held.x, held.y), wanted, strict=False)
+    ]
+    by_gamma = torch.from_numpy(held.gamma) * scale.double()
+    return _as_tensors(problem, [*grads, by_gamma], wanted)

@@ -23,6 +23,7 @@ from .jit import inline, jit, plain
 from .lattice import entry, lattice_of, length
 from .scaling import SURE, TINY, conclude, set_rates
 from .simd import store
+from .sources import begin_of, end_of, is_returned, item_size, room_for, shape_of
 from .subnormal import flush_subnormals, restore
 from .tiles import CHUNK, TILE, WIDTH, any_mass, backward, forward
 
@@ -115,8 +116,8 @@ def most_of_pairs(first, last, shape, n, m, weak, bandwidth, lanes):
 
 @jit
 def solve(
-    first, last, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
-    value, status, with_grad, scale, with_gamma, grad4, sums,
+    first, last, source, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
+    value, status, with_grad, scale, with_gamma, sink, sums,
 ):  # fmt: skip
     """Recursion and, if asked for, its adjoint for the pairs first <= q < last; see
     `lanes.solve`.
@@ -125,19 +126,20 @@ def solve(
     cannot be certified are not written.
     """
     weak = dummy.size > 0
-    per_row = cost4.shape[1]
+    shape = shape_of(source)
     lanes = WIDTH // floats.itemsize
     packed = np.empty(CHUNK * lanes, floats.dtype)
     rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    widest = lattice_of(cost4.shape[2], cost4.shape[3], weak, bandwidth)[1]
-    strips, longest = most_of_pairs(first, last, cost4.shape, n, m, weak, bandwidth, lanes)
+    room = room_for(source, lanes, floats, with_grad, CHUNK)
+    widest = lattice_of(shape[2], shape[3], weak, bandwidth)[1]
+    strips, longest = most_of_pairs(first, last, shape, n, m, weak, bandwidth, lanes)
     stride = 3 * lanes * longest
     stored = with_grad and strips * stride * floats.itemsize <= WEIGHTS
     again = with_grad and not stored
     window, tiles = longest + 1, (longest + TILE - 1) // TILE
     bytes_kept = strips * (window + 2 * lanes * tiles) * 2 * floats.itemsize
-    share = bytes_kept / (0.1 * cost4.shape[2] * cost4.shape[3] * cost4.itemsize)
+    share = bytes_kept / (0.1 * shape[2] * shape[3] * item_size(source))
     parts = np.int64(np.ceil(share)) if bytes_kept > BORDERS else 1
     height = (strips + parts - 1) // parts
     kept = height if again else 0
@@ -154,9 +156,9 @@ def solve(
     below, flows = np.empty(widest + 3 * lanes, floats.dtype), np.empty(4 * lanes + 1, floats.dtype)
     before = flush_subnormals()
     for q in range(first, last):
-        cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
+        costs, grad = begin_of(source, sink, q, n, m, room, lanes)
         theta = entry(dummy, q) if weak else 0.0
-        rows, columns, low, high = lattice_of_pair(q, cost4.shape, n, m, weak, bandwidth)
+        rows, columns, low, high = lattice_of_pair(q, shape, n, m, weak, bandwidth)
         begin_pair(entry(gamma, q), bounds, rate, checks)
         reset_border(border_m, border_k, floor)
         exponent = np.int64(floor)
@@ -172,7 +174,7 @@ def solve(
             if keep:
                 copy_border(border_m, above_m, border_k, above_k, left, place * window, steps + 1)
             k = forward(
-                cost, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate, floor,
+                costs, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate, floor,
                 packed, border_m, border_k, left, border_m, border_k, checks,
                 keep, states_m, states_k, place * tiles, stored, weights, strip * stride,
             )  # fmt: skip
@@ -182,7 +184,14 @@ def solve(
                 store(border_k, columns + 2, k)
                 exponent = np.int64(border_k[columns + 2 + end])
         value[q], status[q] = end_pair(
-            checks, exponent, rows, columns, entry(gamma, q), floor, bounds, not with_grad
+            checks,
+            exponent,
+            rows,
+            columns,
+            entry(gamma, q),
+            floor,
+            bounds,
+            is_returned(source, with_grad),
         )
         if status[q] != SURE or not with_grad:
             continue
@@ -207,7 +216,7 @@ def solve(
                     at = place * window
                     copy_border(border_m, above_m, border_k, above_k, left, at, steps + 1)
                     forward(
-                        cost, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate,
+                        costs, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate,
                         floor, packed, border_m, border_k, left, border_m, border_k, checks,
                         again, states_m, states_k, place * tiles, stored, weights, plain(0),
                     )  # fmt: skip
@@ -229,7 +238,7 @@ def solve(
                 if again:
                     offset = 0
                     forward(
-                        cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                        costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
                         floor, packed, above_m, above_k, place * window, border_m, border_k,
                         checks, plain(False), states_m, states_k, place * tiles, again, weights,
                         offset,
@@ -241,5 +250,6 @@ def solve(
                 dummies += d
                 entropy += h
             below[left] = flows[4 * lanes]
+        end_of(sink, q, n, m, grad)
         sums[0, q], sums[1, q] = dummies, entropy * scale[q]
     restore(before)

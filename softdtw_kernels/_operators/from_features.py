@@ -1,4 +1,4 @@
-"""Soft-DTW from features as one autograd Function, for devices whose kernels never store the cost.
+"""Soft-DTW from features as one autograd Function, by kernels that never store the cost.
 
 The value, and its first derivatives where none of them will be differentiated again, come from the
 fused operators. Any other derivative (double backward, forward mode, torch.func) is that of the
@@ -27,18 +27,36 @@ from .function import (
 )
 from .recursion import only
 
-# Shorter sequences fill no strip of the kernels, and their cost matrix is small.
+# On CUDA, shorter sequences fill no strip of the kernels, and their cost matrix is small.
 LEAST_LENGTH = 32
+# On the CPU a strip has so many bytes of rows. Where it does more than so many times the cells that
+# there are, lanes that are pairs take less time on a matrix.
+STRIP_BYTES, MOST_WORK = 128, 2.5
+# With more features, products and distances of a whole matrix take less time.
+MOST_FEATURES = {True: 128, False: 64}
 
 
-def applies(backend: str, x: Tensor, y: Tensor, pairwise: bool) -> bool:
+def applies(
+    backend: str, x: Tensor, y: Tensor, pairwise: bool, bandwidth: int | None, kind: str
+) -> bool:
     """Whether a call goes through here, of a cost that kernels compute from features.
 
-    All pairs do not: their costs of the dot types come from one matrix product.
+    This must not depend on the size of the batch: the bits of a pair would. On CUDA all pairs do
+    not, since their costs of the dot types come from one matrix product.
     """
-    if backend != "cuda" or pairwise:
+    n, m, size = x.shape[-2], y.shape[-2], x.shape[-1]
+    if backend == "cuda":
+        return not pairwise and min(n, m) >= LEAST_LENGTH
+    if backend != "numba" or min(n, m) == 0:
         return False
-    return min(x.shape[-2], y.shape[-2]) >= LEAST_LENGTH
+    # The gradients by x and y, a pair each, are to take no more memory than those of a matrix.
+    if size > MOST_FEATURES[is_distance(kind)] or size * (n + m) > 2 * n * m:
+        return False
+    rows = STRIP_BYTES // x.element_size()
+    steps = m + rows - 1
+    if bandwidth is not None:
+        steps = min(steps, abs(m - n) + 2 * min(bandwidth, m) + rows)
+    return -(-n // rows) * rows * steps <= MOST_WORK * n * m
 
 
 def value(problem: FeatureProblem) -> Tensor:
