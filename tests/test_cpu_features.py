@@ -74,6 +74,14 @@ def test_it_is_soft_dtw_of_the_cost_matrix(
         compare(single, 1e-6, 2e-5)
 
 
+@pytest.mark.parametrize("gamma", [1.0, 0.01, 0.001])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_gradients_of_long_walks(kind: str, gamma: float) -> None:
+    """Most tiles have no mass, and of a pair this long no weights are kept."""
+    given = problem(1, (1500, 1400, 2), torch.float32, kind, gamma)
+    compare(given._replace(x=given.x.cumsum(1), y=given.y.cumsum(1)), 1e-6, 5e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("far", [3e4, 1e12])
 def test_features_far_apart_for_gamma(kind: str, far: float) -> None:
@@ -199,6 +207,9 @@ def test_what_is_fused_does_not_depend_on_the_batch(pairwise: bool) -> None:
             for b in (1, 3, 5000)
         }
         assert len(answers) == 1
+    x = torch.empty(1, 5000, 512, device="meta")
+    assert applies("numba", x, x, False, 20, "sqeuclidean")
+    assert not applies("numba", x, x, False, None, "sqeuclidean")
 
 
 PROBE = """

@@ -32,8 +32,8 @@ LEAST_LENGTH = 32
 # On the CPU a strip has so many bytes of rows. Where it does more than so many times the cells that
 # there are, lanes that are pairs take less time on a matrix.
 STRIP_BYTES, MOST_WORK = 128, 2.5
-# With more features, products and distances of a whole matrix take less time.
-MOST_FEATURES = {True: 128, False: 64}
+# With more features, distances and products of a whole matrix take less time a cell.
+MANY_DISTANCES, MANY_PRODUCTS = 128, 48
 
 
 def applies(
@@ -50,13 +50,15 @@ def applies(
     if backend != "numba" or min(n, m) == 0:
         return False
     # The gradients by x and y, a pair each, are to take no more memory than those of a matrix.
-    if size > MOST_FEATURES[is_distance(kind)] or size * (n + m) > 2 * n * m:
+    if size * (n + m) > 2 * n * m:
         return False
     rows = STRIP_BYTES // x.element_size()
     steps = m + rows - 1
-    if bandwidth is not None:
+    if bandwidth is not None:  # of a matrix all cells are computed
         steps = min(steps, abs(m - n) + 2 * min(bandwidth, m) + rows)
-    return -(-n // rows) * rows * steps <= MOST_WORK * n * m
+    many = MANY_DISTANCES if is_distance(kind) else MANY_PRODUCTS
+    work = -(-n // rows) * rows * steps * max(1.0, size / many)
+    return work <= MOST_WORK * n * m
 
 
 def value(problem: FeatureProblem) -> Tensor:
