@@ -22,6 +22,7 @@ from .function import (
     EagerFunction,
     choose,
     forward_rule,
+    is_recorded,
     keeps_state,
     may_be_differentiated,
 )
@@ -47,7 +48,8 @@ def applies(
     n, m, size = x.shape[-2], y.shape[-2], x.shape[-1]
     if backend == "cuda":
         return not pairwise and min(n, m) >= LEAST_LENGTH
-    if backend != "numba" or min(n, m) == 0:
+    # A program that is recorded holds for other sizes too: what it does can't depend on them.
+    if backend != "numba" or is_recorded():
         return False
     # The gradients by x and y, a pair each, are to take no more memory than those of a matrix.
     if size * (n + m) > 2 * n * m:
