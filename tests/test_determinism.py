@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +54,34 @@ def test_the_number_of_threads_changes_no_bit(
     for count in (1, 2, 3):
         with threads(count):
             assert _run(function, cost, True, gamma=0.1) == truth
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "scale, arguments",
+    [
+        (1.0, {"bandwidth": 70}),
+        (1.0, {"x_lengths": torch.tensor([650]), "y_lengths": torch.tensor([549])}),
+        (1e9, {}),  # float32 passes on to float64
+        (math.nan, {}),
+    ],
+    ids=["band", "lengths", "large", "nan"],
+)
+def test_threads_that_share_a_pair_change_no_bit(
+    scale: float, arguments: dict[str, Any], dtype: torch.dtype
+) -> None:
+    cost = torch.from_numpy(make_cost("walk", (1, 700, 650), 3)).to(dtype)
+    cost[0, 300, 300] *= scale
+    if scale > 1:
+        cost *= scale
+    found = []
+    for count in (1, 2, 5):
+        with threads(count):
+            leaf, gamma = cost.clone().requires_grad_(), torch.tensor(0.5, requires_grad=True)
+            value = soft_dtw_from_cost(leaf, gamma=gamma, **arguments)
+            by_cost, by_gamma = torch.autograd.grad(value.sum(), (leaf, gamma))
+            found.append([bits(t) for t in (value, by_cost, by_gamma)])
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("function", [soft_dtw_from_cost, s2dtw_from_cost])

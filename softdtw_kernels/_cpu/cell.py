@@ -18,7 +18,17 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
-from .floating import fma, fms, fnma, nearest, scaled, split_exponent, to_float, to_integer
+from .floating import (
+    fma,
+    fms,
+    fnma,
+    nearest,
+    power_of_two,
+    scaled,
+    split_exponent,
+    to_float,
+    to_integer,
+)
 from .jit import inline
 from .simd import larger, like, smaller
 
@@ -148,6 +158,21 @@ def exponential(d, high, low, largest):
     d = smaller(largest, d)
     r = nearest(d * high)
     return power_of_fraction(fma(d, low, fms(d, high, r))), to_integer(r)
+
+
+@inline
+def factor(d, high, low, largest):
+    """exp(-d / gamma) as one number; 0 for d = +inf."""
+    w, k = exponential(d, high, low, largest)
+    scale = power_of_two(k)
+    return fma(w, scale, scale)
+
+
+@inline
+def beside_the_largest(f0, f1, f2, total):
+    """The sum of three factors but for the largest, which is 1; NaN if the total is."""
+    smaller_ones = smaller(f0, f1) + smaller(larger(f0, f1), f2)
+    return smaller_ones + (total - total)
 
 
 @inline

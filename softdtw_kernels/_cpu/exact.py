@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from .jit import inline, jit, outlined
+from .jit import allocating, inline, jit
 from .lattice import band_of, cost_at, entry, give, length, size_of
 
 WEIGHTS = 4 * 2**20  # bytes of weights of a pair that are kept without counting
@@ -83,7 +83,7 @@ def softmin(diagonal, up, left, gamma):
     return add(best, -gamma * math.log1p(others)), wd / total, wu / total, wl / total
 
 
-@inline
+@allocating
 def begin(columns):
     """The row above the first: entry j + 1 belongs to column j, entry 0 to the virtual cell before
     the origin.
@@ -139,7 +139,7 @@ def value_at_end(above, nan_inside):
     return above[columns, 0] + (above[columns, 1] + above[columns, 2])
 
 
-@outlined
+@allocating
 def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
     """Value of one pair; the weights go to p (rows, columns, 3), unless it is empty."""
     rows, columns = size_of(n, m, weak)
@@ -188,7 +188,7 @@ def value(cost4, gamma, dummy, n, m, bandwidth, items, out):
         out[q] = fill_weights(cost, n_q, m_q, bandwidth, entry(gamma, q), theta, weak, nothing)
 
 
-@outlined
+@allocating
 def gradient_of_pair(cost, n, m, bandwidth, gamma, theta, weak, scale, grad):
     """Value of one pair, and its gradients by the dummy cost and in bits; see gradient.
 

@@ -171,6 +171,39 @@ def least(typingctx, a, b):
 
 
 @intrinsic
+def apart(typingctx, a, b):
+    """a - b of two expansions of three parts, rounded once; +inf where a is."""
+
+    def codegen(context, builder, sig, args):
+        left, right = (parts_of(builder, v) for v in args)
+        s, e = two_sum(builder, left[0], builder.fneg(right[0]))
+        t, f = two_sum(builder, left[1], builder.fneg(right[1]))
+        s, g = two_sum(builder, s, t)
+        rest = builder.fadd(f, builder.fsub(left[2], right[2]))
+        difference = builder.fadd(s, builder.fadd(g, builder.fadd(e, rest)))
+        infinity = constant(FLOATS, float("inf"))
+        reached = builder.fcmp_ordered("<", left[0], infinity)
+        return builder.select(reached, difference, infinity)
+
+    return FLOATS(a, b), codegen
+
+
+@intrinsic
+def half(typingctx, vector, upper):
+    """The first or the second half of the lanes; upper: a literal."""
+    if not isinstance(upper, types.IntegerLiteral):
+        return None
+    n = vector.lanes // 2
+    result = Vector(vector.dtype, n)
+
+    def codegen(context, builder, sig, args):
+        order = [upper.literal_value * n + k for k in range(n)]
+        return shuffle(builder, args[0], args[0], order)
+
+    return result(vector, upper), codegen
+
+
+@intrinsic
 def plus(typingctx, a, d, lost):
     """The expansion a plus the vector d, and `lost`, integers with bits set besides the sign once
     two parts were too few.

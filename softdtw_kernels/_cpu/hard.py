@@ -168,9 +168,9 @@ def solve(
     """Values of the pairs q in items, and if asked for their gradients; status: see `scaling`.
 
     parts: TWO or THREE. Gradients of a pair that is not certified are not written; clean: they are
-    all 0 before. sums: as in `exact.gradient`. steps: room for a path; with keep and no gradient,
-    for that of each item, the last cell first, of which counts tells the number: 0 if there is no
-    path, -1 if it is not certified.
+    all 0 before. sums: as in `exact.gradient`. counts: 0 for each item that has no path, -1 for
+    others, unless it is empty. steps: room for a path; with keep and no gradient, for that of each
+    item, the last cell first, and counts tells how many they are.
     """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
@@ -210,6 +210,8 @@ def solve(
         total = total_of(final, (rows - 1) % WIDE, parts)
         v, sure = conclude(total, nan_sum, told, parts, cost, theta, n_q, m_q, bandwidth)
         value[q], status[q] = v, sure
+        if counts.size > 0:
+            counts[place] = 0 if sure == SURE and v == np.inf else -1
         if with_grad and sure == SURE:
             sums[0, q] = adjoint(
                 v, bits, WIDE, stride, plain(0), low, weak, n_q, m_q, scale[q], clean, steps,
@@ -217,7 +219,6 @@ def solve(
             )  # fmt: skip
             sums[1, q] = 0.0 if v > -np.inf else np.nan
         elif keep and not with_grad:
-            counts[place] = 0 if sure == SURE else -1
             if sure == SURE and v < np.inf:
                 room = steps.shape[0] // items.size
                 its = steps[place * room : (place + 1) * room]

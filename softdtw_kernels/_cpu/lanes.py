@@ -1,8 +1,9 @@
 """Small pairs on the CPU: the lanes of a vector are as many pairs of the batch.
 
-A group is up to `lanes` pairs, neighbors in memory, so that a square of the costs is loaded and
-transposed at once. All lanes walk the lattice row by row together; beyond its own lengths a lane
-computes what is never used. In a weak lattice only the odd-odd cells have costs of their own: the
+A group is up to `lanes` pairs, any of them, so that pairs of like lengths can share one. Squares of
+the costs are loaded and transposed at once, and of pairs of a few columns several rows with them.
+All lanes walk the lattice row by row together; beyond its own lengths a lane computes what is never
+used. In a weak lattice only the odd-odd cells have costs of their own: the
 factor of a dummy cell is computed once a pair. Nothing depends on the other lanes, so neither does
 a result on its place in the batch. A cell is computed by the same operations as in `strips`, so
 both give the same bits.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import load_block, store_block
+from .blocks import common, load_block, store_block
 from .cell import exponential, quotient, step, surprise
 from .jit import inline, jit, outlined, plain
 from .lattice import entry, has_pairs, lattice_of, length, of_cost, size_of
@@ -32,19 +33,18 @@ SHORTEST = 8  # rows of a block, so that the rows kept above them are few
 
 
 @inline
-def begin_group(index, shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate):
-    """Geometry and rates of the lanes of a group of pairs.
+def begin_group(index, items, shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate, pairs):
+    """Geometry and rates of the lanes of a group of the pairs in items, and the pair of each lane.
 
-    Returns its first pair, the number of its pairs, and the rows and columns of the largest
-    lattice. Lanes beyond the pairs repeat the last one.
+    Returns the number of its pairs, and the rows and columns of the largest lattice. Lanes beyond
+    the pairs repeat the last one.
     """
-    lanes, pairs = rate.size // 3, shape[1]
-    in_a_row = (pairs + lanes - 1) // lanes  # groups: none crosses a row of pairs
-    row, k = index // in_a_row, index % in_a_row
-    q, count = row * pairs + k * lanes, min(lanes, pairs - k * lanes)
+    lanes = rate.size // 3
+    count = min(lanes, items.size - index * lanes)
     most_rows, most_columns = plain(0), plain(0)
     for lane in range(lanes):
-        p = q + min(lane, count - 1)
+        p = items[index * lanes + min(lane, count - 1)]
+        pairs[lane] = p
         geometry[N, lane], geometry[M, lane] = length(n, p, shape[2]), length(m, p, shape[3])
         rows, columns, low, high = lattice_of(geometry[N, lane], geometry[M, lane], weak, bandwidth)
         geometry[ROWS, lane], geometry[COLUMNS, lane] = rows, columns
@@ -55,62 +55,96 @@ def begin_group(index, shape, gamma, n, m, weak, bandwidth, bounds, geometry, ra
         else:
             for k in range(3):
                 rate[k * lanes + lane] = rate[k * lanes]
-    return q, count, most_rows, most_columns
+    return count, most_rows, most_columns
 
 
 @inline
-def row_bounds(i, geometry, count, full, starts, stops):
+def find_places(array4, pairs, places):
+    """How many bytes behind the first element the matrix of each lane begins."""
+    for lane in range(pairs.size):
+        row, column = pairs[lane] // array4.shape[1], pairs[lane] % array4.shape[1]
+        places[lane] = row * array4.strides[0] + column * array4.strides[1]
+
+
+@inline
+def rows_at_once(array4, full, weak, lanes):
+    """How many rows of the matrices one square of lanes holds, if they follow each other in memory
+    and no bounds cut them: then they are packed as one.
+    """
+    columns = array4.shape[3]
+    if not full or weak or array4.strides[2] != columns * array4.itemsize:
+        return 1
+    return max(1, lanes // columns)
+
+
+@inline
+def row_bounds(i, geometry, count, full, columns, starts, stops):
     """The columns starts[k] <= j < stops[k] of row i of the costs that are those of lane k.
 
-    full: the bounds of all rows are alike, and were filled in before.
+    full: all of them, of the pairs that there are; then of several rows, if columns are so many.
+    Returns how many columns, from the first on, are inside in all lanes.
     """
-    if full:
-        return
-    for lane in range(starts.size):
+    lanes = starts.size
+    if full and count == lanes and columns % lanes == 0:
+        return columns
+    for lane in range(lanes):
         starts[lane] = stops[lane] = 0
-        if lane < count and i < geometry[N, lane]:
+        if full and lane < count:
+            stops[lane] = columns
+        elif lane < count and i < geometry[N, lane]:
             starts[lane] = max(0, i + geometry[LOW, lane])
             stops[lane] = max(starts[lane], min(geometry[M, lane], i + geometry[HIGH, lane] + 1))
+    last_start, first_stop = common(starts, stops)
+    return first_stop if last_start == 0 else plain(0)
 
 
 @outlined
-def pack(cost4, q, i, starts, stops, columns, packed):
-    """Row i of the costs of all lanes: packed[j lanes + lane]; +inf outside the bounds."""
+def pack(cost4, pairs, places, i, starts, stops, whole, columns, packed):
+    """Row i of the costs of all lanes: packed[j lanes + lane]; +inf outside the bounds. The first
+    of the columns, as many as whole, are inside in all lanes.
+    """
     lanes, per_row = starts.size, cost4.shape[1]
-    costs = cost4[q // per_row, q % per_row]
     if cost4.strides[3] == cost4.itemsize:
-        base = costs.ctypes.data + i * cost4.strides[2]
+        base = cost4.ctypes.data + i * cost4.strides[2]
         for j in range(0, columns, lanes):
-            at = base + j * cost4.itemsize
-            load_block(cost4, at, cost4.strides[1], starts, stops, j, packed, j * lanes, lanes)
+            at, to = base + j * cost4.itemsize, j * lanes
+            if j + lanes <= whole:
+                load_block(cost4, at, places, None, None, j, packed, to, lanes)
+            else:
+                load_block(cost4, at, places, starts, stops, j, packed, to, lanes)
         return
-    for k in range(packed.size):
-        packed[k] = np.inf
     for lane in range(lanes):
-        for j in range(starts[lane], stops[lane]):
-            packed[j * lanes + lane] = cost4[q // per_row, q % per_row + lane, i, j]
+        costs = cost4[pairs[lane] // per_row, pairs[lane] % per_row]
+        for j in range(columns):
+            known = j < whole or starts[lane] <= j < stops[lane]
+            packed[j * lanes + lane] = costs[i, j] if known else np.inf
 
 
 @outlined
-def unpack(mass, grad4, q, i, starts, stops, columns):
+def unpack(mass, grad4, pairs, places, i, starts, stops, whole, columns):
     """What pack did, backward."""
     lanes, per_row = starts.size, grad4.shape[1]
-    grads = grad4[q // per_row, q % per_row]
     if grad4.strides[3] == grad4.itemsize:
-        base = grads.ctypes.data + i * grad4.strides[2]
+        base = grad4.ctypes.data + i * grad4.strides[2]
         for j in range(0, columns, lanes):
-            at = base + j * grad4.itemsize
-            store_block(mass, j * lanes, lanes, grad4, at, grad4.strides[1], starts, stops, j)
+            at, of = base + j * grad4.itemsize, j * lanes
+            if j + lanes <= whole:
+                store_block(mass, of, lanes, grad4, at, places, None, None, j)
+            else:
+                store_block(mass, of, lanes, grad4, at, places, starts, stops, j)
         return
     for lane in range(lanes):
-        for j in range(starts[lane], stops[lane]):
-            grad4[q // per_row, q % per_row + lane, i, j] = mass[j * lanes + lane]
+        grads = grad4[pairs[lane] // per_row, pairs[lane] % per_row]
+        for j in range(columns):
+            if j < whole or starts[lane] <= j < stops[lane]:
+                grads[i, j] = mass[j * lanes + lane]
 
 
 @outlined
 def forward(
-    cost4, geometry, q, count, start, stop, columns, first_end, full, weak, rates, theta, floor,
-    packed, row_m, row_k, starts, stops, checks, exponents, keep, weights,
+    cost4, geometry, pairs, places, count, start, stop, columns, first_end, full, weak, rates,
+    theta, floor, packed, row_m, row_k, starts, stops, checks, exponents, keep,
+    weights,
 ):  # fmt: skip
     """Z of the cells of a group in the rows start <= i < stop, row by row in row_m and row_k, which
     hold the row above.
@@ -133,20 +167,14 @@ def forward(
     if weak:
         lowest, nan_sum = smaller(load(theta, 0), lowest), nan_sum + w_dummy
     at = 0
+    together = rows_at_once(cost4, full, weak, lanes)
     for i in range(start, stop):
         real = has_pairs(weak, i)
-        if real:
-            cost_row = of_cost(weak, i)
-            row_bounds(cost_row, geometry, count, full, starts, stops)
-            pack(
-                cost4,
-                q,
-                cost_row,
-                starts,
-                stops,
-                of_cost(weak, columns),
-                packed,
-            )
+        inside = (i - start) % together * columns
+        if real and inside == 0:
+            cost_row, some = of_cost(weak, i), min(together, stop - i) * of_cost(weak, columns)
+            whole = row_bounds(cost_row, geometry, count, full, some, starts, stops)
+            pack(cost4, pairs, places, cost_row, starts, stops, whole, some, packed)
         left_m, left_k = one, bottom
         up_m, up_k = one, bottom
         if i == 0:
@@ -154,7 +182,7 @@ def forward(
         for j in range(columns):
             w, k = w_dummy, k_dummy
             if real and has_pairs(weak, j):
-                d = load(packed, of_cost(weak, j) * lanes)
+                d = load(packed, (inside + of_cost(weak, j)) * lanes)
                 w, k = exponential(d, r_high, r_low, largest)
                 lowest = smaller(d, lowest)
                 nan_sum = nan_sum + w
@@ -183,8 +211,8 @@ def forward(
 
 @outlined
 def backward(
-    grad4, geometry, q, count, start, stop, columns, first_end, full, weak, scale, tiny,
-    mass, below, starts, stops, weights, with_gamma, sums,
+    grad4, geometry, pairs, places, count, start, stop, columns, first_end, full, weak, scale,
+    tiny, mass, below, starts, stops, weights, with_gamma, sums,
 ):  # fmt: skip
     """Expected visits of the cells of a group in the rows start <= i < stop, times scale; the
     weights are those of forward.
@@ -196,18 +224,20 @@ def backward(
     factor = load(scale, 0)
     zero, threshold = like(factor, 0.0), like(factor, tiny)
     at = 3 * lanes * (stop - start) * columns
+    together = rows_at_once(grad4, full, weak, lanes)
     for i in range(stop - 1, start - 1, -1):
         for lane in range(count if i >= first_end else 0):
             if i == geometry[ROWS, lane] - 1:
                 below[(geometry[COLUMNS, lane] - 1) * lanes + lane] += 1.0
         real = has_pairs(weak, i)
+        inside = (i - start) % together * columns
         from_right, diagonal = zero, zero
         dummies, bits = zero, zero
         for j in range(columns - 1, -1, -1):
             at -= 3 * lanes
             e = keep_above(from_right + load(below, j * lanes), threshold)
             if real and has_pairs(weak, j):
-                store(mass, of_cost(weak, j) * lanes, e * factor)
+                store(mass, (inside + of_cost(weak, j)) * lanes, e * factor)
             else:
                 dummies = dummies + e
             p_diagonal, p_up = load(weights, at), load(weights, at + lanes)
@@ -216,18 +246,10 @@ def backward(
                 bits = bits + e * (surprise(p_diagonal) + (surprise(p_up) + surprise(p_left)))
             store(below, j * lanes, e * p_up + diagonal)
             from_right, diagonal = e * p_left, e * p_diagonal
-        if real:
-            cost_row = of_cost(weak, i)
-            row_bounds(cost_row, geometry, count, full, starts, stops)
-            unpack(
-                mass,
-                grad4,
-                q,
-                cost_row,
-                starts,
-                stops,
-                of_cost(weak, columns),
-            )
+        if real and inside == 0:
+            cost_row, some = of_cost(weak, i), min(together, stop - i) * of_cost(weak, columns)
+            whole = row_bounds(cost_row, geometry, count, full, some, starts, stops)
+            unpack(mass, grad4, pairs, places, cost_row, starts, stops, whole, some)
         if weak:
             store(mass, 0, dummies)
             for lane in range(lanes):
@@ -246,10 +268,11 @@ def copy_row(from_m, to_m, from_k, to_k, at_from, at_to, size):
 
 @jit
 def solve(
-    first, last, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
+    first, last, items, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
     value, status, with_grad, scale, with_gamma, grad4, sums,
 ):  # fmt: skip
-    """Recursion and, if asked for, its adjoint for the groups first <= index < last.
+    """Recursion and, if asked for, its adjoint for the groups first <= index < last of the pairs
+    in items.
 
     status: see `scaling`. sums: rows of scale times the visits of dummies, and times the
     visits of all cells with the entropies of their weights in bits. Gradients of cells beyond the
@@ -271,15 +294,18 @@ def solve(
     theta, factor = np.zeros(lanes, floats.dtype), np.zeros(lanes, floats.dtype)
     exponents, group_sums = np.zeros(lanes, np.int64), np.empty(2 * lanes)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    geometry = np.empty((6, lanes), np.int64)
+    geometry, pairs = np.empty((6, lanes), np.int64), np.empty(lanes, np.int64)
+    places, grad_places = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     before = flush_subnormals()
     for index in range(first, last):
-        q, count, rows, columns = begin_group(
-            index, cost4.shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate
+        count, rows, columns = begin_group(
+            index, items, cost4.shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate, pairs
         )
+        find_places(cost4, pairs, places)
+        find_places(grad4, pairs, grad_places)
         full, first_end = plain(True), most_rows
         for lane in range(lanes):
-            p = q + min(lane, count - 1)
+            p = pairs[lane]
             first_end = min(first_end, geometry[ROWS, lane] - 1)
             full = (
                 full
@@ -288,7 +314,6 @@ def solve(
                 and geometry[LOW, lane] <= -most_rows
                 and geometry[HIGH, lane] >= most_columns
             )
-            starts[lane], stops[lane] = 0, cost4.shape[3] if lane < count else 0
             if weak:
                 theta[lane] = entry(dummy, p)
             if with_grad:
@@ -300,14 +325,15 @@ def solve(
             if part > 0:
                 copy_row(row_m, kept_m, row_k, kept_k, 0, (part - 1) * padded, columns * lanes)
             forward(
-                cost4, geometry, q, count, part * height, min(rows, (part + 1) * height), columns,
-                first_end, full, weak, rate, theta, floor, packed, row_m, row_k, starts, stops,
-                checks, exponents, with_grad and part == final, weights,
+                cost4, geometry, pairs, places, count, part * height,
+                min(rows, (part + 1) * height), columns, first_end, full, weak, rate, theta, floor,
+                packed, row_m, row_k, starts, stops, checks, exponents,
+                with_grad and part == final, weights,
             )  # fmt: skip
         for lane in range(count):
-            value[q + lane], status[q + lane] = conclude(
+            value[pairs[lane]], status[pairs[lane]] = conclude(
                 checks[2 * lanes + lane], exponents[lane], checks[lane], checks[lanes + lane],
-                entry(gamma, q + lane), geometry[ROWS, lane], geometry[COLUMNS, lane],
+                entry(gamma, pairs[lane]), geometry[ROWS, lane], geometry[COLUMNS, lane],
                 floor, bounds, not with_grad,
             )  # fmt: skip
         if not with_grad:
@@ -322,15 +348,17 @@ def solve(
                 if part > 0:
                     copy_row(kept_m, row_m, kept_k, row_k, (part - 1) * padded, 0, columns * lanes)
                 forward(
-                    cost4, geometry, q, count, start, stop, columns, first_end, full, weak, rate,
-                    theta, floor, packed, row_m, row_k, starts, stops, checks, exponents,
-                    plain(True), weights,
+                    cost4, geometry, pairs, places, count, start, stop, columns, first_end, full,
+                    weak, rate, theta, floor, packed, row_m, row_k, starts, stops, checks,
+                    exponents, plain(True), weights,
                 )  # fmt: skip
             backward(
-                grad4, geometry, q, count, start, stop, columns, first_end, full, weak, factor,
-                bounds[TINY], packed, below, starts, stops, weights, with_gamma, group_sums,
+                grad4, geometry, pairs, grad_places, count, start, stop, columns, first_end, full,
+                weak, factor, bounds[TINY], packed, below, starts, stops, weights, with_gamma,
+                group_sums,
             )  # fmt: skip
         for lane in range(count):
-            sums[0, q + lane] = group_sums[lane] * scale[q + lane]
-            sums[1, q + lane] = group_sums[lanes + lane] * scale[q + lane]
+            q = pairs[lane]
+            sums[0, q] = group_sums[lane] * scale[q]
+            sums[1, q] = group_sums[lanes + lane] * scale[q]
     restore(before)

@@ -146,7 +146,7 @@ def smooth(smoothing: Smoothing) -> Tensor:
     scaling = (task.cost, task.gamma, task.n, task.m, precision.floats, precision.bounds, origin)
 
     def work(first: int, last: int) -> None:
-        smoothing_kernels.smooth(first, last, *scaling, out)
+        smoothing_kernels.smooth(first, last, task.in_order, *scaling, out)
 
     run_chunks(task.groups, task.cells, work)
     hard = task.hard
@@ -167,7 +167,9 @@ def smooth_vjp(
     scaling = (task.cost, task.gamma, task.n, task.m, precision.floats, precision.bounds, origin)
 
     def work(first: int, last: int) -> None:
-        smoothing_kernels.smooth_vjp(first, last, *scaling, adjoint, grad, grad_gamma)
+        smoothing_kernels.smooth_vjp(
+            first, last, task.in_order, *scaling, adjoint, grad, grad_gamma
+        )
 
     run_chunks(task.groups, task.cells, work)
     hard = task.hard

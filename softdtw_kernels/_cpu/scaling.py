@@ -104,6 +104,14 @@ def set_rates(gamma, bounds, rate, lane):
 
 
 @inline
+def out_of_range(first, last, gamma, floor, bounds):
+    """Whether the costs of two cells of all paths tell that no result can be certified: as low as
+    they take a path, negative costs do not lift it back.
+    """
+    return usable(gamma) and (first + last) * (LOG2_E / gamma) > bounds[RISE] - floor // 2
+
+
+@inline
 def conclude(mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, bounds, to_return):
     """The value of a pair, and whether clamping and flushing at the floor changed nothing.
 

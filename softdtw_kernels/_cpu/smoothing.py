@@ -11,43 +11,27 @@ import math
 
 import numpy as np
 
-from .cell import exponential, log2_of_one_plus, quotient, surprise
-from .floating import fma, power_of_two
+from .cell import beside_the_largest, factor, log2_of_one_plus, quotient, surprise
 from .jit import inline, jit
-from .lanes import begin_group, pack, row_bounds, unpack
+from .lanes import begin_group, find_places, pack, row_bounds, unpack
 from .lattice import length
 from .scaling import LOG2_E
-from .simd import larger, like, load, smaller, store, where_finite, without_infinity
+from .simd import like, load, smaller, store, where_finite, without_infinity
 from .subnormal import flush_subnormals, restore
-
-
-@inline
-def factor(d, best, r_high, r_low, largest):
-    """exp(-(d - best) / g), 0 for d = +inf."""
-    w, k = exponential(d - best, r_high, r_low, largest)
-    scale = power_of_two(k)
-    return fma(w, scale, scale)
 
 
 @inline
 def softmin(diagonal, up, left, r_high, r_low, largest):
     """Smallest of the three, their factors on its scale, and the sum of these."""
     best = smaller(diagonal, smaller(up, left))
-    f0 = factor(diagonal, best, r_high, r_low, largest)
-    f1 = factor(up, best, r_high, r_low, largest)
-    f2 = factor(left, best, r_high, r_low, largest)
+    f0 = factor(diagonal - best, r_high, r_low, largest)
+    f1 = factor(up - best, r_high, r_low, largest)
+    f2 = factor(left - best, r_high, r_low, largest)
     return best, f0, f1, f2, (f0 + f1) + f2
 
 
-@inline
-def beside_the_largest(f0, f1, f2, total):
-    """The sum of the three factors but for the largest, which is 1; NaN if the total is."""
-    smaller_ones = smaller(f0, f1) + smaller(larger(f0, f1), f2)
-    return smaller_ones + (total - total)
-
-
 @jit
-def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
+def smooth(first, last, items, cost4, gamma, n, m, floats, bounds, origin, out4):
     """origin: log(origin_count). Cells beyond the lengths are not written."""
     columns = cost4.shape[3]
     lanes = 64 // floats.itemsize
@@ -56,18 +40,21 @@ def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
     result = np.empty((columns + lanes) * lanes, floats.dtype)
     rate = np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    geometry = np.empty((6, lanes), np.int64)
+    geometry, pairs = np.empty((6, lanes), np.int64), np.empty(lanes, np.int64)
+    places, out_places = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     before = flush_subnormals()
     for index in range(first, last):
-        q, count, rows, _ = begin_group(
-            index, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate
+        count, rows, _ = begin_group(
+            index, items, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate, pairs
         )
+        find_places(cost4, pairs, places)
+        find_places(out4, pairs, out_places)
         r_high, r_low = load(rate, 0), load(rate, lanes)
         largest = load(rate, 2 * lanes)
         infinite = like(r_high, np.inf)
         for i in range(rows):
-            row_bounds(i, geometry, count, False, starts, stops)
-            pack(cost4, q, i, starts, stops, columns, here)
+            whole = row_bounds(i, geometry, count, False, columns, starts, stops)
+            pack(cost4, pairs, places, i, starts, stops, whole, columns, here)
             diagonal, left = infinite, infinite
             for j in range(columns):
                 d = load(here, j * lanes)
@@ -82,14 +69,14 @@ def smooth(first, last, cost4, gamma, n, m, floats, bounds, origin, out4):
                     s = d + like(d, origin * LOG2_E) / r_high
                 store(result, j * lanes, s)
                 diagonal, left = up, d
-            unpack(result, out4, q, i, starts, stops, columns)
+            unpack(result, out4, pairs, out_places, i, starts, stops, whole, columns)
             above, here = here, above
     restore(before)
 
 
 @jit
 def smooth_vjp(
-    first, last, cost4, gamma, n, m, floats, bounds, origin, adjoint4, grad4, grad_gamma
+    first, last, items, cost4, gamma, n, m, floats, bounds, origin, adjoint4, grad4, grad_gamma
 ):  # fmt: skip
     """Adjoint of smooth. The derivative of a softmin by gamma is minus its entropy."""
     columns = cost4.shape[3]
@@ -101,21 +88,26 @@ def smooth_vjp(
     grad_here = np.empty((columns + lanes) * lanes, floats.dtype)
     rate, bits_of_row = np.empty(3 * lanes, floats.dtype), np.empty(lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    geometry = np.empty((6, lanes), np.int64)
+    geometry, pairs = np.empty((6, lanes), np.int64), np.empty(lanes, np.int64)
+    places, adjoint_places = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    grad_places = np.empty(lanes, np.int64)
     before = flush_subnormals()
     for index in range(first, last):
-        q, count, rows, _ = begin_group(
-            index, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate
+        count, rows, _ = begin_group(
+            index, items, cost4.shape, gamma, n, m, False, -1, bounds, geometry, rate, pairs
         )
+        find_places(cost4, pairs, places)
+        find_places(adjoint4, pairs, adjoint_places)
+        find_places(grad4, pairs, grad_places)
         r_high, r_low = load(rate, 0), load(rate, lanes)
         largest = load(rate, 2 * lanes)
         infinite, zero, one = like(r_high, np.inf), like(r_high, 0.0), like(r_high, 1.0)
         for lane in range(count):
-            grad_gamma[q + lane] = 0.0
+            grad_gamma[pairs[lane]] = 0.0
         for i in range(rows):
-            row_bounds(i, geometry, count, False, starts, stops)
-            pack(cost4, q, i, starts, stops, columns, here)
-            pack(adjoint4, q, i, starts, stops, columns, mass)
+            whole = row_bounds(i, geometry, count, False, columns, starts, stops)
+            pack(cost4, pairs, places, i, starts, stops, whole, columns, here)
+            pack(adjoint4, pairs, adjoint_places, i, starts, stops, whole, columns, mass)
             diagonal, left, bits = infinite, infinite, zero
             for j in range(columns):
                 # Beyond the lengths the packed mass is +inf; a NaN is one of the pair's own.
@@ -145,16 +137,16 @@ def smooth_vjp(
                 diagonal, left = up, d
             store(bits_of_row, 0, bits)
             for lane in range(count):
-                grad_gamma[q + lane] -= bits_of_row[lane] * math.log(2.0)
+                grad_gamma[pairs[lane]] -= bits_of_row[lane] * math.log(2.0)
                 if i == 0:
-                    grad_gamma[q + lane] -= mass[lane] * origin
+                    grad_gamma[pairs[lane]] -= mass[lane] * origin
             if i > 0:
-                row_bounds(i - 1, geometry, count, False, starts, stops)
-                unpack(grad_above, grad4, q, i - 1, starts, stops, columns)
+                whole = row_bounds(i - 1, geometry, count, False, columns, starts, stops)
+                unpack(grad_above, grad4, pairs, grad_places, i - 1, starts, stops, whole, columns)
             above, here = here, above
             grad_above, grad_here = grad_here, grad_above
-        row_bounds(rows - 1, geometry, count, False, starts, stops)
-        unpack(grad_above, grad4, q, rows - 1, starts, stops, columns)
+        whole = row_bounds(rows - 1, geometry, count, False, columns, starts, stops)
+        unpack(grad_above, grad4, pairs, grad_places, rows - 1, starts, stops, whole, columns)
     restore(before)
 
 

@@ -9,27 +9,31 @@ has kernels of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from .._lattice import band_limits, lattice_size
-from . import exact, hard, lanes, strips
+from . import exact, hard, lanes, strips, together, unbounded
 from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SMALLEST_GAMMA, SURE, Precision, precision_of
-from .threads import run_chunks
+from .threads import run_chunks, threads_for
 
 NOTHING = np.empty(0)
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
 SMALL = 1600  # lattice cells of a small pair
 LANES = 256**2  # lattice cells up to which lanes can be pairs
-STRIP_STEP = 1.25  # time of a step of a strip of a vector's rows over that of a step of lanes
+STRIP_STEP = 1.4  # time of a step of a strip of a vector's rows over that of a step of lanes
 LANES_ROW = 4  # steps of lanes that the begin of a row takes as long as
+SHARED = 512**2  # cells of a pair that threads share: a strip has some tiles
 COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
 FEWEST = 8  # pairs in lanes, at gamma = 0
 HARD_STRIP = 16  # steps of a strip that its begin takes as long as, at gamma = 0
 STEPS = 2**16  # of paths that are found at a time
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
+VECTOR_COST = 3  # the same, on vectors
 
 
 @dataclass
@@ -65,10 +69,10 @@ class Batch:
     def in_lanes(self, sums: bool) -> bool:
         """Whether the lanes of a vector are pairs, and not rows of one pair.
 
-        What takes fewer steps: lanes do, if most of them hold pairs, and lengths and band are about
-        those of the matrix. Values and gradients have the same bits either way. Sums over cells
-        (derivatives by the dummy cost and by gamma, if asked for) have not: there the choice must
-        not depend on the batch.
+        What takes fewer steps: lanes do, if most of them hold pairs of like lengths, and the band
+        is wide. Values and gradients have the same bits either way. Sums over cells (derivatives by
+        the dummy cost and by gamma, if asked for) have not: there the choice must not depend on the
+        batch.
         """
         rows, columns = self.lattice
         if sums or self.dummy.size > 0:
@@ -76,17 +80,21 @@ class Batch:
         if rows * columns > LANES:
             return False
         width = precision_of(self.cost).lanes
-        strips_of_pairs = self.pairs * -(-rows // width)
-        if self.n.size:
-            rows, strips_of_pairs = self.n.max(), np.sum(-(-self.n // width))
-        steps = columns
-        if self.m.size:
-            columns, steps = self.m.max(), self.m.mean()
+        if self.n.size == 0 and self.m.size == 0:
+            n, m = np.array([rows]), np.array([columns])
+            in_lanes = self.groups * rows * (columns + LANES_ROW)
+        else:
+            n, m = self.lengths
+            first_of_groups = np.arange(0, self.pairs, width)
+            most_n, most_m = (
+                np.maximum.reduceat(a[self.in_order], first_of_groups) for a in (n, m)
+            )
+            in_lanes = np.sum(most_n * (most_m + LANES_ROW))
+        steps = m
         if self.bandwidth >= 0:
-            low, high = band_limits(rows, columns, self.bandwidth)
-            steps = min(steps, high - low + width)
-        in_strips = strips_of_pairs * (steps + width - 1)
-        return bool(self.groups * rows * (columns + LANES_ROW) <= STRIP_STEP * in_strips)
+            steps = np.minimum(m, np.abs(n - m) + 2 * self.bandwidth + width)
+        in_strips = np.sum(-(-n // width) * (steps + width - 1)) * (self.pairs // n.size)
+        return bool(in_lanes <= STRIP_STEP * in_strips)
 
     @property
     def cells(self) -> int:
@@ -100,7 +108,28 @@ class Batch:
     @property
     def groups(self) -> int:
         """Number of groups of pairs that share vectors."""
-        return self.cost.shape[0] * -(-self.cost.shape[1] // precision_of(self.cost).lanes)
+        return -(-self.pairs // precision_of(self.cost).lanes)
+
+    @property
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all pairs."""
+        n, m = self.cost.shape[2:]
+        return (
+            np.broadcast_to(self.n if self.n.size else n, self.pairs),
+            np.broadcast_to(self.m if self.m.size else m, self.pairs),
+        )
+
+    @cached_property
+    def in_order(self) -> np.ndarray:
+        """All pairs, those of like lengths next to each other, so that groups waste few lanes."""
+        if self.n.size == 0 and self.m.size == 0:
+            return np.arange(self.pairs)
+        # By n into about the square root of the groups, and by m inside each.
+        n, m = self.lengths
+        place = np.empty(self.pairs, np.int64)
+        place[np.argsort(n, kind="stable")] = np.arange(self.pairs)
+        parts = math.isqrt(self.groups - 1) + 1
+        return np.lexsort((m, place * parts // self.pairs))
 
     @property
     def kernel_arguments(self) -> tuple:
@@ -163,7 +192,9 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     if not status.any():
         return out
     if gradients is not None:
-        spread_nan(task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
+        spread(np.nan, task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
+    if task.dummy.size == 0:
+        without_path(task, gradients, np.flatnonzero(status == AGAIN), out, status)
     if task.cost.dtype == np.float32:
         soft = np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
@@ -173,11 +204,37 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     return out
 
 
-def spread_nan(task: Batch, gradients: Gradients, items: np.ndarray) -> None:
+def spread(gradient: float, task: Batch, gradients: Gradients, items: np.ndarray) -> None:
+    """One number as gradient of all costs of some pairs, and by the settings."""
     for q in items:
         n, m = (a[q] if a.size else None for a in (task.n, task.m))
-        gradients.cost[divmod(q, task.cost.shape[1])][:n, :m] = np.nan
-        gradients.sums[:, q] = np.nan
+        gradients.cost[divmod(q, task.cost.shape[1])][:n, :m] = gradient
+        gradients.sums[:, q] = gradient
+
+
+def without_path(
+    task: Batch,
+    gradients: Gradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """Finish those of the pairs that have no path: the hard minimum tells at a glance."""
+    if items.size == 0:
+        return
+    counts, room = np.empty(items.size, np.int64), np.empty((0, 2), np.int64)
+    common = (task.cost, task.dummy, task.n, task.m, task.bandwidth, hard.TWO, room)
+    not_used: tuple = (np.empty_like(out), np.empty_like(status), False, False)
+    not_used += (out, False, task.cost, NOTHING[None])
+
+    def work(first: int, last: int) -> None:
+        hard.solve(items[first:last], *common, counts[first:last], *not_used)
+
+    run_chunks(items.size, task.cells * items.size // task.pairs, work)
+    none = items[counts == 0]
+    out[none], status[none] = np.inf, SURE
+    if gradients is not None:
+        spread(0.0, task, gradients, none)
 
 
 def arguments(
@@ -201,12 +258,46 @@ def vectorized(
     """Values, and which of them (and of the gradients written) are certified."""
     common = arguments(task, gradients, precision_of(task.cost), out, status)
     in_lanes = task.in_lanes(gradients is not None and gradients.with_gamma)
-    tier = lanes if in_lanes else strips
+    if not in_lanes:
+        in_strips(task, np.arange(task.pairs), common)
+        return
 
     def work(first: int, last: int) -> None:
-        tier.solve(first, last, *common)
+        lanes.solve(first, last, task.in_order, *common)
 
-    run_chunks(task.groups if in_lanes else task.pairs, task.cells, work)
+    run_chunks(task.groups, task.cells, work)
+
+
+def in_strips(task: Batch, items: np.ndarray, common: tuple) -> None:
+    """Some of the pairs; common: as `arguments` returns it.
+
+    Threads share a pair if there are more of them than pairs, and if it is worth their while.
+    """
+    cells = task.cells // task.pairs
+    threads = threads_for(task.cells)
+    if items.size < threads and cells >= SHARED:
+        for q in items:
+            n, m = (int(a[q]) for a in task.lengths)
+            rows, columns = lattice_size(n, m, weak=task.dummy.size > 0)
+            low, high = band_limits(rows, columns, task.bandwidth)
+            wide = columns if task.bandwidth < 0 else high - low
+            together.solve(q, (rows, columns, wide), threads, *common)
+        return
+
+    def work(first: int, last: int) -> None:
+        for begin, end in runs(items[first:last]):
+            strips.solve(begin, end, *common)
+
+    run_chunks(items.size, cells * items.size, work)
+
+
+def runs(items: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Neighbors of the sorted pairs, as ranges."""
+    if items[-1] - items[0] == items.size - 1:
+        yield items[0], items[-1] + 1
+        return
+    for run in np.split(items, np.flatnonzero(np.diff(items) > 1) + 1):
+        yield run[0], run[-1] + 1
 
 
 def read_as_float64(
@@ -221,13 +312,8 @@ def read_as_float64(
     if gradients is not None and task.in_lanes(gradients.with_gamma):
         for q in items:  # lanes have written there, and strips write where mass flows
             gradients.cost[divmod(q, task.cost.shape[1])] = 0.0
-
-    def work(first: int, last: int) -> None:
-        for q in items[first:last]:
-            strips.solve(q, q + 1, *common)
-
     if items.size:
-        run_chunks(items.size, task.cells * items.size // task.pairs, work)
+        in_strips(task, items, common)
 
 
 def copied_to_float64(
@@ -263,8 +349,7 @@ def hard_in_lanes(task: Batch) -> bool:
     if task.pairs < FEWEST or rows * columns > LANES:
         return False
     groups, weak = -(-task.pairs // hard.WIDE), task.dummy.size > 0
-    n = np.broadcast_to(task.n if task.n.size else task.cost.shape[2], task.pairs)
-    m = np.broadcast_to(task.m if task.m.size else task.cost.shape[3], task.pairs)
+    n, m = task.lengths
     if weak:
         n, m = 2 * n + 1, 2 * m + 1
     steps = m + np.minimum(n, hard.WIDE) - 1
@@ -338,13 +423,26 @@ def cheapest_paths(task: Batch) -> Iterator[np.ndarray]:
 def in_exact_tier(
     task: Batch, gradients: Gradients | None, items: np.ndarray, out: np.ndarray
 ) -> None:
-    def work(first: int, last: int) -> None:
-        some = items[first:last]
+    """On vectors, if 1 / gamma is a float64."""
+    slow = np.intersect1d(items, task.hard, assume_unique=True)
+    fast = np.setdiff1d(items, slow, assume_unique=True)
+    results: tuple = (out, False, out, task.cost, NOTHING[None])
+    if gradients is not None:
+        results = (out, True, gradients.scale, gradients.cost, gradients.sums)
+
+    def on_vectors(first: int, last: int) -> None:
+        unbounded.solve(fast[first:last], *task.kernel_arguments, DOUBLE.bounds, *results)
+
+    def one_by_one(first: int, last: int) -> None:
+        some = slow[first:last]
         if gradients is None:
             exact.value(*task.kernel_arguments, some, out)
         else:
             scale, grad, sums = gradients.scale, gradients.cost, gradients.sums
             exact.gradient(*task.kernel_arguments, some, scale, out, grad, sums)
 
-    cells = task.cells * items.size // task.pairs
-    run_chunks(items.size, EXACT_COST * cells, work)
+    cells = task.cells // task.pairs
+    if fast.size:
+        run_chunks(fast.size, VECTOR_COST * cells * fast.size, on_vectors)
+    if slow.size:
+        run_chunks(slow.size, EXACT_COST * cells * slow.size, one_by_one)

@@ -18,7 +18,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .blocks import load_block, store_block
+from .blocks import common, load_block, store_block
 from .floating import fma, fnma
 from .lattice import cost_at, give, length
 from .simd import first_lane, like, limits, shift_down, store, where_between
@@ -28,9 +28,13 @@ STEPS = 4  # of a strip whose costs are computed in registers together
 SIDE = 2  # features whose gradients are: D is padded to a multiple
 
 
-def chosen_by_type(stub: Any) -> Any:
-    """Decorate a function that returns the form of `stub` for the types of its arguments."""
-    return overload(stub, jit_options={"nogil": True, "error_model": "numpy"})
+def chosen_by_type(stub: Any, returns_arrays: bool = False) -> Any:
+    """Decorate a function that returns the form of `stub` for the types of its arguments.
+
+    Only what returns arrays counts who holds them: as the helpers of `jit`.
+    """
+    options: Any = {"nogil": True, "error_model": "numpy", "_nrt": returns_arrays}
+    return overload(stub, jit_options=options)
 
 
 def is_matrix(source: Any) -> bool:
@@ -83,7 +87,7 @@ def room_for(source: Any, lanes: Any, floats: Any, with_grad: Any, chunk: Any) -
     raise NotImplementedError
 
 
-@chosen_by_type(room_for)
+@chosen_by_type(room_for, returns_arrays=True)
 def _room_for(source, lanes, floats, with_grad, chunk):
     if is_matrix(source):
         return lambda source, lanes, floats, with_grad, chunk: 0
@@ -104,12 +108,33 @@ def _room_for(source, lanes, floats, with_grad, chunk):
     return for_features
 
 
+def cost_of(pair: Any, i: Any, j: Any) -> Any:
+    """One cost of the source of a pair."""
+    raise NotImplementedError
+
+
+@chosen_by_type(cost_of)
+def _cost_of(pair, i, j):
+    if is_matrix(pair):
+        return lambda pair, i, j: float(pair[i, j])
+
+    def of_features(pair, i, j):
+        xs, nx, ys, ny, origin, size, distance = pair
+        total = 0.0
+        for d in range(size):
+            x, y = float(xs[d * nx + i]), float(ys[d * ny + origin - j])
+            total += (x - y) ** 2 if distance else -x * y
+        return total
+
+    return of_features
+
+
 def begin_of(source: Any, sink: Any, q: Any, n: Any, m: Any, room: Any, lanes: Any) -> Any:
     """The source and the sink of the pair q."""
     raise NotImplementedError
 
 
-@chosen_by_type(begin_of)
+@chosen_by_type(begin_of, returns_arrays=True)
 def _begin_of(source, sink, q, n, m, room, lanes):
     if is_matrix(source):
 
@@ -192,9 +217,13 @@ def _pack_matrix(source, theta, weak, row, first, t0, t1, starts, stops, packed)
         for k in range(0, lanes, side):
             base = source.ctypes.data + row * source.strides[0] + first * source.strides[1]
             begin, end = starts[k : k + side], stops[k : k + side]
+            last_begin, first_end = common(begin, end)
             for t in range(t0, t1, side):
-                at = base + k * skew + t * source.strides[1]
-                load_block(source, at, skew, begin, end, t, packed, (t - t0) * lanes + k, lanes)
+                at, to = base + k * skew + t * source.strides[1], (t - t0) * lanes + k
+                if last_begin <= t and t + side <= first_end:
+                    load_block(source, at, skew, None, None, t, packed, to, lanes)
+                else:
+                    load_block(source, at, skew, begin, end, t, packed, to, lanes)
         return
     for k in range(packed.size):
         packed[k] = np.inf
@@ -209,9 +238,7 @@ def _pack_features(source, theta, weak, row, first, t0, t1, starts, stops, packe
     lanes = starts.size
     zero = like(load(packed, 0), 0.0)
     begin, end = limits(zero, starts), limits(zero, stops)
-    all_begun, one_ends = starts[0], stops[0]
-    for k in range(1, lanes):
-        all_begun, one_ends = max(all_begun, starts[k]), min(one_ends, stops[k])
+    all_begun, one_ends = common(starts, stops)
     for t in range(t0, t1, STEPS):
         at = origin - first - t
         d0, d1, d2, d3 = zero, zero, zero, zero
@@ -257,9 +284,13 @@ def _unpack_matrix(mass, weak, row, first, t0, t1, starts, stops, sink):
         for k in range(0, lanes, side):
             base = sink.ctypes.data + row * sink.strides[0] + first * sink.strides[1]
             begin, end = starts[k : k + side], stops[k : k + side]
+            last_begin, first_end = common(begin, end)
             for t in range(t0, t1, side):
-                at = base + k * skew + t * sink.strides[1]
-                store_block(mass, (t - t0) * lanes + k, lanes, sink, at, skew, begin, end, t)
+                at, of = base + k * skew + t * sink.strides[1], (t - t0) * lanes + k
+                if last_begin <= t and t + side <= first_end:
+                    store_block(mass, of, lanes, sink, at, skew, None, None, t)
+                else:
+                    store_block(mass, of, lanes, sink, at, skew, begin, end, t)
         return dummies
     for lane in range(lanes):
         i, j = row + lane, first - lane

@@ -21,9 +21,9 @@ import numpy as np
 
 from .jit import inline, jit, plain
 from .lattice import entry, lattice_of, length
-from .scaling import SURE, TINY, conclude, set_rates
+from .scaling import AGAIN, SURE, TINY, conclude, out_of_range, set_rates
 from .simd import store
-from .sources import begin_of, end_of, is_returned, item_size, room_for, shape_of
+from .sources import begin_of, cost_of, end_of, is_returned, item_size, room_for, shape_of
 from .subnormal import flush_subnormals, restore
 from .tiles import CHUNK, TILE, WIDTH, any_mass, backward, forward
 
@@ -82,6 +82,15 @@ def lattice_of_pair(q, shape, n, m, weak, bandwidth):
 
 
 @inline
+def beyond_range(costs, weak, rows, columns, gamma, floor, bounds):
+    """Whether the corners of a pair are enough to see that it cannot be certified."""
+    if weak:
+        return False
+    last = cost_of(costs, rows - 1, columns - 1) if rows + columns > 2 else 0.0
+    return out_of_range(cost_of(costs, 0, 0), last, gamma, floor, bounds)
+
+
+@inline
 def begin_pair(gamma, bounds, rate, checks):
     lanes = rate.size // 3
     for lane in range(lanes):
@@ -137,7 +146,7 @@ def solve(
     stride = 3 * lanes * longest
     stored = with_grad and strips * stride * floats.itemsize <= WEIGHTS
     again = with_grad and not stored
-    window, tiles = longest + 1, (longest + TILE - 1) // TILE
+    window, tiles = longest + 1, longest // TILE + 1
     bytes_kept = strips * (window + 2 * lanes * tiles) * 2 * floats.itemsize
     share = bytes_kept / (0.1 * shape[2] * shape[3] * item_size(source))
     parts = np.int64(np.ceil(share)) if bytes_kept > BORDERS else 1
@@ -159,6 +168,9 @@ def solve(
         costs, grad = begin_of(source, sink, q, n, m, room, lanes)
         theta = entry(dummy, q) if weak else 0.0
         rows, columns, low, high = lattice_of_pair(q, shape, n, m, weak, bandwidth)
+        if beyond_range(costs, weak, rows, columns, entry(gamma, q), floor, bounds):
+            value[q], status[q] = 0.0, AGAIN
+            continue
         begin_pair(entry(gamma, q), bounds, rate, checks)
         reset_border(border_m, border_k, floor)
         exponent = np.int64(floor)

@@ -82,19 +82,37 @@ def _ensure_helpers(count: int) -> None:
             threading.Thread(target=_help, args=(_jobs,), name=name, daemon=True).start()
 
 
+def threads_for(cells: int) -> int:
+    """How many threads work of so many cells is worth."""
+    return max(1, min(torch.get_num_threads(), cells // SMALLEST_SHARE))
+
+
 def run_chunks(chunks: int, cells: int, work: Callable[[int, int], None]) -> None:
     """Call work(first, last) over a partition of range(chunks), on as many threads as torch uses.
 
     `chunks` are the units that must stay together (what decides which pairs share vector lanes), so
     the partition does not change any result. `cells` is the size of the whole work.
     """
-    threads = max(1, min(torch.get_num_threads(), chunks, cells // SMALLEST_SHARE))
-    if threads == 1:
+    threads = min(threads_for(cells), chunks)
+    if threads <= 1:
         work(0, chunks)
         return
-    _ensure_helpers(threads - 1)
-    job = _Job(chunks, threads, work)
-    for index in range(1, threads):
+    _share(_Job(chunks, threads, work))
+
+
+def run_together(threads: int, work: Callable[[], None]) -> None:
+    """Call work on so many threads at once. What there is to do they share among themselves: the
+    call of a thread that comes late finds nothing left.
+    """
+    if threads == 1:
+        work()
+    else:
+        _share(_Job(threads, threads, lambda first, last: work()))
+
+
+def _share(job: _Job) -> None:
+    _ensure_helpers(job.threads - 1)
+    for index in range(1, job.threads):
         _jobs.put((job, index))
     job.run(0)
     # For what others have begun. A helper that comes late, from another caller's work, finds

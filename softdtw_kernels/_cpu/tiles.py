@@ -36,7 +36,8 @@ def forward(
     its last row, and the last step in checks.
 
     The border above column first + t is entry shift + t + 1 of above. The registers before step t
-    are those of state + t // TILE: saved there if asked for, and loaded if the strip has begun.
+    of a tile are those of state + t // TILE: saved there if asked for, and loaded if the strip has
+    begun.
     checks: rows of the minimum of the costs, of a sum that is NaN if a cost is, and of the last
     mantissas. Returns the vector of exponents of the last step.
     """
@@ -82,6 +83,12 @@ def forward(
                 store(weights, at, quotient(p_diagonal, total, share))
                 store(weights, at + lanes, quotient(p_up, total, share))
                 store(weights, at + 2 * lanes, quotient(p_left, total, share))
+    if save and steps % TILE == 0:  # for who goes on from here
+        at = 2 * lanes * (state + steps // TILE)
+        store(states_m, at, m)
+        store(states_m, at + lanes, m_up)
+        store(states_k, at, k)
+        store(states_k, at + lanes, k_up)
     store(checks, 0, lowest)
     store(checks, lanes, nan_sum)
     store(checks, 2 * lanes, m)

@@ -1,0 +1,218 @@
+"""One long pair on several threads: what `strips` does, strip after strip, to the same bits.
+
+Each thread takes the next strip that nobody has, and walks it tile by tile, always behind the
+thread on the strip before: a counter a strip tells how far its border is. So a thread waits only
+for strips that were begun before, and one thread alone can finish. The backward pass is the same
+from the last strip to the first. All strips share one border in place, as in `strips`: what a strip
+overwrites, it has read before, and the next one has not come to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .atomic import take, tell, wait
+from .jit import inline, jit, plain
+from .lattice import entry
+from .scaling import AGAIN, SURE, TINY, conclude
+from .simd import store
+from .strips import (
+    begin_pair,
+    beyond_range,
+    copy_border,
+    lane_steps,
+    lattice_of_pair,
+    most_of_pairs,
+    strip_columns,
+)
+from .subnormal import flush_subnormals, restore
+from .threads import run_together
+from .tiles import CHUNK, TILE, WIDTH, any_mass, backward, forward
+
+# Counters: two of strips that were taken, then how far each strip is, forward and backward.
+TAKEN, TAKEN_BACK, FIRST = range(3)
+DONE = 2**62  # of a strip
+FROM_RIGHT = 2**40  # the backward pass counts columns down from here
+
+
+@inline
+def value_of_pair(ends, final, rows, columns, gamma, lanes, floor, bounds, to_return):
+    """As `strips.end_pair`; ends: of each strip the lowest cost, a sum that is NaN if a cost is,
+    and the last of them the mantissa and the exponent of the final cell.
+    """
+    lowest, nan_sum = np.inf, 0.0
+    for strip in range(final + 1):
+        lowest = min(lowest, ends[strip, 0])
+        nan_sum += ends[strip, 1]
+    mantissa, exponent = ends[final, 2], np.int64(ends[final, 3])
+    return conclude(
+        mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, bounds, to_return
+    )
+
+
+@jit
+def work(
+    q, counters, ends, border_m, border_k, above_m, above_k, states_m, states_k, below, of_tiles,
+    cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
+    value, status, with_grad, scale, with_gamma, grad4, sums,
+):  # fmt: skip
+    """The part of one thread. of_tiles: rows of what `tiles.backward` returns for each tile."""
+    weak = dummy.size > 0
+    per_row = cost4.shape[1]
+    lanes = WIDTH // floats.itemsize
+    packed = np.empty(CHUNK * lanes, floats.dtype)
+    rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
+    starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    weights = np.empty(3 * lanes * TILE if with_grad else 0, floats.dtype)
+    last_k, flows = np.empty(lanes, integers.dtype), np.empty(4 * lanes + 1, floats.dtype)
+    cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
+    theta = entry(dummy, q) if weak else 0.0
+    rows, columns, low, high = lattice_of_pair(q, cost4.shape, n, m, weak, bandwidth)
+    strips, longest = most_of_pairs(q, q + 1, cost4.shape, n, m, weak, bandwidth, lanes)
+    window, tiles, final = longest + 1, longest // TILE + 1, strips - 1
+    own_m = np.empty(0 if with_grad else tiles * 2 * lanes, floats.dtype)
+    own_k = np.empty(0 if with_grad else tiles * 2 * lanes, integers.dtype)
+    nowhere_m = np.empty(columns + 3 * lanes, floats.dtype)
+    nowhere_k = np.empty(columns + 3 * lanes, integers.dtype)
+    if beyond_range(cost, weak, rows, columns, entry(gamma, q), floor, bounds):
+        value[q], status[q] = 0.0, AGAIN
+        return
+    before = flush_subnormals()
+    while True:
+        strip = take(counters, TAKEN)
+        if strip > final:
+            break
+        row = strip * lanes
+        begin_pair(entry(gamma, q), bounds, rate, checks)
+        left, steps, end = strip_columns(row, lanes, rows, columns, low, high)
+        lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
+        for begin in range(0, steps, TILE):
+            stop = min(steps, begin + TILE)
+            if strip > 0:
+                wait(counters, FIRST + strip - 1, left + stop + 1)
+            if with_grad:
+                copy_border(
+                    border_m, above_m, border_k, above_k, left + begin, strip * window + begin,
+                    stop - begin + 1,
+                )  # fmt: skip
+                k = forward(
+                    cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                    floor, packed, border_m, border_k, left, border_m, border_k, checks,
+                    plain(True), states_m, states_k, strip * tiles, plain(False), weights, plain(0),
+                )  # fmt: skip
+            else:
+                k = forward(
+                    cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                    floor, packed, border_m, border_k, left, border_m, border_k, checks,
+                    plain(True), own_m, own_k, plain(0), plain(False), weights, plain(0),
+                )  # fmt: skip
+            if row == 0:
+                border_k[0] = floor
+            if stop == steps:
+                lowest, nan_sum = np.inf, 0.0
+                for lane in range(lanes):
+                    lowest = min(lowest, checks[lane])
+                    nan_sum += checks[lanes + lane]
+                ends[strip, 0], ends[strip, 1] = lowest, nan_sum
+                if end >= 0:
+                    store(last_k, 0, k)
+                    ends[strip, 2], ends[strip, 3] = checks[2 * lanes + end], last_k[end]
+            told = DONE if stop == steps else left + stop - lanes + 2
+            tell(counters, FIRST + strip, told)
+        if strip == final:
+            value[q], status[q] = value_of_pair(
+                ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, not with_grad
+            )
+    if with_grad:
+        wait(counters, FIRST + final, DONE)
+        _, sure = value_of_pair(
+            ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, not with_grad
+        )
+        backward_counters = FIRST + strips
+        while sure == SURE:
+            strip = final - take(counters, TAKEN_BACK)
+            if strip < 0:
+                break
+            row = strip * lanes
+            begin_pair(entry(gamma, q), bounds, rate, checks)
+            left, steps, end = strip_columns(row, lanes, rows, columns, low, high)
+            lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
+            for c in range(flows.size):
+                flows[c] = 1.0 if c == end else 0.0
+            for begin in range((steps - 1) // TILE * TILE, -1, -TILE):
+                stop = min(steps, begin + TILE)
+                if strip < final:
+                    lowest_read = max(0, left + begin - lanes + 2)
+                    wait(counters, backward_counters + strip + 1, FROM_RIGHT - lowest_read)
+                if any_mass(lanes, begin, stop, left, below, flows):
+                    forward(
+                        cost, theta, weak, row, lanes, begin, stop, left, starts, stops,
+                        rate, floor, packed, above_m, above_k, strip * window, nowhere_m,
+                        nowhere_k, checks, plain(False), states_m, states_k, strip * tiles,
+                        plain(True), weights, plain(0),
+                    )  # fmt: skip
+                    d, h = backward(
+                        weak, row, lanes, begin, stop, left, starts, stops, scale[q],
+                        bounds[TINY], packed, below, weights, plain(0), flows, with_gamma, grad,
+                    )  # fmt: skip
+                    at = (final - strip) * tiles + tiles - 1 - begin // TILE
+                    of_tiles[0, at], of_tiles[1, at] = d, h
+                else:
+                    for c in range(left + begin + 1, left + stop + 1):
+                        below[c] = 0.0
+                if begin == 0:
+                    below[left] = flows[4 * lanes]
+                told = DONE if begin == 0 else FROM_RIGHT - (left + begin + 1)
+                tell(counters, backward_counters + strip, told)
+    restore(before)
+
+
+@dataclass
+class Room:
+    """What the threads on one pair share: the arrays that `work` takes after the pair."""
+
+    counters: np.ndarray
+    ends: np.ndarray
+    border_m: np.ndarray
+    border_k: np.ndarray
+    above_m: np.ndarray
+    above_k: np.ndarray
+    states_m: np.ndarray
+    states_k: np.ndarray
+    below: np.ndarray
+    of_tiles: np.ndarray
+
+
+def solve(q: int, lattice: tuple[int, int, int], threads: int, *arguments: Any) -> None:
+    """As `strips.solve` for the pair q, on so many threads. lattice: its rows, its columns, and how
+    many columns of a row are in the band.
+    """
+    (*_, floats, integers, floor, _, _, status, with_grad, scale, _, _, sums) = arguments
+    lanes = WIDTH // floats.itemsize
+    rows, columns, wide = lattice
+    strips, longest = -(-rows // lanes), min(columns, wide + lanes) + lanes
+    kept = strips if with_grad else 0
+    width, tiles = columns + 3 * lanes, longest // TILE + 1
+    border_k = np.full(width, floor, integers.dtype)
+    border_k[0] = 0  # the virtual cell before the origin, Z = 1
+    room = Room(
+        counters=np.zeros(FIRST + 2 * strips, np.int64),
+        ends=np.empty((strips, 4)),
+        border_m=np.ones(width, floats.dtype),
+        border_k=border_k,
+        above_m=np.empty(kept * (longest + 1), floats.dtype),
+        above_k=np.empty(kept * (longest + 1), integers.dtype),
+        states_m=np.empty(kept * tiles * 2 * lanes, floats.dtype),
+        states_k=np.empty(kept * tiles * 2 * lanes, integers.dtype),
+        below=np.zeros(width if with_grad else 0, floats.dtype),
+        of_tiles=np.zeros((2, kept * tiles)),
+    )
+    shared = tuple(vars(room).values())
+    run_together(threads, lambda: work(q, *shared, *arguments))
+    if with_grad and status[q] == SURE:
+        # One after the other, from the last tile to the first, as `strips` adds them.
+        dummies, entropy = (np.add.accumulate(row)[-1] for row in room.of_tiles)
+        sums[0, q], sums[1, q] = dummies, entropy * scale[q]
