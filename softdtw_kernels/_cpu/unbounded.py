@@ -125,8 +125,9 @@ def solve(
     again = with_grad and not stored
     kept = np.empty((most if again else 0, 3 * window))
     weights = np.empty(2 * size * (most if stored else 1) if with_grad else 0)
+    values = np.empty(items.size)
     before = flush_subnormals()
-    for q in items:
+    for place, q in enumerate(items):
         cost, theta = cost4[q // per_row, q % per_row], entry(dummy, q) if weak else 0.0
         grad = grad4[q // per_row, q % per_row]
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
@@ -153,7 +154,7 @@ def solve(
         v = total_of(final, (rows - 1) % WIDE, THREE)
         if math.isnan(nan_sum):
             v = np.nan
-        value[q] = v
+        values[place] = v
         if not with_grad:
             continue
         finite = math.isfinite(v)
@@ -195,3 +196,5 @@ def solve(
                 below[first] = flows[4 * LANES]
         sums[0, q], sums[1, q] = dummies, entropy * scale[q]
     restore(before)
+    for place, q in enumerate(items):
+        value[q] = values[place]  # as float32 it may be subnormal
