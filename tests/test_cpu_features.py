@@ -154,6 +154,24 @@ def test_bits_depend_on_nothing_but_the_pair(dtype: torch.dtype) -> None:
         assert bits(a) == bits(b)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bandwidth", [None, 300])
+def test_threads_share_a_long_pair(kind: str, dtype: torch.dtype, bandwidth: int | None) -> None:
+    """Strip by strip, to the same bits."""
+    given = problem(1, (1100, 1000, 3), dtype, kind, 0.5, bandwidth, lengths=True)
+    given = given._replace(x_lengths=torch.tensor([1090]), y_lengths=torch.tensor([970]))
+    ones = torch.ones(1, dtype=dtype)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3, 7, 2, 7):
+        torch.set_num_threads(threads)
+        results.append([ops.fused_value(*given), *ops.fused_gradient(*given, ones, *ALL)])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(bits(a) == bits(b) for a, b in zip(results[0], other, strict=True))
+
+
 @pytest.mark.parametrize("cost", ["sqeuclidean", "cosine", "shifted_cosine", "negative_dot"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_all_pairs(cost: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

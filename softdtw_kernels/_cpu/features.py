@@ -16,12 +16,12 @@ from torch import Tensor
 
 from .._lattice import band_limits
 from . import solve as tiers
-from . import strips
+from . import sources, strips, together
 from .arrays import NOTHING, as_array
 from .distances import squared_distances, squared_distances_vjp
 from .scaling import AGAIN, NOT_A_NUMBER, precision_of
 from .solve import Batch
-from .threads import run_chunks
+from .threads import run_chunks, threads_for
 
 BLOCK = 2**22  # cells whose costs are in memory at a time
 UNUSED = np.empty((0, 0, 0))
@@ -55,6 +55,24 @@ class FeatureBatch:
             low, high = band_limits(rows, columns, self.bandwidth)
             columns = min(columns, high - low + 1)
         return self.pairs * rows * columns
+
+    @property
+    def packed_sizes(self) -> tuple[int, int, int]:
+        lanes = strips.WIDTH // self.x.itemsize
+        shape = self.x.shape[1], self.y.shape[1], self.x.shape[2]
+        nx, ny, size = sources.sizes_of.py_func(*shape, lanes)
+        return nx, ny, size
+
+    def lattice(self, q: int) -> tuple[int, int, int]:
+        """Of a pair the rows, the columns, and how many columns of a row are in the band."""
+        rows, columns = (
+            int(own[q]) if own.size else a.shape[1]
+            for own, a in ((self.n, self.x), (self.m, self.y))
+        )
+        if self.bandwidth < 0:
+            return rows, columns, columns
+        low, high = band_limits(rows, columns, self.bandwidth)
+        return rows, columns, high - low
 
     def part(self, items: np.ndarray) -> FeatureBatch:
         """Some of the pairs."""
@@ -163,15 +181,23 @@ def without_matrix(
     sums = np.zeros((2, task.pairs))
     if gradients is None:
         unused = UNUSED.astype(out.dtype)
-        results: tuple = (False, out, False, (unused, unused), sums)
+        results: tuple = (False, out, False)
+        by_x, by_y = unused, unused
     else:
-        sink = gradients.x, gradients.y
-        results = (True, gradients.scale, gradients.with_gamma, sink, sums)
+        results = (True, gradients.scale, gradients.with_gamma)
+        by_x, by_y = gradients.x, gradients.y
 
     def work(first: int, last: int) -> None:
-        strips.solve(first, last, *common, *results)
+        strips.solve(first, last, *common, *results, (by_x, by_y, NOTHING, NOTHING), sums)
 
-    run_chunks(task.pairs, task.cells, work)
+    threads, cells = threads_for(task.cells), task.cells // task.pairs
+    if task.pairs < threads and cells >= tiers.SHARED:
+        nx, ny, size = task.packed_sizes
+        for q in range(task.pairs):
+            sink = by_x, by_y, np.zeros(size * nx), np.zeros(size * ny)
+            together.solve(q, task.lattice(q), threads, *common, *results, sink, sums)
+    else:
+        run_chunks(task.pairs, task.cells, work)
     if gradients is not None and gradients.with_gamma:
         gradients.gamma[:] = -np.log(2.0) * sums[1]
     return status

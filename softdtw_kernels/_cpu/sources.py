@@ -20,6 +20,7 @@ from numba.extending import overload
 
 from .blocks import common, load_block, store_block
 from .floating import fma, fnma
+from .jit import inline
 from .lattice import cost_at, give, length
 from .simd import first_lane, like, limits, shift_down, store, where_between
 from .simd import load_double as load
@@ -82,24 +83,31 @@ def _is_returned(source, with_grad):
     return lambda source, with_grad: source[5]
 
 
-def room_for(source: Any, lanes: Any, floats: Any, with_grad: Any, chunk: Any) -> Any:
+@inline
+def sizes_of(n, m, features, lanes):
+    """Entries of a feature of packed x and y, and how many features."""
+    # An odd number of vectors: rows at a distance of whole pages get in each other's way.
+    nx = (n + lanes - 1) // lanes * lanes
+    ny = (m + 3 * lanes + 2 * STEPS) // lanes // 2 * 2 * lanes + lanes
+    return nx, ny, (features + SIDE - 1) // SIDE * SIDE
+
+
+def room_for(source: Any, sink: Any, lanes: Any, floats: Any, with_grad: Any, chunk: Any) -> Any:
     """What the pairs of a call use one after another."""
     raise NotImplementedError
 
 
 @chosen_by_type(room_for, returns_arrays=True)
-def _room_for(source, lanes, floats, with_grad, chunk):
+def _room_for(source, sink, lanes, floats, with_grad, chunk):
     if is_matrix(source):
-        return lambda source, lanes, floats, with_grad, chunk: 0
+        return lambda source, sink, lanes, floats, with_grad, chunk: 0
 
-    def for_features(source, lanes, floats, with_grad, chunk):
+    def for_features(source, sink, lanes, floats, with_grad, chunk):
         x, _, y, _, _, _ = source
-        size = (x.shape[2] + SIDE - 1) // SIDE * SIDE
-        nx = (x.shape[1] + lanes - 1) // lanes * lanes
-        # An odd number of vectors: rows at a distance of whole pages get in each other's way.
-        ny = (y.shape[1] + 3 * lanes + 2 * STEPS) // lanes // 2 * 2 * lanes + lanes
-        gx = np.empty(size * nx if with_grad else 0)
-        gy = np.empty(size * ny if with_grad else 0)
+        _, _, gx, gy = sink
+        nx, ny, size = sizes_of(x.shape[1], y.shape[1], x.shape[2], lanes)
+        if with_grad and gx.size == 0:
+            gx, gy = np.empty(size * nx), np.empty(size * ny)
         at_hand = np.full(4, -1)  # which sequences, and of which lengths
         part = np.empty(SIDE * (chunk + lanes), floats.dtype)
         xs, ys = np.zeros(size * nx, floats.dtype), np.zeros(size * ny, floats.dtype)
@@ -159,8 +167,9 @@ def _begin_of(source, sink, q, n, m, room, lanes):
             for d in range(y.shape[2]):
                 for j in range(y.shape[1]):
                     ys[d * ny + origin - j] = y[y_of[q], j, d] if j < columns else 0.0
-        gx[:] = 0.0
-        gy[:] = 0.0
+        if sink[2].size == 0:  # else threads share the sums, which were 0 before
+            gx[:] = 0.0
+            gy[:] = 0.0
         pair = xs, nx, ys, ny, origin, size, distance
         return pair, (pair, gx, gy, part)
 
@@ -178,7 +187,7 @@ def _end_of(sink, q, n, m, of_pair):
         return lambda sink, q, n, m, of_pair: None
 
     def of_features(sink, q, n, m, of_pair):
-        by_x, by_y = sink
+        by_x, by_y, _, _ = sink
         pair, gx, gy, _ = of_pair
         _, nx, _, ny, origin, _, distance = pair
         factor = 2.0 if distance else 1.0
@@ -302,7 +311,8 @@ def _unpack_matrix(mass, weak, row, first, t0, t1, starts, stops, sink):
 
 def _unpack_features(mass, weak, row, first, t0, t1, starts, stops, sink):
     """A row stays in its lane, where its sum is. The sum of a column moves down the lanes with it,
-    and is done where it leaves them. Sums over this part are added up in float64.
+    and is done where it leaves them. Sums over this part are added up in float64. Columns that this
+    part does not hold are not touched: threads that share a pair may be there.
     """
     pair, gx, gy, part = sink
     xs, nx, ys, ny, origin, size, distance = pair
@@ -330,9 +340,9 @@ def _unpack_features(mass, weak, row, first, t0, t1, starts, stops, sink):
         store(part, t1 - t0, gy0)
         store(part, width + t1 - t0, gy1)
         at = y - (t1 - 1)
-        for c in range(width):
+        for c in range(width - 1):  # the last column may be another thread's
             gy[at + c] += part[c]
-        for c in range(width):
+        for c in range(width - 1):
             gy[at + ny + c] += part[width + c]
         store(part, 0, gx0)
         store(part, lanes, gx1)

@@ -140,7 +140,7 @@ def solve(
     packed = np.empty(CHUNK * lanes, floats.dtype)
     rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    room = room_for(source, lanes, floats, with_grad, CHUNK)
+    room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
     widest = lattice_of(shape[2], shape[3], weak, bandwidth)[1]
     strips, longest = most_of_pairs(first, last, shape, n, m, weak, bandwidth, lanes)
     stride = 3 * lanes * longest

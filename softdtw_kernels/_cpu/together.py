@@ -19,6 +19,7 @@ from .jit import inline, jit, plain
 from .lattice import entry
 from .scaling import AGAIN, SURE, TINY, conclude
 from .simd import store
+from .sources import begin_of, end_of, is_returned, room_for, shape_of
 from .strips import (
     begin_pair,
     beyond_range,
@@ -56,28 +57,29 @@ def value_of_pair(ends, final, rows, columns, gamma, lanes, floor, bounds, to_re
 @jit
 def work(
     q, counters, ends, border_m, border_k, above_m, above_k, states_m, states_k, below, of_tiles,
-    cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
-    value, status, with_grad, scale, with_gamma, grad4, sums,
+    source, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
+    value, status, with_grad, scale, with_gamma, sink, sums,
 ):  # fmt: skip
     """The part of one thread. of_tiles: rows of what `tiles.backward` returns for each tile."""
     weak = dummy.size > 0
-    per_row = cost4.shape[1]
+    shape, to_return = shape_of(source), is_returned(source, with_grad)
     lanes = WIDTH // floats.itemsize
     packed = np.empty(CHUNK * lanes, floats.dtype)
     rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     weights = np.empty(3 * lanes * TILE if with_grad else 0, floats.dtype)
     last_k, flows = np.empty(lanes, integers.dtype), np.empty(4 * lanes + 1, floats.dtype)
-    cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
+    room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
+    costs, grad = begin_of(source, sink, q, n, m, room, lanes)
     theta = entry(dummy, q) if weak else 0.0
-    rows, columns, low, high = lattice_of_pair(q, cost4.shape, n, m, weak, bandwidth)
-    strips, longest = most_of_pairs(q, q + 1, cost4.shape, n, m, weak, bandwidth, lanes)
+    rows, columns, low, high = lattice_of_pair(q, shape, n, m, weak, bandwidth)
+    strips, longest = most_of_pairs(q, q + 1, shape, n, m, weak, bandwidth, lanes)
     window, tiles, final = longest + 1, longest // TILE + 1, strips - 1
     own_m = np.empty(0 if with_grad else tiles * 2 * lanes, floats.dtype)
     own_k = np.empty(0 if with_grad else tiles * 2 * lanes, integers.dtype)
     nowhere_m = np.empty(columns + 3 * lanes, floats.dtype)
     nowhere_k = np.empty(columns + 3 * lanes, integers.dtype)
-    if beyond_range(cost, weak, rows, columns, entry(gamma, q), floor, bounds):
+    if beyond_range(costs, weak, rows, columns, entry(gamma, q), floor, bounds):
         value[q], status[q] = 0.0, AGAIN
         return
     before = flush_subnormals()
@@ -99,13 +101,13 @@ def work(
                     stop - begin + 1,
                 )  # fmt: skip
                 k = forward(
-                    cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                    costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
                     floor, packed, border_m, border_k, left, border_m, border_k, checks,
                     plain(True), states_m, states_k, strip * tiles, plain(False), weights, plain(0),
                 )  # fmt: skip
             else:
                 k = forward(
-                    cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                    costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
                     floor, packed, border_m, border_k, left, border_m, border_k, checks,
                     plain(True), own_m, own_k, plain(0), plain(False), weights, plain(0),
                 )  # fmt: skip
@@ -124,12 +126,12 @@ def work(
             tell(counters, FIRST + strip, told)
         if strip == final:
             value[q], status[q] = value_of_pair(
-                ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, not with_grad
+                ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, to_return
             )
     if with_grad:
         wait(counters, FIRST + final, DONE)
         _, sure = value_of_pair(
-            ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, not with_grad
+            ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, to_return
         )
         backward_counters = FIRST + strips
         while sure == SURE:
@@ -149,7 +151,7 @@ def work(
                     wait(counters, backward_counters + strip + 1, FROM_RIGHT - lowest_read)
                 if any_mass(lanes, begin, stop, left, below, flows):
                     forward(
-                        cost, theta, weak, row, lanes, begin, stop, left, starts, stops,
+                        costs, theta, weak, row, lanes, begin, stop, left, starts, stops,
                         rate, floor, packed, above_m, above_k, strip * window, nowhere_m,
                         nowhere_k, checks, plain(False), states_m, states_k, strip * tiles,
                         plain(True), weights, plain(0),
@@ -167,6 +169,8 @@ def work(
                     below[left] = flows[4 * lanes]
                 told = DONE if begin == 0 else FROM_RIGHT - (left + begin + 1)
                 tell(counters, backward_counters + strip, told)
+            if strip == 0:  # after all others
+                end_of(sink, q, n, m, grad)
     restore(before)
 
 
