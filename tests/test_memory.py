@@ -43,7 +43,7 @@ def make(batch, length):
     return cost.requires_grad_()
 
 
-train(make(2, 600))  # compiles, starts threads
+train(make(batch, 600))  # compiles or loads what the call below needs, starts threads
 cost = make(batch, length)
 size = cost.numel() * cost.element_size()
 peak, done = 0, False
