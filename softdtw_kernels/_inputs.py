@@ -109,11 +109,15 @@ class Sequences(NamedTuple):
         self, cost: Cost, gamma: Number, bandwidth: int | None
     ) -> FeatureProblem | None:
         """The problem for kernels that store no cost; None where these do not apply."""
-        backend, batch, x, y, *_ = self
+        backend, batch, x, y, *_, pairwise = self
         rule = fused_rule(cost)
-        if rule is None or not from_features.applies(backend, rule.kind, x, y, self.pairwise):
+        if rule is None:
+            return None
+        if not from_features.applies(backend, x, y, pairwise, bandwidth, rule.kind):
             return None
         x, y = rule.prepare(x, y)
+        if pairwise:
+            x, y = x[:, None], y[None]
         if not x.shape[:-2] == y.shape[:-2] == batch:
             x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
         gamma = batch_parameter(gamma, "gamma", batch, x.device, backend)

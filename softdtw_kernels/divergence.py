@@ -81,9 +81,9 @@ def soft_dtw_divergence(
     Raises:
         TypeError, ValueError, RuntimeError, ImportError: as :func:`soft_dtw`.
 
-    Costs the time and memory of three calls of :func:`soft_dtw` in float64, and if a gradient is
-    due, of the costs of three more in the dtype of the sequences, which are what stays in memory
-    until then. One float64 matrix is in memory at a time.
+    Costs the time and memory of three calls of :func:`soft_dtw` in float64, one after another, and
+    of three more in the dtype of the sequences if a gradient is due. Where these compute cost
+    matrices, they stay in memory until then; of those in float64 there is one at a time.
 
     >>> import torch
     >>> x = torch.randn(10, 3)

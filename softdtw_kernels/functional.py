@@ -74,12 +74,13 @@ def soft_dtw(
             which backend="reference" has.
         ImportError: for CUDA tensors without CuPy.
 
-    Costs O(N M (D + 1)) time a pair, O(N M w / max(N, M)) with a narrow band; one cost matrix of
-    memory forward, one more backward. On CUDA the first derivatives store neither of the two. They
-    do store them if cost is "euclidean" or a function, for all pairs, or if N or M is below 32.
-    Checkpoints stay between forward and backward if they are small or of at most some hundred
-    pairs: up to a fifth of the matrix (a third in float64). Differentiable twice, in forward mode
-    too.
+    Costs O(N M (D + 1)) time a pair, O(N M w / max(N, M)) with a narrow band. The first derivatives
+    store neither a cost matrix nor its gradient, but checkpoints of up to a tenth of one (a fifth
+    on CUDA, a third in float64). They do store both if cost is "euclidean" or a function, for
+    second derivatives, and where it takes less time: short sequences, on the CPU more than 64 or
+    128 features, on CUDA all pairs.
+    On CUDA checkpoints stay between forward and backward if they are small or of at most some
+    hundred pairs. Differentiable twice, in forward mode too.
 
     >>> import torch
     >>> x = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
