@@ -434,9 +434,10 @@ def in_exact_tier(
     """On vectors, if 1 / gamma is a float64."""
     slow = np.intersect1d(items, task.hard, assume_unique=True)
     fast = np.setdiff1d(items, slow, assume_unique=True)
-    results: tuple = (out, False, out, task.cost, NOTHING[None])
+    results: tuple = (out, False, out, False, task.cost, NOTHING[None])
     if gradients is not None:
-        results = (out, True, gradients.scale, gradients.cost, gradients.sums)
+        scale, with_gamma = gradients.scale, gradients.with_gamma
+        results = (out, True, scale, with_gamma, gradients.cost, gradients.sums)
 
     def on_vectors(first: int, last: int) -> None:
         unbounded.solve(fast[first:last], *task.kernel_arguments, DOUBLE.bounds, *results)
