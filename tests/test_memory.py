@@ -62,7 +62,7 @@ def make(dtype, kind, batch, length):
     return cost.requires_grad_()
 
 
-def prepare(dtype, threads, kind, batch, length):  # compiles or loads what is needed, starts threads
+def prepare(dtype, threads, kind, batch, length):  # compiles or loads kernels, starts threads
     torch.set_num_threads(threads)
     for several in (1, batch):
         train(kind, make(dtype, kind, several, 600))
