@@ -9,11 +9,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.softdtw-kernels-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install example example-japanese-vowels example-vttwins test fuzz lint registers bench \
+.PHONY: help install example example-japanese-vowels example-plots example-vttwins test fuzz lint registers bench \
 	bench-peers gpu gpu-ready gpu-tests gpu-benchmark clean
 
 help:
-	@echo 'make example      both examples: real recordings, and VT-TWINS; pictures in build/'
+	@echo 'make example      all examples: real recordings, and VT-TWINS; pictures in build/'
 	@echo 'make test         run the tests and doctests, with the same examples every time'
 	@echo 'make fuzz         property tests with new examples, until one fails or Ctrl-C;'
 	@echo '                  ROUNDS=n, MINUTES=m, FUZZ=laws|emulator|all, SEED=s, THOROUGH=1'
@@ -36,10 +36,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
-example: example-japanese-vowels example-vttwins
+example: example-japanese-vowels example-plots example-vttwins
 
 example-japanese-vowels: $(STAMP)
 	MPLBACKEND=Agg $(BIN)/python -m examples.japanese_vowels --output build/japanese_vowels
+
+example-plots: $(STAMP)
+	for name in examples/plot_*.py; do \
+		MPLBACKEND=Agg $(BIN)/python -m examples.$$(basename $$name .py) || exit 1; \
+	done
 
 example-vttwins: $(STAMP)
 	$(BIN)/python -m examples.vttwins.synthetic --out build/vttwins/data

@@ -82,11 +82,12 @@ def test_plot_without_matplotlib_names_the_extra() -> None:
     assert "softdtw-kernels[plot]" in done.stdout
 
 
-def test_readme_python_runs_and_prints_what_it_says() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+def test_python_of_a_page_runs_and_prints_what_it_says(page: str) -> None:
+    text = (ROOT / page).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks and all(block.startswith(">>> ") for block in blocks)
-    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False, encoding="utf-8")
+    result = doctest.testfile(str(ROOT / page), module_relative=False, encoding="utf-8")
     assert result.attempted >= sum(block.count(">>> ") for block in blocks)
     assert result.failed == 0
 
