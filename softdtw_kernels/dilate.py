@@ -129,13 +129,17 @@ def _from_features(
     x, y = (t.expand(*batch, *t.shape[-2:]) for t in rule.prepare(x, y))
     gammas = batch_parameter(gamma, "gamma", batch, x.device, backend)
     problem = FeatureProblem(x, y, gammas, *checked.lengths, bandwidth, rule.kind)
-    if not _is_simple(backend, gammas) or kernels.engine_of_plain_call(problem) is None:
+    engine = kernels.engine_of_plain_call(problem)
+    if engine is None or not _is_simple(backend, gammas):
         return None
-    args = problem, *_distortion(x, (x.shape[-2], y.shape[-2]), problem[3:5], alpha), alpha
+    squares, weight = _distortion(x, (x.shape[-2], y.shape[-2]), problem[3:5], alpha)
+    args = engine, problem, squares, (alpha, weight)
+    loss: Tensor
     if gradient_is_due((x, y)):
-        loss: Tensor = _OfFeatures.apply(x, y, *args)
-        return loss
-    return _of_features(*args, False, False)[0]
+        loss = _OfFeatures.apply(x, y, *args)
+    else:
+        loss, _, _ = engine.directional.of_features(*args[1:], False, False)
+    return loss
 
 
 def _is_simple(backend: str, gamma: Tensor) -> bool:
@@ -175,10 +179,9 @@ class _OfCosts(Function):
         # Without a path 0, even if the gradient of the loss is not finite.
         grad = torch.where(loss == math.inf, 0, grad)
         lengths = ctx.x_lengths, ctx.y_lengths
-        if kernels.engine_of_plain_call((by_cost, grad, *lengths)) is not None:
-            from ._cpu import directional  # noqa: PLC0415
-
-            scaled = directional.times(by_cost, grad, *lengths, ctx.bandwidth)
+        engine = kernels.engine_of_plain_call((by_cost, grad, *lengths))
+        if engine is not None:
+            scaled = engine.directional.times(by_cost, grad, *lengths, ctx.bandwidth)
         else:
             scaled = torch.where(by_cost == 0, 0, by_cost * grad[..., None, None])
         return scaled, None, None, None, None
@@ -193,10 +196,9 @@ def _weighted(
     """
     cost, ones = problem.cost, _ones(problem.cost)
     along = squares.expand(cost.shape)
-    if kernels.engine_of_plain_call((*problem, along, weight)) is not None:
-        from ._cpu import directional  # noqa: PLC0415
-
-        return directional.of_costs(problem, along, (alpha, weight), with_grad)
+    engine = kernels.engine_of_plain_call((*problem, along, weight))
+    if engine is not None:
+        return engine.directional.of_costs(problem, along, (alpha, weight), with_grad)
     expected, _, _ = kernels.gradient(problem, ones, False)
     loss = _total(kernels.value(problem), weight * (expected * squares).sum((-2, -1)), alpha)
     if with_grad:
@@ -207,19 +209,6 @@ def _weighted(
     return loss, expected
 
 
-def _of_features(
-    problem: FeatureProblem,
-    squares: Tensor,
-    weight: Tensor,
-    alpha: float,
-    with_x: bool,
-    with_y: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    from ._cpu import directional  # noqa: PLC0415
-
-    return directional.of_features(problem, squares, (alpha, weight), with_x, with_y)
-
-
 class _OfFeatures(Function):
     """As _OfCosts, but what it keeps are the gradients by the features."""
 
@@ -228,14 +217,14 @@ class _OfFeatures(Function):
         ctx: Any,
         x: Tensor,
         y: Tensor,
+        engine: Any,
         problem: FeatureProblem,
         squares: Tensor,
-        weight: Tensor,
-        alpha: float,
+        factors: tuple[float, Tensor],
     ) -> Tensor:
         problem = problem._replace(x=x, y=y)
         wanted = ctx.needs_input_grad[:2]
-        loss, by_x, by_y = _of_features(problem, squares, weight, alpha, *wanted)
+        loss, by_x, by_y = engine.directional.of_features(problem, squares, factors, *wanted)
         ctx.save_for_backward(loss, by_x, by_y)
         return loss
 

@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import oracles
@@ -191,7 +190,7 @@ class Forks:
     loading the compiler, four seconds each time, are not what is tested.
     """
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Forks:
         self._server = subprocess.Popen(
             [sys.executable, "-P", "-c", _FORKS],
             env=_with_package(),
