@@ -228,7 +228,9 @@ class DILATELoss(nn.Module):
     Source: as :func:`dilate_loss`.
     """
 
+    alpha: float
     gamma: Number
+    bandwidth: int | None
 
     def __init__(
         self,

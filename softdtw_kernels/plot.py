@@ -14,10 +14,10 @@ from torch import Tensor
 try:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "softdtw_kernels.plot needs matplotlib: pip install 'softdtw-kernels[plot]'"
-    ) from error
+    ) from _error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,6 +16,8 @@ from softdtw_kernels.plot import (  # noqa: E402
     plot_connections,
 )
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def figure() -> Iterator[None]:
