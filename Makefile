@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.softdtw-kernels-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install example example-japanese-vowels example-vttwins test fuzz lint coverage registers \
+.PHONY: help install example example-japanese-vowels example-vttwins test fuzz lint coverage docs registers \
 	bench bench-peers gpu gpu-ready gpu-tests gpu-benchmark package release-check clean
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo 'make fuzz         property tests with new examples, until one fails or Ctrl-C;'
 	@echo '                  ROUNDS=n, MINUTES=m, FUZZ=laws|emulator|all, SEED=s, THOROUGH=1'
 	@echo 'make lint         ruff, mypy and codespell'
+	@echo 'make docs         the pages, in build/docs; GALLERY=0 runs none of its scripts'
 	@echo 'make coverage     of the Python that is not compiled; fails below 90 %'
 	@echo 'make package      sdist and wheel in dist/, and the quick tests of the one against the other'
 	@echo 'make release-check  everything that a release must pass'
@@ -68,6 +69,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+# Offline. A script of the gallery runs once, and again when it has changed.
+docs: $(STAMP)
+	MPLBACKEND=Agg $(BIN)/python -m sphinx -b html -W --keep-going -q -d build/docs-cache \
+		$(if $(GALLERY),-D plot_gallery=$(GALLERY)) docs build/docs
+	@echo 'Open build/docs/index.html'
 
 # Of the Python that is not compiled; longer than `make test`, and no part of it.
 coverage: $(STAMP)

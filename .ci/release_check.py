@@ -72,6 +72,11 @@ def lint() -> None:
     run("make", "lint")
 
 
+def docs() -> None:
+    """`make docs`, its gallery included."""
+    run("make", "docs")
+
+
 def tests() -> None:
     """`make test`."""
     run("make", "test")
@@ -106,6 +111,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     address,
     links,
     lint,
+    docs,
     package,
     metadata,
     tests,
