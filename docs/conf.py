@@ -150,6 +150,8 @@ def mathml(node: nodes.Element, display: bool) -> str:
 
 
 def setup(app: Any) -> None:
+    # Pages are read again when there are other scripts than before.
+    app.add_config_value("gallery_scripts", [script.name for script in SCRIPTS], "env")
     app.connect("source-read", with_gallery)
     app.connect("autodoc-process-docstring", readable, priority=100)  # before napoleon
     app.add_html_math_renderer(
