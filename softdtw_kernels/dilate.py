@@ -310,6 +310,9 @@ class DILATELoss(_AlignmentLoss):
     Source: as :func:`dilate_loss`.
     """
 
+    alpha: float
+    bandwidth: int | None
+
     def __init__(
         self,
         alpha: float = 0.5,

@@ -137,6 +137,8 @@ class SoftDTWLoss(_AlignmentLoss):
     Source: Cuturi and Blondel 2017; Blondel et al. 2021 for the divergence.
     """
 
+    bandwidth: int | None
+
     def __init__(
         self,
         gamma: Number = 1.0,
