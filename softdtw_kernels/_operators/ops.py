@@ -44,6 +44,15 @@ allowed):
     monotonic_path(.. of log_probs and lengths) -> (*, N, M) of 0 and 1
         of the alignments in which each frame emits one token; in plain torch where an engine has
         no kernels for them
+    pattern_value(cost, gamma, warp (*), skip (*), x_lengths?, y_lengths?, bandwidth?, repeat,
+                  open_begin, open_end) -> value (*)
+    pattern_gradient(.., grad_value (*), with_parameters)
+        -> grad_cost (*, N, M), grad_gamma (*), grad_warp (*), grad_skip (*)
+    pattern_hessian_product(.., grad_value (*), tangent_cost (*, N, M), tangent_gamma (*),
+                            tangent_warp (*), tangent_skip (*))
+        -> as hessian_product, of these four
+        of the recursion in `_pattern`; where an engine has no kernels for it, of problems that are
+        plain but for the cost of warping
 
 The cost is float32 or float64 of any strides and is never copied here, unless it has more than two
 leading dimensions (those of vmap, say) that cannot be viewed as two: backends see at most two.
@@ -61,6 +70,7 @@ their derivatives.
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_type_hints
 
@@ -70,7 +80,16 @@ from torch import Tensor
 from .. import _backends as backends
 from .. import _monotonic_rows as rows
 from .._checks import check_lattice, is_distance
-from .._problem import FeatureProblem, Features, Monotonic, Problem, SmoothedProblem, Smoothing
+from .._pattern import check_no_band, check_sides
+from .._problem import (
+    FeatureProblem,
+    Features,
+    Monotonic,
+    PatternProblem,
+    Problem,
+    SmoothedProblem,
+    Smoothing,
+)
 
 
 def _like_cost(cost: Tensor) -> Tensor:
@@ -123,6 +142,14 @@ def _fake_squared_distances_vjp(
 def _fake_fused_gradient(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, with_x, with_y, _ = others
     return *_fake_squared_distances_vjp(x, y, x, with_x, with_y), _fake_item(x)
+
+
+def _fake_pattern_gradient(cost: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return _like_cost(cost), _fake_item(cost), _fake_item(cost), _fake_item(cost)
+
+
+def _fake_pattern_product(cost: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return _fake_value(cost), *_fake_pattern_gradient(cost)
 
 
 def _fake_monotonic_sum(log_probs: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -199,6 +226,17 @@ OPERATORS = {
     "monotonic_sum": Operator(Monotonic, "bool with_expected", _TWO, _fake_monotonic_sum),
     "monotonic_product": Operator(Monotonic, "Tensor tangent", _ONE, _fake_monotonic),
     "monotonic_path": Operator(Monotonic, "", _ONE, _fake_monotonic),
+    "pattern_value": Operator(PatternProblem, "", _ONE, _fake_value),
+    "pattern_gradient": Operator(
+        PatternProblem, _GRADIENT, "(Tensor, Tensor, Tensor, Tensor)", _fake_pattern_gradient
+    ),
+    "pattern_hessian_product": Operator(
+        PatternProblem,
+        "Tensor grad_value, Tensor tangent_cost, Tensor tangent_gamma, Tensor tangent_warp, "
+        "Tensor tangent_skip",
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _fake_pattern_product,
+    ),
 }
 # Shaped like the cost; other tensors have an entry an item.
 MATRICES = ("tangent_cost", "grad_s", "tangent")
@@ -211,6 +249,10 @@ def _check_costs(name: str, args: tuple[Any, ...]) -> None:
         raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
     if OPERATORS[name].takes is Problem:
         check_lattice(args[2], args[5])
+    elif OPERATORS[name].takes is PatternProblem:
+        pattern = PatternProblem(*args[: len(PatternProblem._fields)])
+        check_sides(pattern.repeat, pattern.open_begin, pattern.open_end)
+        check_no_band(pattern.open_begin, pattern.open_end, pattern.bandwidth)
     shape, batch, device = cost.shape, cost.shape[:-2], cost.device
     for argument, tensor in zip(_NAMES[name], args, strict=True):
         if not isinstance(tensor, Tensor) or tensor is cost:
@@ -286,6 +328,11 @@ def check(name: str, args: tuple[Any, ...]) -> None:
         check_features(name, args)
 
 
+def on_costs(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel of an operator that a function does on any device."""
+    return _on_costs(name, lambda: types.SimpleNamespace(**{name: function}))
+
+
 def _on_costs(name: str, engine: Callable[[], Any]) -> Callable[..., Any]:
     operator = OPERATORS[name]
     takes, count = operator.takes, len(operator.takes._fields)
@@ -350,6 +397,8 @@ for _name, _operator in OPERATORS.items():
     # What an engine lacks is put together in `compositions`.
     if _operator.takes is not FeatureProblem:
         library.impl(_name, _of_backend(_name, "numba"), "CPU")
+    if _operator.takes is PatternProblem:
+        continue  # `compositions` has what is no kernel of an engine
     if _operator.takes is Monotonic:
         library.impl(_name, _on_costs(_name, lambda: rows), "CompositeExplicitAutograd")
     elif _name != "squared_distances_vjp":
@@ -374,3 +423,6 @@ fused_gradient_from_state = _namespace.fused_gradient_from_state.default
 monotonic_sum = _namespace.monotonic_sum.default
 monotonic_product = _namespace.monotonic_product.default
 monotonic_path = _namespace.monotonic_path.default
+pattern_value = _namespace.pattern_value.default
+pattern_gradient = _namespace.pattern_gradient.default
+pattern_hessian_product = _namespace.pattern_hessian_product.default
