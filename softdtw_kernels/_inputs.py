@@ -56,25 +56,28 @@ class Costs(NamedTuple):
         lengths = self.x_lengths, self.y_lengths
         return Problem(self.cost, self.setting(gamma, "gamma"), dummy, *lengths, bandwidth)
 
-    def with_pattern(
-        self, gamma: Number, pattern: Pattern, bandwidth: int | None
-    ) -> PatternProblem:
+    def of_pattern(
+        self, gamma: Number, pattern: Pattern | None, bandwidth: int | None
+    ) -> Problem | PatternProblem:
+        """The problem of a pattern, the plain one without."""
+        if pattern is None:
+            return self.problem(gamma, bandwidth=bandwidth)
         cost = self.cost
-        settings = [
+        warp, skip = (
             batch_parameter(value, name, cost.shape[:-2], cost.device)
             for value, name in ((pattern.warp_cost, "warp_cost"), (pattern.skip_cost, "skip_cost"))
-        ]
+        )
         rest = self.x_lengths, self.y_lengths, bandwidth, *pattern[1:4]
-        return PatternProblem(cost, self.setting(gamma, "gamma"), *settings, *rest)
+        return PatternProblem(cost, self.setting(gamma, "gamma"), warp, skip, *rest)
 
     def value(
         self, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None
     ) -> Tensor:
-        """Of the plain lattice or of a pattern, differentiable."""
-        if pattern is None:
-            return self.operators.value(self.problem(gamma, bandwidth=bandwidth))
-        problem = self.with_pattern(gamma, pattern, bandwidth)
-        return operators_of_patterns(self.backend).value(problem)
+        """Of a pattern, or of the plain lattice, differentiable."""
+        problem = self.of_pattern(gamma, pattern, bandwidth)
+        if isinstance(problem, PatternProblem):
+            return operators_of_patterns(self.backend).value(problem)
+        return self.operators.value(problem)
 
     def smoothed(
         self, gamma: Number, dummy_cost: Number | None, origin_count: float
@@ -135,11 +138,15 @@ class Sequences(NamedTuple):
         self, cost: Cost, gamma: Number, bandwidth: int | None
     ) -> FeatureProblem | None:
         """The problem for kernels that store no cost; None where these do not apply."""
-        backend, batch, x, y, *_ = self
+        backend, batch, x, y, *_, pairwise = self
         rule = fused_rule(cost)
-        if rule is None or not from_features.applies(backend, rule.kind, x, y, self.pairwise):
+        if rule is None:
+            return None
+        if not from_features.applies(backend, x, y, pairwise, bandwidth, rule.kind):
             return None
         x, y = rule.prepare(x, y)
+        if pairwise:
+            x, y = x[:, None], y[None]
         if not x.shape[:-2] == y.shape[:-2] == batch:
             x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
         gamma = batch_parameter(gamma, "gamma", batch, x.device, backend)

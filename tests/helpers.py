@@ -89,6 +89,20 @@ def assert_item(
     assert_close(visits, truth.visits, oracles.gradient_tolerance(cost, gamma), f"gradient {name}")
 
 
+# For `run_python`, on Linux: the most memory since a moment, which the kernel counts.
+PEAK_MEMORY = """
+def peak_since():
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+
+def start_of_peak():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return peak_since()
+"""
+
+
 def run_python(
     code: str, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 150
 ) -> subprocess.CompletedProcess[str]:

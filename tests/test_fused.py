@@ -1,5 +1,5 @@
-"""Soft-DTW from features as one Function: the laws that its derivatives obey, on the CPU, where the
-fused operators are compositions of the others. What their CUDA kernel computes: test_cuda_features.
+"""Soft-DTW from features as one Function: the laws that its derivatives obey, on the CPU. What the
+kernels compute: test_cpu_features and test_cuda_features.
 """
 
 from __future__ import annotations

@@ -9,14 +9,12 @@ import json
 import sys
 
 import pytest
-from helpers import run_python
+from helpers import PEAK_MEMORY, run_python
 
 PROBE = """
 import json
 import os
 import sys
-import threading
-import time
 import torch
 import softdtw_kernels._cpu.operators
 from softdtw_kernels import soft_dtw_from_cost
@@ -34,12 +32,6 @@ else:
 dtype, threads, kind, batch, length = case
 torch.set_num_threads(threads)
 dtype = getattr(torch, dtype)
-page = 4096
-
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * page
 
 
 def differentiate(cost):
@@ -66,28 +58,15 @@ def make(batch, length):
     return cost.requires_grad_()
 
 
-for several in (1, 2):  # compiles, starts threads
+for several in (1, batch):  # compiles or loads what the call below needs, starts threads
     train(make(several, 600))
 cost = make(batch, length)
 size = cost.numel() * cost.element_size()
-peak, done = 0, False
-
-
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, resident())
-        time.sleep(2e-4)
-
-
-before = resident()
-watcher = threading.Thread(target=watch)
-watcher.start()
+before = start_of_peak()
 train(cost)
-done = True
-watcher.join()
+peak = peak_since()
 # A gradient of zeros that nobody wrote takes no memory.
-assert peak >= before + 0.9 * size or not cost.grad.any(), "the watcher saw nothing"
+assert peak >= before + 0.9 * size or not cost.grad.any(), "the gradient was not counted"
 print(json.dumps([case, (peak - before - size) / size]))
 """
 
@@ -95,7 +74,8 @@ print(json.dumps([case, (peak - before - size) / size]))
 pytestmark = [
     pytest.mark.slow,  # the tests share what measures them
     pytest.mark.skipif(
-        sys.platform != "linux", reason="reads /proc/self/statm, which only Linux has"
+        sys.platform != "linux",
+        reason="reads and resets the peak in /proc/self, which only Linux has",
     ),
 ]
 
@@ -114,7 +94,7 @@ Case = tuple[str, int, str, int, int]
 def extra() -> dict[Case, float]:
     """Peak memory beyond the cost and its gradient, as a share of the cost."""
     cases = [*LONG, *LARGE, *OUT_OF_RANGE, *SECOND]
-    lines = run_python(PROBE, json.dumps(cases), timeout=600).stdout.splitlines()
+    lines = run_python(PEAK_MEMORY + PROBE, json.dumps(cases), timeout=600).stdout.splitlines()
     return {tuple(case): share for case, share in map(json.loads, lines)}
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .._checks import is_distance
-from .._operators import compositions
+from .._operators import compositions, from_features
 from .._problem import FeatureProblem, Monotonic, Problem, SmoothedProblem, Smoothing
+from . import features, second_order, small
 from . import monotonic as monotonic_kernels
-from . import second_order, small
 from . import smoothing as smoothing_kernels
 from .arrays import (
     NUMPY_TYPE,
@@ -227,7 +227,14 @@ def smoothed_gradient_from_state(
     return smooth_vjp(problem.smoothing, by_s)[0], a, b
 
 
+def without_matrix(problem: FeatureProblem) -> bool:
+    x, y, *_, bandwidth, kind = problem
+    return from_features.without_matrix(x, y, bandwidth, kind)
+
+
 def fused_value(problem: FeatureProblem) -> Tensor:
+    if without_matrix(problem):
+        return features.value(problem)
     found = small.fused_value(problem)
     return compositions.fused_value(problem) if found is None else found
 
@@ -236,6 +243,8 @@ def fused_gradient(
     problem: FeatureProblem, grad_value: Tensor, with_x: bool, with_y: bool, with_gamma: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     wanted = with_x, with_y, with_gamma
+    if without_matrix(problem):
+        return features.gradient(problem, grad_value, wanted)
     if not is_distance(problem.kind):
         return compositions.fused_gradient(problem, grad_value, *wanted)
     x, y = problem.x, problem.y
@@ -245,6 +254,8 @@ def fused_gradient(
 
 
 def fused_value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor]:
+    if without_matrix(problem):
+        return features.value_and_state(problem)
     return small.fused_value_and_state(problem) or (fused_value(problem), nothing_kept())
 
 
@@ -256,12 +267,16 @@ def fused_gradient_from_state(
     with_y: bool,
     with_gamma: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = with_x, with_y, with_gamma
+    if without_matrix(problem):
+        grads = features.gradient_from_state(problem, state, grad_value, wanted)
+        return grads or features.gradient(problem, grad_value, wanted)
     x, y = problem.x, problem.y
     by_cost = None
     if not with_gamma:
         by_cost = small.gradient_of(problem, state, scale_of(grad_value, x))
     if by_cost is None:
-        return fused_gradient(problem, grad_value, with_x, with_y, with_gamma)
+        return fused_gradient(problem, grad_value, *wanted)
     return *small.features_of(by_cost, x, y, with_x, with_y), grad_value  # the last: not wanted
 
 

@@ -160,6 +160,21 @@ def store(typingctx, array, index, vector):
     return types.void(array, types.intp, vector), codegen
 
 
+@intrinsic
+def limits(typingctx, vector, array):
+    """A number of steps of an int64 array for each lane of the vector, as integers of its width."""
+    kind = Vector(INTEGER_OF[vector.dtype], vector.lanes)
+
+    def codegen(context, builder, sig, args):
+        wide = Vector(types.int64, vector.lanes)
+        zero = ir.Constant(ir.IntType(64), 0)
+        pointer = vector_pointer(context, builder, sig.args[1], args[1], zero, wide)
+        read = builder.load(pointer, align=8, typ=wide.ir_type)
+        return read if kind.dtype == types.int64 else builder.trunc(read, kind.ir_type)
+
+    return kind(vector, array), codegen
+
+
 # Lanes --------------------------------------------------------------------------------------------
 # -------------------
 
@@ -282,6 +297,22 @@ def without_infinity(typingctx, a):
         return builder.select(infinite, constant(a, 0.0), args[0])
 
     return a(a), codegen
+
+
+@intrinsic
+def where_between(typingctx, a, begin, end, step):
+    """a where begin <= step < end, elsewhere +inf."""
+
+    def codegen(context, builder, sig, args):
+        steps = splat_value(
+            builder, begin, context.cast(builder, args[3], sig.args[3], begin.dtype)
+        )
+        inside = builder.and_(
+            builder.icmp_signed("<=", args[1], steps), builder.icmp_signed("<", steps, args[2])
+        )
+        return builder.select(inside, args[0], constant(a, float("inf")))
+
+    return a(a, begin, end, step), codegen
 
 
 @intrinsic

@@ -25,6 +25,7 @@ from .jit import inline, jit, plain
 from .lattice import entry, lattice_of, length
 from .scaling import AGAIN, SURE, TINY, conclude, out_of_range, set_rates
 from .simd import store
+from .sources import begin_of, cost_of, end_of, is_returned, room_for, shape_of, size_of_costs
 from .subnormal import flush_subnormals, restore
 from .tiles import CHUNK, TILE, WIDTH, any_mass, backward, forward
 
@@ -83,12 +84,12 @@ def lattice_of_pair(q, shape, n, m, weak, bandwidth):
 
 
 @inline
-def beyond_range(cost, weak, rows, columns, gamma, floor, bounds):
+def beyond_range(costs, weak, rows, columns, gamma, floor, bounds):
     """Whether the corners of a pair are enough to see that it cannot be certified."""
     if weak:
         return False
-    last = cost[rows - 1, columns - 1] if rows + columns > 2 else 0.0
-    return out_of_range(float(cost[0, 0]), float(last), gamma, floor, bounds)
+    last = cost_of(costs, rows - 1, columns - 1) if rows + columns > 2 else 0.0
+    return out_of_range(cost_of(costs, 0, 0), last, gamma, floor, bounds)
 
 
 @inline
@@ -125,17 +126,17 @@ def most_of_pairs(first, last, shape, n, m, weak, bandwidth, lanes):
 
 
 @inline
-def strips_of_part(strips, window, tiles, lanes, itemsize, size_of_costs):
-    """How many strips have their borders and registers kept at once."""
+def strips_of_part(strips, window, tiles, lanes, itemsize, size):
+    """How many strips have their borders and registers kept at once. size: bytes of the costs."""
     kept = strips * (window + 2 * lanes * tiles) * 2 * itemsize
-    parts = int(math.ceil(kept / (0.1 * size_of_costs))) if kept > BORDERS else 1
+    parts = int(math.ceil(kept / (0.1 * size))) if kept > BORDERS else 1
     return (strips + parts - 1) // parts
 
 
 @jit
 def solve(
-    first, last, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
-    value, status, with_grad, scale, with_gamma, grad4, sums,
+    first, last, source, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
+    value, status, with_grad, scale, with_gamma, sink, sums,
 ):  # fmt: skip
     """Recursion and, if asked for, its adjoint for the pairs first <= q < last; see
     `lanes.solve`.
@@ -144,18 +145,19 @@ def solve(
     cannot be certified are not written.
     """
     weak = dummy.size > 0
-    per_row = cost4.shape[1]
+    shape = shape_of(source)
     lanes = WIDTH // floats.itemsize
     packed = np.empty(CHUNK * lanes, floats.dtype)
     rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    widest = lattice_of(cost4.shape[2], cost4.shape[3], weak, bandwidth)[1]
-    strips, longest = most_of_pairs(first, last, cost4.shape, n, m, weak, bandwidth, lanes)
+    room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
+    widest = lattice_of(shape[2], shape[3], weak, bandwidth)[1]
+    strips, longest = most_of_pairs(first, last, shape, n, m, weak, bandwidth, lanes)
     stride = 3 * lanes * longest
     stored = with_grad and strips * stride * floats.itemsize <= WEIGHTS
     again = with_grad and not stored
     window, tiles = longest + 1, longest // TILE + 1
-    size = cost4.shape[2] * cost4.shape[3] * cost4.itemsize
+    size = size_of_costs(source)
     height = strips_of_part(strips, window, tiles, lanes, floats.itemsize, size)
     parts = (strips + height - 1) // height
     kept = height if again else 0
@@ -172,10 +174,10 @@ def solve(
     below, flows = np.empty(widest + 3 * lanes, floats.dtype), np.empty(4 * lanes + 1, floats.dtype)
     before = flush_subnormals()
     for q in range(first, last):
-        cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
+        costs, grad = begin_of(source, sink, q, n, m, room, lanes)
         theta = entry(dummy, q) if weak else 0.0
-        rows, columns, low, high = lattice_of_pair(q, cost4.shape, n, m, weak, bandwidth)
-        if beyond_range(cost, weak, rows, columns, entry(gamma, q), floor, bounds):
+        rows, columns, low, high = lattice_of_pair(q, shape, n, m, weak, bandwidth)
+        if beyond_range(costs, weak, rows, columns, entry(gamma, q), floor, bounds):
             value[q], status[q] = 0.0, AGAIN
             continue
         begin_pair(entry(gamma, q), bounds, rate, checks)
@@ -193,7 +195,7 @@ def solve(
             if keep:
                 copy_border(border_m, above_m, border_k, above_k, left, place * window, steps + 1)
             k = forward(
-                cost, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate, floor,
+                costs, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate, floor,
                 packed, border_m, border_k, left, border_m, border_k, checks,
                 keep, states_m, states_k, place * tiles, stored, weights, strip * stride,
             )  # fmt: skip
@@ -203,7 +205,14 @@ def solve(
                 store(border_k, columns + 2, k)
                 exponent = np.int64(border_k[columns + 2 + end])
         value[q], status[q] = end_pair(
-            checks, exponent, rows, columns, entry(gamma, q), floor, bounds, not with_grad
+            checks,
+            exponent,
+            rows,
+            columns,
+            entry(gamma, q),
+            floor,
+            bounds,
+            is_returned(source, with_grad),
         )
         if status[q] != SURE or not with_grad:
             continue
@@ -228,7 +237,7 @@ def solve(
                     at = place * window
                     copy_border(border_m, above_m, border_k, above_k, left, at, steps + 1)
                     forward(
-                        cost, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate,
+                        costs, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate,
                         floor, packed, border_m, border_k, left, border_m, border_k, checks,
                         again, states_m, states_k, place * tiles, stored, weights, plain(0),
                     )  # fmt: skip
@@ -250,7 +259,7 @@ def solve(
                 if again:
                     offset = 0
                     forward(
-                        cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                        costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
                         floor, packed, above_m, above_k, place * window, border_m, border_k,
                         checks, plain(False), states_m, states_k, place * tiles, again, weights,
                         offset,
@@ -262,5 +271,6 @@ def solve(
                 dummies += d
                 entropy += h
             below[left] = flows[4 * lanes]
+        end_of(sink, q, n, m, grad)
         sums[0, q], sums[1, q] = dummies, entropy * scale[q]
     restore(before)

@@ -5,12 +5,8 @@ At step t of a strip, lane k is at the cell (row + lane, first + t - lane).
 
 from __future__ import annotations
 
-import numpy as np
-
-from .blocks import common, load_block, store_block
 from .cell import exponential, quotient, step, surprise
 from .jit import inline, outlined
-from .lattice import cost_at, give
 from .simd import (
     first_lane,
     keep_above,
@@ -23,6 +19,7 @@ from .simd import (
     store,
 )
 from .simd import load_double as load
+from .sources import pack, unpack
 
 WIDTH = 128  # bytes of a row of lanes: two vectors, so that borders take half the memory
 CHUNK = 64  # steps packed at a time: they stay in the first cache level
@@ -30,63 +27,8 @@ TILE = 2 * CHUNK  # steps that are computed again together
 
 
 @outlined
-def pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed):
-    """packed[(t - t0) lanes + lane] = cost of the cell of lane k at step t, for t0 <= t < t1 (and
-    up to a square more).
-    """
-    lanes = starts.size
-    skew = cost.strides[0] - cost.strides[1]
-    if not weak and cost.strides[1] == cost.itemsize:
-        side = 64 // packed.itemsize
-        for k in range(0, lanes, side):
-            base = cost.ctypes.data + row * cost.strides[0] + first * cost.strides[1] + k * skew
-            begin, end = starts[k : k + side], stops[k : k + side]
-            last_begin, first_end = common(begin, end)
-            for t in range(t0, t1, side):
-                at, to = base + t * cost.strides[1], (t - t0) * lanes + k
-                if last_begin <= t and t + side <= first_end:
-                    load_block(cost, at, skew, None, None, t, packed, to, lanes)
-                else:
-                    load_block(cost, at, skew, begin, end, t, packed, to, lanes)
-        return
-    for k in range(packed.size):
-        packed[k] = np.inf
-    for lane in range(lanes):
-        i, j = row + lane, first - lane
-        for t in range(max(starts[lane], t0), min(stops[lane], t1)):
-            packed[(t - t0) * lanes + lane] = cost_at(cost, theta, weak, i, j + t)
-
-
-@outlined
-def unpack(mass, weak, row, first, t0, t1, starts, stops, grad):
-    """What pack did, backward: mass to the gradient; returns the sum over the dummy cells."""
-    lanes = starts.size
-    dummies = 0.0
-    skew = grad.strides[0] - grad.strides[1]
-    if not weak and grad.strides[1] == grad.itemsize:
-        side = 64 // mass.itemsize
-        for k in range(0, lanes, side):
-            base = grad.ctypes.data + row * grad.strides[0] + first * grad.strides[1] + k * skew
-            begin, end = starts[k : k + side], stops[k : k + side]
-            last_begin, first_end = common(begin, end)
-            for t in range(t0, t1, side):
-                at, of = base + t * grad.strides[1], (t - t0) * lanes + k
-                if last_begin <= t and t + side <= first_end:
-                    store_block(mass, of, lanes, grad, at, skew, None, None, t)
-                else:
-                    store_block(mass, of, lanes, grad, at, skew, begin, end, t)
-        return dummies
-    for lane in range(lanes):
-        i, j = row + lane, first - lane
-        for t in range(max(starts[lane], t0), min(stops[lane], t1)):
-            e = mass[(t - t0) * lanes + lane]
-            dummies += give(grad, weak, i, j + t, e)
-    return dummies
-
-
-@outlined
 def forward(
-    cost, theta, weak, row, lanes, begin, steps, first, starts, stops, rates, floor, packed,
+    source, theta, weak, row, lanes, begin, steps, first, starts, stops, rates, floor, packed,
     above_m, above_k, shift, border_m, border_k, checks, save, states_m, states_k, state,
     keep, weights, offset,
 ):  # fmt: skip
@@ -118,7 +60,7 @@ def forward(
             store(states_m, at + lanes, m_up)
             store(states_k, at, k)
             store(states_k, at + lanes, k_up)
-        pack(cost, theta, weak, row, first, t0, t1, starts, stops, packed)
+        pack(source, theta, weak, row, first, t0, t1, starts, stops, packed)
         for t in range(t0, t1):
             d = load(packed, (t - t0) * lanes)
             w, dk = exponential(d, r_high, r_low, largest)
@@ -156,7 +98,7 @@ def forward(
 @outlined
 def backward(
     weak, row, lanes, begin, steps, first, starts, stops, scale, tiny,
-    mass, below, weights, offset, flows, with_gamma, grad,
+    mass, below, weights, offset, flows, with_gamma, sink,
 ):  # fmt: skip
     """The steps begin <= t < steps of the adjoint recursion of one strip; `below` holds what the
     strip below gives to each column + 1, and `flows` the registers between tiles.
@@ -189,7 +131,7 @@ def backward(
             below[first + t + 1] = first_lane(up_next) + corner
             corner = first_lane(diagonal_next)
         entropy += lane_sum(bits)
-        dummies += unpack(mass, weak, row, first, t0, t1, starts, stops, grad)
+        dummies += unpack(mass, weak, row, first, t0, t1, starts, stops, sink)
     store(flows, 0, from_right)
     store(flows, lanes, up_next)
     store(flows, 2 * lanes, diagonal_next)

@@ -22,6 +22,7 @@ from .jit import inline, jit, outlined, plain
 from .lattice import entry
 from .scaling import AGAIN, SURE, TINY, conclude
 from .simd import like, load_double, store
+from .sources import begin_of, end_of, is_returned, room_for, shape_of, size_of_costs
 from .strips import (
     begin_pair,
     beyond_range,
@@ -63,7 +64,7 @@ def value_of_pair(ends, final, rows, columns, gamma, lanes, floor, bounds, to_re
 
 @outlined
 def walk_strip(
-    cost, theta, weak, row, lanes, steps, left, starts, stops, rate, floor, packed, border_m,
+    costs, theta, weak, row, lanes, steps, left, starts, stops, rate, floor, packed, border_m,
     border_k, checks, behind, counters, above, mine, kept_m, kept_k, at, states_m, states_k, state,
     weights,
 ):  # fmt: skip
@@ -82,7 +83,7 @@ def walk_strip(
             size = stop - begin + 1
             copy_border(border_m, kept_m, border_k, kept_k, left + begin, at + begin, size)
         k = forward(
-            cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate, floor, packed,
+            costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate, floor, packed,
             border_m, border_k, left, border_m, border_k, checks, plain(True), states_m, states_k,
             state, plain(False), weights, plain(0),
         )  # fmt: skip
@@ -96,24 +97,25 @@ def walk_strip(
 @jit
 def work(
     q, height, counters, ends, border_m, border_k, top_m, top_k, above_m, above_k, states_m,
-    states_k, below, of_tiles, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor,
-    bounds, value, status, with_grad, scale, with_gamma, grad4, sums,
+    states_k, below, of_tiles, source, gamma, dummy, n, m, bandwidth, floats, integers, floor,
+    bounds, value, status, with_grad, scale, with_gamma, sink, sums,
 ):  # fmt: skip
     """The share of one thread. height: strips of a part. of_tiles: rows of what `tiles.backward`
     returns for each tile.
     """
     weak = dummy.size > 0
-    per_row = cost4.shape[1]
+    shape, to_return = shape_of(source), is_returned(source, with_grad)
     lanes = WIDTH // floats.itemsize
     packed = np.empty(CHUNK * lanes, floats.dtype)
     rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     weights = np.empty(3 * lanes * TILE if with_grad else 0, floats.dtype)
     last_k, flows = np.empty(lanes, integers.dtype), np.empty(4 * lanes + 1, floats.dtype)
-    cost, grad = cost4[q // per_row, q % per_row], grad4[q // per_row, q % per_row]
+    room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
+    costs, grad = begin_of(source, sink, q, n, m, room, lanes)
     theta = entry(dummy, q) if weak else 0.0
-    rows, columns, low, high = lattice_of_pair(q, cost4.shape, n, m, weak, bandwidth)
-    strips, longest = most_of_pairs(q, q + 1, cost4.shape, n, m, weak, bandwidth, lanes)
+    rows, columns, low, high = lattice_of_pair(q, shape, n, m, weak, bandwidth)
+    strips, longest = most_of_pairs(q, q + 1, shape, n, m, weak, bandwidth, lanes)
     window, tiles, final = longest + 1, longest // TILE + 1, strips - 1
     own_m = np.empty(tiles * 2 * lanes, floats.dtype)
     own_k = np.empty(tiles * 2 * lanes, integers.dtype)
@@ -122,7 +124,7 @@ def work(
     last_part = final // height
     onward = 1 + OF_PART * (last_part + 1)  # where the counters of strips begin
     again, back = onward + strips, onward + 2 * strips
-    if beyond_range(cost, weak, rows, columns, entry(gamma, q), floor, bounds):
+    if beyond_range(costs, weak, rows, columns, entry(gamma, q), floor, bounds):
         value[q], status[q] = 0.0, AGAIN
         return
     before = flush_subnormals()
@@ -142,7 +144,7 @@ def work(
         elif with_grad and place == 0:
             kept_m, kept_k, at = top_m, top_k, part * window
         k = walk_strip(
-            cost, theta, weak, row, lanes, steps, left, starts, stops, rate, floor, packed,
+            costs, theta, weak, row, lanes, steps, left, starts, stops, rate, floor, packed,
             border_m, border_k, checks, strip > 0, counters, onward + strip - 1, onward + strip,
             kept_m, kept_k, at, its_m, its_k, state, weights,
         )  # fmt: skip
@@ -157,12 +159,12 @@ def work(
         tell(counters, onward + strip, DONE)
         if strip == final:
             value[q], status[q] = value_of_pair(
-                ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, not with_grad
+                ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, to_return
             )
     if with_grad:
         wait(counters, onward + final, DONE)
         _, sure = value_of_pair(
-            ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, not with_grad
+            ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, to_return
         )
         begin_pair(entry(gamma, q), bounds, rate, checks)
         for part in range(last_part if sure == SURE else -1, -1, -1):
@@ -191,7 +193,7 @@ def work(
                         steps = min(steps, whole_tiles(rightmost - left + lanes))
                     lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
                     walk_strip(
-                        cost, theta, weak, row, lanes, steps, left, starts, stops, rate, floor,
+                        costs, theta, weak, row, lanes, steps, left, starts, stops, rate, floor,
                         packed, border_m, border_k, checks, place > 0, counters, again + strip - 1,
                         again + strip, above_m, above_k, place * window, states_m, states_k,
                         place * tiles, weights,
@@ -216,7 +218,7 @@ def work(
                         wait(counters, back + strip + 1, FROM_RIGHT - lowest_read)
                     if any_mass(lanes, begin, stop, left, below, flows):
                         forward(
-                            cost, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                            costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
                             floor, packed, above_m, above_k, place * window, nowhere_m, nowhere_k,
                             checks, plain(False), states_m, states_k, place * tiles, plain(True),
                             weights, plain(0),
@@ -235,6 +237,8 @@ def work(
                         below[left] = flows[4 * lanes]
                     told = DONE if begin == 0 else FROM_RIGHT - (left + begin + 1)
                     tell(counters, back + strip, told)
+                if strip == 0:  # after all others
+                    end_of(sink, q, n, m, grad)
     restore(before)
 
 
@@ -260,12 +264,12 @@ def solve(q: int, lattice: tuple[int, int, int], threads: int, *arguments: Any) 
     """As `strips.solve` for the pair q, on so many threads. lattice: its rows, its columns, and how
     many columns of a row are in the band.
     """
-    (cost4, *_, floats, integers, floor, _, _, status, with_grad, scale, _, _, sums) = arguments
+    (source, *_, floats, integers, floor, _, _, status, with_grad, scale, _, _, sums) = arguments
     lanes = WIDTH // floats.itemsize
     rows, columns, wide = lattice
     strips, longest = -(-rows // lanes), min(columns, wide + lanes) + lanes
     window, tiles = longest + 1, longest // TILE + 1
-    size = cost4.shape[2] * cost4.shape[3] * cost4.itemsize
+    size = size_of_costs(source)
     height = strips_of_part.py_func(strips, window, tiles, lanes, floats.itemsize, size)
     parts, kept = -(-strips // height), height if with_grad else 0
     width = columns + 3 * lanes

@@ -1,4 +1,4 @@
-"""Soft-DTW from features as one autograd Function, for devices whose kernels never store the cost.
+"""Soft-DTW from features as one autograd Function, by kernels that never store the cost.
 
 The value, and its first derivatives where none of them will be differentiated again, come from the
 fused operators. Any other derivative (double backward, forward mode, torch.func) is that of the
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._checks import is_distance
-from .._modes import PLAIN_TYPES, in_plain_mode
+from .._modes import PLAIN_TYPES, in_plain_mode, is_recorded
 from .._problem import FeatureProblem
 from . import kernels, recursion
 from .distances import product, squared_distances, squared_distances_vjp
@@ -29,26 +29,54 @@ from .function import (
 )
 from .recursion import only
 
-# Shorter sequences fill no strip of the kernels, and their cost matrix is small.
+# On CUDA, shorter sequences fill no strip of the kernels, and their cost matrix is small.
 LEAST_LENGTH = 32
+# On the CPU a strip has so many bytes of rows. Where it does more than so many times the cells that
+# there are, lanes that are pairs take less time on a matrix.
+STRIP_BYTES, MOST_WORK = 128, 2.5
+# With more features, distances and products of a whole matrix take less time a cell.
+MANY_DISTANCES, MANY_PRODUCTS = 128, 48
 SMALL_CALL = 40_000  # cells: what one thread of the CPU does
 
 
-def applies(backend: str, kind: str, x: Tensor, y: Tensor, pairwise: bool) -> bool:
+def applies(
+    backend: str, x: Tensor, y: Tensor, pairwise: bool, bandwidth: int | None, kind: str
+) -> bool:
     """Whether a call goes through here, of a cost that kernels compute from features.
 
-    All pairs do not: their costs of the dot types come from one matrix product.
+    On CUDA all pairs do not, since their costs of the dot types come from one matrix product.
     """
-    if pairwise:
-        return False
     if backend == "cuda":
-        return min(x.shape[-2], y.shape[-2]) >= LEAST_LENGTH
-    return backend == "numba" and _is_small_call(kind, x, y)
+        return not pairwise and min(x.shape[-2], y.shape[-2]) >= LEAST_LENGTH
+    # A program that is recorded holds for other sizes too: what it does can't depend on them.
+    if backend != "numba" or is_recorded():
+        return False
+    return without_matrix(x, y, bandwidth, kind) or _is_small_call(x, y, pairwise, kind)
 
 
-def _is_small_call(kind: str, x: Tensor, y: Tensor) -> bool:
-    """Of distances, on the CPU: one Function in place of two, where that is most of the time."""
-    if not (in_plain_mode() and type(x) in PLAIN_TYPES and type(y) in PLAIN_TYPES):
+def without_matrix(x: Tensor, y: Tensor, bandwidth: int | None, kind: str) -> bool:
+    """Whether the CPU stores no costs of such pairs: where that takes less time.
+
+    This must not depend on the size of the batch: the bits of a pair would.
+    """
+    n, m, size = x.shape[-2], y.shape[-2], x.shape[-1]
+    # The gradients by x and y, a pair each, are to take no more memory than those of a matrix.
+    if size * (n + m) > 2 * n * m:
+        return False
+    rows = STRIP_BYTES // x.element_size()
+    steps = m + rows - 1
+    if bandwidth is not None:  # of a matrix all cells are computed
+        steps = min(steps, abs(m - n) + 2 * min(bandwidth, m) + rows)
+    many = MANY_DISTANCES if is_distance(kind) else MANY_PRODUCTS
+    work = -(-n // rows) * rows * steps * max(1.0, size / many)
+    return work <= MOST_WORK * n * m
+
+
+def _is_small_call(x: Tensor, y: Tensor, pairwise: bool, kind: str) -> bool:
+    """Of distances, on the CPU: one Function in place of two, where that is most of the time. Bits
+    are those of the two.
+    """
+    if pairwise or not (in_plain_mode() and type(x) in PLAIN_TYPES and type(y) in PLAIN_TYPES):
         return False
     if not is_distance(kind) or x.dim() > 4:
         return False

@@ -395,8 +395,7 @@ for _name, _operator in OPERATORS.items():
     library.define(_name + _operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"softdtw_kernels::{_name}", _operator.fake, lib=library)
     # What an engine lacks is put together in `compositions`.
-    if _operator.takes is not FeatureProblem:
-        library.impl(_name, _of_backend(_name, "numba"), "CPU")
+    library.impl(_name, _of_backend(_name, "numba"), "CPU")
     if _operator.takes is PatternProblem:
         continue  # `compositions` has what is no kernel of an engine
     if _operator.takes is Monotonic:

@@ -1,0 +1,381 @@
+"""Soft-DTW from features on the CPU: no matrix of costs, and none of their gradient.
+
+The strips compute costs where they need them. What they do not certify in float32 they do again in
+float64. What is left goes to the other tiers one block of pairs after another, with costs in
+memory: gamma = 0, next to which there is nothing to fuse, and pairs that need the exact tier.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._backends import in_shape
+from .._checks import is_distance
+from .._lattice import band_limits
+from .._problem import FeatureProblem
+from . import solve as tiers
+from . import sources, strips, together
+from .arrays import NOTHING, as_array, flat, from_array
+from .distances import squared_distances, squared_distances_vjp
+from .scaling import AGAIN, NOT_A_NUMBER, precision_of
+from .solve import Batch
+from .task import band_of, checked_gamma, checked_lengths
+from .threads import run_chunks, threads_for
+
+BLOCK = 2**22  # cells whose costs are in memory at a time
+UNUSED = np.empty((0, 0, 0))
+
+Wanted = tuple[bool, bool, bool]  # which gradients: by x, y, gamma
+
+
+@dataclass
+class FeatureBatch:
+    """Sequences and what goes with them, as in `solve.Batch`."""
+
+    x: np.ndarray  # (S, N, D), contiguous: those that differ
+    x_of: np.ndarray  # (P,) int64: the sequence of each pair
+    y: np.ndarray
+    y_of: np.ndarray
+    distance: bool  # or the negative product
+    gamma: np.ndarray
+    n: np.ndarray
+    m: np.ndarray
+    bandwidth: int
+
+    @property
+    def pairs(self) -> int:
+        return self.x_of.size
+
+    @property
+    def cells(self) -> int:
+        """About the number of all."""
+        rows, columns = self.x.shape[1], self.y.shape[1]
+        if self.bandwidth >= 0:
+            low, high = band_limits(rows, columns, self.bandwidth)
+            columns = min(columns, high - low + 1)
+        return self.pairs * rows * columns
+
+    @property
+    def packed_sizes(self) -> tuple[int, int, int]:
+        lanes = strips.WIDTH // self.x.itemsize
+        shape = self.x.shape[1], self.y.shape[1], self.x.shape[2]
+        nx, ny, size = sources.sizes_of.py_func(*shape, lanes)
+        return nx, ny, size
+
+    def lattice(self, q: int) -> tuple[int, int, int]:
+        """Of a pair the rows, the columns, and how many columns of a row are in the band."""
+        rows, columns = (
+            int(own[q]) if own.size else a.shape[1]
+            for own, a in ((self.n, self.x), (self.m, self.y))
+        )
+        if self.bandwidth < 0:
+            return rows, columns, columns
+        low, high = band_limits(rows, columns, self.bandwidth)
+        return rows, columns, high - low
+
+    def part(self, items: np.ndarray) -> FeatureBatch:
+        """Some of the pairs."""
+        gamma = self.gamma[items] if self.gamma.size > 1 else self.gamma
+        n, m = (a[items] if a.size else a for a in (self.n, self.m))
+        x, x_of = _used(self.x, self.x_of[items])
+        y, y_of = _used(self.y, self.y_of[items])
+        return replace(self, x=x, x_of=x_of, y=y, y_of=y_of, gamma=gamma, n=n, m=m)
+
+
+def _used(x: np.ndarray, x_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sequences that some pairs have."""
+    which, of_pair = np.unique(x_of, return_inverse=True)
+    return x[which], of_pair.reshape(-1).astype(np.int64)
+
+
+@dataclass
+class FeatureGradients:
+    """Where the gradients of `scale` times the values go."""
+
+    scale: np.ndarray  # (P,) in the dtype of the features
+    x: np.ndarray  # (P, N, D), zeros before; or without a pair, if not wanted
+    y: np.ndarray
+    with_gamma: bool
+    gamma: np.ndarray  # (P,) float64; zeros, if not wanted
+
+    @staticmethod
+    def shapes(task: FeatureBatch, wanted: Wanted) -> tuple[tuple[int, ...], ...]:
+        """Of x and y."""
+        return tuple(
+            (task.pairs * is_wanted, *a.shape[1:])
+            for a, is_wanted in zip((task.x, task.y), wanted, strict=False)
+        )
+
+    @classmethod
+    def room(cls, task: FeatureBatch, scale: np.ndarray, wanted: Wanted) -> FeatureGradients:
+        x, y = (np.zeros(shape, task.x.dtype) for shape in cls.shapes(task, wanted))
+        return cls(scale, x, y, wanted[2], np.zeros(task.pairs))
+
+    def put(self, items: np.ndarray, part: FeatureGradients) -> None:
+        if len(self.x):
+            self.x[items] = part.x
+        if len(self.y):
+            self.y[items] = part.y
+        if self.with_gamma:
+            self.gamma[items] = part.gamma
+
+    def like(self, items: np.ndarray, dtype: np.dtype) -> FeatureGradients:
+        """Room for those of some pairs."""
+        x, y = (
+            np.zeros((items.size * (len(a) > 0), *a.shape[1:]), dtype) for a in (self.x, self.y)
+        )
+        scale = self.scale[items].astype(dtype)
+        return FeatureGradients(scale, x, y, self.with_gamma, np.zeros(items.size))
+
+
+def batch_of(problem: FeatureProblem) -> FeatureBatch:
+    """The problem as the kernels take it, its values checked."""
+    x, y, gamma, x_lengths, y_lengths, bandwidth, kind = problem
+    rows, columns = x.shape[-2], y.shape[-2]
+    return FeatureBatch(
+        *sequences_of(x),
+        *sequences_of(y),
+        is_distance(kind),
+        checked_gamma(gamma),
+        checked_lengths(x_lengths, rows, "x_lengths"),
+        checked_lengths(y_lengths, columns, "y_lengths"),
+        band_of(bandwidth, rows, columns),
+    )
+
+
+def sequences_of(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of features (*, N, D) the sequences that differ by their place in memory, and which of them
+    each item has.
+    """
+    batch = x.shape[:-2]
+    for k, stride in enumerate(x.stride()[:-2]):
+        if stride == 0:
+            x = x.narrow(k, 0, min(1, x.shape[k]))
+    own = x.shape[:-2]
+    of_item = np.arange(own.numel()).reshape(own)
+    of_item = np.ascontiguousarray(np.broadcast_to(of_item, batch)).reshape(-1)
+    features = np.ascontiguousarray(as_array(x)).reshape(own.numel(), *x.shape[-2:])
+    return features, of_item
+
+
+def solve(
+    task: FeatureBatch, gradients: FeatureGradients | None, returned: bool = True
+) -> np.ndarray:
+    """Values of all pairs, certified if they are to be returned, and gradients if asked for."""
+    out = np.empty(task.pairs, task.x.dtype)
+    if task.pairs == 0:
+        return out
+    if not task.gamma.any():
+        with_matrix(task, gradients, np.arange(task.pairs), out)
+        return out
+    status = without_matrix(task, gradients, out, returned)
+    if not status.any():
+        return out
+    if gradients is not None:
+        spread_nan(task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
+    again = np.flatnonzero(status == AGAIN)
+    zero = np.broadcast_to(task.gamma == 0.0, task.pairs)[again]
+    if task.x.dtype == np.float32:
+        status[again[~zero]] = in_float64(task, gradients, again[~zero], out, returned)
+        again = np.flatnonzero(status == AGAIN)
+    with_matrix(task, gradients, again, out)
+    return out
+
+
+def without_matrix(
+    task: FeatureBatch, gradients: FeatureGradients | None, out: np.ndarray, returned: bool
+) -> np.ndarray:
+    """Values and gradients, and which of them are certified."""
+    status = np.empty(task.pairs, np.uint8)
+    source = (task.x, task.x_of, task.y, task.y_of, task.distance, returned)
+    common = (
+        *(source, task.gamma, NOTHING, task.n, task.m, task.bandwidth),
+        *(*precision_of(task.x).kernel_arguments, out, status),
+    )
+    sums = np.zeros((2, task.pairs))
+    if gradients is None:
+        unused = UNUSED.astype(out.dtype)
+        results: tuple = (False, out, False)
+        by_x, by_y = unused, unused
+    else:
+        results = (True, gradients.scale, gradients.with_gamma)
+        by_x, by_y = gradients.x, gradients.y
+
+    def work(first: int, last: int) -> None:
+        strips.solve(first, last, *common, *results, (by_x, by_y, NOTHING, NOTHING), sums)
+
+    threads, cells = threads_for(task.cells), task.cells // task.pairs
+    if task.pairs < threads and cells >= tiers.SHARED:
+        nx, ny, size = task.packed_sizes
+        for q in range(task.pairs):
+            sink = by_x, by_y, np.zeros(size * nx), np.zeros(size * ny)
+            together.solve(q, task.lattice(q), threads, *common, *results, sink, sums)
+    else:
+        run_chunks(task.pairs, task.cells, work)
+    if gradients is not None and gradients.with_gamma:
+        gradients.gamma[:] = -np.log(2.0) * sums[1]
+    return status
+
+
+def in_float64(
+    task: FeatureBatch,
+    gradients: FeatureGradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    returned: bool,
+) -> np.ndarray:
+    """Some pairs of a float32 problem again; returns their status."""
+    if items.size == 0:
+        return np.empty(0, np.uint8)
+    part = task.part(items)
+    part.x, part.y = part.x.astype(np.float64), part.y.astype(np.float64)
+    theirs = None if gradients is None else gradients.like(items, np.dtype(np.float64))
+    values = np.empty(items.size)
+    status = without_matrix(part, theirs, values, returned)
+    out[items] = values
+    if gradients is not None and theirs is not None:
+        gradients.put(items, theirs)
+        spread_nan(task, gradients, items[status == NOT_A_NUMBER])
+    return status
+
+
+def spread_nan(task: FeatureBatch, gradients: FeatureGradients, items: np.ndarray) -> None:
+    for q in items:
+        n, m = (a[q] if a.size else None for a in (task.n, task.m))
+        if len(gradients.x):
+            gradients.x[q, :n] = np.nan
+        if len(gradients.y):
+            gradients.y[q, :m] = np.nan
+        if gradients.with_gamma:
+            gradients.gamma[q] = np.nan
+
+
+def with_matrix(
+    task: FeatureBatch, gradients: FeatureGradients | None, items: np.ndarray, out: np.ndarray
+) -> None:
+    """Some pairs through their costs, a block of pairs at a time."""
+    size = max(1, BLOCK // max(1, task.x.shape[1] * task.y.shape[1]))
+    for first in range(0, items.size, size):
+        some = items[first : first + size]
+        part = task.part(some)
+        x = torch.from_numpy(part.x[part.x_of])
+        y = torch.from_numpy(part.y[part.y_of])
+        cost = squared_distances(x, y) if part.distance else (x.double() @ -y.double().mT).to(x)
+        costs = cost.numpy()[None]
+        batch = Batch(costs, part.gamma, NOTHING, part.n, part.m, part.bandwidth)
+        if gradients is None:
+            out[some] = tiers.solve(batch, None)
+            continue
+        theirs = gradients.like(some, part.x.dtype)
+        of_costs = tiers.Gradients(theirs.scale, theirs.with_gamma, np.zeros_like(costs))
+        out[some] = tiers.solve(batch, of_costs)
+        by_cost = torch.from_numpy(of_costs.cost[0])
+        if part.distance:
+            by_x, by_y = squared_distances_vjp(x, y, by_cost, True, True)
+        else:
+            minus = -by_cost.double()
+            by_x, by_y = minus @ y.double(), minus.mT @ x.double()
+        theirs.x, theirs.y, theirs.gamma = by_x.numpy(), by_y.numpy(), of_costs.gamma
+        gradients.put(some, theirs)
+
+
+def value(problem: FeatureProblem) -> Tensor:
+    return from_array(solve(batch_of(problem), None), problem.x.shape[:-2])
+
+
+def gradient(
+    problem: FeatureProblem, grad_value: Tensor, wanted: Wanted
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In x and y, without any feature where it is not wanted, and gamma."""
+    task, scale = batch_of(problem), flat(grad_value.to(problem.x.dtype))
+    gradients = FeatureGradients.room(task, scale, wanted)
+    solve(task, gradients, returned=False)
+    arrays = gradients.x, gradients.y, gradients.gamma
+    return _as_tensors(problem, [torch.from_numpy(a) for a in arrays], wanted)
+
+
+def _as_tensors(
+    problem: FeatureProblem, grads: list[Tensor], wanted: Wanted
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in the shapes of x, y and the batch."""
+    by_x, by_y = (
+        in_shape(grad, t.shape) if is_wanted else t.new_empty(*t.shape[:-1], 0)
+        for grad, t, is_wanted in zip(grads, problem[:2], wanted, strict=False)
+    )
+    return by_x, by_y, in_shape(grads[2], problem.x.shape[:-2])
+
+
+def value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor]:
+    """The value, and its gradients by what requires one: both from one pass."""
+    x, y, gamma = problem[:3]
+    due = x.requires_grad, y.requires_grad, gamma.requires_grad
+    value, state = with_state(batch_of(problem), due)
+    return from_array(value, x.shape[:-2]), torch.from_numpy(state)
+
+
+def gradient_from_state(
+    problem: FeatureProblem, state: Tensor, grad_value: Tensor, wanted: Wanted
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """None where the state does not hold what is wanted."""
+    held = from_state(batch_of(problem), as_array(state), wanted)
+    if held is None:
+        return None
+    scale = grad_value.reshape(-1).to(problem.x.dtype)
+    grads = [
+        torch.from_numpy(a) * scale[:, None, None] if is_wanted else torch.empty(0)
+        for a, is_wanted in zip((held.x, held.y), wanted, strict=False)
+    ]
+    by_gamma = torch.from_numpy(held.gamma) * scale.double()
+    return _as_tensors(problem, [*grads, by_gamma], wanted)
+
+
+HEADER = 8  # bytes of a state before the gradients: which of them it holds
+
+
+def with_state(task: FeatureBatch, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and the gradients of them in bytes: less than a forward pass would have to keep."""
+    shapes = FeatureGradients.shapes(task, wanted)
+    state = np.zeros(_state_size(task, shapes, wanted), np.uint8)
+    state[:3] = wanted
+    gradients = _in_state(task, state, shapes, wanted)
+    return solve(task, gradients), state
+
+
+def from_state(task: FeatureBatch, state: np.ndarray, wanted: Wanted) -> FeatureGradients | None:
+    """The gradients of a state, of the values themselves; None if it does not hold them all."""
+    if state.size == 0:
+        return None
+    held: Wanted = tuple(bool(b) for b in state[:3])  # type: ignore[assignment]
+    shapes = FeatureGradients.shapes(task, held)
+    size = _state_size(task, shapes, held)
+    if state.size != size:
+        raise ValueError(f"the state of such a call has {size} bytes, got {state.size}")
+    if any(w and not h for w, h in zip(wanted, held, strict=True)):
+        return None
+    return _in_state(task, state, shapes, held)
+
+
+def _state_size(task: FeatureBatch, shapes: tuple[tuple[int, ...], ...], wanted: Wanted) -> int:
+    features = sum(math.prod(shape) for shape in shapes) * task.x.itemsize
+    return HEADER + 8 * task.pairs * wanted[2] + features
+
+
+def _in_state(
+    task: FeatureBatch, state: np.ndarray, shapes: tuple[tuple[int, ...], ...], wanted: Wanted
+) -> FeatureGradients:
+    """Gradients whose memory is that of the state."""
+    first = HEADER + 8 * task.pairs * wanted[2]
+    gamma = state[HEADER:first].view(np.float64) if wanted[2] else np.zeros(task.pairs)
+    of_features = []
+    for shape in shapes:
+        last = first + math.prod(shape) * task.x.itemsize
+        of_features.append(state[first:last].view(task.x.dtype).reshape(shape))
+        first = last
+    by_x, by_y = of_features
+    scale = np.ones(task.pairs, task.x.dtype)
+    return FeatureGradients(scale, by_x, by_y, wanted[2], gamma)
