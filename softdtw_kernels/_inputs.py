@@ -70,9 +70,7 @@ class Costs(NamedTuple):
         rest = self.x_lengths, self.y_lengths, bandwidth, *pattern[1:4]
         return PatternProblem(cost, self.setting(gamma, "gamma"), warp, skip, *rest)
 
-    def value(
-        self, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None
-    ) -> Tensor:
+    def value(self, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None) -> Tensor:
         """Of a pattern, or of the plain lattice, differentiable."""
         problem = self.of_pattern(gamma, pattern, bandwidth)
         if isinstance(problem, PatternProblem):

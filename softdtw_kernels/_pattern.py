@@ -6,8 +6,8 @@ costs. The options of the public functions, checked once, here.
     V = softmin over the ends of R[i, j] + end[i, j]
 
 begin is 0 at the first cell, and with open begins of x and y skip * i at (i, 0) and skip * j at
-(0, j); of ends likewise, from the last cell on. A step (1, 0) matches a frame of y once more, a step
-(0, 1) one of x: those that `repeat` does not name are not taken.
+(0, j); of ends likewise, from the last cell on. A step (1, 0) matches a frame of y once more, a
+step (0, 1) one of x: those that `repeat` does not name are not taken.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def value(problem: PatternProblem) -> Tensor:
     """The value of the recursion, differentiable; NaN where a setting or a length is out of
     range.
     """
-    cost, gamma, warp, skip, x_lengths, y_lengths, bandwidth, repeat, *ends = problem
-    open_begin, open_end = ends
+    cost, gamma, warp, skip, x_lengths, y_lengths, bandwidth, *sides = problem
+    repeat, open_begin, open_end = sides
     check_no_band(open_begin, open_end, bandwidth)
     rows, columns = cost.shape[-2:]
     check_gamma_and_lengths(gamma, x_lengths, y_lengths, rows, columns)
@@ -130,7 +130,8 @@ def gradient(
     inputs = problem[:4]
 
     def of_inputs(*inputs: Tensor) -> Tensor:
-        return value(PatternProblem(*inputs, *problem[4:]))
+        cost, gamma, warp, skip = inputs
+        return value(problem._replace(cost=cost, gamma=gamma, warp=warp, skip=skip))
 
     by_cost, *by_settings = torch.func.vjp(of_inputs, *inputs)[1](grad_value)
     by_gamma, by_warp, by_skip = (

@@ -93,10 +93,11 @@ class Alignment:
         if torch.compiler.is_compiling():
             return
         if _versions(self._problem)[first:] != self._versions[first:]:
+            used = f"{'' if first else 'gamma, '}costs, lengths or {self._settings}"
             raise RuntimeError(
-                f"the {'' if first else 'gamma, '}costs, lengths or {self._settings} of this alignment "
-                f"were changed in place after it was computed, so its {what} can no longer be "
-                f"told; call {call} before, or give a clone() of what will change"
+                f"the {used} of this alignment were changed in place after it was computed, so its "
+                f"{what} can no longer be told; call {call} before, or give a clone() of what will "
+                "change"
             )
 
 

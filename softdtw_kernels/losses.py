@@ -147,6 +147,9 @@ class SoftDTWLoss(_AlignmentLoss):
     Source: Cuturi and Blondel 2017; Blondel et al. 2021 for the divergence.
     """
 
+    warp_cost: Number
+    skip_cost: Number
+
     def __init__(
         self,
         gamma: Number = 1.0,
@@ -209,7 +212,8 @@ class SoftDTWLoss(_AlignmentLoss):
     def _path(self) -> dict[str, Sides]:
         """The options of a path that are not those of the plain recursion."""
         options = {"repeat": self.repeat, "open_begin": self.open_begin, "open_end": self.open_end}
-        return {name: value for name, value in options.items() if value != ("xy" if name == "repeat" else "")}
+        plain = {"repeat": "xy", "open_begin": "", "open_end": ""}
+        return {name: value for name, value in options.items() if value != plain[name]}
 
     def _settings(self) -> dict[str, object]:
         prices = {"warp_cost": self.warp_cost, "skip_cost": self.skip_cost}

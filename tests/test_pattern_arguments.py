@@ -118,8 +118,16 @@ def test_the_loss_keeps_tensors() -> None:
     assert warp.grad is not None
 
 
-@pytest.mark.parametrize("options", [{"repeat": "x"}, {"open_begin": "x"}, {"open_end": "xy"},
-                                     {"skip_cost": 0.1}, {"skip_cost": torch.tensor(0.0)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repeat": "x"},
+        {"open_begin": "x"},
+        {"open_end": "xy"},
+        {"skip_cost": 0.1},
+        {"skip_cost": torch.tensor(0.0)},
+    ],
+)
 def test_the_divergence_has_no_open_ends(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"divergence=True has no {next(iter(options))}"):
         SoftDTWLoss(divergence=True, **options)

@@ -68,7 +68,7 @@ def _assert_truth(got: list[Any], truth: Truth, cost: np.ndarray, gamma: float) 
     assert_close(by_skip, truth.by_skip, 20 * atol, "by skip cost")
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     pattern=st.sampled_from(PATTERNS),
     n=SIZES,
@@ -103,10 +103,11 @@ def test_every_combination(pattern: tuple[str, str, str], backend: str) -> None:
     for n, m in ((3, 4), (4, 3), (3, 3)):
         cost = _cost("normal", n, m, n)
         truth = enumerate_paths(cost, 0.5, 0.3, 0.2, pattern)
-        _assert_truth(_run(cost, 0.5, 0.3, 0.2, **_options(pattern), backend=backend), truth, cost, 1)
+        got = _run(cost, 0.5, 0.3, 0.2, **_options(pattern), backend=backend)
+        _assert_truth(got, truth, cost, 1)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     pattern=st.sampled_from(PATTERNS),
     n=SIZES,
@@ -151,7 +152,8 @@ def test_one_cheapest_alignment_of_ties(
     gamma=gammas(1e-2),
     warp=PRICES,
     skip=PRICES,
-    ends=st.tuples(st.sampled_from(["", "x", "y"]), st.sampled_from(["", "x", "y"])),
+    # Where a path may leave out frames of x first and of y last, prices would touch each other.
+    ends=st.sampled_from([("x", ""), ("y", ""), ("", "x"), ("", "y"), ("x", "x"), ("y", "y")]),
 )
 def test_one_open_side_is_padding(
     n: int,
@@ -195,9 +197,7 @@ def test_transposed_and_reversed(
 
 
 @given(seed=seeds(), n=st.integers(1, 7), m=st.integers(1, 7), warp=st.floats(0.01, 3))
-def test_warp_cost_is_a_coordinate(
-    seed: int, n: int, m: int, warp: float, backend: str
-) -> None:
+def test_warp_cost_is_a_coordinate(seed: int, n: int, m: int, warp: float, backend: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 3, generator=generator, dtype=torch.float64)
     y = torch.randn(m, 3, generator=generator, dtype=torch.float64)
@@ -293,9 +293,7 @@ def test_lengths_and_settings_are_a_loop_over_items(
 
 
 @given(repeat=st.sampled_from(SIDES), seed=seeds(), bandwidth=st.integers(0, 4))
-def test_a_band_is_forbidden_pairs(
-    repeat: str, seed: int, bandwidth: int, backend: str
-) -> None:
+def test_a_band_is_forbidden_pairs(repeat: str, seed: int, bandwidth: int, backend: str) -> None:
     cost = _cost("normal", 6, 4, seed)
     i, j = np.mgrid[:6, :4]
     outside = (j - i < -2 - bandwidth) | (j - i > bandwidth)
@@ -325,8 +323,9 @@ def test_a_nan_makes_its_item_nan(backend: str) -> None:
         value = soft_dtw_from_cost(leaf, **arguments)
         assert value.isnan().tolist() == [False, True]
         assert leaf.grad is None
-        by_cost, by_warp = torch.autograd.grad(value.sum(), (leaf, warp if len(options) else leaf),
-                                               allow_unused=True)
+        by_cost, by_warp = torch.autograd.grad(
+            value.sum(), (leaf, warp if len(options) else leaf), allow_unused=True
+        )
         assert by_cost[1].isnan().all() and not by_cost[0].isnan().any()
         assert by_warp is None or by_warp.isnan()
 
@@ -381,9 +380,7 @@ def test_gradcheck(options: dict[str, Any], backend: str) -> None:
     assert torch.autograd.gradgradcheck(function, _inputs())
 
 
-@given(
-    pattern=st.sampled_from(PATTERNS), n=SIZES, m=SIZES, seed=seeds(), gamma=gammas(0.05)
-)
+@given(pattern=st.sampled_from(PATTERNS), n=SIZES, m=SIZES, seed=seeds(), gamma=gammas(0.05))
 def test_second_derivatives_are_those_of_the_reference(
     pattern: tuple[str, str, str], n: int, m: int, seed: int, gamma: float
 ) -> None:

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import is_distance
 from .. import _backends as backends
+from .._checks import is_distance
 from .._pattern import check_prices
 from .._problem import FeatureProblem, PatternProblem, Problem
 from . import ops
@@ -75,7 +75,7 @@ def _result(grad: Tensor, x: Tensor) -> Tensor:
 
 
 # A path of K pairs from the first to the last has 2 K - N - M steps that repeat a frame. With w for
-# each of them V_w(C) = V(C + 2 w) - (N + M) w. In float64: of C + 2 w in float32 w may leave nothing.
+# each of them V_w(C) = V(C + 2 w) - (N + M) w. In float64: w may leave nothing of C in float32.
 
 
 def pattern_value(problem: PatternProblem) -> Tensor:
@@ -121,8 +121,8 @@ def pattern_path(problem: PatternProblem) -> list[Tensor]:
 def _warped(problem: PatternProblem) -> Problem:
     if not problem.warps_alone:
         raise NotImplementedError(
-            f"no kernels for {problem.cost.device} know other repeats, begins or ends than those of "
-            "plain alignments: call the public functions, which then take plain torch"
+            f"no kernels for {problem.cost.device} know other repeats, begins or ends than those "
+            "of plain alignments: call the public functions, which then take plain torch"
         )
     warp, cost = problem.warp, problem.cost.detach()
     check_prices(warp, problem.skip, False)
@@ -144,9 +144,9 @@ def _like_cost(matrix: Tensor, problem: PatternProblem) -> Tensor:
 
 def register() -> None:
     """For every device whose engine has no kernel of its own."""
-    for function in (pattern_value, pattern_gradient, pattern_hessian_product):
-        kernel = ops.on_costs(function.__name__, function)
-        ops.library.impl(function.__name__, kernel, "CompositeExplicitAutograd")
+    for of_pattern in (pattern_value, pattern_gradient, pattern_hessian_product):
+        kernel = ops.on_costs(of_pattern.__name__, of_pattern)
+        ops.library.impl(of_pattern.__name__, kernel, "CompositeExplicitAutograd")
     for function in (squared_distances_vjp, fused_value, fused_gradient):
         name = function.__name__
         kernel = ops.on_features(name, function)

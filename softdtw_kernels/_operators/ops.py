@@ -90,76 +90,7 @@ from .._problem import (
     SmoothedProblem,
     Smoothing,
 )
-
-
-def _like_cost(cost: Tensor) -> Tensor:
-    return torch.empty_like(cost) if cost.dim() <= 4 else cost.new_empty(cost.shape)
-
-
-def _fake_value(cost: Tensor, *_: Any) -> Tensor:
-    return cost.new_empty(cost.shape[:-2])
-
-
-def _fake_item(cost: Tensor) -> Tensor:
-    return cost.new_empty(cost.shape[:-2], dtype=torch.float64)
-
-
-def _fake_gradient(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _like_cost(cost), _fake_item(cost), _fake_item(cost)
-
-
-def _fake_value_and_state(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    # Of costs or features. How much is kept only a device tells, and nobody asks: compiled code
-    # keeps nothing.
-    return _fake_value(x), x.new_empty(0, dtype=torch.uint8)
-
-
-def _fake_hessian_product(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _fake_value(cost), _like_cost(cost), _fake_item(cost), _fake_item(cost)
-
-
-def _fake_smooth(cost: Tensor, *_: Any) -> Tensor:
-    return _like_cost(cost)
-
-
-def _fake_smooth_vjp(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _like_cost(cost), _fake_item(cost)
-
-
-def _fake_squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], y.shape[-2])
-
-
-def _fake_squared_distances_vjp(
-    x: Tensor, y: Tensor, g: Tensor, with_x: bool, with_y: bool
-) -> tuple[Tensor, Tensor]:
-    return (
-        x.new_empty(*x.shape[:-1], x.shape[-1] if with_x else 0),
-        y.new_empty(*y.shape[:-1], y.shape[-1] if with_y else 0),
-    )
-
-
-def _fake_fused_gradient(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, with_x, with_y, _ = others
-    return *_fake_squared_distances_vjp(x, y, x, with_x, with_y), _fake_item(x)
-
-
-def _fake_pattern_gradient(cost: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return _like_cost(cost), _fake_item(cost), _fake_item(cost), _fake_item(cost)
-
-
-def _fake_pattern_product(cost: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return _fake_value(cost), *_fake_pattern_gradient(cost)
-
-
-def _fake_monotonic_sum(log_probs: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    shape = log_probs.shape if others[-1] else (*log_probs.shape[:-2], 0, 0)
-    return _fake_value(log_probs), log_probs.new_empty(shape)
-
-
-def _fake_monotonic(log_probs: Tensor, *_: Any) -> Tensor:
-    return log_probs.new_empty(log_probs.shape)
-
+from . import shapes
 
 # Schemas, in the terms of torch, of what is annotated in `_problem`.
 _TYPES: dict[Any, str] = {
@@ -199,43 +130,43 @@ class Operator(NamedTuple):
 
 
 OPERATORS = {
-    "value": Operator(Problem, "", _ONE, _fake_value),
-    "gradient": Operator(Problem, _GRADIENT, _THREE, _fake_gradient),
-    "value_and_state": Operator(Problem, "", _TWO, _fake_value_and_state),
-    "gradient_from_state": Operator(Problem, f"Tensor state, {_GRADIENT}", _THREE, _fake_gradient),
+    "value": Operator(Problem, "", _ONE, shapes.value),
+    "gradient": Operator(Problem, _GRADIENT, _THREE, shapes.gradient),
+    "value_and_state": Operator(Problem, "", _TWO, shapes.value_and_state),
+    "gradient_from_state": Operator(Problem, f"Tensor state, {_GRADIENT}", _THREE, shapes.gradient),
     "hessian_product": Operator(
         Problem,
         "Tensor grad_value, Tensor tangent_cost, Tensor tangent_gamma, Tensor? tangent_dummy",
         "(Tensor, Tensor, Tensor, Tensor)",
-        _fake_hessian_product,
+        shapes.hessian_product,
     ),
-    "smooth": Operator(Smoothing, "", _ONE, _fake_smooth),
-    "smooth_vjp": Operator(Smoothing, "Tensor grad_s", _TWO, _fake_smooth_vjp),
-    "smoothed_value": Operator(SmoothedProblem, "", _ONE, _fake_value),
-    "smoothed_gradient": Operator(SmoothedProblem, _GRADIENT, _THREE, _fake_gradient),
-    "squared_distances": Operator(Features, "", _ONE, _fake_squared_distances),
+    "smooth": Operator(Smoothing, "", _ONE, shapes.smooth),
+    "smooth_vjp": Operator(Smoothing, "Tensor grad_s", _TWO, shapes.smooth_vjp),
+    "smoothed_value": Operator(SmoothedProblem, "", _ONE, shapes.value),
+    "smoothed_gradient": Operator(SmoothedProblem, _GRADIENT, _THREE, shapes.gradient),
+    "squared_distances": Operator(Features, "", _ONE, shapes.squared_distances),
     "squared_distances_vjp": Operator(
-        Features, "Tensor g, bool with_x, bool with_y", _TWO, _fake_squared_distances_vjp
+        Features, "Tensor g, bool with_x, bool with_y", _TWO, shapes.squared_distances_vjp
     ),
-    "fused_value": Operator(FeatureProblem, "", _ONE, _fake_value),
-    "fused_gradient": Operator(FeatureProblem, _FUSED_GRADIENT, _THREE, _fake_fused_gradient),
-    "fused_value_and_state": Operator(FeatureProblem, "", _TWO, _fake_value_and_state),
+    "fused_value": Operator(FeatureProblem, "", _ONE, shapes.value),
+    "fused_gradient": Operator(FeatureProblem, _FUSED_GRADIENT, _THREE, shapes.fused_gradient),
+    "fused_value_and_state": Operator(FeatureProblem, "", _TWO, shapes.value_and_state),
     "fused_gradient_from_state": Operator(
-        FeatureProblem, f"Tensor state, {_FUSED_GRADIENT}", _THREE, _fake_fused_gradient
+        FeatureProblem, f"Tensor state, {_FUSED_GRADIENT}", _THREE, shapes.fused_gradient
     ),
-    "monotonic_sum": Operator(Monotonic, "bool with_expected", _TWO, _fake_monotonic_sum),
-    "monotonic_product": Operator(Monotonic, "Tensor tangent", _ONE, _fake_monotonic),
-    "monotonic_path": Operator(Monotonic, "", _ONE, _fake_monotonic),
-    "pattern_value": Operator(PatternProblem, "", _ONE, _fake_value),
+    "monotonic_sum": Operator(Monotonic, "bool with_expected", _TWO, shapes.monotonic_sum),
+    "monotonic_product": Operator(Monotonic, "Tensor tangent", _ONE, shapes.monotonic),
+    "monotonic_path": Operator(Monotonic, "", _ONE, shapes.monotonic),
+    "pattern_value": Operator(PatternProblem, "", _ONE, shapes.value),
     "pattern_gradient": Operator(
-        PatternProblem, _GRADIENT, "(Tensor, Tensor, Tensor, Tensor)", _fake_pattern_gradient
+        PatternProblem, _GRADIENT, "(Tensor, Tensor, Tensor, Tensor)", shapes.pattern_gradient
     ),
     "pattern_hessian_product": Operator(
         PatternProblem,
         "Tensor grad_value, Tensor tangent_cost, Tensor tangent_gamma, Tensor tangent_warp, "
         "Tensor tangent_skip",
         "(Tensor, Tensor, Tensor, Tensor, Tensor)",
-        _fake_pattern_product,
+        shapes.pattern_product,
     ),
 }
 # Shaped like the cost; other tensors have an entry an item.
