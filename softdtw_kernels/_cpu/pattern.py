@@ -1,7 +1,8 @@
 """The operators `pattern_*` on CPU tensors: which kernels do a pattern.
 
 Problems that are plain but for the cost of warping are plain ones of other costs, see
-`_operators.compositions`. The others go to the scalar tier of `pattern_kernels`.
+`_operators.compositions`: the tiers of `solve` add it to the exponents. The others go to the scalar
+tier of `pattern_kernels`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from .arrays import (
     flat,
     four_dimensional,
     from_array,
+    matrices,
     matrix_like,
     one_or_all,
 )
-from .solve import EXACT_COST
-from .task import band_of, checked_gamma, checked_lengths
+from .solve import EXACT_COST, Batch, Gradients, solve
+from .task import band_of, batch_of, checked_gamma, checked_lengths
 from .threads import run_chunks
 
 
@@ -70,9 +72,10 @@ def _number(problem: PatternProblem) -> int:
 
 
 def pattern_value(problem: PatternProblem) -> Tensor:
+    cost = problem.cost
     if problem.warps_alone:
-        return compositions.pattern_value(problem)
-    task, cost = _task(problem), problem.cost
+        return from_array(solve(_warped(problem), None), cost.shape[:-2])
+    task = _task(problem)
     values = np.empty(task.pairs)
 
     def work(first: int, last: int) -> None:
@@ -86,7 +89,7 @@ def pattern_gradient(
     problem: PatternProblem, grad_value: Tensor, with_parameters: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if problem.warps_alone:
-        return compositions.pattern_gradient(problem, grad_value, with_parameters)
+        return _warped_gradient(problem, grad_value, with_parameters)
     task, cost = _task(problem), problem.cost
     values, sums = np.empty(task.pairs), np.zeros((3, task.pairs))
     scale, grad = flat(grad_value.double()), matrix_like(cost, zeros=True)
@@ -98,6 +101,31 @@ def pattern_gradient(
     run_chunks(task.pairs, EXACT_COST * cost.numel(), work)
     by_gamma, by_warp, by_skip = (from_array(row.copy(), cost.shape[:-2]) for row in sums)
     return grad, by_gamma, by_warp, by_skip
+
+
+def _warped(problem: PatternProblem) -> Batch:
+    check_prices(problem.warp, problem.skip, False)
+    task = batch_of(problem.of(problem.cost))
+    task.warp = one_or_all(problem.warp)
+    return task
+
+
+def _warped_gradient(
+    problem: PatternProblem, grad_value: Tensor, with_parameters: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    task, shape = _warped(problem), problem.cost.shape[:-2]
+    grad = matrix_like(problem.cost, zeros=True)
+    scale = flat(grad_value.to(problem.cost.dtype))
+    gradients = Gradients(scale, with_parameters, matrices(grad))
+    solve(task, gradients)
+    by_warp = np.zeros(task.pairs)
+    if with_parameters:
+        visits = gradients.cost.sum((2, 3), dtype=np.float64).reshape(-1)
+        n, m = task.lengths
+        by_warp = np.where(visits == 0.0, 0.0, 2.0 * visits - (n + m) * scale)
+    by_settings = gradients.gamma, by_warp, np.zeros(task.pairs)
+    by_gamma, by_w, by_skip = (from_array(a, shape) for a in by_settings)
+    return grad, by_gamma, by_w, by_skip
 
 
 def pattern_hessian_product(

@@ -45,6 +45,8 @@ class Batch:
     n: np.ndarray  # (P,) int64, or empty for all of N; like m
     m: np.ndarray
     bandwidth: int  # negative: none
+    # (P,) or (1,), of a plain lattice; or empty for no cost of warping.
+    warp: np.ndarray = field(default_factory=lambda: NOTHING)
     order: np.ndarray | None = field(default=None, init=False)  # what in_order has found
 
     @property
@@ -138,14 +140,21 @@ class Batch:
 
     @property
     def kernel_arguments(self) -> tuple:
+        """Of the kernels on vectors."""
+        return self.cost, self.gamma, self.warp, self.dummy, self.n, self.m, self.bandwidth
+
+    @property
+    def exact_arguments(self) -> tuple:
+        """Of the exact tier, which knows no cost of warping."""
         return self.cost, self.gamma, self.dummy, self.n, self.m, self.bandwidth
 
     def part(self, items: np.ndarray) -> Batch:
         """Some of the pairs, in float64."""
         cost = self.cost[np.divmod(items, self.cost.shape[1])].astype(np.float64)[None]
-        gamma, dummy = (a[items] if a.size > 1 else a for a in (self.gamma, self.dummy))
+        settings = self.gamma, self.dummy, self.warp
+        gamma, dummy, warp = (a[items] if a.size > 1 else a for a in settings)
         n, m = (a[items] if a.size else a for a in (self.n, self.m))
-        return Batch(cost, gamma, dummy, n, m, self.bandwidth)
+        return Batch(cost, gamma, dummy, n, m, self.bandwidth, warp)
 
     @property
     def hard(self) -> np.ndarray:
@@ -190,12 +199,13 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     if task.pairs == 0:
         return out
     zeros = task.gamma.size - np.count_nonzero(task.gamma)
+    exactly = warped_exactly if task.warp.size else hard_minimum
     if zeros == task.gamma.size:
-        hard_minimum(task, gradients, np.arange(task.pairs), out, status)
+        exactly(task, gradients, np.arange(task.pairs), out, status)
         return out
     vectorized(task, gradients, out, status)
     if zeros:
-        hard_minimum(task, gradients, np.flatnonzero(task.gamma == 0.0), out, status)
+        exactly(task, gradients, np.flatnonzero(task.gamma == 0.0), out, status)
     if not np.count_nonzero(status):
         return out
     if gradients is not None:
@@ -206,7 +216,9 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
         soft = np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
     rest = np.flatnonzero(status == AGAIN)
-    if rest.size:
+    if rest.size and task.warp.size:
+        warped_exactly(task, gradients, rest, out, status)
+    elif rest.size:
         in_exact_tier(task, gradients, rest, out)
     return out
 
@@ -348,6 +360,34 @@ def copied_to_float64(
     status[items] = SURE
 
 
+def warped_exactly(
+    task: Batch,
+    gradients: Gradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """Some pairs with a cost of warping w in the tiers that know none: those of costs C + 2 w, less
+    (n + m) w. In float64, a block of pairs at a time.
+    """
+    n, m = task.lengths
+    warp = np.broadcast_to(task.warp, task.pairs)
+    block = max(1, COPIED // (task.cost.shape[2] * task.cost.shape[3]))
+    for first in range(0, items.size, block):
+        some = items[first : first + block]
+        part = task.part(some)
+        part.cost += 2.0 * warp[some, None, None]
+        part.warp = NOTHING
+        theirs = None
+        if gradients is not None:
+            scale = gradients.scale[some].astype(np.float64)
+            theirs = Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
+        out[some] = solve(part, theirs) - (n[some] + m[some]) * warp[some]
+        if gradients is not None and theirs is not None:
+            gradients.put(some, theirs, task.cost.shape[1])
+    status[items] = SURE
+
+
 def hard_in_lanes(task: Batch) -> bool:
     """Whether lanes are pairs where all gammas are 0: if that takes fewer steps. Bits are the same
     either way.
@@ -439,15 +479,15 @@ def in_exact_tier(
         results = (out, True, gradients.scale, gradients.cost, gradients.sums)
 
     def on_vectors(first: int, last: int) -> None:
-        unbounded.solve(fast[first:last], *task.kernel_arguments, DOUBLE.bounds, *results)
+        unbounded.solve(fast[first:last], *task.exact_arguments, DOUBLE.bounds, *results)
 
     def one_by_one(first: int, last: int) -> None:
         some = slow[first:last]
         if gradients is None:
-            exact.value(*task.kernel_arguments, some, out)
+            exact.value(*task.exact_arguments, some, out)
         else:
             scale, grad, sums = gradients.scale, gradients.cost, gradients.sums
-            exact.gradient(*task.kernel_arguments, some, scale, out, grad, sums)
+            exact.gradient(*task.exact_arguments, some, scale, out, grad, sums)
 
     cells = task.cells // task.pairs
     if fast.size:
