@@ -200,14 +200,13 @@ def gradient_of_pair(cost, n, m, bandwidth, pattern, gamma, warp, skip, with_gra
 
 @jit
 def solve(
-    first, last, cost4, gamma, warp, skip, n, m, bandwidth, pattern, value, with_grad, scale,
-    grad4, sums,
+    items, cost4, gamma, warp, skip, n, m, bandwidth, pattern, value, with_grad, scale, grad4, sums,
 ):  # fmt: skip
-    """Values of the pairs first <= q < last and, if asked for, the gradients of scale[q] times
-    them: by the costs to grad4, which is 0 before, by gamma, warp and skip to the rows of sums.
+    """Values of the pairs q in items and, if asked for, the gradients of scale[q] times them: by
+    the costs to grad4, which is 0 before, by gamma, warp and skip to the rows of sums.
     """
     per_row = cost4.shape[1]
-    for q in range(first, last):
+    for q in items:
         a, b = q // per_row, q % per_row
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
         v, s0, s1, s2 = gradient_of_pair(

@@ -28,6 +28,7 @@ from .scaling import (
     SURE,
     TINY,
     WARPED_ROWS,
+    added,
     conclude,
     out_of_range,
     set_warped_rates,
@@ -96,8 +97,8 @@ def beyond_range(costs, weak, rows, columns, gamma, warp, floor, bounds):
     """Whether the corners of a pair are enough to see that it cannot be certified."""
     if weak:
         return False
-    last = cost_of(costs, rows - 1, columns - 1) + 2.0 * warp if rows + columns > 2 else 0.0
-    first = cost_of(costs, 0, 0) + 2.0 * warp
+    last = cost_of(costs, rows - 1, columns - 1) + added(warp) if rows + columns > 2 else 0.0
+    first = cost_of(costs, 0, 0) + added(warp)
     return out_of_range(first, last, gamma, floor, bounds)
 
 
