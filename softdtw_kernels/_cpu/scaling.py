@@ -19,11 +19,9 @@ LOG2_E_LOW = 2.0355273740931033e-17  # log2(e) to twice the precision is LOG2_E 
 SMALLEST_GAMMA = 1e-28  # below, 1 / gamma fits no float32, and softmin is the minimum
 
 WARPED_ROWS = 5  # of set_warped_rates
-# Stands for a cost of warping beside which no other counts: of the alignments the kernels sum those
-# of the fewest pairs. Each pair more costs so many binary digits: more than costs may, less than
-# exponents hold.
-FEWEST = math.inf
-DIGITS_32, DIGITS_64 = 2.0**18, 2.0**34
+# A cost of warping from here on stands for one beside which no other counts: of the alignments the
+# kernels sum those of the fewest pairs. See `fewest`.
+FEWEST = 2.0**900
 
 SURE, NOT_A_NUMBER, AGAIN = 0, 1, 2  # AGAIN: not certified, another tier does it once more
 
@@ -127,8 +125,8 @@ def exponent_of_warp(gamma, warp, bounds):
 
     Of a path of K cells the steps that repeat a frame are 2 K less the lengths: see `conclude`.
     """
-    if warp == FEWEST:
-        return 0.0, -(DIGITS_32 if bounds[UNIT] > 1e-12 else DIGITS_64)
+    if warp >= FEWEST:
+        return 0.0, -bounds[RISE] * (warp / FEWEST - 1.0)
     if warp == 0.0 or not (usable(gamma) and warps(gamma, warp, bounds)):
         return 0.0, 0.0
     high, low = rate_of(gamma)
@@ -138,10 +136,17 @@ def exponent_of_warp(gamma, warp, bounds):
     return (float(np.float32(part)) if bounds[UNIT] > 1e-12 else part), whole
 
 
+def fewest(longest):
+    """What stands for a cost of warping if only the alignments of the fewest pairs count. Each pair
+    more costs as many binary digits as exponents can hold of a path.
+    """
+    return FEWEST * (1.0 + 2.0 ** -max(4, math.ceil(math.log2(longest)) - 1))
+
+
 @inline
 def added(warp):
     """To every cost."""
-    return 0.0 if warp == FEWEST else 2.0 * warp
+    return 0.0 if warp >= FEWEST else 2.0 * warp
 
 
 @inline
@@ -191,17 +196,17 @@ def conclude(
     if not usable(gamma):
         return 0.0, AGAIN
     rate = -LOG2_E / gamma
-    if warp != 0.0 and warp != FEWEST and not warps(gamma, warp, bounds):
+    if warp != 0.0 and warp < FEWEST and not warps(gamma, warp, bounds):
         return 0.0, AGAIN
     if (lowest + added(warp)) * rate * (rows + columns) >= bounds[RISE]:
         return 0.0, AGAIN
     if math.isnan(nan_sum):
         return np.nan, NOT_A_NUMBER
     part, whole = exponent_of_warp(gamma, warp, bounds)
-    steps = float(max(rows, columns)) if warp == FEWEST else 0.5 * (rows + columns)
+    steps = float(max(rows, columns)) if warp >= FEWEST else 0.5 * (rows + columns)
     value = ((exponent - steps * whole) + (math.log2(mantissa) - steps * part)) / rate
     sure = exponent > floor // 2
-    if warp == FEWEST:
+    if warp >= FEWEST:
         others = whole + (rows + columns) * (2.0 + max(0.0, lowest * rate))
         sure = sure and exponent - steps * whole > others + 64.0
     if to_return:

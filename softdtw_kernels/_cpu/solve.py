@@ -194,20 +194,28 @@ class Gradients:
 
 def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     """Values of all pairs, and their gradients if asked for."""
-    out = np.empty(task.pairs, task.cost.dtype)
-    status = np.empty(task.pairs, np.uint8)
-    if task.pairs == 0:
-        return out
+    out, status = np.empty(task.pairs, task.cost.dtype), np.empty(task.pairs, np.uint8)
+    if task.pairs:
+        in_tiers(task, gradients, out, status)
+    return out
+
+
+def in_tiers(task: Batch, gradients: Gradients | None, out: np.ndarray, status: np.ndarray) -> None:
+    """As solve. With a cost of warping, which only the tiers on vectors know, what these do not
+    certify is left to who calls: AGAIN.
+    """
+    knows_all = task.warp.size == 0
     zeros = task.gamma.size - np.count_nonzero(task.gamma)
-    exactly = warped_exactly if task.warp.size else hard_minimum
     if zeros == task.gamma.size:
-        exactly(task, gradients, np.arange(task.pairs), out, status)
-        return out
+        status[:] = AGAIN
+        if knows_all:
+            hard_minimum(task, gradients, np.arange(task.pairs), out, status)
+        return
     vectorized(task, gradients, out, status)
-    if zeros:
-        exactly(task, gradients, np.flatnonzero(task.gamma == 0.0), out, status)
+    if zeros and knows_all:
+        hard_minimum(task, gradients, np.flatnonzero(task.gamma == 0.0), out, status)
     if not np.count_nonzero(status):
-        return out
+        return
     if gradients is not None:
         spread(np.nan, task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
     if task.dummy.size == 0:
@@ -216,11 +224,9 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
         soft = np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
     rest = np.flatnonzero(status == AGAIN)
-    if rest.size and task.warp.size:
-        warped_exactly(task, gradients, rest, out, status)
-    elif rest.size:
+    if rest.size and knows_all:
         in_exact_tier(task, gradients, rest, out)
-    return out
+        status[rest] = SURE
 
 
 def spread(gradient: float, task: Batch, gradients: Gradients, items: np.ndarray) -> None:
@@ -349,43 +355,15 @@ def copied_to_float64(
     block = COPIED // (task.cost.shape[2] * task.cost.shape[3])
     for first in range(0, items.size, block):
         some = items[first : first + block]
-        part = task.part(some)
-        if gradients is None:
-            out[some] = solve(part, None)
-            continue
-        scale = gradients.scale[some].astype(np.float64)
-        theirs = Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
-        out[some] = solve(part, theirs)
-        gradients.put(some, theirs, task.cost.shape[1])
-    status[items] = SURE
-
-
-def warped_exactly(
-    task: Batch,
-    gradients: Gradients | None,
-    items: np.ndarray,
-    out: np.ndarray,
-    status: np.ndarray,
-) -> None:
-    """Some pairs with a cost of warping w in the tiers that know none: those of costs C + 2 w, less
-    (n + m) w. In float64, a block of pairs at a time.
-    """
-    n, m = task.lengths
-    warp = np.broadcast_to(task.warp, task.pairs)
-    block = max(1, COPIED // (task.cost.shape[2] * task.cost.shape[3]))
-    for first in range(0, items.size, block):
-        some = items[first : first + block]
-        part = task.part(some)
-        part.cost += 2.0 * warp[some, None, None]
-        part.warp = NOTHING
-        theirs = None
+        part, theirs = task.part(some), None
+        values, sure = np.empty(some.size), np.empty(some.size, np.uint8)
         if gradients is not None:
             scale = gradients.scale[some].astype(np.float64)
             theirs = Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
-        out[some] = solve(part, theirs) - (n[some] + m[some]) * warp[some]
+        in_tiers(part, theirs, values, sure)
+        out[some], status[some] = values, sure
         if gradients is not None and theirs is not None:
             gradients.put(some, theirs, task.cost.shape[1])
-    status[items] = SURE
 
 
 def hard_in_lanes(task: Batch) -> bool:
