@@ -77,7 +77,8 @@ def interrupted(number: int, _: object) -> None:
 
 def main() -> int:
     given = arguments()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: what a shell starts in the background is told to ignore it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
     limit = None if given.minutes is None else time.monotonic() + 60 * given.minutes
     seed = given.seed if given.seed is not None else THOROUGH_SEED if given.thorough else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -214,24 +213,16 @@ def test_a_value_keeps_its_gradients() -> None:
             ops.fused_gradient_from_state(*given, state[:-8].clone(), weight, *due)
 
 
-@pytest.mark.parametrize("pairwise", [False, True])
-def test_what_is_fused_does_not_depend_on_the_batch(pairwise: bool) -> None:
-    applies: Callable[..., bool] = from_features.applies
+def test_what_has_no_matrix_does_not_depend_on_the_batch() -> None:
     for n, m, size in ((8, 8, 4), (64, 64, 8), (500, 40, 100), (4096, 8, 2), (1000, 1000, 512)):
-        answers = {
-            applies(
-                "numba",
-                *(torch.empty(b, k, size, device="meta") for k in (n, m)),
-                pairwise,
-                None,
-                "sqeuclidean",
-            )
-            for b in (1, 3, 5000)
-        }
+        shapes = [[(b, k, size) for k in (n, m)] for b in (1, 3, 5000)]
+        pairs = [[torch.empty(*shape, device="meta") for shape in both] for both in shapes]
+        answers = {from_features.without_matrix(*pair, None, "sqeuclidean") for pair in pairs}
         assert len(answers) == 1
     x = torch.empty(1, 5000, 512, device="meta")
-    assert applies("numba", x, x, False, 20, "sqeuclidean")
-    assert not applies("numba", x, x, False, None, "sqeuclidean")
+    for pairwise in (False, True):
+        assert from_features.applies("numba", x, x, pairwise, 20, "sqeuclidean")
+        assert not from_features.applies("numba", x, x, pairwise, None, "sqeuclidean")
 
 
 PROBE = """

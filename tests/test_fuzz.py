@@ -78,7 +78,9 @@ def test_rounds_have_new_seeds_and_the_first_failure_ends_them(tmp_path: Path) -
 @pytest.mark.parametrize("how", ["interrupt", "minutes"])
 def test_a_round_can_be_ended_at_once(how: str, tmp_path: Path) -> None:
     options = ["--minutes", "0.1"] if how == "minutes" else []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
     process = fuzz(tmp_path, *options, sometimes='__import__("time").sleep(100)')
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     lines = [process.stdout.readline()]
     while not lines[-1].startswith("drawn"):

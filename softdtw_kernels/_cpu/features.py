@@ -7,7 +7,6 @@ memory: gamma = 0, next to which there is nothing to fuse, and pairs that need t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from .._lattice import band_limits
 from .._problem import FeatureProblem
 from . import solve as tiers
 from . import sources, strips, together
-from .arrays import NOTHING, as_array, flat, from_array
+from .arrays import NOTHING, NUMPY_TYPE, as_array, flat, from_array
 from .distances import squared_distances, squared_distances_vjp
 from .scaling import AGAIN, NOT_A_NUMBER, precision_of
 from .solve import Batch
@@ -103,17 +102,12 @@ class FeatureGradients:
     with_gamma: bool
     gamma: np.ndarray  # (P,) float64; zeros, if not wanted
 
-    @staticmethod
-    def shapes(task: FeatureBatch, wanted: Wanted) -> tuple[tuple[int, ...], ...]:
-        """Of x and y."""
-        return tuple(
-            (task.pairs * is_wanted, *a.shape[1:])
-            for a, is_wanted in zip((task.x, task.y), wanted, strict=False)
-        )
-
     @classmethod
     def room(cls, task: FeatureBatch, scale: np.ndarray, wanted: Wanted) -> FeatureGradients:
-        x, y = (np.zeros(shape, task.x.dtype) for shape in cls.shapes(task, wanted))
+        x, y = (
+            np.zeros((task.pairs * is_wanted, *a.shape[1:]), a.dtype)
+            for a, is_wanted in zip((task.x, task.y), wanted, strict=False)
+        )
         return cls(scale, x, y, wanted[2], np.zeros(task.pairs))
 
     def put(self, items: np.ndarray, part: FeatureGradients) -> None:
@@ -153,6 +147,8 @@ def sequences_of(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     each item has.
     """
     batch = x.shape[:-2]
+    if x.is_contiguous():
+        return as_array(x).reshape(batch.numel(), *x.shape[-2:]), np.arange(batch.numel())
     for k, stride in enumerate(x.stride()[:-2]):
         if stride == 0:
             x = x.narrow(k, 0, min(1, x.shape[k]))
@@ -310,72 +306,66 @@ def _as_tensors(
     return by_x, by_y, in_shape(grads[2], problem.x.shape[:-2])
 
 
+HEADER = 8  # bytes of a state before the gradients: which of them it holds
+
+
 def value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor]:
-    """The value, and its gradients by what requires one: both from one pass."""
-    x, y, gamma = problem[:3]
-    due = x.requires_grad, y.requires_grad, gamma.requires_grad
-    value, state = with_state(batch_of(problem), due)
-    return from_array(value, x.shape[:-2]), torch.from_numpy(state)
+    """The value, and its gradients by what requires one, in bytes: both from one pass, and less
+    than a forward pass would have to keep.
+    """
+    task, wanted = batch_of(problem), _requiring(problem)
+    sizes = _sizes(problem, wanted)
+    state = np.zeros(HEADER + sum(sizes), np.uint8)
+    state[:3] = wanted
+    by_gamma, by_x, by_y = _held(problem, state, sizes)
+    scale = np.ones(task.pairs, task.x.dtype)
+    if not wanted[2]:
+        by_gamma = np.zeros(task.pairs)
+    value = solve(task, FeatureGradients(scale, by_x, by_y, wanted[2], by_gamma))
+    return from_array(value, problem.x.shape[:-2]), torch.from_numpy(state)
 
 
 def gradient_from_state(
     problem: FeatureProblem, state: Tensor, grad_value: Tensor, wanted: Wanted
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """None where the state does not hold what is wanted."""
-    held = from_state(batch_of(problem), as_array(state), wanted)
-    if held is None:
+    kept = state.numpy()
+    if kept.size == 0:
         return None
-    scale = grad_value.reshape(-1).to(problem.x.dtype)
-    grads = [
-        torch.from_numpy(a) * scale[:, None, None] if is_wanted else torch.empty(0)
-        for a, is_wanted in zip((held.x, held.y), wanted, strict=False)
-    ]
-    by_gamma = torch.from_numpy(held.gamma) * scale.double()
-    return _as_tensors(problem, [*grads, by_gamma], wanted)
-
-
-HEADER = 8  # bytes of a state before the gradients: which of them it holds
-
-
-def with_state(task: FeatureBatch, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
-    """Values, and the gradients of them in bytes: less than a forward pass would have to keep."""
-    shapes = FeatureGradients.shapes(task, wanted)
-    state = np.zeros(_state_size(task, shapes, wanted), np.uint8)
-    state[:3] = wanted
-    gradients = _in_state(task, state, shapes, wanted)
-    return solve(task, gradients), state
-
-
-def from_state(task: FeatureBatch, state: np.ndarray, wanted: Wanted) -> FeatureGradients | None:
-    """The gradients of a state, of the values themselves; None if it does not hold them all."""
-    if state.size == 0:
-        return None
-    held: Wanted = tuple(bool(b) for b in state[:3])  # type: ignore[assignment]
-    shapes = FeatureGradients.shapes(task, held)
-    size = _state_size(task, shapes, held)
-    if state.size != size:
-        raise ValueError(f"the state of such a call has {size} bytes, got {state.size}")
+    held: Wanted = tuple(kept[:3].astype(bool).tolist())
+    sizes = _sizes(problem, held)
+    if kept.size != HEADER + sum(sizes):
+        expected = HEADER + sum(sizes)
+        raise ValueError(f"the state of such a call has {expected} bytes, got {kept.size}")
     if any(w and not h for w, h in zip(wanted, held, strict=True)):
         return None
-    return _in_state(task, state, shapes, held)
+    by_gamma, by_x, by_y = _held(problem, kept, sizes)
+    dtype = NUMPY_TYPE[problem.x.dtype]
+    scale = flat(grad_value).astype(dtype, copy=False)
+    factor = scale[:, None, None]
+    grads = by_x * factor if wanted[0] else by_x, by_y * factor if wanted[1] else by_y
+    by_gamma = by_gamma * scale if wanted[2] else np.zeros(scale.size)
+    return _as_tensors(problem, [torch.from_numpy(g) for g in (*grads, by_gamma)], wanted)
 
 
-def _state_size(task: FeatureBatch, shapes: tuple[tuple[int, ...], ...], wanted: Wanted) -> int:
-    features = sum(math.prod(shape) for shape in shapes) * task.x.itemsize
-    return HEADER + 8 * task.pairs * wanted[2] + features
+def _requiring(problem: FeatureProblem) -> Wanted:
+    x, y, gamma = problem[:3]
+    return x.requires_grad, y.requires_grad, gamma.requires_grad
 
 
-def _in_state(
-    task: FeatureBatch, state: np.ndarray, shapes: tuple[tuple[int, ...], ...], wanted: Wanted
-) -> FeatureGradients:
-    """Gradients whose memory is that of the state."""
-    first = HEADER + 8 * task.pairs * wanted[2]
-    gamma = state[HEADER:first].view(np.float64) if wanted[2] else np.zeros(task.pairs)
-    of_features = []
-    for shape in shapes:
-        last = first + math.prod(shape) * task.x.itemsize
-        of_features.append(state[first:last].view(task.x.dtype).reshape(shape))
-        first = last
-    by_x, by_y = of_features
-    scale = np.ones(task.pairs, task.x.dtype)
-    return FeatureGradients(scale, by_x, by_y, wanted[2], gamma)
+def _sizes(problem: FeatureProblem, held: Wanted) -> tuple[int, int, int]:
+    """Bytes of the gradients of a state: by gamma, x and y."""
+    x, y, gamma = problem[:3]
+    item = x.element_size()
+    return 8 * gamma.numel() * held[2], item * x.numel() * held[0], item * y.numel() * held[1]
+
+
+def _held(problem: FeatureProblem, state: np.ndarray, sizes: tuple[int, int, int]) -> list:
+    """The gradients of a state, by gamma, x and y, in its memory."""
+    arrays, first = [], HEADER
+    shapes = (-1,), (-1, *problem.x.shape[-2:]), (-1, *problem.y.shape[-2:])
+    types = np.float64, *2 * (NUMPY_TYPE[problem.x.dtype],)
+    for size, shape, dtype in zip(sizes, shapes, types, strict=True):
+        arrays.append(state[first : first + size].view(dtype).reshape(shape))
+        first += size
+    return arrays

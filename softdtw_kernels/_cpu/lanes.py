@@ -21,8 +21,9 @@ from .cell import exponential, quotient, step, surprise, warped_exponential
 from .floating import to_integer
 from .jit import inline, jit, outlined, plain
 from .lattice import entry, entry_or_zero, has_pairs, lattice_of, length, of_cost, size_of
-from .scaling import TINY, WARPED_ROWS, conclude, set_warped_rates
+from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude, set_warped_rates
 from .simd import keep_above, like, load, smaller, store
+from .strips import beyond_range
 from .subnormal import flush_subnormals, restore
 
 # Rows of the geometry of a group, one column for each lane: lengths of the sequences, rows and
@@ -264,6 +265,19 @@ def backward(
 
 
 @inline
+def all_beyond_range(cost4, pairs, count, geometry, gamma, warp, floor, bounds):
+    """Whether no pair of a group of the plain lattice can be certified: see `beyond_range`."""
+    for lane in range(count):
+        q = pairs[lane]
+        costs = cost4[q // cost4.shape[1], q % cost4.shape[1]]
+        rows, columns = geometry[ROWS, lane], geometry[COLUMNS, lane]
+        g, w = entry(gamma, q), entry_or_zero(warp, q)
+        if not beyond_range(costs, plain(False), rows, columns, g, w, floor, bounds):
+            return False
+    return True
+
+
+@inline
 def copy_row(from_m, to_m, from_k, to_k, at_from, at_to, size):
     for c in range(size):
         to_m[at_to + c], to_k[at_to + c] = from_m[at_from + c], from_k[at_from + c]
@@ -279,7 +293,8 @@ def solve(
 
     status: see `scaling`. sums: rows of scale times the visits of dummies, and times the
     visits of all cells with the entropies of their weights in bits. Gradients of cells beyond the
-    lengths or the band are not written.
+    lengths or the band are not written, nor are those of all pairs of a group without a certified
+    one.
     """
     weak = dummy.size > 0
     lanes = 64 // floats.itemsize
@@ -323,6 +338,10 @@ def solve(
                 theta[lane] = entry(dummy, p)
             if with_grad:
                 factor[lane] = scale[p]
+        if not weak and all_beyond_range(cost4, pairs, count, geometry, gamma, warp, floor, bounds):
+            for lane in range(count):
+                value[pairs[lane]], status[pairs[lane]] = 0.0, AGAIN
+            continue
         for lane in range(lanes):
             checks[lane], checks[lanes + lane] = np.inf, 0.0
         final = (rows - 1) // height
@@ -341,7 +360,10 @@ def solve(
                 entry(gamma, pairs[lane]), entry_or_zero(warp, pairs[lane]),
                 geometry[ROWS, lane], geometry[COLUMNS, lane], floor, bounds, not with_grad,
             )  # fmt: skip
-        if not with_grad:
+        some_sure = False
+        for lane in range(count):
+            some_sure = some_sure or status[pairs[lane]] == SURE
+        if not (with_grad and some_sure):
             continue
         for k in range(columns * lanes):
             below[k] = 0.0

@@ -245,6 +245,7 @@ def without_path(
     status: np.ndarray,
 ) -> None:
     """Finish those of the pairs that have no path: the hard minimum tells at a glance."""
+    items = with_infinity(task, items)
     if items.size == 0:
         return
     counts, room = np.empty(items.size, np.int64), np.empty((0, 2), np.int64)
@@ -260,6 +261,17 @@ def without_path(
     out[none], status[none] = np.inf, SURE
     if gradients is not None:
         spread(0.0, task, gradients, none)
+
+
+def with_infinity(task: Batch, items: np.ndarray) -> np.ndarray:
+    """Those of the pairs that have a cost of +inf, be it beyond their lengths."""
+    block = max(1, COPIED // (task.cost.shape[2] * task.cost.shape[3]))
+    found = [items[:0]]
+    for first in range(0, items.size, block):
+        some = items[first : first + block]
+        costs = task.cost[np.divmod(some, task.cost.shape[1])]
+        found.append(some[np.fmax.reduce(costs, axis=(1, 2)) == np.inf])
+    return np.concatenate(found)
 
 
 def arguments(
@@ -452,9 +464,10 @@ def in_exact_tier(
     """On vectors, if 1 / gamma is a float64."""
     slow = np.intersect1d(items, task.hard, assume_unique=True)
     fast = np.setdiff1d(items, slow, assume_unique=True)
-    results: tuple = (out, False, out, task.cost, NOTHING[None])
+    results: tuple = (out, False, out, False, task.cost, NOTHING[None])
     if gradients is not None:
-        results = (out, True, gradients.scale, gradients.cost, gradients.sums)
+        scale, with_gamma = gradients.scale, gradients.with_gamma
+        results = (out, True, scale, with_gamma, gradients.cost, gradients.sums)
 
     def on_vectors(first: int, last: int) -> None:
         unbounded.solve(fast[first:last], *task.exact_arguments, DOUBLE.bounds, *results)

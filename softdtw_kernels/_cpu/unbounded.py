@@ -102,7 +102,8 @@ def copy_parts(source, source_width, at, target, target_width, to, size):
 
 @jit
 def solve(
-    items, cost4, gamma, dummy, n, m, bandwidth, bounds, value, with_grad, scale, grad4, sums,
+    items, cost4, gamma, dummy, n, m, bandwidth, bounds, value, with_grad, scale, with_gamma,
+    grad4, sums,
 ):  # fmt: skip
     """Values of the pairs q in items, and if asked for their gradients, times scale[q]; see
     `exact.gradient`.
@@ -189,7 +190,7 @@ def solve(
                 d, h = backward(
                     weak, row + begin, LANES, plain(0), steps - begin, first, half_starts,
                     half_stops, scale[q], 0.0, packed, below, weights, offset + part * size, flows,
-                    plain(True), grad,
+                    with_gamma, grad,
                 )  # fmt: skip
                 dummies += d
                 entropy += h
