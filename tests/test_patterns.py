@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, derivative
+from helpers import assert_close, bits, derivative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pattern_oracle import PATTERNS, SIDES, Truth, enumerate_paths, padded
@@ -328,6 +328,93 @@ def test_a_nan_makes_its_item_nan(backend: str) -> None:
         )
         assert by_cost[1].isnan().all() and not by_cost[0].isnan().any()
         assert by_warp is None or by_warp.isnan()
+
+
+# Kernels on vectors -------------------------------------------------------------------------------
+
+# What the kernels of plain lattices do, and one that the scalar tier does.
+ON_VECTORS: tuple[dict[str, Any], ...] = (
+    {},
+    {"repeat": "y"},
+    {"repeat": "x"},
+    {"repeat": ""},
+    {"open_begin": "y", "open_end": "y"},
+    {"open_begin": "x", "open_end": "x"},
+    {"open_begin": "x"},
+    {"open_end": "y"},
+    {"repeat": "y", "open_end": "xy"},
+)
+# gamma, warp cost, skip cost.
+SETTINGS = ((1.0, 0.3, 0.1), (0.01, 0.0, 0.5), (0.05, 256.0, 0.0), (1e-3, 2.0, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n, m, repeat", [(40, 30, "y"), (30, 40, "x"), (40, 40, "")])
+def test_the_largest_warp_cost_allows_the_fewest_repeats(
+    n: int, m: int, repeat: str, dtype: torch.dtype
+) -> None:
+    cost = torch.from_numpy(make_cost("walk", (3, n, m), 1)).to(dtype)
+    for gamma in (0.0, 1e-3, 1.0):
+        by_cost = []
+        for options in ({"warp_cost": 1e7}, {"warp_cost": 1e20}, {"repeat": repeat}):
+            leaf = cost.clone().requires_grad_()
+            value = soft_dtw_from_cost(leaf, gamma=gamma, **options)
+            by_cost.append(torch.autograd.grad(value.sum(), leaf)[0])
+        for got in by_cost[:2]:
+            assert_close(got, by_cost[2], 1e-9 if dtype == torch.float64 else 5e-5, "visits")
+
+
+@pytest.mark.parametrize("options", ON_VECTORS)
+@pytest.mark.parametrize("shape", [(5, 20, 15), (1, 70, 66)])
+def test_long_pairs_are_those_of_the_reference(
+    options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    random = np.random.default_rng(0)
+    cost = torch.from_numpy(make_cost("walk", shape, 3)).float().double()
+    lengths = {}
+    for name, size in (("x_lengths", shape[1]), ("y_lengths", shape[2])):
+        lengths[name] = torch.from_numpy(random.integers(size // 2, size + 1, shape[:1]))
+    for gamma, warp, skip in SETTINGS:
+        for limits in ({}, lengths):
+            runs = []
+            for dtype, backend in (
+                (torch.float64, "reference"),
+                (torch.float64, "numba"),
+                (torch.float32, "numba"),
+            ):
+                leaves = cost.to(dtype).requires_grad_(), *map(_tensor, (gamma, warp, skip))
+                value = _value({**options, **limits, "backend": backend}, *leaves)
+                finite = torch.where(value.isfinite(), value, 0).double().sum()
+                runs.append((value.detach().double(), *torch.autograd.grad(finite, leaves)))
+            truth, *others = runs
+            for (value, by_cost, *by_settings), exact in zip(others, (True, False), strict=True):
+                close = {"rtol": 1e-12 if exact else 1e-6, "atol": 0.0}
+                torch.testing.assert_close(value, truth[0], **close)
+                assert_close(by_cost.double(), truth[1], 1e-9 if exact else 5e-5, "by cost")
+                for got, of_it in zip(by_settings, truth[2:], strict=True):
+                    scale = max(1.0, abs(of_it.item()))
+                    assert abs(got - of_it) <= (1e-9 if exact else 1e-4) * scale
+
+
+@pytest.mark.parametrize("options", ON_VECTORS)
+def test_bits_depend_neither_on_threads_nor_on_the_place(options: dict[str, Any]) -> None:
+    cost = torch.rand(24, 40, 30)
+    before = torch.get_num_threads()
+
+    def run(cost: Tensor) -> tuple[Tensor, ...]:
+        leaf = cost.clone().requires_grad_()
+        value = _value(options, leaf, 0.1, 0.3, 0.2)
+        (by_cost,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
+        return value.detach(), by_cost
+
+    try:
+        torch.set_num_threads(2)
+        together = run(cost)
+    finally:
+        torch.set_num_threads(before)
+    for k in (0, 17):
+        for one, all_of_them in zip(run(cost[k : k + 1]), together, strict=True):
+            assert bits(one[0]) == bits(all_of_them[k])
 
 
 # Accuracy -----------------------------------------------------------------------------------------
