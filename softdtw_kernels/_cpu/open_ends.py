@@ -21,7 +21,7 @@ from .scaling import AGAIN, NOT_A_NUMBER, SURE, usable
 from .solve import Batch
 from .warping import TAKEN, keeps_digits
 
-ROUNDING = 1e-5  # of gamma: what prices rounded to float32 may add to a path
+ROUNDING = 1e-5  # of gamma: what numbers of a frame rounded to float32 may add to a path
 DIGITS = 4.0  # of what is taken from a value in float32 over the value
 
 
@@ -127,14 +127,16 @@ def frame_of(task: Batch, skip: np.ndarray, of_y: bool, begins: int, ends: int) 
         of_costs[:] = task.cost
     n, m = (own + begins + ends for own in task.lengths)
     along = frame if of_y else frame.swapaxes(2, 3)
-    of_row, of_corner = along_price.reshape(*lead, 1), corner.reshape(lead)
+    prices = spread_rounding(along_price, along.shape[3], dtype)
     if begins:
-        along[:, :, 0], along[:, :, 1:, 0], along[:, :, 0, 0] = of_row, np.inf, of_corner
+        along[:, :, 0, 1:] = prices[:, :-1].reshape(*lead, -1)
+        along[:, :, 1:, 0], along[:, :, 0, 0] = np.inf, corner.reshape(lead)
     if ends:
         every = np.divmod(np.arange(pairs), lead[1])
         last, end = (n - 1, m - 1) if of_y else (m - 1, n - 1)
         along[*every, :, end] = np.inf
-        along[*every, last] = along_price[:, None]
+        behind = np.broadcast_to(end, pairs)[:, None] - 1 - np.arange(along.shape[3])
+        along[*every, last] = np.take_along_axis(prices, np.maximum(behind, 0), 1)
         along[*every, last, end] = corner
     x_lengths = n.astype(np.int64) if task.n.size else task.n
     y_lengths = m.astype(np.int64) if task.m.size else task.m
@@ -143,9 +145,22 @@ def frame_of(task: Batch, skip: np.ndarray, of_y: bool, begins: int, ends: int) 
     return Frame(framed, begins, ends, of_y, price)
 
 
+def spread_rounding(price: np.ndarray, count: int, dtype: type) -> np.ndarray:
+    """(P, count) numbers of a dtype, the sums of which are multiples of each price to half of its
+    last place: equal ones would be off by as much each.
+    """
+    if dtype == np.float64:
+        return np.broadcast_to(price[:, None], (price.size, count))
+    near: np.ndarray = price.astype(dtype)
+    low = np.where(near > price, np.nextafter(near, dtype(-np.inf)), near).astype(np.float64)
+    high = np.nextafter(low.astype(dtype), dtype(np.inf)).astype(np.float64)
+    share = ((price - low) / (high - low))[:, None]
+    rounds_up = np.diff(np.rint(share * np.arange(count + 1)), axis=1)
+    return (low[:, None] + (high - low)[:, None] * rounds_up).astype(dtype)
+
+
 def _fits(task: Batch, price: np.ndarray, corner: np.ndarray) -> bool:
     """Whether float32 holds the numbers of a frame well enough."""
     with np.errstate(over="ignore"):
-        rounding = np.abs(price.astype(np.float32) - price) * max(task.cost.shape[2:])
-        rounding = rounding + 2.0 * np.abs(corner.astype(np.float32) - corner)
+        rounding = sum(np.abs(a.astype(np.float32) - a) for a in (price, corner, corner))
     return bool((rounding <= ROUNDING * np.maximum(task.gamma, 1e-30)).all())
