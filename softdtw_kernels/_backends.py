@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_backend
-from ._problem import Problem, SmoothedProblem, Smoothing
+from ._problem import PatternProblem, Problem, SmoothedProblem, Smoothing
 
 
 class Engine(Protocol):
@@ -67,6 +67,20 @@ class Differentiable(Protocol):
     def smoothed_value(self, problem: SmoothedProblem) -> Tensor: ...
 
     def path(self, problem: Problem) -> list[Tensor]: ...
+
+
+class OfPatterns(Protocol):
+    """The same for patterns of steps, begins and ends, by `_operators.pattern` or by
+    `_reference_pattern`. Gradients are by cost, gamma, warp and skip.
+    """
+
+    def value(self, problem: PatternProblem) -> Tensor: ...
+
+    def gradient(
+        self, problem: PatternProblem, grad_value: Tensor, with_parameters: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+    def path(self, problem: PatternProblem) -> list[Tensor]: ...
 
 
 _BY_DEVICE = {"cpu": "numba", "cuda": "cuda"}

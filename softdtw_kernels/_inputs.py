@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from . import _backends as backends
-from . import _reference
-from ._backends import Differentiable
+from . import _reference, _reference_pattern
+from ._backends import Differentiable, OfPatterns
 from ._checks import (
     Backend,
     Lengths,
@@ -27,7 +27,9 @@ from ._checks import (
     same_shape,
 )
 from ._operators import differentiable, from_features, recursion
-from ._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
+from ._operators import pattern as patterns
+from ._pattern import Pattern
+from ._problem import FeatureProblem, PatternProblem, Problem, SmoothedProblem, Smoothing
 from .costs import Cost, check_cost, computing_dtype, fused_rule, matrix, repeat_first_beyond
 
 
@@ -54,6 +56,27 @@ class Costs(NamedTuple):
         lengths = self.x_lengths, self.y_lengths
         return Problem(self.cost, self.setting(gamma, "gamma"), dummy, *lengths, bandwidth)
 
+    def of_pattern(
+        self, gamma: Number, pattern: Pattern | None, bandwidth: int | None
+    ) -> Problem | PatternProblem:
+        """The problem of a pattern, the plain one without."""
+        if pattern is None:
+            return self.problem(gamma, bandwidth=bandwidth)
+        cost = self.cost
+        warp, skip = (
+            batch_parameter(value, name, cost.shape[:-2], cost.device)
+            for value, name in ((pattern.warp_cost, "warp_cost"), (pattern.skip_cost, "skip_cost"))
+        )
+        rest = self.x_lengths, self.y_lengths, bandwidth, *pattern[1:4]
+        return PatternProblem(cost, self.setting(gamma, "gamma"), warp, skip, *rest)
+
+    def value(self, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None) -> Tensor:
+        """Of a pattern, or of the plain lattice, differentiable."""
+        problem = self.of_pattern(gamma, pattern, bandwidth)
+        if isinstance(problem, PatternProblem):
+            return operators_of_patterns(self.backend).value(problem)
+        return self.operators.value(problem)
+
     def smoothed(
         self, gamma: Number, dummy_cost: Number | None, origin_count: float
     ) -> SmoothedProblem:
@@ -66,6 +89,10 @@ class Costs(NamedTuple):
 
 def operators_of(backend: str) -> Differentiable:
     return _reference if backend == "reference" else differentiable
+
+
+def operators_of_patterns(backend: str) -> OfPatterns:
+    return _reference_pattern if backend == "reference" else patterns
 
 
 def costs_of_matrix(
@@ -123,13 +150,15 @@ class Sequences(NamedTuple):
         gamma = batch_parameter(gamma, "gamma", batch, x.device, backend)
         return FeatureProblem(x, y, gamma, *self.lengths, bandwidth, rule.kind)
 
-    def value(self, cost: Cost, gamma: Number, bandwidth: int | None) -> Tensor:
-        """Of the plain lattice, differentiable."""
-        problem = self.without_matrix(cost, gamma, bandwidth)
+    def value(
+        self, cost: Cost, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None
+    ) -> Tensor:
+        """Of the plain lattice or of a pattern, differentiable."""
+        # Kernels that take features know the plain lattice alone.
+        problem = self.without_matrix(cost, gamma, bandwidth) if pattern is None else None
         if problem is not None:
             return from_features.value(problem)
-        costs = self.costs(cost)
-        return costs.operators.value(costs.problem(gamma, bandwidth=bandwidth))
+        return self.costs(cost).value(gamma, bandwidth, pattern)
 
     def slope(self, cost: Cost, gamma: Number, bandwidth: int | None) -> Tensor:
         """Zeros that have the derivatives of `value`, on the backends that have kernels."""

@@ -5,7 +5,7 @@ Only at the seams of torch, whose operators and autograd Functions know nothing 
 numbers, do the fields travel one by one: `*problem`, and back by the constructor.
 
 `*` is any number of leading dimensions, to which every tensor is already expanded (stride 0
-allowed). gamma and dummy are float64, the lengths int64.
+allowed). gamma, dummy, warp and skip are float64, the lengths int64.
 """
 
 from __future__ import annotations
@@ -24,6 +24,31 @@ class Problem(NamedTuple):
     x_lengths: Tensor | None  # (*)
     y_lengths: Tensor | None
     bandwidth: int | None
+
+
+class PatternProblem(NamedTuple):
+    """The recursion with other steps, begins and ends than the plain one has: see `_pattern`."""
+
+    cost: Tensor  # (*, N, M)
+    gamma: Tensor  # (*)
+    warp: Tensor  # (*), the cost of a step that repeats a frame
+    skip: Tensor  # (*), the price of a frame left out at an open end
+    x_lengths: Tensor | None  # (*)
+    y_lengths: Tensor | None
+    bandwidth: int | None
+    repeat: str  # "xy", "x", "y" or "": whose frames may be matched more than once
+    open_begin: str  # whose first frames may be left out
+    open_end: str  # whose last ones
+
+    @property
+    def warps_alone(self) -> bool:
+        """Whether it is a plain problem but for the cost of warping."""
+        return self.repeat == "xy" and not self.open_begin and not self.open_end
+
+    def of(self, cost: Tensor) -> Problem:
+        """The plain problem of other costs."""
+        lengths = self.x_lengths, self.y_lengths
+        return Problem(cost, self.gamma, None, *lengths, self.bandwidth)
 
 
 class Smoothing(NamedTuple):

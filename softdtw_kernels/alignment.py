@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ._checks import Backend, Lengths, Number, check_bandwidth, check_origin_count
-from ._inputs import Costs, costs_of_matrix, operators_of, sequences
+from ._inputs import Costs, costs_of_matrix, operators_of, operators_of_patterns, sequences
 from ._operators.function import is_transformed
-from ._problem import Problem
+from ._pattern import Sides, check_pattern
+from ._problem import PatternProblem, Problem
 from .costs import Cost
 
 Paths: TypeAlias = "Tensor | list[Paths]"
@@ -35,9 +36,9 @@ class Alignment:
     value: Tensor
     expected: Tensor
     _backend: str
-    _problem: Problem
+    _problem: Problem | PatternProblem
     _versions: tuple[int, ...] = ()
-    _differentiable: Problem | None = None  # the same problem, with its graph
+    _differentiable: Problem | PatternProblem | None = None  # the same problem, with its graph
 
     def __repr__(self) -> str:
         shapes = tuple(self.value.shape), tuple(self.expected.shape)
@@ -56,7 +57,10 @@ class Alignment:
         """
         self._check_versions("path", "path()", 1)
         with torch.no_grad():
-            paths = operators_of(self._backend).path(self._problem)
+            if isinstance(self._problem, PatternProblem):
+                paths = operators_of_patterns(self._backend).path(self._problem)
+            else:
+                paths = operators_of(self._backend).path(self._problem)
         return _nested(paths, self._problem.cost.shape[:-2])
 
     @functools.cached_property
@@ -76,18 +80,24 @@ class Alignment:
         problem = self._problem if self._differentiable is None else self._differentiable
         self._check_versions("entropy", "entropy", 0)
         ones = torch.ones_like(self.value.detach())
-        _, by_gamma, _ = operators_of(self._backend).gradient(problem, ones, True)
+        by_gamma = _gradient(self._backend, problem, ones, True)[1]
         entropy = (0.0 - by_gamma).to(self.value.device, self.value.dtype)
         return torch.where(self.value.detach().isfinite(), entropy, math.nan)
+
+    @property
+    def _settings(self) -> str:
+        of_pattern = isinstance(self._problem, PatternProblem)
+        return "warp and skip cost" if of_pattern else "dummy cost"
 
     def _check_versions(self, what: str, call: str, first: int) -> None:
         if torch.compiler.is_compiling():
             return
         if _versions(self._problem)[first:] != self._versions[first:]:
+            used = f"{'' if first else 'gamma, '}costs, lengths or {self._settings}"
             raise RuntimeError(
-                f"the {'' if first else 'gamma, '}costs, lengths or dummy cost of this alignment "
-                f"were changed in place after it was computed, so its {what} can no longer be "
-                f"told; call {call} before, or give a clone() of what will change"
+                f"the {used} of this alignment were changed in place after it was computed, so its "
+                f"{what} can no longer be told; call {call} before, or give a clone() of what will "
+                "change"
             )
 
 
@@ -104,6 +114,11 @@ def soft_dtw_alignment(
     *,
     gamma: Number = 1.0,
     cost: Cost = "sqeuclidean",
+    warp_cost: Number = 0.0,
+    repeat: Sides = "xy",
+    open_begin: Sides = "",
+    open_end: Sides = "",
+    skip_cost: Number = 0.0,
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
@@ -115,8 +130,9 @@ def soft_dtw_alignment(
         E[i, j] = dV / dC[i, j] = expectation of A[i, j] under p(A) ~ exp(-<A, C> / gamma)
 
     Args:
-        x, y, gamma, cost, x_lengths, y_lengths, bandwidth, pairwise, backend: as in
-            :func:`soft_dtw`.
+        x, y, gamma, cost, warp_cost, repeat, open_begin, open_end, skip_cost, x_lengths, y_lengths,
+            bandwidth, pairwise, backend: as in :func:`soft_dtw`. Frames that are left out at open
+            ends have rows or columns of E that sum to less than 1, or to 0.
 
     Returns:
         An :class:`Alignment` with `value` (*), `expected` (*, N, M), itself differentiable, and
@@ -142,14 +158,20 @@ def soft_dtw_alignment(
     its derivative.
     """
     bandwidth = check_bandwidth(bandwidth)
+    pattern = check_pattern(warp_cost, repeat, open_begin, open_end, skip_cost, bandwidth)
     costs = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend).costs(cost)
-    return _align(costs, costs.problem(gamma, bandwidth=bandwidth))
+    return _align(costs, costs.of_pattern(gamma, pattern, bandwidth))
 
 
 def soft_dtw_alignment_from_cost(
     cost: Tensor,
     *,
     gamma: Number = 1.0,
+    warp_cost: Number = 0.0,
+    repeat: Sides = "xy",
+    open_begin: Sides = "",
+    open_end: Sides = "",
+    skip_cost: Number = 0.0,
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
@@ -159,7 +181,8 @@ def soft_dtw_alignment_from_cost(
 
     Args:
         cost: (*, N, M), as in :func:`soft_dtw_from_cost`.
-        gamma, x_lengths, y_lengths, bandwidth, backend: as in :func:`soft_dtw_from_cost`.
+        gamma, warp_cost, repeat, open_begin, open_end, skip_cost, x_lengths, y_lengths, bandwidth,
+            backend: as in :func:`soft_dtw_from_cost`.
 
     Returns:
         An :class:`Alignment`.
@@ -177,8 +200,9 @@ def soft_dtw_alignment_from_cost(
     Source: Cuturi and Blondel 2017, Algorithm 2.
     """
     bandwidth = check_bandwidth(bandwidth)
+    pattern = check_pattern(warp_cost, repeat, open_begin, open_end, skip_cost, bandwidth)
     costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
-    return _align(costs, costs.problem(gamma, bandwidth=bandwidth))
+    return _align(costs, costs.of_pattern(gamma, pattern, bandwidth))
 
 
 def s2dtw_alignment(
@@ -279,16 +303,28 @@ def _align_smoothed(
     return _align(costs, problem)
 
 
-def _align(costs: Costs, problem: Problem) -> Alignment:
-    operators, cost = costs.operators, problem.cost
+def _align(costs: Costs, problem: Problem | PatternProblem) -> Alignment:
+    cost = problem.cost
     ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
-    expected, _, _ = operators.gradient(problem, ones, False)
-    value = operators.value(problem)
+    expected = _gradient(costs.backend, problem, ones, False)[0]
+    if isinstance(problem, PatternProblem):
+        value = operators_of_patterns(costs.backend).value(problem)
+    else:
+        value = costs.operators.value(problem)
     if torch.compiler.is_compiling():  # what was traced has no version that its path could check
         return Alignment(value, expected, costs.backend, problem)
-    own = Problem(*[_own(part) for part in problem])
+    own = type(problem)(*[_own(part) for part in problem])
     tracked = problem if value.requires_grad or is_transformed() else None
     return Alignment(value, expected, costs.backend, own, _versions(own), tracked)
+
+
+def _gradient(
+    backend: str, problem: Problem | PatternProblem, grad_value: Tensor, with_parameters: bool
+) -> tuple[Tensor, ...]:
+    """By the cost first, and by gamma."""
+    if isinstance(problem, PatternProblem):
+        return operators_of_patterns(backend).gradient(problem, grad_value, with_parameters)
+    return operators_of(backend).gradient(problem, grad_value, with_parameters)
 
 
 def _own(part: Any) -> Any:
@@ -303,8 +339,7 @@ def _own(part: Any) -> Any:
         return part.clone()
 
 
-def _versions(problem: Problem) -> tuple[int, ...]:
+def _versions(problem: Problem | PatternProblem) -> tuple[int, ...]:
     """How often what an alignment is computed from has been written to; gamma comes first."""
-    cost, gamma, dummy, x_lengths, y_lengths, _ = problem
-    used = gamma, cost, dummy, x_lengths, y_lengths
-    return tuple(tensor._version for tensor in used if tensor is not None)
+    used = problem.gamma, problem.cost, *problem[2:]
+    return tuple(part._version for part in used if isinstance(part, Tensor))

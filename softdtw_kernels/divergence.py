@@ -34,6 +34,7 @@ from ._operators.function import (
     forward_rule,
     zeros_if_none,
 )
+from ._pattern import Pattern, check_pattern
 from .costs import Cost
 
 BLOCK = 1 << 20  # cells whose float64 costs are in memory at a time
@@ -46,6 +47,7 @@ def soft_dtw_divergence(
     *,
     gamma: Number = 1.0,
     cost: Cost = "sqeuclidean",
+    warp_cost: Number = 0.0,
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
@@ -71,8 +73,8 @@ def soft_dtw_divergence(
             are computed once a sequence, not once a pair. A cost that is a function is called
             once a term, with features in float64; if it takes none (a module with parameters in
             float32, say) it gets them as they are, and the divergence is as exact as its costs.
-        gamma: as in :func:`soft_dtw`, the same in all three terms of an item; for all pairs a
-            number or a 0-d tensor.
+        gamma, warp_cost: as in :func:`soft_dtw`, the same in all three terms of an item; for all
+            pairs a number or a 0-d tensor.
 
     Returns:
         The divergences (*), or (A, B) for all pairs, or a 0-d tensor if reduced; in the dtype of
@@ -95,13 +97,16 @@ def soft_dtw_divergence(
     """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
+    pattern = check_pattern(warp_cost)
     if pairwise:
         check_scalar(gamma, "gamma", "pairwise=True")
+        check_scalar(warp_cost, "warp_cost", "pairwise=True")
     pairs = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    settings = gamma, cost, bandwidth
+    settings = gamma, cost, bandwidth, pattern
+    own = gamma, warp_cost
     of_pairs = _term(pairs, *settings)
-    of_x = _term(_to_itself(pairs, pairs.x, pairs.x_lengths, gamma), *settings)
-    of_y = _term(_to_itself(pairs, pairs.y, pairs.y_lengths, gamma), *settings)
+    of_x = _term(_to_itself(pairs, pairs.x, pairs.x_lengths, *own), *settings)
+    of_y = _term(_to_itself(pairs, pairs.y, pairs.y_lengths, *own), *settings)
     if pairwise:
         slope = of_x.slope
         of_x = _Term(of_x.value[:, None], slope if slope is None else slope[:, None])
@@ -124,14 +129,16 @@ class _Term(NamedTuple):
     slope: Tensor | None
 
 
-def _term(checked: Sequences, gamma: Number, cost: Cost, bandwidth: int | None) -> _Term:
+def _term(
+    checked: Sequences, gamma: Number, cost: Cost, bandwidth: int | None, pattern: Pattern | None
+) -> _Term:
     """One term: the kernels compute the derivatives for a named cost of float32 features from the
     float32 costs, whose values nobody needs.
     """
     x, y = checked.x, checked.y
     wide = checked._replace(x=x.double(), y=y.double())
-    settings = cost, gamma, bandwidth
-    in_one = not isinstance(cost, str) or x.dtype == torch.float64
+    settings = cost, gamma, bandwidth, pattern
+    in_one = not isinstance(cost, str) or x.dtype == torch.float64 or pattern is not None
     # A program that is recorded has the derivatives of its parts.
     if in_one or checked.backend == "reference" or is_recorded():
         value = (
@@ -143,12 +150,17 @@ def _term(checked: Sequences, gamma: Number, cost: Cost, bandwidth: int | None) 
     constant = gamma.detach() if isinstance(gamma, Tensor) else gamma
     wide = wide._replace(x=wide.x.detach(), y=wide.y.detach())
     value = _in_blocks(wide, cost, constant, bandwidth)
-    slope = checked.slope(*settings) if derivative_is_due((x, y, gamma)) else None
+    slope = checked.slope(cost, gamma, bandwidth) if derivative_is_due((x, y, gamma)) else None
     return _Term(value, slope)
 
 
 def _of_function(
-    wide: Sequences, checked: Sequences, cost: Cost, gamma: Number, bandwidth: int | None
+    wide: Sequences,
+    checked: Sequences,
+    cost: Cost,
+    gamma: Number,
+    bandwidth: int | None,
+    pattern: Pattern | None,
 ) -> Tensor:
     """The value by a function's costs: in float64, or of the features as they are if it refuses
     others.
@@ -160,7 +172,7 @@ def _of_function(
             raise
         costs = checked.costs(cost)
     costs = costs._replace(cost=costs.cost.double())
-    return costs.operators.value(costs.problem(gamma, bandwidth=bandwidth))
+    return costs.value(gamma, bandwidth, pattern)
 
 
 def _in_blocks(wide: Sequences, cost: Cost, gamma: Number, bandwidth: int | None) -> Tensor:
@@ -200,9 +212,11 @@ def _items(wide: Sequences) -> int:
     return step if step < batch[0] else 0
 
 
-def _to_itself(pairs: Sequences, z: Tensor, lengths: Tensor | None, gamma: Number) -> Sequences:
-    """Each sequence of one side with itself: as many as differ in frames, length or gamma."""
-    shapes = (t.shape for t in (lengths, gamma) if isinstance(t, Tensor))
+def _to_itself(
+    pairs: Sequences, z: Tensor, lengths: Tensor | None, gamma: Number, warp_cost: Number
+) -> Sequences:
+    """Each sequence of one side with itself: as many as differ in frames, length or setting."""
+    shapes = (t.shape for t in (lengths, gamma, warp_cost) if isinstance(t, Tensor))
     batch = torch.broadcast_shapes(z.shape[:-2], *shapes)
     z = z.expand(*batch, *z.shape[-2:])
     return Sequences(pairs.backend, batch, z, z, lengths, lengths, False)

@@ -14,6 +14,7 @@ from ._checks import (
     check_reduction,
 )
 from ._inputs import Costs, costs_of_matrix, reduce, sequences
+from ._pattern import Sides, check_pattern
 from .costs import Cost
 
 
@@ -23,6 +24,11 @@ def soft_dtw(
     *,
     gamma: Number = 1.0,
     cost: Cost = "sqeuclidean",
+    warp_cost: Number = 0.0,
+    repeat: Sides = "xy",
+    open_begin: Sides = "",
+    open_end: Sides = "",
+    skip_cost: Number = 0.0,
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
@@ -51,12 +57,24 @@ def soft_dtw(
             distance 0), "manhattan" sum over d of |x_id - y_jd| (with subgradient 0 where they are
             equal), "cosine" 1 - cos, "shifted_cosine" -cos, "negative_dot" -<x_i, y_j>, or a
             function of broadcastable (..., N, D) and (..., M, D) that returns (..., N, M).
+        warp_cost: the price of each step (1, 0) or (0, 1), which matches a frame once more: of any
+            sign, a number or a tensor as gamma may be, which gets a gradient. Three prices u, l
+            and d of the steps (1, 0), (0, 1) and (1, 1) are those of warp_cost = (u + l - d) / 2
+            and a constant, (N - 1) u + (M - 1) l - (N + M - 2) warp_cost.
+        repeat: whose frames may be matched more than once: "xy", "x", "y" or "". With "y" there is
+            no step (0, 1): every frame of x is matched exactly once, which takes N >= M unless y
+            has an open end. "x" is the transpose, and "" has steps (1, 1) alone.
+        open_begin, open_end: "", "x", "y" or "xy": whose first, or last, frames may stay unmatched.
+            At one end a path leaves out frames of x or of y, never of both. With y open at both
+            ends x is searched for in y.
+        skip_cost: the price of each frame that an open end leaves out, of either sequence, as
+            warp_cost may be. At 0, with costs that are positive, the cheapest match is a short one.
         x_lengths: None (all N) or integers of shape (*), each 1..N: the frames of x that count.
             What lies beyond, NaN included, changes nothing and gets gradient 0.
         y_lengths: likewise for y.
         bandwidth: None or an integer w (Sakoe-Chiba): only pairs with
             min(0, M - N) - w <= j - i <= max(0, M - N) + w are allowed, N and M being the lengths
-            of the pair at hand.
+            of the pair at hand. None with open ends.
         pairwise: compare every sequence of x (A, N, D) with every one of y (B, M, D), without
             copying them A x B times. Lengths then have the shapes (A,) and (B,).
         reduction: "none", "mean" or "sum" over all values.
@@ -64,12 +82,13 @@ def soft_dtw(
 
     Returns:
         The values (*), or (A, B) for all pairs, or a 0-d tensor if reduced; float32 for half
-        precision. +inf (gradient 0) where no path is allowed, NaN where a cost is NaN.
+        precision. +inf (gradient 0) where no path is allowed, NaN where a cost is NaN. A mean or a
+        sum with an item of +inf is +inf: nothing is left out.
 
     Raises:
         TypeError, ValueError: for arguments of another type, dtype, shape or range (of gamma, 0 to
-            1e28). Values of gamma and lengths in CUDA tensors are not read; out of range they give
-            NaN.
+            1e28; prices are finite). Values of settings and lengths in CUDA tensors are not read;
+            out of range they give NaN.
         RuntimeError: where a cost function fails, from its own error; and for a third derivative,
             which backend="reference" has.
         ImportError: for CUDA tensors without CuPy.
@@ -82,6 +101,12 @@ def soft_dtw(
     On CUDA checkpoints stay between forward and backward if they are small or of at most some
     hundred pairs. Differentiable twice, in forward mode too.
 
+    With a warp_cost, less repeats or open ends costs are always stored, on CUDA in float64. On the
+    CPU a warp_cost and less repeats take no time, open ends of one sequence (at one end or both)
+    half as much again to twice as much; what is left (both sequences open, open ends with less
+    repeats, gamma = 0 with either, second derivatives of either) about 100 ns a pair of frames. On
+    CUDA less repeats and open ends run in plain torch.
+
     >>> import torch
     >>> x = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
     >>> y = torch.tensor([[0.0], [2.0]])
@@ -92,20 +117,31 @@ def soft_dtw(
     torch.Size([3, 1])
     >>> soft_dtw(torch.randn(5, 20, 3), torch.randn(7, 30, 3), pairwise=True).shape
     torch.Size([5, 7])
+    >>> soft_dtw(x, y, gamma=0.0, warp_cost=10.0).detach()  # two steps, one of which repeats
+    tensor(11.)
+    >>> series = torch.tensor([[9.0], [9.0], [0.0], [1.0], [2.0], [9.0]])
+    >>> soft_dtw(x, series, gamma=0.0, open_begin="y", open_end="y").detach()  # x is in there
+    tensor(0.)
 
     Source: Cuturi and Blondel, "Soft-DTW: a differentiable loss function for time-series", ICML
     2017, Eq. (1) and Algorithms 1 and 2.
     """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
+    pattern = check_pattern(warp_cost, repeat, open_begin, open_end, skip_cost, bandwidth)
     checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    return reduce(checked.value(cost, gamma, bandwidth), reduction)
+    return reduce(checked.value(cost, gamma, bandwidth, pattern), reduction)
 
 
 def soft_dtw_from_cost(
     cost: Tensor,
     *,
     gamma: Number = 1.0,
+    warp_cost: Number = 0.0,
+    repeat: Sides = "xy",
+    open_begin: Sides = "",
+    open_end: Sides = "",
+    skip_cost: Number = 0.0,
     x_lengths: Lengths = None,
     y_lengths: Lengths = None,
     bandwidth: int | None = None,
@@ -120,8 +156,8 @@ def soft_dtw_from_cost(
         cost: (*, N, M), float32 or float64 of any strides and sign; float16 and bfloat16 are
             computed in float32. +inf forbids a pair. Pairs beyond the lengths or outside the band
             are not read.
-        gamma, x_lengths, y_lengths, bandwidth, reduction, backend: as in :func:`soft_dtw`, the
-            lengths of shape (*).
+        gamma, warp_cost, repeat, open_begin, open_end, skip_cost, x_lengths, y_lengths, bandwidth,
+            reduction, backend: as in :func:`soft_dtw`, the lengths of shape (*).
 
     Returns:
         The values (*), or a 0-d tensor if reduced.
@@ -146,9 +182,9 @@ def soft_dtw_from_cost(
     """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
+    pattern = check_pattern(warp_cost, repeat, open_begin, open_end, skip_cost, bandwidth)
     costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
-    problem = costs.problem(gamma, bandwidth=bandwidth)
-    return reduce(costs.operators.value(problem), reduction)
+    return reduce(costs.value(gamma, bandwidth, pattern), reduction)
 
 
 def s2dtw(

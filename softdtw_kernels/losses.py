@@ -20,6 +20,7 @@ from ._checks import (
     check_parameter,
     check_reduction,
 )
+from ._pattern import Sides, check_pattern
 from .costs import Cost, check_cost
 from .divergence import soft_dtw_divergence
 from .functional import s2dtw, soft_dtw
@@ -51,6 +52,11 @@ def renamed(function: Callable[..., T], *args: Any, **settings: Any) -> T:
         message = re.sub(r"\b[xy](_lengths)?\b", lambda m: _OWN_NAMES[m.group()], str(error))
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(message).with_traceback(error.__traceback__) from None
+
+
+def priced(price: Number) -> bool:
+    """Whether a price is one: a tensor, or a number other than 0."""
+    return isinstance(price, Tensor) or price != 0
 
 
 class _AlignmentLoss(nn.Module):
@@ -110,8 +116,12 @@ class SoftDTWLoss(_AlignmentLoss):
             `state_dict` holds. It is computed in float64, whatever dtype it has or `.half()` gives
             it.
         cost: as in :func:`soft_dtw`; a function must be picklable for the module to be.
+        warp_cost, skip_cost: as in :func:`soft_dtw`; tensors are parameters or buffers, as gamma.
+        repeat, open_begin, open_end: as in :func:`soft_dtw`, where x is the input, y the target.
+            An item without a path is +inf, and so is a mean or a sum with it.
         bandwidth: as in :func:`soft_dtw`.
-        divergence: use :func:`soft_dtw_divergence`, which is 0 at input = target.
+        divergence: use :func:`soft_dtw_divergence`, which is 0 at input = target. It has a
+            warp_cost, but none of the other options of a path.
         reduction: "mean", "sum" or "none".
         backend: as in :func:`soft_dtw`.
 
@@ -137,6 +147,8 @@ class SoftDTWLoss(_AlignmentLoss):
     Source: Cuturi and Blondel 2017; Blondel et al. 2021 for the divergence.
     """
 
+    warp_cost: Number
+    skip_cost: Number
     bandwidth: int | None
 
     def __init__(
@@ -144,6 +156,11 @@ class SoftDTWLoss(_AlignmentLoss):
         gamma: Number = 1.0,
         cost: Cost = "sqeuclidean",
         *,
+        warp_cost: Number = 0.0,
+        repeat: Sides = "xy",
+        open_begin: Sides = "",
+        open_end: Sides = "",
+        skip_cost: Number = 0.0,
         bandwidth: int | None = None,
         divergence: bool = False,
         reduction: Reduction = "mean",
@@ -156,6 +173,16 @@ class SoftDTWLoss(_AlignmentLoss):
         super().__init__(gamma, cost, reduction, backend)
         self.bandwidth = check_bandwidth(bandwidth)
         self.divergence = divergence
+        check_pattern(warp_cost, repeat, open_begin, open_end, skip_cost, self.bandwidth)
+        self._keep("warp_cost", warp_cost)
+        self._keep("skip_cost", skip_cost)
+        self.repeat, self.open_begin, self.open_end = repeat, open_begin, open_end
+        if divergence and (priced(skip_cost) or self._path):
+            names = *self._path, *(["skip_cost"] if priced(skip_cost) else [])
+            raise ValueError(
+                f"divergence=True has no {', '.join(names)}: the divergence is defined for all "
+                "steps, from the first pair of frames to the last; leave out one of the two"
+            )
 
     def forward(
         self,
@@ -164,13 +191,17 @@ class SoftDTWLoss(_AlignmentLoss):
         input_lengths: Lengths = None,
         target_lengths: Lengths = None,
     ) -> Tensor:
-        function = soft_dtw_divergence if self.divergence else soft_dtw
+        function, path = soft_dtw_divergence, {}
+        if not self.divergence:
+            function, path = soft_dtw, {**self._path, "skip_cost": self.skip_cost}
         return renamed(
             function,
             input,
             target,
             gamma=self.gamma,
             cost=self.cost,
+            warp_cost=self.warp_cost,
+            **path,
             x_lengths=input_lengths,
             y_lengths=target_lengths,
             bandwidth=self.bandwidth,
@@ -178,8 +209,17 @@ class SoftDTWLoss(_AlignmentLoss):
             backend=self.backend,
         )
 
+    @property
+    def _path(self) -> dict[str, Sides]:
+        """The options of a path that are not those of the plain recursion."""
+        options = {"repeat": self.repeat, "open_begin": self.open_begin, "open_end": self.open_end}
+        plain = {"repeat": "xy", "open_begin": "", "open_end": ""}
+        return {name: value for name, value in options.items() if value != plain[name]}
+
     def _settings(self) -> dict[str, object]:
-        return {"bandwidth": self.bandwidth, "divergence": self.divergence}
+        prices = {"warp_cost": self.warp_cost, "skip_cost": self.skip_cost}
+        path = {name: price for name, price in prices.items() if priced(price)} | self._path
+        return {**path, "bandwidth": self.bandwidth, "divergence": self.divergence}
 
 
 class S2DTWLoss(_AlignmentLoss):

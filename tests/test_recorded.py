@@ -232,6 +232,7 @@ def direct(*shape: int) -> dict[str, tuple[Any, ...]]:
     fused = x, y, gamma, None, None, 3, "sqeuclidean"
     state = torch.empty(0, dtype=torch.uint8)
     frames = leaf(*shape).mT, None, n.clamp(max=2)
+    pattern = cost, gamma, leaf(*lead), leaf(*lead), n, None, None, "x", "", "xy"
     return {
         "value": problem,
         "gradient": (*weak, weight, True),
@@ -251,6 +252,9 @@ def direct(*shape: int) -> dict[str, tuple[Any, ...]]:
         "monotonic_sum": (*frames, True),
         "monotonic_product": (frames[0].detach(), *frames[1:], tangent.mT),
         "monotonic_path": (frames[0].detach(), *frames[1:]),
+        "pattern_value": pattern,
+        "pattern_gradient": (*pattern, weight, True),
+        "pattern_hessian_product": (*pattern, weight, tangent, *(leaf(*lead) for _ in "123")),
     }
 
 
@@ -261,7 +265,7 @@ def call(name: str) -> Callable[..., Any]:
 REFUSED = {name for name in ops.OPERATORS if "state" in name}
 TWICE = (
     "value", "smoothed_value", "squared_distances", "squared_distances_vjp", "fused_value",
-    "monotonic_product",
+    "monotonic_product", "pattern_value",
 )  # fmt: skip
 
 
@@ -270,7 +274,12 @@ def test_every_operator_is_called_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(ops.OPERATORS.keys() - REFUSED - {"hessian_product", "monotonic_path"})
+    "name",
+    sorted(
+        name
+        for name in ops.OPERATORS.keys() - REFUSED - {"monotonic_path"}
+        if not name.endswith("hessian_product")
+    ),
 )
 def test_a_direct_call_has_its_derivative(name: str) -> None:
     arguments = direct(2, 3, 4)[name]

@@ -168,6 +168,17 @@ def exponential(d, high, low, largest):
 
 
 @inline
+def warped_exponential(d, high, low, largest, part, whole):
+    """As exponential, of a cost times the rate plus part + whole, the latter integral: the cost of
+    warping, see `scaling.set_warped_rates`. With both 0 the bits are the same.
+    """
+    d = smaller(largest, d)
+    k = nearest(fma(d, high, part))
+    f = fma(d, low, fms(d, high, k) + part)
+    return power_of_fraction(f), to_integer(k) + whole
+
+
+@inline
 def factor(d, high, low, largest):
     """exp(-d / gamma) as one number; 0 for d = +inf."""
     w, k = exponential(d, high, low, largest)

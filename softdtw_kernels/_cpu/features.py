@@ -191,7 +191,7 @@ def without_matrix(
     status = np.empty(task.pairs, np.uint8)
     source = (task.x, task.x_of, task.y, task.y_of, task.distance, returned)
     common = (
-        *(source, task.gamma, NOTHING, task.n, task.m, task.bandwidth),
+        *(source, task.gamma, NOTHING, NOTHING, task.n, task.m, task.bandwidth),
         *(*precision_of(task.x).kernel_arguments, out, status),
     )
     sums = np.zeros((2, task.pairs))

@@ -17,10 +17,11 @@ from __future__ import annotations
 import numpy as np
 
 from .blocks import common, load_block, store_block
-from .cell import exponential, quotient, step, surprise
+from .cell import exponential, quotient, step, surprise, warped_exponential
+from .floating import to_integer
 from .jit import inline, jit, outlined, plain
-from .lattice import entry, has_pairs, lattice_of, length, of_cost, size_of
-from .scaling import AGAIN, SURE, TINY, conclude, set_rates
+from .lattice import entry, entry_or_zero, has_pairs, lattice_of, length, of_cost, size_of
+from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude, set_warped_rates
 from .simd import keep_above, like, load, smaller, store
 from .strips import beyond_range
 from .subnormal import flush_subnormals, restore
@@ -34,13 +35,15 @@ SHORTEST = 8  # rows of a block, so that the rows kept above them are few
 
 
 @inline
-def begin_group(index, items, shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate, pairs):
+def begin_group(
+    index, items, shape, gamma, warp, n, m, weak, bandwidth, bounds, geometry, rate, pairs
+):  # fmt: skip
     """Geometry and rates of the lanes of a group of the pairs in items, and the pair of each lane.
 
     Returns the number of its pairs, and the rows and columns of the largest lattice. Lanes beyond
     the pairs repeat the last one.
     """
-    lanes = rate.size // 3
+    lanes = rate.size // WARPED_ROWS
     count = min(lanes, items.size - index * lanes)
     most_rows, most_columns = plain(0), plain(0)
     for lane in range(lanes):
@@ -51,10 +54,10 @@ def begin_group(index, items, shape, gamma, n, m, weak, bandwidth, bounds, geome
         geometry[ROWS, lane], geometry[COLUMNS, lane] = rows, columns
         geometry[LOW, lane], geometry[HIGH, lane] = low, high
         most_rows, most_columns = max(most_rows, rows), max(most_columns, columns)
-        if gamma.size > 1 or lane == 0:
-            set_rates(entry(gamma, p), bounds, rate, lane)
+        if gamma.size > 1 or warp.size > 1 or lane == 0:
+            set_warped_rates(entry(gamma, p), entry_or_zero(warp, p), bounds, rate, lane)
         else:
-            for k in range(3):
+            for k in range(WARPED_ROWS):
                 rate[k * lanes + lane] = rate[k * lanes]
     return count, most_rows, most_columns
 
@@ -150,15 +153,15 @@ def forward(
     """Z of the cells of a group in the rows start <= i < stop, row by row in row_m and row_k, which
     hold the row above.
 
-    rates: as `scaling.set_rates` makes them; theta: dummy costs of the lanes. checks:
+    rates: as `scaling.set_warped_rates` makes them; theta: dummy costs of the lanes. checks:
     rows of the lowest cost, of a sum that is NaN if a cost is, and of the mantissas at the end of
     each pair; exponents: those that go with them.
     """
     lanes = starts.size
     r_high, r_low = load(rates, 0), load(rates, lanes)
-    largest = load(rates, 2 * lanes)
+    largest, warp_part = load(rates, 2 * lanes), load(rates, 3 * lanes)
     one = like(r_high, 1.0)
-    bottom = like(load(row_k, 0), floor)
+    bottom, warp_whole = like(load(row_k, 0), floor), to_integer(load(rates, 4 * lanes))
     if start == 0:
         for j in range(columns):
             store(row_m, j * lanes, one)
@@ -184,7 +187,7 @@ def forward(
             w, k = w_dummy, k_dummy
             if real and has_pairs(weak, j):
                 d = load(packed, (inside + of_cost(weak, j)) * lanes)
-                w, k = exponential(d, r_high, r_low, largest)
+                w, k = warped_exponential(d, r_high, r_low, largest, warp_part, warp_whole)
                 lowest = smaller(d, lowest)
                 nan_sum = nan_sum + w
             diagonal_m, diagonal_k = up_m, up_k
@@ -262,13 +265,14 @@ def backward(
 
 
 @inline
-def all_beyond_range(cost4, pairs, count, geometry, gamma, floor, bounds):
+def all_beyond_range(cost4, pairs, count, geometry, gamma, warp, floor, bounds):
     """Whether no pair of a group of the plain lattice can be certified: see `beyond_range`."""
     for lane in range(count):
         q = pairs[lane]
         costs = cost4[q // cost4.shape[1], q % cost4.shape[1]]
         rows, columns = geometry[ROWS, lane], geometry[COLUMNS, lane]
-        if not beyond_range(costs, plain(False), rows, columns, entry(gamma, q), floor, bounds):
+        g, w = entry(gamma, q), entry_or_zero(warp, q)
+        if not beyond_range(costs, plain(False), rows, columns, g, w, floor, bounds):
             return False
     return True
 
@@ -281,7 +285,7 @@ def copy_row(from_m, to_m, from_k, to_k, at_from, at_to, size):
 
 @jit
 def solve(
-    first, last, items, cost4, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
+    first, last, items, cost4, gamma, warp, dummy, n, m, bandwidth, floats, integers, floor, bounds,
     value, status, with_grad, scale, with_gamma, grad4, sums,
 ):  # fmt: skip
     """Recursion and, if asked for, its adjoint for the groups first <= index < last of the pairs
@@ -304,7 +308,8 @@ def solve(
     weights = np.empty(3 * lanes * most_columns * height if with_grad else 0, floats.dtype)
     kept = padded * ((most_rows - 1) // height)
     kept_m, kept_k = np.empty(kept, floats.dtype), np.empty(kept, integers.dtype)
-    rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
+    rate = np.empty(WARPED_ROWS * lanes, floats.dtype)
+    checks = np.empty(3 * lanes, floats.dtype)
     theta, factor = np.zeros(lanes, floats.dtype), np.zeros(lanes, floats.dtype)
     exponents, group_sums = np.zeros(lanes, np.int64), np.empty(2 * lanes)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
@@ -313,8 +318,9 @@ def solve(
     before = flush_subnormals()
     for index in range(first, last):
         count, rows, columns = begin_group(
-            index, items, cost4.shape, gamma, n, m, weak, bandwidth, bounds, geometry, rate, pairs
-        )
+            index, items, cost4.shape, gamma, warp, n, m, weak, bandwidth, bounds, geometry, rate,
+            pairs,
+        )  # fmt: skip
         find_places(cost4, pairs, places)
         find_places(grad4, pairs, grad_places)
         full, first_end = plain(True), most_rows
@@ -332,7 +338,7 @@ def solve(
                 theta[lane] = entry(dummy, p)
             if with_grad:
                 factor[lane] = scale[p]
-        if not weak and all_beyond_range(cost4, pairs, count, geometry, gamma, floor, bounds):
+        if not weak and all_beyond_range(cost4, pairs, count, geometry, gamma, warp, floor, bounds):
             for lane in range(count):
                 value[pairs[lane]], status[pairs[lane]] = 0.0, AGAIN
             continue
@@ -351,8 +357,8 @@ def solve(
         for lane in range(count):
             value[pairs[lane]], status[pairs[lane]] = conclude(
                 checks[2 * lanes + lane], exponents[lane], checks[lane], checks[lanes + lane],
-                entry(gamma, pairs[lane]), geometry[ROWS, lane], geometry[COLUMNS, lane],
-                floor, bounds, not with_grad,
+                entry(gamma, pairs[lane]), entry_or_zero(warp, pairs[lane]),
+                geometry[ROWS, lane], geometry[COLUMNS, lane], floor, bounds, not with_grad,
             )  # fmt: skip
         some_sure = False
         for lane in range(count):

@@ -16,6 +16,12 @@ def entry(values, q):
 
 
 @inline
+def entry_or_zero(values, q):
+    """As entry, 0 if there are no values."""
+    return values[min(q, values.size - 1)] if values.size > 0 else 0.0
+
+
+@inline
 def length(lengths, q, size):
     """The length of a sequence of the pair q: the whole size, if no lengths are given."""
     return lengths[q] if lengths.size > 0 else size

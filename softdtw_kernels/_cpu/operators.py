@@ -31,6 +31,18 @@ from .arrays import (
 )
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
+from .pattern import (
+    pattern_gradient as pattern_gradient,
+)
+from .pattern import (
+    pattern_hessian_product as pattern_hessian_product,
+)
+from .pattern import (
+    pattern_path as pattern_path,
+)
+from .pattern import (
+    pattern_value as pattern_value,
+)
 from .scaling import precision_of
 from .solve import Batch, Gradients, cheapest_paths, solve
 from .task import batch_of, batch_to_smooth, checked_lengths

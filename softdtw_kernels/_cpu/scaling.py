@@ -18,6 +18,11 @@ LOG2_E = 1.4426950408889634
 LOG2_E_LOW = 2.0355273740931033e-17  # log2(e) to twice the precision is LOG2_E plus this
 SMALLEST_GAMMA = 1e-28  # below, 1 / gamma fits no float32, and softmin is the minimum
 
+WARPED_ROWS = 5  # of set_warped_rates
+# A cost of warping from here on stands for one beside which no other counts: of the alignments the
+# kernels sum those of the fewest pairs. See `fewest`.
+FEWEST = 2.0**900
+
 SURE, NOT_A_NUMBER, AGAIN = 0, 1, 2  # AGAIN: not certified, another tier does it once more
 
 
@@ -81,6 +86,25 @@ def usable(gamma):
 
 
 @inline
+def product(a, b):
+    """a * b as the rounded product and its error (Dekker)."""
+    high = a * b
+    a1, b1 = 134217729.0 * a, 134217729.0 * b
+    a1, b1 = a1 - (a1 - a), b1 - (b1 - b)
+    a2, b2 = a - a1, b - b1
+    return high, ((a1 * b1 - high) + a1 * b2 + a2 * b1) + a2 * b2
+
+
+@inline
+def rate_of(gamma):
+    """-log2(e) / gamma as the sum of two floats."""
+    high = -LOG2_E / gamma
+    # The residual of the quotient needs the product high * gamma exactly.
+    back, error = product(high, gamma)
+    return high, ((-LOG2_E - back) - error - LOG2_E_LOW) / gamma
+
+
+@inline
 def set_rates(gamma, bounds, rate, lane):
     """rate: rows of -log2(e) / gamma as the sum of two floats, and of the largest cost that is not
     clamped; here one lane of them.
@@ -88,18 +112,58 @@ def set_rates(gamma, bounds, rate, lane):
     A gamma that is not usable gets the rates of 1; its results are not certified.
     """
     lanes = rate.size // 3
-    g = gamma if usable(gamma) else 1.0
-    high = -LOG2_E / g
-    # The residual of the quotient needs the product high * g exactly (Dekker).
-    a, b = 134217729.0 * high, 134217729.0 * g
-    h1, g1 = a - (a - high), b - (b - g)
-    h2, g2 = high - h1, g - g1
-    product = high * g
-    error = ((h1 * g1 - product) + h1 * g2 + h2 * g1) + h2 * g2
-    low = ((-LOG2_E - product) - error - LOG2_E_LOW) / g
+    high, low = rate_of(gamma if usable(gamma) else 1.0)
     rate[lane] = high
     rate[lanes + lane] = (high - rate[lane]) + low
     rate[2 * lanes + lane] = bounds[LIMIT] / abs(high)
+
+
+@inline
+def exponent_of_warp(gamma, warp, bounds):
+    """What 2 warp, which is added to every cost, adds to its exponent: a fraction, of the precision
+    of the kernel, and an integer; both 0 if they do not fit beside the exponents of costs.
+
+    Of a path of K cells the steps that repeat a frame are 2 K less the lengths: see `conclude`.
+    """
+    if warp >= FEWEST:
+        return 0.0, -bounds[RISE] * (warp / FEWEST - 1.0)
+    if warp == 0.0 or not (usable(gamma) and warps(gamma, warp, bounds)):
+        return 0.0, 0.0
+    high, low = rate_of(gamma)
+    exponent, error = product(2.0 * warp, high)
+    whole = np.rint(exponent)
+    part = (exponent - whole) + (error + 2.0 * warp * low)
+    return (float(np.float32(part)) if bounds[UNIT] > 1e-12 else part), whole
+
+
+def fewest(longest):
+    """What stands for a cost of warping if only the alignments of the fewest pairs count. Each pair
+    more costs as many binary digits as exponents can hold of a path.
+    """
+    return FEWEST * (1.0 + 2.0 ** -max(4, math.ceil(math.log2(longest)) - 1))
+
+
+@inline
+def added(warp):
+    """To every cost."""
+    return 0.0 if warp >= FEWEST else 2.0 * warp
+
+
+@inline
+def warps(gamma, warp, bounds):
+    """Whether a cost of warping fits: far from the limits of exponents."""
+    return abs(warp) * 2.0 * (LOG2_E / gamma) < bounds[RISE] / 16.0
+
+
+@inline
+def set_warped_rates(gamma, warp, bounds, rate, lane):
+    """As set_rates, and two more rows: what a cost of warping adds to the exponents."""
+    lanes = rate.size // WARPED_ROWS
+    set_rates(gamma, bounds, rate[: 3 * lanes], lane)
+    part, whole = exponent_of_warp(gamma, warp, bounds)
+    rate[3 * lanes + lane], rate[4 * lanes + lane] = part, whole
+    if whole != 0.0:
+        rate[2 * lanes + lane] = (bounds[LIMIT] - abs(whole)) * (gamma / LOG2_E)
 
 
 @inline
@@ -111,8 +175,14 @@ def out_of_range(first, last, gamma, floor, bounds):
 
 
 @inline
-def conclude(mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, bounds, to_return):
+def conclude(
+    mantissa, exponent, lowest, nan_sum, gamma, warp, rows, columns, floor, bounds, to_return
+):  # fmt: skip
     """The value of a pair, and whether clamping and flushing at the floor changed nothing.
+
+    With warp, 2 warp was added to every cost, and the value is less by (rows + columns) warp. With
+    FEWEST it is that of the alignments of as many pairs as the longer sequence has frames, and sure
+    where all others together, however low their costs, are far below.
 
     nan_sum is NaN if a cost is, or if one is so low that another tier has to tell. Negative costs
     raise a flushed or clamped path by less than `rise`, so it ends below floor / 2 - rise; the true
@@ -126,12 +196,19 @@ def conclude(mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, b
     if not usable(gamma):
         return 0.0, AGAIN
     rate = -LOG2_E / gamma
-    if lowest * rate * (rows + columns) >= bounds[RISE]:
+    if warp != 0.0 and warp < FEWEST and not warps(gamma, warp, bounds):
+        return 0.0, AGAIN
+    if (lowest + added(warp)) * rate * (rows + columns) >= bounds[RISE]:
         return 0.0, AGAIN
     if math.isnan(nan_sum):
         return np.nan, NOT_A_NUMBER
-    value = (exponent + math.log2(mantissa)) / rate
+    part, whole = exponent_of_warp(gamma, warp, bounds)
+    steps = float(max(rows, columns)) if warp >= FEWEST else 0.5 * (rows + columns)
+    value = ((exponent - steps * whole) + (math.log2(mantissa) - steps * part)) / rate
     sure = exponent > floor // 2
+    if warp >= FEWEST:
+        others = whole + (rows + columns) * (2.0 + max(0.0, lowest * rate))
+        sure = sure and exponent - steps * whole > others + 64.0
     if to_return:
         rounding = bounds[UNIT] * (math.sqrt(rows + columns) + 2 * max(rows, columns))
         sure = sure and abs(value) * bounds[WANTED] > rounding * gamma

@@ -21,7 +21,7 @@ import numpy as np
 from . import exact_second_order
 from .jit import allocating, inline, jit, outlined, plain
 from .lattice import entry, lattice_of, length
-from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, TINY
+from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, TINY, WARPED_ROWS
 from .solve import EXACT_COST, Batch, Gradients, hard_minimum, without_path
 from .strips import begin_pair, end_pair, lane_steps, strip_columns
 from .subnormal import flush_subnormals, restore
@@ -109,7 +109,7 @@ def enter_strip(strip, lattice, limits):
 
 @outlined
 def begin(gamma, bounds, rates, checks, border, floor):
-    begin_pair(gamma, bounds, rates, checks)
+    begin_pair(gamma, 0.0, bounds, rates, checks)
     reset(border, floor)
 
 
@@ -117,7 +117,7 @@ def begin(gamma, bounds, rates, checks, border, floor):
 def result_of(checks, exponent, lattice, gamma, floor, bounds):
     """The value and the status of a pair."""
     rows, columns, _, _ = lattice
-    return end_pair(checks, exponent, rows, columns, gamma, floor, bounds, plain(False))
+    return end_pair(checks, exponent, rows, columns, gamma, 0.0, floor, bounds, plain(False))
 
 
 @outlined
@@ -168,7 +168,8 @@ def solve_soft(
     packed = np.empty(TILE * LANES), np.empty(TILE * LANES)
     border = new_border(widest + 3 * LANES)
     below_e, below_f = np.empty(widest + 3 * LANES), np.empty(widest + 3 * LANES)
-    flows, rates, checks = np.empty(8 * LANES + 2), np.empty(3 * LANES), np.empty(3 * LANES)
+    flows, checks = np.empty(8 * LANES + 2), np.empty(3 * LANES)
+    rates = np.empty(WARPED_ROWS * LANES)
     limits = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     before = flush_subnormals()
     for q in items:
@@ -312,7 +313,7 @@ def directional(
         along_paths(task, np.flatnonzero(zero), tangents, factors, values, out, sums)
     soft = np.flatnonzero(~zero)
     matrices = repeated(task.cost), repeated(by_cost), repeated(out)
-    numbers = task.kernel_arguments[1:]
+    numbers = task.exact_arguments[1:]
 
     def work(first: int, last: int) -> None:
         solve_soft(

@@ -105,7 +105,7 @@ def plan_of(shape: tuple[int, ...], itemsize: int, weak: bool, bandwidth: int) -
 
 def value_and_mass(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
     """Values, and the gradient of their sum by the costs; None if this is not certified."""
-    cost, gamma, dummy, _, _, bandwidth = arguments = task.kernel_arguments
+    cost, gamma, _, dummy, _, _, bandwidth = arguments = task.kernel_arguments
     plan = plan_of(cost.shape, cost.itemsize, dummy.size > 0, bandwidth)
     pairs, dtype = plan.ones.size, cost.dtype
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)

@@ -45,6 +45,8 @@ class Batch:
     n: np.ndarray  # (P,) int64, or empty for all of N; like m
     m: np.ndarray
     bandwidth: int  # negative: none
+    # (P,) or (1,), of a plain lattice; or empty for no cost of warping.
+    warp: np.ndarray = field(default_factory=lambda: NOTHING)
     order: np.ndarray | None = field(default=None, init=False)  # what in_order has found
 
     @property
@@ -138,14 +140,21 @@ class Batch:
 
     @property
     def kernel_arguments(self) -> tuple:
+        """Of the kernels on vectors."""
+        return self.cost, self.gamma, self.warp, self.dummy, self.n, self.m, self.bandwidth
+
+    @property
+    def exact_arguments(self) -> tuple:
+        """Of the exact tier, which knows no cost of warping."""
         return self.cost, self.gamma, self.dummy, self.n, self.m, self.bandwidth
 
     def part(self, items: np.ndarray) -> Batch:
         """Some of the pairs, in float64."""
         cost = self.cost[np.divmod(items, self.cost.shape[1])].astype(np.float64)[None]
-        gamma, dummy = (a[items] if a.size > 1 else a for a in (self.gamma, self.dummy))
+        settings = self.gamma, self.dummy, self.warp
+        gamma, dummy, warp = (a[items] if a.size > 1 else a for a in settings)
         n, m = (a[items] if a.size else a for a in (self.n, self.m))
-        return Batch(cost, gamma, dummy, n, m, self.bandwidth)
+        return Batch(cost, gamma, dummy, n, m, self.bandwidth, warp)
 
     @property
     def hard(self) -> np.ndarray:
@@ -185,19 +194,28 @@ class Gradients:
 
 def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     """Values of all pairs, and their gradients if asked for."""
-    out = np.empty(task.pairs, task.cost.dtype)
-    status = np.empty(task.pairs, np.uint8)
-    if task.pairs == 0:
-        return out
+    out, status = np.empty(task.pairs, task.cost.dtype), np.empty(task.pairs, np.uint8)
+    if task.pairs:
+        in_tiers(task, gradients, out, status)
+    return out
+
+
+def in_tiers(task: Batch, gradients: Gradients | None, out: np.ndarray, status: np.ndarray) -> None:
+    """As solve. With a cost of warping, which only the tiers on vectors know, what these do not
+    certify is left to who calls: AGAIN.
+    """
+    knows_all = task.warp.size == 0
     zeros = task.gamma.size - np.count_nonzero(task.gamma)
     if zeros == task.gamma.size:
-        hard_minimum(task, gradients, np.arange(task.pairs), out, status)
-        return out
+        status[:] = AGAIN
+        if knows_all:
+            hard_minimum(task, gradients, np.arange(task.pairs), out, status)
+        return
     vectorized(task, gradients, out, status)
-    if zeros:
+    if zeros and knows_all:
         hard_minimum(task, gradients, np.flatnonzero(task.gamma == 0.0), out, status)
     if not np.count_nonzero(status):
-        return out
+        return
     if gradients is not None:
         spread(np.nan, task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
     if task.dummy.size == 0:
@@ -206,9 +224,9 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
         soft = np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
     rest = np.flatnonzero(status == AGAIN)
-    if rest.size:
+    if rest.size and knows_all:
         in_exact_tier(task, gradients, rest, out)
-    return out
+        status[rest] = SURE
 
 
 def spread(gradient: float, task: Batch, gradients: Gradients, items: np.ndarray) -> None:
@@ -350,15 +368,15 @@ def copied_to_float64(
     block = COPIED // (task.cost.shape[2] * task.cost.shape[3])
     for first in range(0, items.size, block):
         some = items[first : first + block]
-        part = task.part(some)
-        if gradients is None:
-            out[some] = solve(part, None)
-            continue
-        scale = gradients.scale[some].astype(np.float64)
-        theirs = Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
-        out[some] = solve(part, theirs)
-        gradients.put(some, theirs, task.cost.shape[1])
-    status[items] = SURE
+        part, theirs = task.part(some), None
+        values, sure = np.empty(some.size), np.empty(some.size, np.uint8)
+        if gradients is not None:
+            scale = gradients.scale[some].astype(np.float64)
+            theirs = Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
+        in_tiers(part, theirs, values, sure)
+        out[some], status[some] = values, sure
+        if gradients is not None and theirs is not None:
+            gradients.put(some, theirs, task.cost.shape[1])
 
 
 def hard_in_lanes(task: Batch) -> bool:
@@ -453,15 +471,15 @@ def in_exact_tier(
         results = (out, True, scale, with_gamma, gradients.cost, gradients.sums)
 
     def on_vectors(first: int, last: int) -> None:
-        unbounded.solve(fast[first:last], *task.kernel_arguments, DOUBLE.bounds, *results)
+        unbounded.solve(fast[first:last], *task.exact_arguments, DOUBLE.bounds, *results)
 
     def one_by_one(first: int, last: int) -> None:
         some = slow[first:last]
         if gradients is None:
-            exact.value(*task.kernel_arguments, some, out)
+            exact.value(*task.exact_arguments, some, out)
         else:
             scale, grad, sums = gradients.scale, gradients.cost, gradients.sums
-            exact.gradient(*task.kernel_arguments, some, scale, out, grad, sums)
+            exact.gradient(*task.exact_arguments, some, scale, out, grad, sums)
 
     cells = task.cells // task.pairs
     if fast.size:

@@ -22,8 +22,17 @@ import math
 import numpy as np
 
 from .jit import inline, jit, plain
-from .lattice import entry, lattice_of, length
-from .scaling import AGAIN, SURE, TINY, conclude, out_of_range, set_rates
+from .lattice import entry, entry_or_zero, lattice_of, length
+from .scaling import (
+    AGAIN,
+    SURE,
+    TINY,
+    WARPED_ROWS,
+    added,
+    conclude,
+    out_of_range,
+    set_warped_rates,
+)
 from .simd import store
 from .sources import begin_of, cost_of, end_of, is_returned, room_for, shape_of, size_of_costs
 from .subnormal import flush_subnormals, restore
@@ -84,24 +93,25 @@ def lattice_of_pair(q, shape, n, m, weak, bandwidth):
 
 
 @inline
-def beyond_range(costs, weak, rows, columns, gamma, floor, bounds):
+def beyond_range(costs, weak, rows, columns, gamma, warp, floor, bounds):
     """Whether the corners of a pair are enough to see that it cannot be certified."""
     if weak:
         return False
-    last = cost_of(costs, rows - 1, columns - 1) if rows + columns > 2 else 0.0
-    return out_of_range(cost_of(costs, 0, 0), last, gamma, floor, bounds)
+    last = cost_of(costs, rows - 1, columns - 1) + added(warp) if rows + columns > 2 else 0.0
+    first = cost_of(costs, 0, 0) + added(warp)
+    return out_of_range(first, last, gamma, floor, bounds)
 
 
 @inline
-def begin_pair(gamma, bounds, rate, checks):
-    lanes = rate.size // 3
+def begin_pair(gamma, warp, bounds, rate, checks):
+    lanes = rate.size // WARPED_ROWS
     for lane in range(lanes):
-        set_rates(gamma, bounds, rate, lane)
+        set_warped_rates(gamma, warp, bounds, rate, lane)
         checks[lane], checks[lanes + lane] = np.inf, 0.0
 
 
 @inline
-def end_pair(checks, exponent, rows, columns, gamma, floor, bounds, to_return):
+def end_pair(checks, exponent, rows, columns, gamma, warp, floor, bounds, to_return):
     """The value of a pair and its status, from what the strips left in the lanes."""
     lanes = checks.size // 3
     lowest, nan_sum = np.inf, 0.0
@@ -110,7 +120,7 @@ def end_pair(checks, exponent, rows, columns, gamma, floor, bounds, to_return):
         nan_sum += checks[lanes + lane]
     mantissa = checks[2 * lanes + (rows - 1) % lanes]
     return conclude(
-        mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, bounds, to_return
+        mantissa, exponent, lowest, nan_sum, gamma, warp, rows, columns, floor, bounds, to_return
     )
 
 
@@ -135,7 +145,7 @@ def strips_of_part(strips, window, tiles, lanes, itemsize, size):
 
 @jit
 def solve(
-    first, last, source, gamma, dummy, n, m, bandwidth, floats, integers, floor, bounds,
+    first, last, source, gamma, warp, dummy, n, m, bandwidth, floats, integers, floor, bounds,
     value, status, with_grad, scale, with_gamma, sink, sums,
 ):  # fmt: skip
     """Recursion and, if asked for, its adjoint for the pairs first <= q < last; see
@@ -148,7 +158,8 @@ def solve(
     shape = shape_of(source)
     lanes = WIDTH // floats.itemsize
     packed = np.empty(CHUNK * lanes, floats.dtype)
-    rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
+    rate = np.empty(WARPED_ROWS * lanes, floats.dtype)
+    checks = np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
     widest = lattice_of(shape[2], shape[3], weak, bandwidth)[1]
@@ -177,10 +188,11 @@ def solve(
         costs, grad = begin_of(source, sink, q, n, m, room, lanes)
         theta = entry(dummy, q) if weak else 0.0
         rows, columns, low, high = lattice_of_pair(q, shape, n, m, weak, bandwidth)
-        if beyond_range(costs, weak, rows, columns, entry(gamma, q), floor, bounds):
+        g, w = entry(gamma, q), entry_or_zero(warp, q)
+        if beyond_range(costs, weak, rows, columns, g, w, floor, bounds):
             value[q], status[q] = 0.0, AGAIN
             continue
-        begin_pair(entry(gamma, q), bounds, rate, checks)
+        begin_pair(g, w, bounds, rate, checks)
         reset_border(border_m, border_k, floor)
         exponent = np.int64(floor)
         final = (rows - 1) // lanes
@@ -209,7 +221,8 @@ def solve(
             exponent,
             rows,
             columns,
-            entry(gamma, q),
+            g,
+            w,
             floor,
             bounds,
             is_returned(source, with_grad),

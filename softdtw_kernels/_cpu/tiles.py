@@ -5,7 +5,8 @@ At step t of a strip, lane k is at the cell (row + lane, first + t - lane).
 
 from __future__ import annotations
 
-from .cell import exponential, quotient, step, surprise
+from .cell import quotient, step, surprise, warped_exponential
+from .floating import to_integer
 from .jit import inline, outlined
 from .simd import (
     first_lane,
@@ -42,7 +43,8 @@ def forward(
     mantissas. Returns the vector of exponents of the last step.
     """
     r_high, r_low = load(rates, 0), load(rates, lanes)
-    largest = load(rates, 2 * lanes)
+    largest, part = load(rates, 2 * lanes), load(rates, 3 * lanes)
+    whole = to_integer(load(rates, 4 * lanes))
     lowest, nan_sum = load(checks, 0), load(checks, lanes)
     one = like(r_high, 1.0)
     bottom = like(load(border_k, 0), floor)
@@ -63,7 +65,7 @@ def forward(
         pack(source, theta, weak, row, first, t0, t1, starts, stops, packed)
         for t in range(t0, t1):
             d = load(packed, (t - t0) * lanes)
-            w, dk = exponential(d, r_high, r_low, largest)
+            w, dk = warped_exponential(d, r_high, r_low, largest, part, whole)
             lowest = smaller(d, lowest)
             nan_sum = nan_sum + w
             m_diagonal, k_diagonal = m_up, k_up

@@ -19,8 +19,8 @@ import numpy as np
 
 from .atomic import look, take, tell, wait
 from .jit import inline, jit, outlined, plain
-from .lattice import entry
-from .scaling import AGAIN, SURE, TINY, conclude
+from .lattice import entry, entry_or_zero
+from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude
 from .simd import like, load_double, store
 from .sources import begin_of, end_of, is_returned, room_for, shape_of, size_of_costs
 from .strips import (
@@ -48,7 +48,7 @@ FROM_RIGHT = 2**40  # the backward pass counts columns down from here
 
 
 @inline
-def value_of_pair(ends, final, rows, columns, gamma, lanes, floor, bounds, to_return):
+def value_of_pair(ends, final, rows, columns, gamma, warp, lanes, floor, bounds, to_return):
     """As `strips.end_pair`; ends: of each strip the lowest cost, a sum that is NaN if a cost is,
     and the last of them the mantissa and the exponent of the final cell.
     """
@@ -58,7 +58,7 @@ def value_of_pair(ends, final, rows, columns, gamma, lanes, floor, bounds, to_re
         nan_sum += ends[strip, 1]
     mantissa, exponent = ends[final, 2], np.int64(ends[final, 3])
     return conclude(
-        mantissa, exponent, lowest, nan_sum, gamma, rows, columns, floor, bounds, to_return
+        mantissa, exponent, lowest, nan_sum, gamma, warp, rows, columns, floor, bounds, to_return
     )
 
 
@@ -97,7 +97,7 @@ def walk_strip(
 @jit
 def work(
     q, height, counters, ends, border_m, border_k, top_m, top_k, above_m, above_k, states_m,
-    states_k, below, of_tiles, source, gamma, dummy, n, m, bandwidth, floats, integers, floor,
+    states_k, below, of_tiles, source, gamma, warp, dummy, n, m, bandwidth, floats, integers, floor,
     bounds, value, status, with_grad, scale, with_gamma, sink, sums,
 ):  # fmt: skip
     """The share of one thread. height: strips of a part. of_tiles: rows of what `tiles.backward`
@@ -107,7 +107,8 @@ def work(
     shape, to_return = shape_of(source), is_returned(source, with_grad)
     lanes = WIDTH // floats.itemsize
     packed = np.empty(CHUNK * lanes, floats.dtype)
-    rate, checks = np.empty(3 * lanes, floats.dtype), np.empty(3 * lanes, floats.dtype)
+    rate = np.empty(WARPED_ROWS * lanes, floats.dtype)
+    checks = np.empty(3 * lanes, floats.dtype)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     weights = np.empty(3 * lanes * TILE if with_grad else 0, floats.dtype)
     last_k, flows = np.empty(lanes, integers.dtype), np.empty(4 * lanes + 1, floats.dtype)
@@ -124,7 +125,8 @@ def work(
     last_part = final // height
     onward = 1 + OF_PART * (last_part + 1)  # where the counters of strips begin
     again, back = onward + strips, onward + 2 * strips
-    if beyond_range(costs, weak, rows, columns, entry(gamma, q), floor, bounds):
+    g, w = entry(gamma, q), entry_or_zero(warp, q)
+    if beyond_range(costs, weak, rows, columns, g, w, floor, bounds):
         value[q], status[q] = 0.0, AGAIN
         return
     before = flush_subnormals()
@@ -133,7 +135,7 @@ def work(
         if strip > final:
             break
         row, part, place = strip * lanes, strip // height, strip % height
-        begin_pair(entry(gamma, q), bounds, rate, checks)
+        begin_pair(g, w, bounds, rate, checks)
         left, steps, end = strip_columns(row, lanes, rows, columns, low, high)
         lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
         kept_m, kept_k, at = above_m[:0], above_k[:0], plain(0)
@@ -159,14 +161,12 @@ def work(
         tell(counters, onward + strip, DONE)
         if strip == final:
             value[q], status[q] = value_of_pair(
-                ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, to_return
+                ends, final, rows, columns, g, w, lanes, floor, bounds, to_return
             )
     if with_grad:
         wait(counters, onward + final, DONE)
-        _, sure = value_of_pair(
-            ends, final, rows, columns, entry(gamma, q), lanes, floor, bounds, to_return
-        )
-        begin_pair(entry(gamma, q), bounds, rate, checks)
+        _, sure = value_of_pair(ends, final, rows, columns, g, w, lanes, floor, bounds, to_return)
+        begin_pair(g, w, bounds, rate, checks)
         for part in range(last_part if sure == SURE else -1, -1, -1):
             lowest_strip, above_next = part * height, min(final, part * height + height - 1)
             ticket, ticket_back, ready = 1 + 3 * part, 2 + 3 * part, 3 + 3 * part

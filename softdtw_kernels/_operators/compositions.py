@@ -1,5 +1,5 @@
-"""The gradient of squared distances in plain torch, blocked, on any device; and soft-DTW from
-features where no kernel fuses it, through the cost matrix.
+"""The gradient of squared distances in plain torch, blocked, on any device; soft-DTW from features
+where no kernel fuses it, through the cost matrix; the cost of warping as one of the pairs.
 
 Requirements: torch only. The gradient is a bilinear form, taken in float64: there it does no harm
 that its terms cancel where y is near x or both are far from the origin.
@@ -7,11 +7,15 @@ that its terms cancel where y is near x or both are far from the origin.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from .. import _backends as backends
 from .._checks import is_distance
-from .._problem import FeatureProblem
+from .._pattern import check_prices
+from .._problem import FeatureProblem, PatternProblem, Problem
 from . import ops
 
 BLOCK = 1 << 24  # cells converted to float64 at a time
@@ -70,8 +74,79 @@ def _result(grad: Tensor, x: Tensor) -> Tensor:
     return grad.to(x.dtype).clone(memory_format=torch.contiguous_format)
 
 
+# A path of K pairs from the first to the last has 2 K - N - M steps that repeat a frame. With w for
+# each of them V_w(C) = V(C + 2 w) - (N + M) w. In float64: w may leave nothing of C in float32.
+
+
+def pattern_value(problem: PatternProblem) -> Tensor:
+    value = ops.value(*_warped(problem)) - _frames(problem) * problem.warp
+    return value.to(problem.cost.dtype)
+
+
+def pattern_gradient(
+    problem: PatternProblem, grad_value: Tensor, with_parameters: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = grad_value.double()
+    by_cost, by_gamma, _ = ops.gradient(*_warped(problem), wide, with_parameters)
+    if not with_parameters:  # which nobody reads
+        return _like_cost(by_cost, problem), by_gamma, by_gamma.clone(), by_gamma.clone()
+    visits = by_cost.sum((-2, -1))
+    by_warp = torch.where(visits == 0, 0, 2 * visits - _frames(problem) * wide)
+    return _like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
+
+
+def pattern_hessian_product(
+    problem: PatternProblem,
+    grad_value: Tensor,
+    tangent_cost: Tensor,
+    tangent_gamma: Tensor,
+    tangent_warp: Tensor,
+    tangent_skip: Tensor,
+) -> tuple[Tensor, ...]:
+    warped, wide = _warped(problem), grad_value.double()
+    along = tangent_cost.double() + 2 * tangent_warp[..., None, None]
+    value, by_cost, by_gamma, _ = ops.hessian_product(*warped, wide, along, tangent_gamma, None)
+    has_path = ops.value(*warped) != math.inf
+    value = torch.where(has_path, value - _frames(problem) * tangent_warp, value)
+    by_warp, dtype = 2 * by_cost.sum((-2, -1)), problem.cost.dtype
+    products = _like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
+    return value.to(dtype), *products
+
+
+def pattern_path(problem: PatternProblem) -> list[Tensor]:
+    warped = _warped(problem)
+    return backends.load(backends.select(None, warped.cost)).path(warped)
+
+
+def _warped(problem: PatternProblem) -> Problem:
+    if not problem.warps_alone:
+        raise NotImplementedError(
+            f"no kernels for {problem.cost.device} know other repeats, begins or ends than those "
+            "of plain alignments: call the public functions, which then take plain torch"
+        )
+    warp, cost = problem.warp, problem.cost.detach()
+    check_prices(warp, problem.skip, False)
+    warp = torch.where(warp.isfinite(), warp, math.nan)
+    return problem.of(cost.double() + 2 * warp[..., None, None])
+
+
+def _frames(problem: PatternProblem) -> Tensor | int:
+    """N + M, of the items' own lengths."""
+    n, m = problem.cost.shape[-2:]
+    of_x = n if problem.x_lengths is None else problem.x_lengths
+    return of_x + (m if problem.y_lengths is None else problem.y_lengths)
+
+
+def _like_cost(matrix: Tensor, problem: PatternProblem) -> Tensor:
+    """In the dtype and the layout of the cost."""
+    return torch.empty_like(problem.cost).copy_(matrix)
+
+
 def register() -> None:
     """For every device whose engine has no kernel of its own."""
+    for of_pattern in (pattern_value, pattern_gradient, pattern_hessian_product):
+        kernel = ops.on_costs(of_pattern.__name__, of_pattern)
+        ops.library.impl(of_pattern.__name__, kernel, "CompositeExplicitAutograd")
     for function in (squared_distances_vjp, fused_value, fused_gradient):
         name = function.__name__
         kernel = ops.on_features(name, function)

@@ -19,6 +19,7 @@ from . import (
     from_features,
     monotonic,
     ops,
+    pattern,
     recursion,
     smoothing,
 )
@@ -37,6 +38,9 @@ _FUNCTIONS: dict[str, type[EagerFunction]] = {
     "monotonic_sum": monotonic.MonotonicSum,
     "monotonic_product": monotonic.MonotonicProduct,
     "monotonic_path": monotonic.MonotonicPath,
+    "pattern_value": pattern.PatternValue,
+    "pattern_gradient": pattern.PatternGradient,
+    "pattern_hessian_product": pattern.PatternHessianProduct,
 }
 _COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "smoothed_gradient": smoothing.smoothed_gradient,

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from .. import _backends as backends
 from .._modes import is_plain
-from .._problem import FeatureProblem, Monotonic, Problem, SmoothedProblem, Smoothing
+from .._problem import (
+    FeatureProblem,
+    Monotonic,
+    PatternProblem,
+    Problem,
+    SmoothedProblem,
+    Smoothing,
+)
 from . import ops
 
 Two = tuple[Tensor, Tensor]
@@ -165,4 +172,27 @@ def monotonic_product(monotonic: Monotonic, tangent: Tensor) -> Tensor:
 
 def monotonic_path(monotonic: Monotonic) -> Tensor:
     result: Tensor = _call("monotonic_path", monotonic)
+    return result
+
+
+def pattern_value(problem: PatternProblem) -> Tensor:
+    result: Tensor = _call("pattern_value", problem)
+    return result
+
+
+def pattern_gradient(problem: PatternProblem, grad_value: Tensor, with_parameters: bool) -> Four:
+    result: Four = _call("pattern_gradient", problem, grad_value, with_parameters)
+    return result
+
+
+def pattern_hessian_product(
+    problem: PatternProblem,
+    grad_value: Tensor,
+    tangent_cost: Tensor,
+    tangent_gamma: Tensor,
+    tangent_warp: Tensor,
+    tangent_skip: Tensor,
+) -> tuple[Tensor, ...]:
+    tangents = tangent_cost, tangent_gamma, tangent_warp, tangent_skip
+    result: tuple[Tensor, ...] = _call("pattern_hessian_product", problem, grad_value, *tangents)
     return result

@@ -44,6 +44,15 @@ allowed):
     monotonic_path(.. of log_probs and lengths) -> (*, N, M) of 0 and 1
         of the alignments in which each frame emits one token; in plain torch where an engine has
         no kernels for them
+    pattern_value(cost, gamma, warp (*), skip (*), x_lengths?, y_lengths?, bandwidth?, repeat,
+                  open_begin, open_end) -> value (*)
+    pattern_gradient(.., grad_value (*), with_parameters)
+        -> grad_cost (*, N, M), grad_gamma (*), grad_warp (*), grad_skip (*)
+    pattern_hessian_product(.., grad_value (*), tangent_cost (*, N, M), tangent_gamma (*),
+                            tangent_warp (*), tangent_skip (*))
+        -> as hessian_product, of these four
+        of the recursion in `_pattern`; where an engine has no kernels for it, of problems that are
+        plain but for the cost of warping
 
 The cost is float32 or float64 of any strides and is never copied here, unless it has more than two
 leading dimensions (those of vmap, say) that cannot be viewed as two: backends see at most two.
@@ -61,6 +70,7 @@ their derivatives.
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_type_hints
 
@@ -70,69 +80,17 @@ from torch import Tensor
 from .. import _backends as backends
 from .. import _monotonic_rows as rows
 from .._checks import check_lattice, is_distance
-from .._problem import FeatureProblem, Features, Monotonic, Problem, SmoothedProblem, Smoothing
-
-
-def _like_cost(cost: Tensor) -> Tensor:
-    return torch.empty_like(cost) if cost.dim() <= 4 else cost.new_empty(cost.shape)
-
-
-def _fake_value(cost: Tensor, *_: Any) -> Tensor:
-    return cost.new_empty(cost.shape[:-2])
-
-
-def _fake_item(cost: Tensor) -> Tensor:
-    return cost.new_empty(cost.shape[:-2], dtype=torch.float64)
-
-
-def _fake_gradient(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _like_cost(cost), _fake_item(cost), _fake_item(cost)
-
-
-def _fake_value_and_state(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    # Of costs or features. How much is kept only a device tells, and nobody asks: compiled code
-    # keeps nothing.
-    return _fake_value(x), x.new_empty(0, dtype=torch.uint8)
-
-
-def _fake_hessian_product(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _fake_value(cost), _like_cost(cost), _fake_item(cost), _fake_item(cost)
-
-
-def _fake_smooth(cost: Tensor, *_: Any) -> Tensor:
-    return _like_cost(cost)
-
-
-def _fake_smooth_vjp(cost: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _like_cost(cost), _fake_item(cost)
-
-
-def _fake_squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], y.shape[-2])
-
-
-def _fake_squared_distances_vjp(
-    x: Tensor, y: Tensor, g: Tensor, with_x: bool, with_y: bool
-) -> tuple[Tensor, Tensor]:
-    return (
-        x.new_empty(*x.shape[:-1], x.shape[-1] if with_x else 0),
-        y.new_empty(*y.shape[:-1], y.shape[-1] if with_y else 0),
-    )
-
-
-def _fake_fused_gradient(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, with_x, with_y, _ = others
-    return *_fake_squared_distances_vjp(x, y, x, with_x, with_y), _fake_item(x)
-
-
-def _fake_monotonic_sum(log_probs: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    shape = log_probs.shape if others[-1] else (*log_probs.shape[:-2], 0, 0)
-    return _fake_value(log_probs), log_probs.new_empty(shape)
-
-
-def _fake_monotonic(log_probs: Tensor, *_: Any) -> Tensor:
-    return log_probs.new_empty(log_probs.shape)
-
+from .._pattern import check_no_band, check_sides
+from .._problem import (
+    FeatureProblem,
+    Features,
+    Monotonic,
+    PatternProblem,
+    Problem,
+    SmoothedProblem,
+    Smoothing,
+)
+from . import shapes
 
 # Schemas, in the terms of torch, of what is annotated in `_problem`.
 _TYPES: dict[Any, str] = {
@@ -172,33 +130,44 @@ class Operator(NamedTuple):
 
 
 OPERATORS = {
-    "value": Operator(Problem, "", _ONE, _fake_value),
-    "gradient": Operator(Problem, _GRADIENT, _THREE, _fake_gradient),
-    "value_and_state": Operator(Problem, "", _TWO, _fake_value_and_state),
-    "gradient_from_state": Operator(Problem, f"Tensor state, {_GRADIENT}", _THREE, _fake_gradient),
+    "value": Operator(Problem, "", _ONE, shapes.value),
+    "gradient": Operator(Problem, _GRADIENT, _THREE, shapes.gradient),
+    "value_and_state": Operator(Problem, "", _TWO, shapes.value_and_state),
+    "gradient_from_state": Operator(Problem, f"Tensor state, {_GRADIENT}", _THREE, shapes.gradient),
     "hessian_product": Operator(
         Problem,
         "Tensor grad_value, Tensor tangent_cost, Tensor tangent_gamma, Tensor? tangent_dummy",
         "(Tensor, Tensor, Tensor, Tensor)",
-        _fake_hessian_product,
+        shapes.hessian_product,
     ),
-    "smooth": Operator(Smoothing, "", _ONE, _fake_smooth),
-    "smooth_vjp": Operator(Smoothing, "Tensor grad_s", _TWO, _fake_smooth_vjp),
-    "smoothed_value": Operator(SmoothedProblem, "", _ONE, _fake_value),
-    "smoothed_gradient": Operator(SmoothedProblem, _GRADIENT, _THREE, _fake_gradient),
-    "squared_distances": Operator(Features, "", _ONE, _fake_squared_distances),
+    "smooth": Operator(Smoothing, "", _ONE, shapes.smooth),
+    "smooth_vjp": Operator(Smoothing, "Tensor grad_s", _TWO, shapes.smooth_vjp),
+    "smoothed_value": Operator(SmoothedProblem, "", _ONE, shapes.value),
+    "smoothed_gradient": Operator(SmoothedProblem, _GRADIENT, _THREE, shapes.gradient),
+    "squared_distances": Operator(Features, "", _ONE, shapes.squared_distances),
     "squared_distances_vjp": Operator(
-        Features, "Tensor g, bool with_x, bool with_y", _TWO, _fake_squared_distances_vjp
+        Features, "Tensor g, bool with_x, bool with_y", _TWO, shapes.squared_distances_vjp
     ),
-    "fused_value": Operator(FeatureProblem, "", _ONE, _fake_value),
-    "fused_gradient": Operator(FeatureProblem, _FUSED_GRADIENT, _THREE, _fake_fused_gradient),
-    "fused_value_and_state": Operator(FeatureProblem, "", _TWO, _fake_value_and_state),
+    "fused_value": Operator(FeatureProblem, "", _ONE, shapes.value),
+    "fused_gradient": Operator(FeatureProblem, _FUSED_GRADIENT, _THREE, shapes.fused_gradient),
+    "fused_value_and_state": Operator(FeatureProblem, "", _TWO, shapes.value_and_state),
     "fused_gradient_from_state": Operator(
-        FeatureProblem, f"Tensor state, {_FUSED_GRADIENT}", _THREE, _fake_fused_gradient
+        FeatureProblem, f"Tensor state, {_FUSED_GRADIENT}", _THREE, shapes.fused_gradient
     ),
-    "monotonic_sum": Operator(Monotonic, "bool with_expected", _TWO, _fake_monotonic_sum),
-    "monotonic_product": Operator(Monotonic, "Tensor tangent", _ONE, _fake_monotonic),
-    "monotonic_path": Operator(Monotonic, "", _ONE, _fake_monotonic),
+    "monotonic_sum": Operator(Monotonic, "bool with_expected", _TWO, shapes.monotonic_sum),
+    "monotonic_product": Operator(Monotonic, "Tensor tangent", _ONE, shapes.monotonic),
+    "monotonic_path": Operator(Monotonic, "", _ONE, shapes.monotonic),
+    "pattern_value": Operator(PatternProblem, "", _ONE, shapes.value),
+    "pattern_gradient": Operator(
+        PatternProblem, _GRADIENT, "(Tensor, Tensor, Tensor, Tensor)", shapes.pattern_gradient
+    ),
+    "pattern_hessian_product": Operator(
+        PatternProblem,
+        "Tensor grad_value, Tensor tangent_cost, Tensor tangent_gamma, Tensor tangent_warp, "
+        "Tensor tangent_skip",
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+        shapes.pattern_product,
+    ),
 }
 # Shaped like the cost; other tensors have an entry an item.
 MATRICES = ("tangent_cost", "grad_s", "tangent")
@@ -211,6 +180,10 @@ def _check_costs(name: str, args: tuple[Any, ...]) -> None:
         raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
     if OPERATORS[name].takes is Problem:
         check_lattice(args[2], args[5])
+    elif OPERATORS[name].takes is PatternProblem:
+        pattern = PatternProblem(*args[: len(PatternProblem._fields)])
+        check_sides(pattern.repeat, pattern.open_begin, pattern.open_end)
+        check_no_band(pattern.open_begin, pattern.open_end, pattern.bandwidth)
     shape, batch, device = cost.shape, cost.shape[:-2], cost.device
     for argument, tensor in zip(_NAMES[name], args, strict=True):
         if not isinstance(tensor, Tensor) or tensor is cost:
@@ -286,6 +259,11 @@ def check(name: str, args: tuple[Any, ...]) -> None:
         check_features(name, args)
 
 
+def on_costs(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel of an operator that a function does on any device."""
+    return _on_costs(name, lambda: types.SimpleNamespace(**{name: function}))
+
+
 def _on_costs(name: str, engine: Callable[[], Any]) -> Callable[..., Any]:
     operator = OPERATORS[name]
     takes, count = operator.takes, len(operator.takes._fields)
@@ -349,6 +327,8 @@ for _name, _operator in OPERATORS.items():
     torch.library.register_fake(f"softdtw_kernels::{_name}", _operator.fake, lib=library)
     # What an engine lacks is put together in `compositions`.
     library.impl(_name, _of_backend(_name, "numba"), "CPU")
+    if _operator.takes is PatternProblem:
+        continue  # `compositions` has what is no kernel of an engine
     if _operator.takes is Monotonic:
         library.impl(_name, _on_costs(_name, lambda: rows), "CompositeExplicitAutograd")
     elif _name != "squared_distances_vjp":
@@ -373,3 +353,6 @@ fused_gradient_from_state = _namespace.fused_gradient_from_state.default
 monotonic_sum = _namespace.monotonic_sum.default
 monotonic_product = _namespace.monotonic_product.default
 monotonic_path = _namespace.monotonic_path.default
+pattern_value = _namespace.pattern_value.default
+pattern_gradient = _namespace.pattern_gradient.default
+pattern_hessian_product = _namespace.pattern_hessian_product.default

@@ -1,0 +1,166 @@
+"""The operators `pattern_*` on CPU tensors: which kernels do a pattern.
+
+Those of plain lattices know a cost of warping (`warping`), the alignments without the repeats of
+one sequence (there too), and open ends of one sequence (`open_ends`). The scalar tier of
+`pattern_kernels` does what these do not certify, gamma = 0 with open ends or less repeats, other
+patterns, and their second derivatives.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._operators import compositions
+from .._pattern import check_prices
+from .._problem import PatternProblem
+from . import pattern_kernels as kernels
+from .arrays import (
+    NUMPY_TYPE,
+    as_array,
+    flat,
+    four_dimensional,
+    from_array,
+    matrices,
+    matrix_like,
+    one_or_all,
+)
+from .open_ends import frames, solve_framed
+from .results import Results
+from .scaling import AGAIN
+from .solve import EXACT_COST
+from .task import band_of, batch_of, checked_gamma, checked_lengths
+from .threads import run_chunks
+from .warping import clipped, keeps_digits, solve_fewest, solve_warped
+
+NOWHERE = np.empty((0, 0, 0, 0))
+
+
+class _Task(NamedTuple):
+    """What the kernels take of a problem after the first and the last pair to do."""
+
+    cost: np.ndarray  # (A, B, N, M)
+    gamma: np.ndarray  # (P,) or (1,), like warp and skip
+    warp: np.ndarray
+    skip: np.ndarray
+    n: np.ndarray  # (P,) or empty
+    m: np.ndarray
+    bandwidth: int
+    pattern: int
+
+    @property
+    def pairs(self) -> int:
+        return self.cost.shape[0] * self.cost.shape[1]
+
+
+def _task(problem: PatternProblem) -> _Task:
+    cost, gamma, warp, skip, x_lengths, y_lengths, bandwidth, *_ = problem
+    rows, columns = cost.shape[-2:]
+    check_prices(warp, skip, bool(problem.open_begin or problem.open_end))
+    return _Task(
+        as_array(four_dimensional(cost)),
+        checked_gamma(gamma),
+        one_or_all(warp),
+        one_or_all(skip),
+        checked_lengths(x_lengths, rows, "x_lengths"),
+        checked_lengths(y_lengths, columns, "y_lengths"),
+        band_of(bandwidth, rows, columns),
+        _number(problem),
+    )
+
+
+def _number(problem: PatternProblem) -> int:
+    names = "repeat", "open_begin", "open_end"
+    sides = [side in getattr(problem, name) for name in names for side in "xy"]
+    return sum(1 << k for k, given in enumerate(sides) if given)
+
+
+def pattern_value(problem: PatternProblem) -> Tensor:
+    cost = problem.cost
+    values = _solve(problem, None, NOWHERE, False).values
+    return from_array(values.astype(NUMPY_TYPE[cost.dtype], copy=False), cost.shape[:-2])
+
+
+def pattern_gradient(
+    problem: PatternProblem, grad_value: Tensor, with_parameters: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cost, shape = problem.cost, problem.cost.shape[:-2]
+    grad, scale = matrix_like(cost, zeros=True), flat(grad_value.to(cost.dtype))
+    sums = _solve(problem, scale, matrices(grad), with_parameters).sums
+    by_gamma, by_warp, by_skip = (from_array(row.copy(), shape) for row in sums)
+    return grad, by_gamma, by_warp, by_skip
+
+
+def _solve(
+    problem: PatternProblem, scale: np.ndarray | None, grad: np.ndarray, with_settings: bool
+) -> Results:
+    """By the kernels of plain lattices where these know the pattern, else by the scalar tier."""
+    task, plain = _task(problem), batch_of(problem.of(problem.cost))
+    pairs, status = task.pairs, np.full(task.pairs, AGAIN, np.uint8)
+    sums = np.zeros((3, pairs))
+    results = Results(np.empty(pairs), status, scale, with_settings, grad, sums)
+    begin, end = problem.open_begin, problem.open_end
+    plain.warp = clipped(task.warp)
+    if problem.warps_alone and pairs:
+        solve_warped(plain, results)
+    elif pairs and task.gamma.any():
+        if not (begin or end):
+            solve_fewest(plain, problem.repeat, task.warp, results)
+        elif problem.repeat == "xy" and frames(begin, end):
+            solve_framed(plain, task.skip, begin, end, results)
+    rest = np.flatnonzero(status == AGAIN)
+    if rest.size == 0:
+        return results
+    results.clear(rest)
+    of_costs = (True, scale, grad) if scale is not None else (False, results.values, task.cost)
+
+    def work(first: int, last: int) -> None:
+        kernels.solve(rest[first:last], *task, results.values, *of_costs, sums)
+
+    size = task.cost.shape[2] * task.cost.shape[3]
+    run_chunks(rest.size, EXACT_COST * size * rest.size, work)
+    return results
+
+
+def pattern_hessian_product(
+    problem: PatternProblem,
+    grad_value: Tensor,
+    tangent_cost: Tensor,
+    tangent_gamma: Tensor,
+    tangent_warp: Tensor,
+    tangent_skip: Tensor,
+) -> tuple[Tensor, ...]:
+    tangents = tangent_gamma, tangent_warp, tangent_skip
+    task, cost = _task(problem), problem.cost
+    if problem.warps_alone and keeps_digits(task.warp, task.gamma).all():
+        return compositions.pattern_hessian_product(problem, grad_value, tangent_cost, *tangents)
+    values, sums = np.zeros(task.pairs), np.zeros((3, task.pairs))
+    scale, out = flat(grad_value.double()), matrix_like(cost, zeros=True)
+    along = as_array(four_dimensional(tangent_cost.to(cost.dtype)))
+    directions, matrices = np.stack([flat(t) for t in tangents]), as_array(four_dimensional(out))
+
+    def work(first: int, last: int) -> None:
+        rest = scale, along, directions, values, matrices, sums
+        kernels.second_order(first, last, *task, *rest)
+
+    run_chunks(task.pairs, EXACT_COST * cost.numel(), work)
+    shape = cost.shape[:-2]
+    by_settings = [from_array(row.copy(), shape) for row in sums]
+    return from_array(values, shape).to(cost.dtype), out, *by_settings
+
+
+def pattern_path(problem: PatternProblem) -> list[Tensor]:
+    """The cheapest path of every item as (L, 2) indices, (0, 2) if there is none: where the
+    gradient of the hard minimum is.
+    """
+    if problem.warps_alone:
+        return compositions.pattern_path(problem)
+    hard = problem._replace(
+        cost=problem.cost.detach(), gamma=torch.zeros(problem.cost.shape[:-2], dtype=torch.float64)
+    )
+    ones = torch.ones(problem.cost.shape[:-2], dtype=torch.float64)
+    visits = pattern_gradient(hard, ones, False)[0]
+    return [(item > 0).nonzero() for item in visits.reshape(-1, *visits.shape[-2:])]

@@ -1,0 +1,202 @@
+"""Other steps, begins and ends than the plain recursion has: the derivatives of the operators
+`pattern_*`, as `recursion` has those of the plain ones.
+
+Where an engine has no kernels for a pattern, `declined` says so and why, and the recursion in plain
+torch does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _backends as backends
+from .. import _reference_pattern as reference
+from .._problem import PatternProblem
+from . import kernels
+from .function import (
+    BatchedFunction,
+    EagerFunction,
+    choose,
+    forward_rule,
+    may_be_differentiated,
+    raise_no_third_derivative,
+    zeros_if_none,
+)
+from .recursion import only
+
+FIELDS = len(PatternProblem._fields)
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def declined(problem: PatternProblem) -> str | None:
+    """Why the kernels for the device of the cost do not take a problem; None if they do."""
+    if problem.cost.is_cuda and not problem.warps_alone:
+        return "the CUDA kernels know all steps, from the first pair to the last"
+    return None
+
+
+def value(problem: PatternProblem) -> Tensor:
+    """`ops.pattern_value`, differentiable."""
+    if declined(problem):
+        return reference.value(problem)
+    result: Tensor = choose(PatternValue, _PatternValueTwin, problem)
+    return result
+
+
+def gradient(problem: PatternProblem, grad_value: Tensor, with_parameters: bool) -> Four:
+    """`ops.pattern_gradient`, differentiable."""
+    if declined(problem):
+        return reference.gradient(problem, grad_value, with_parameters)
+    args = *problem, grad_value, with_parameters
+    result: Four = choose(PatternGradient, _PatternGradientTwin, args)
+    return result
+
+
+def path(problem: PatternProblem) -> list[Tensor]:
+    """The cheapest paths."""
+    if problem.cost.is_cuda:
+        return reference.path(problem)
+    engine: Any = backends.load(backends.select(None, problem.cost))
+    found: list[Tensor] = engine.pattern_path(problem)
+    return found
+
+
+class PatternHessianProduct(EagerFunction):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return kernels.pattern_hessian_product(PatternProblem(*args[:FIELDS]), *args[FIELDS:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise_no_third_derivative()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise_no_third_derivative()
+
+
+def _save(ctx: Any, problem: PatternProblem, *more: Tensor) -> None:
+    ctx.rest = problem[6:]
+    tensors = *problem[:6], *more
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+class _PatternGradientTwin(BatchedFunction):
+    """grad_value * dV/d(cost, gamma, warp, skip)."""
+
+    @staticmethod
+    def forward(
+        cost: Tensor,
+        gamma: Tensor,
+        warp: Tensor,
+        skip: Tensor,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        bandwidth: int | None,
+        repeat: str,
+        open_begin: str,
+        open_end: str,
+        grad_value: Tensor,
+        with_parameters: bool,
+    ) -> Four:
+        lengths = x_lengths, y_lengths, bandwidth
+        problem = PatternProblem(cost, gamma, warp, skip, *lengths, repeat, open_begin, open_end)
+        return kernels.pattern_gradient(problem, grad_value, with_parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, PatternProblem(*inputs[:FIELDS]), inputs[FIELDS])
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        *tensors, grad_value = ctx.saved_tensors
+        args = *tensors, *ctx.rest, grad_value, *tangents
+        if may_be_differentiated():
+            along, *products = PatternHessianProduct.apply(*args)
+        else:
+            along, *products = PatternHessianProduct.forward(*args)
+        needs = ctx.needs_input_grad
+        along = along if needs[FIELDS] else None
+        return *only(products, needs[:4]), *[None] * (FIELDS - 4), along, None
+
+
+class PatternGradient(EagerFunction, _PatternGradientTwin):
+    @staticmethod
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Four:
+        *tensors, grad_value = saved
+        problem = PatternProblem(*[*tensors, *ctx.rest])
+        directions = [
+            zeros_if_none(tangent, like)
+            for tangent, like in zip(tangents[:4], problem[:4], strict=True)
+        ]
+        result = PatternHessianProduct.apply(*problem, grad_value, *directions)[1:]
+        by_grad_value = tangents[FIELDS]
+        if by_grad_value is not None:
+            scaled = PatternGradient.apply(*problem, by_grad_value, True)
+            result = tuple(a + b for a, b in zip(result, scaled, strict=True))
+        return result
+
+
+class _PatternValueTwin(BatchedFunction):
+    @staticmethod
+    def forward(
+        cost: Tensor,
+        gamma: Tensor,
+        warp: Tensor,
+        skip: Tensor,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        bandwidth: int | None,
+        repeat: str,
+        open_begin: str,
+        open_end: str,
+    ) -> Tensor:
+        lengths = x_lengths, y_lengths, bandwidth
+        problem = PatternProblem(cost, gamma, warp, skip, *lengths, repeat, open_begin, open_end)
+        return kernels.pattern_value(problem)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, PatternProblem(*inputs))
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
+        problem = PatternProblem(*[*ctx.saved_tensors, *ctx.rest])
+        needs = ctx.needs_input_grad[:4]
+        rest = grad_value, any(needs[1:])
+        if may_be_differentiated():
+            grads = PatternGradient.apply(*problem, *rest)
+        else:
+            grads = kernels.pattern_gradient(problem, *rest)
+        return *only(grads, needs), *[None] * (FIELDS - 4)
+
+
+class PatternValue(EagerFunction, _PatternValueTwin):
+    @staticmethod
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
+        problem = PatternProblem(*[*saved, *ctx.rest])
+        cost = problem.cost
+        by_cost, *by_settings = tangents[:4]
+        ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
+        with_settings = any(tangent is not None for tangent in by_settings)
+        grads = PatternGradient.apply(*problem, ones, with_settings)
+        total = torch.zeros_like(grads[1])
+        if by_cost is not None:
+            # Cells that no path visits contribute nothing, whatever their tangent holds.
+            by_cost = torch.where(grads[0] == 0, 0, by_cost)
+            total = total + (grads[0] * by_cost).sum((-2, -1), dtype=torch.float64)
+        for grad, tangent in zip(grads[1:], by_settings, strict=True):
+            if tangent is not None:
+                total = total + grad * tangent
+        return total.to(cost.dtype)
