@@ -103,7 +103,8 @@ def _losses(
     (value, slope), _ = directional(task, (along, none, none), of_grad, out, False)
     if factors[0].any():
         _near_zero(task, value)
-    loss = factors[0] * value + factors[1] * slope
+    with np.errstate(invalid="ignore"):  # 0 times +inf
+        loss = factors[0] * value + factors[1] * slope
     loss[value == np.inf] = np.inf  # whatever its factor is
     return loss.astype(out.dtype, copy=False)
 
