@@ -135,7 +135,7 @@ def test_all_ways_give_the_same(
     """From features, a block of pairs at a time; through a matrix, contiguous or not; by operators,
     where torch has a mode; without a gradient; and in plain torch.
     """
-    monkeypatch.setattr(directional, "BLOCK", 150)
+    monkeypatch.setattr(directional, "BLOCK", 1000)
     x, y = (walks(5, n, seed=s).to(dtype) for s, n in ((0, 9), (1, 7)))
     settings = {"alpha": alpha, "gamma": gamma, "bandwidth": 4}
     settings |= {"input_lengths": [9, 5, 1, 9, 8], "target_lengths": [7, 7, 2, 1, 6]}

@@ -29,7 +29,7 @@ from .solve import Batch, solve
 from .task import band_of, batch_of, checked_gamma, checked_lengths
 from .threads import run_chunks, threads_for
 
-BLOCK = 2**17  # cells of a block of pairs, for each thread
+BLOCK = 2**21  # bytes of the costs of a block of pairs, for each thread
 
 Factors = tuple[float, Tensor]  # of the values, and (*) of their derivatives
 
@@ -63,7 +63,8 @@ def of_features(
     pairs, band = len(xs), band_of(bandwidth, rows, columns)
     own, along = _factors(factors, batch), as_array(four_dimensional(direction))
     threads = threads_for(pairs * rows * columns)
-    size = min(pairs, max(1, BLOCK // max(1, rows * columns)) * threads)
+    of_thread = max(1, BLOCK // max(1, rows * columns * xs.itemsize))
+    size = min(pairs, of_thread * threads)
     costs, mass = (np.empty((size, rows, columns), xs.dtype) for _ in "12")
     by_x = np.empty(xs.shape if with_x else (0, 0, 0), xs.dtype)
     by_y = np.empty(ys.shape if with_y else (0, 0, 0), xs.dtype)
@@ -98,12 +99,14 @@ def _losses(
     task: Batch, along: np.ndarray, factors: np.ndarray, with_grad: bool, out: np.ndarray
 ) -> np.ndarray:
     none = np.zeros(task.pairs)
-    (value, slope), _ = directional(task, (along, none, none), factors if with_grad else None, out)
+    of_grad = factors if with_grad else None
+    (value, slope), _ = directional(task, (along, none, none), of_grad, out, False)
     if factors[0].any():
         _near_zero(task, value)
-    has_path = value < np.inf
-    loss = factors[0] * np.where(has_path, value, 0.0) + factors[1] * slope
-    return np.where(value == np.inf, value, loss).astype(out.dtype, copy=False)
+    with np.errstate(invalid="ignore"):  # 0 times +inf
+        loss = factors[0] * value + factors[1] * slope
+    loss[value == np.inf] = np.inf  # whatever its factor is
+    return loss.astype(out.dtype, copy=False)
 
 
 def _near_zero(task: Batch, value: np.ndarray) -> None:

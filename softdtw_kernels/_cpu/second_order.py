@@ -43,6 +43,7 @@ def tiles_of(steps):
 def walk(
     matrices, parameters, weak, row, first, begin, end, steps, limits, packed, rates, floor,
     above, shift, border, checks, states, states_k, state, keep, weights, offset,
+    with_gamma,
 ):  # fmt: skip
     """The tiles begin <= tile < end of a strip of `steps` steps: costs and tangents are packed, and
     taken forward.
@@ -65,7 +66,7 @@ def walk(
             packed[0], packed[1], t1 - t0, tile == 0, rates, rise, slope, floor,
             above_m, above_k, above_s, shift + t0, border_m, border_k, border_s,
             first + t0 - LANES + 2, LANES - 1 - t0, checks, states, states_k, state + tile,
-            keep, weights, offset + (tile - begin) * TILE * KEPT,
+            keep, weights, offset + (tile - begin) * TILE * KEPT, with_gamma,
         )  # fmt: skip
 
 
@@ -134,15 +135,16 @@ def dead(steps, flows, below_e, below_f, below, handed):
 @jit
 def solve_soft(
     items, cost5, gamma, dummy, n, m, bandwidth, floor, bounds,
-    with_grad, factors, tangent5, tangent_gamma, tangent_dummy, values, out5, sums, status,
+    with_grad, with_gamma, factors, tangent5, tangent_gamma, tangent_dummy, values, out5, sums,
+    status,
 ):  # fmt: skip
     """Of the pairs q in items the value and its derivative along the tangents, the rows of values;
     if asked for, factors[0, q] times the gradient of the former and factors[1, q] times that of the
     latter, their sum by the costs; and status (see `scaling`).
 
     sums: rows of the gradients of the derivative by the dummy cost and by gamma, if factors[0, q]
-    is 0. out5 is written where mass flows, and must be 0 before. Results of pairs that are not
-    certified hold anything.
+    is 0; the latter with_gamma, without which its tangents are 0. out5 is written where mass flows,
+    and must be 0 before. Results of pairs that are not certified hold anything.
     """
     weak = dummy.size > 0
     shape = cost5.shape[1:]
@@ -198,7 +200,7 @@ def solve_soft(
             walk(
                 matrices, parameters, weak, row, left, plain(0), tiles_of(steps), steps, limits,
                 packed, rates, floor, border, left, border, checks, states, states_k,
-                place * tiles, stored, weights, strip * tiles * TILE * KEPT,
+                place * tiles, stored, weights, strip * tiles * TILE * KEPT, with_gamma,
             )  # fmt: skip
             if row == 0:
                 border[1][0] = floor
@@ -237,7 +239,7 @@ def solve_soft(
                     walk(
                         matrices, parameters, weak, row, left, plain(0), tiles_of(steps), steps,
                         limits, packed, rates, floor, border, left, border, checks, states,
-                        states_k, place * tiles, stored, weights, plain(0),
+                        states_k, place * tiles, stored, weights, plain(0), with_gamma,
                     )  # fmt: skip
                     if row == 0:
                         border[1][0] = floor
@@ -257,11 +259,11 @@ def solve_soft(
                     walk(
                         matrices, parameters, weak, row, left, tile, tile + 1, steps, limits,
                         packed, rates, floor, above, place * window, border, checks, states,
-                        states_k, place * tiles, plain(True), weights, offset,
+                        states_k, place * tiles, plain(True), weights, offset, with_gamma,
                     )  # fmt: skip
                 by_gamma += sweep(
                     t1 - t0, weights, offset, flows, below_e, below_f, left + t0 + 1, handed,
-                    factors[0, q], factors[1, q], bounds[TINY], packed[0],
+                    factors[0, q], factors[1, q], bounds[TINY], packed[0], with_gamma,
                 )  # fmt: skip
                 by_dummy += unpack(packed[0], weak, row, left, t0, t1, limits[0], limits[1], out)
             below_e[left], below_f[left] = flows[8 * LANES], flows[8 * LANES + 1]
@@ -288,7 +290,7 @@ def solve(
     times those of their gradients: by the costs to out, which is 0 before, by dummy cost and gamma
     in the rows of the second result.
     """
-    values, sums = directional(task, tangents, np.stack([np.zeros_like(scale), scale]), out)
+    values, sums = directional(task, tangents, np.stack([np.zeros_like(scale), scale]), out, True)
     return values[1], sums
 
 
@@ -297,10 +299,12 @@ def directional(
     tangents: tuple[np.ndarray, np.ndarray, np.ndarray],
     factors: np.ndarray | None,
     out: np.ndarray,
+    with_gamma: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The values and their derivatives along the tangents, in rows. With factors (2, P) also the
     gradient of factors[0] values + factors[1] derivatives: by the costs to out, which is 0 before,
-    and, where factors[0] is 0, by dummy cost and gamma in the rows of the second result.
+    and, where factors[0] is 0, by dummy cost and gamma in the rows of the second result. Without
+    gamma, its tangents are 0, and that by it is not computed.
     """
     by_cost, by_gamma, by_dummy = tangents
     with_grad = factors is not None
@@ -308,17 +312,18 @@ def directional(
         factors = np.empty((2, 0))  # not read
     values, sums = np.zeros((2, task.pairs)), np.zeros((2, task.pairs))
     status = np.full(task.pairs, SURE, np.uint8)
-    zero = np.broadcast_to(task.gamma == 0.0, task.pairs)
-    if zero.any():
-        along_paths(task, np.flatnonzero(zero), tangents, factors, values, out, sums)
-    soft = np.flatnonzero(~zero)
+    soft = np.arange(task.pairs)
+    if not task.gamma.all():
+        zero = np.broadcast_to(task.gamma == 0.0, task.pairs)
+        along_paths(task, soft[zero], tangents, factors, values, out, sums)
+        soft = soft[~zero]
     matrices = repeated(task.cost), repeated(by_cost), repeated(out)
     numbers = task.exact_arguments[1:]
 
     def work(first: int, last: int) -> None:
         solve_soft(
             soft[first:last], matrices[0], *numbers, DOUBLE.floor, DOUBLE.bounds, with_grad,
-            factors, matrices[1], by_gamma, by_dummy, values, matrices[2], sums, status,
+            with_gamma, factors, matrices[1], by_gamma, by_dummy, values, matrices[2], sums, status,
         )  # fmt: skip
 
     def again(first: int, last: int) -> None:
@@ -329,6 +334,8 @@ def directional(
 
     if soft.size:
         run_chunks(soft.size, task.cells * soft.size // task.pairs, work)
+    if not status.any():
+        return values, sums
     if task.dummy.size == 0:  # all is 0 where no path is
         without_path(task, None, np.flatnonzero(status == AGAIN), values[0], status)
     rest = np.flatnonzero(status == AGAIN)

@@ -49,13 +49,14 @@ SQUARE = TILE * LANES  # cells of a tile
 def advance(
     packed, tangent, steps, begin, rates, rise, slope, floor, above_m, above_k, above_s, above,
     border_m, border_k, border_s, border, unbegun, checks, states, states_k, state,
-    keep, weights, offset,
+    keep, weights, offset, with_gamma,
 ):  # fmt: skip
     """Some steps of a strip; the registers come from states at `state`, unless the strip begins
     here, and go to the next.
 
     The border above step t is entry above + t + 1, and that of the last row goes to entry border +
     t, from step `unbegun` on. rise: g' ln 2; slope: -1 / g. checks: as in `tiles`.
+    with_gamma: whether g' is not 0, or the sum of `sweep` is wanted.
     """
     r_high, r_low = load(rates, 0), load(rates, LANES)
     largest = load(rates, 2 * LANES)
@@ -82,17 +83,22 @@ def advance(
         k_up = shift_up(k, above_k[above + t + 1])
         s_up = shift_up(s, above_s[above + t + 1])
         top = larger(larger(k_diagonal, k_up), k)
-        k0, k1, k2 = to_float(k_diagonal - top), to_float(k_up - top), to_float(k - top)
+        k0 = k1 = k2 = fall = zero
+        b0, b1, b2 = s_diagonal, s_up, s
+        if with_gamma:
+            k0, k1, k2 = to_float(k_diagonal - top), to_float(k_up - top), to_float(k - top)
+            b0, b1, b2 = fma(by_gamma, k0, b0), fma(by_gamma, k1, b1), fma(by_gamma, k2, b2)
         m, k, p0, p1, p2, total = step(w, dk, bottom, m_diagonal, k_diagonal, m_up, k_up, m, k)
         share = one / total
         p0, p1 = quotient(p0, total, share), quotient(p1, total, share)
         p2 = quotient(p2, total, share)
-        b0, b1, b2 = fma(by_gamma, k0, s_diagonal), fma(by_gamma, k1, s_up), fma(by_gamma, k2, s)
         mean = fma(p0, b0, fma(p1, b1, p2 * b2))
-        fall = f + to_float((top + dk) - k)
         # A forbidden cell has no tangent, whatever stands there.
         own = where_finite(d, load(tangent, t * LANES), zero)
-        s = fma(by_gamma, fall, own + mean)
+        s = own + mean
+        if with_gamma:
+            fall = f + to_float((top + dk) - k)
+            s = fma(by_gamma, fall, s)
         if t >= unbegun:
             border_m[border + t] = last_lane(m)
             border_k[border + t] = last_lane(k)
@@ -107,8 +113,9 @@ def advance(
             store(weights, at + 3 * LANES, t0)
             store(weights, at + 4 * LANES, t1)
             store(weights, at + 5 * LANES, t2)
-            store(weights, at + 6 * LANES, fma(p0, k0, fma(p1, k1, fma(p2, k2, fall))))
-            store(weights, at + 7 * LANES, fma(t0, k0, fma(t1, k1, t2 * k2)))
+            if with_gamma:
+                store(weights, at + 6 * LANES, fma(p0, k0, fma(p1, k1, fma(p2, k2, fall))))
+                store(weights, at + 7 * LANES, fma(t0, k0, fma(t1, k1, t2 * k2)))
     store(checks, 0, lowest)
     store(checks, LANES, nan_sum)
     store(checks, 2 * LANES, m)
@@ -124,6 +131,7 @@ def advance(
 @outlined
 def sweep(
     steps, weights, offset, flows, below_e, below_f, below, handed, of_e, of_f, tiny, mass,
+    with_gamma,
 ):  # fmt: skip
     """The adjoint of some steps of a strip, from the last to the first: the sum of E and F times
     their factors goes to mass; returns the sum of F p log2 p + E p' log2 p, where logarithms do not
@@ -149,8 +157,9 @@ def sweep(
         e = keep_above(e_right + from_below, threshold)
         f = f_right + (shift_down(f_up, below_f[c]) + shift_down(f_after, nothing))
         store(mass, t * LANES, fma(e, e_factor, f * f_factor))
-        by_gamma = fma(f, load(weights, at + 6 * LANES), by_gamma)
-        by_gamma = fma(e, load(weights, at + 7 * LANES), by_gamma)
+        if with_gamma:
+            by_gamma = fma(f, load(weights, at + 6 * LANES), by_gamma)
+            by_gamma = fma(e, load(weights, at + 7 * LANES), by_gamma)
         p0, p1, p2 = (
             load(weights, at),
             load(weights, at + LANES),
