@@ -9,15 +9,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.softdtw-kernels-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install example example-japanese-vowels example-vttwins test fuzz lint registers bench \
-	bench-peers gpu gpu-ready gpu-tests gpu-benchmark clean
+.PHONY: help install example example-japanese-vowels example-plots example-vttwins test fuzz lint \
+	coverage docs registers bench bench-peers gpu gpu-ready gpu-tests gpu-benchmark package \
+	release-check clean
 
 help:
-	@echo 'make example      both examples: real recordings, and VT-TWINS; pictures in build/'
+	@echo 'make example      all examples: real recordings, and VT-TWINS; pictures in build/'
 	@echo 'make test         run the tests and doctests, with the same examples every time'
 	@echo 'make fuzz         property tests with new examples, until one fails or Ctrl-C;'
 	@echo '                  ROUNDS=n, MINUTES=m, FUZZ=laws|emulator|all, SEED=s, THOROUGH=1'
-	@echo 'make lint         ruff and mypy'
+	@echo 'make lint         ruff, mypy and codespell'
+	@echo 'make docs         the pages, in build/docs; GALLERY=0 runs none of its scripts'
+	@echo 'make coverage     of the Python that is not compiled; fails below 90 %'
+	@echo 'make package      sdist and wheel in dist/, and the quick tests of the one against the other'
+	@echo 'make release-check  everything that a release must pass'
 	@echo 'make registers    compile the CUDA kernels that changed; records registers for the tests'
 	@echo 'make bench        the asv suite of benchmarks/'
 	@echo 'make bench-peers  speed and memory next to other implementations'
@@ -25,21 +30,27 @@ help:
 
 install: $(STAMP)
 
-# setuptools comes first and builds without isolation, so that its version is a pinned one too.
+# pip comes first, as older ones know no groups; then setuptools, which builds without isolation, so
+# that its version is a pinned one too.
 $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV) \
 		|| { echo 'The venv module is missing; on Debian: apt install python3-venv' >&2; exit 1; }
 	@echo 'Installing into $(VENV) (once)'
-	@$(PIP) install -c constraints.txt setuptools
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(PIP) install -c constraints.txt pip setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[examples]' --group dev
 	@touch $@
 
-example: example-japanese-vowels example-vttwins
+example: example-japanese-vowels example-plots example-vttwins
 
 example-japanese-vowels: $(STAMP)
 	MPLBACKEND=Agg $(BIN)/python -m examples.japanese_vowels --output build/japanese_vowels
+
+example-plots: $(STAMP)
+	for name in examples/plot_*.py; do \
+		MPLBACKEND=Agg $(BIN)/python -m examples.$$(basename $$name .py) || exit 1; \
+	done
 
 example-vttwins: $(STAMP)
 	$(BIN)/python -m examples.vttwins.synthetic --out build/vttwins/data
@@ -63,6 +74,22 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+
+# Offline. A script of the gallery runs once, and again when it has changed.
+docs: $(STAMP)
+	MPLBACKEND=Agg $(BIN)/python -m sphinx -b html -W --keep-going -q -d build/docs-cache \
+		$(if $(GALLERY),-D plot_gallery=$(GALLERY)) docs build/docs
+	@echo 'Open build/docs/index.html'
+
+# Of the Python that is not compiled; longer than `make test`, and no part of it.
+coverage: $(STAMP)
+	@$(PIP) install -c constraints.txt --group coverage
+	@rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist worksteal \
+		--doctest-modules $(or $(COVERED),tests softdtw_kernels)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 # What changed is compiled for seven GPUs: at most six minutes on two cores.
 registers: $(STAMP)
@@ -107,8 +134,15 @@ gpu-benchmark: gpu-ready
 	$(GPU_PYTHON) -m benchmarks.gpu --output build/benchmarks/gpu.json $(PEERS)
 
 $(VENV)/.installed-$(CUDA_EXTRA): $(STAMP)
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,$(CUDA_EXTRA)]'
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[examples,$(CUDA_EXTRA)]' --group dev
 	@touch $@
+
+package: $(STAMP)
+	.ci/package
+
+release-check: $(STAMP)
+	@$(PIP) install -c constraints.txt --group release
+	$(BIN)/python .ci/release_check.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -148,23 +148,24 @@ def clusters(rounds: int) -> Iterator[Row]:
     x = x[labels < 4][:50]
     series = torch.from_numpy(x)[:, ::2]
     init = series[[0, 10, 20]].clone()
+    for gamma in (0.01, 0.1, 1.0):
 
-    def ours() -> Tensor:
-        return soft_dtw_kmeans(series, 3, gamma=0.01, init=init).labels
+        def ours(gamma: float = gamma) -> Tensor:
+            return soft_dtw_kmeans(series, 3, gamma=gamma, init=init).labels
 
-    def other() -> Tensor:
-        model = clustering.TimeSeriesKMeans(
-            3, metric="softdtw", metric_params={"gamma": 0.01}, init=init.numpy()
+        def other(gamma: float = gamma) -> Tensor:
+            model = clustering.TimeSeriesKMeans(
+                3, metric="softdtw", metric_params={"gamma": gamma}, init=init.numpy()
+            )
+            return torch.from_numpy(model.fit(series.numpy()).labels_)
+
+        difference = differing(ours(), other())
+        yield Row(
+            f"soft_dtw_kmeans, k = 3, gamma {gamma}, {tuple(series.shape)} of Trace, float64",
+            "tslearn TimeSeriesKMeans",
+            *in_turn(ours, other, 1),
+            difference,
         )
-        return torch.from_numpy(model.fit(series.numpy()).labels_)
-
-    difference = differing(ours(), other())
-    yield Row(
-        f"soft_dtw_kmeans, k = 3, {tuple(series.shape)} of Trace, float64",
-        "tslearn TimeSeriesKMeans",
-        *in_turn(ours, other, 1),
-        difference,
-    )
 
 
 def differing(labels: Tensor, others: Tensor) -> float:

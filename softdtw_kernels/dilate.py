@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
@@ -15,18 +16,20 @@ from ._checks import (
     Lengths,
     Number,
     Reduction,
-    check_backend,
+    batch_parameter,
     check_bandwidth,
     check_number,
     check_parameter,
     check_reduction,
+    is_distance,
 )
-from ._inputs import Costs, reduce, sequences
+from ._inputs import Costs, Sequences, reduce, sequences
+from ._modes import is_recorded, is_transformed
 from ._operators import kernels
-from ._operators.function import is_recorded, is_transformed
-from ._problem import Problem
-from .costs import Cost, check_cost
-from .losses import renamed, short
+from ._operators.function import gradient_is_due
+from ._problem import FeatureProblem, Problem
+from .costs import Cost, fused_rule
+from .losses import _AlignmentLoss, renamed
 
 
 def dilate_loss(
@@ -66,8 +69,9 @@ def dilate_loss(
         RuntimeError, ImportError: as :func:`soft_dtw`, the former for a second derivative of the
             temporal term, which would be a third one of V; backend="reference" has it.
 
-    Costs the time of :func:`soft_dtw` forward and backward, and in the backward pass that of its
-    second derivative; the memory of three cost matrices.
+    Costs the time of a second derivative of :func:`soft_dtw`, in the forward pass if a gradient is
+    due, and the memory of three cost matrices; of squared distances on the CPU that of three for
+    some items at a time.
 
     >>> import torch
     >>> t = torch.arange(50.0)
@@ -90,31 +94,62 @@ def dilate_loss(
     checked = renamed(sequences, input, target, cost, *lengths, False, backend)
     if alpha == 1:
         return reduce(checked.value(cost, gamma, bandwidth), reduction)
-    costs: Costs = checked.costs(cost)
-    problem = costs.problem(gamma, bandwidth=bandwidth)
-    squares, pairs = _distortion(problem)
-    weight = (1 - alpha) / pairs
-    if _is_plain(costs.backend, problem):
-        loss: Tensor = _Dilate.apply(problem.cost, problem, squares, weight, alpha)
-    else:
-        ones = _ones(problem)
-        expected, _, _ = costs.operators.gradient(problem, ones, False)
-        temporal = weight * (expected * squares).sum((-2, -1))
-        loss = _total(costs.operators.value(problem), temporal, alpha)
-    if isinstance(gamma, Tensor):  # whose values a device keeps to itself
-        loss = torch.where(problem.gamma == 0, math.nan, loss)
+    loss = _from_features(checked, cost, gamma, bandwidth, alpha)
+    if loss is None:
+        loss = _from_costs(checked.costs(cost), gamma, bandwidth, alpha)
     return reduce(loss, reduction)
 
 
-def _is_plain(backend: str, problem: Problem) -> bool:
-    """Whether a gradient in the costs, and no more, is due in plain eager mode."""
+def _from_costs(costs: Costs, gamma: Number, bandwidth: int | None, alpha: float) -> Tensor:
+    problem = costs.problem(gamma, bandwidth=bandwidth)
+    cost = problem.cost
+    squares, weight = _distortion(cost, cost.shape[-2:], problem[3:5], alpha)
+    if not _is_simple(costs.backend, problem.gamma):
+        ones = _ones(cost)
+        expected, _, _ = costs.operators.gradient(problem, ones, False)
+        temporal = weight * (expected * squares).sum((-2, -1))
+        loss = _total(costs.operators.value(problem), temporal, alpha)
+    elif gradient_is_due((cost,)):
+        loss = _OfCosts.apply(cost, problem, squares, weight, alpha)
+    else:
+        loss, _ = _weighted(problem, squares, weight, alpha, False)
+    if isinstance(gamma, Tensor):  # whose values a device keeps to itself
+        loss = torch.where(problem.gamma == 0, math.nan, loss)
+    return loss
+
+
+def _from_features(
+    checked: Sequences, cost: Cost, gamma: Number, bandwidth: int | None, alpha: float
+) -> Tensor | None:
+    """Of distances on the CPU, without a matrix of their costs; None of anything else."""
+    backend, batch, x, y, *_ = checked
+    rule = fused_rule(cost)
+    if rule is None or not is_distance(rule.kind):
+        return None
+    x, y = (t.expand(*batch, *t.shape[-2:]) for t in rule.prepare(x, y))
+    gammas = batch_parameter(gamma, "gamma", batch, x.device, backend)
+    problem = FeatureProblem(x, y, gammas, *checked.lengths, bandwidth, rule.kind)
+    engine = kernels.engine_of_plain_call(problem)
+    if engine is None or not _is_simple(backend, gammas):
+        return None
+    squares, weight = _distortion(x, (x.shape[-2], y.shape[-2]), problem[3:5], alpha)
+    args = engine, problem, squares, (alpha, weight)
+    loss: Tensor
+    if gradient_is_due((x, y)):
+        loss = _OfFeatures.apply(x, y, *args)
+    else:
+        loss, _, _ = engine.directional.of_features(*args[1:], False, False)
+    return loss
+
+
+def _is_simple(backend: str, gamma: Tensor) -> bool:
+    """Whether a gradient in costs or features, and no more, may be due in eager mode."""
     if backend == "reference" or is_recorded() or torch.compiler.is_compiling():
         return False
-    return not is_transformed() and not problem.gamma.requires_grad
+    return not is_transformed() and not gamma.requires_grad
 
 
-def _ones(problem: Problem) -> Tensor:
-    cost = problem.cost
+def _ones(cost: Tensor) -> Tensor:
     return torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
 
 
@@ -124,37 +159,83 @@ def _total(value: Tensor, temporal: Tensor, alpha: float) -> Tensor:
     return shape + temporal
 
 
-class _Dilate(Function):
-    """The loss, with the alignment kept for the gradient of V, and one product of the Hessian for
-    that of the temporal term: fewer sweeps and passes than the same by its parts.
-    """
+class _OfCosts(Function):
+    """The loss, which keeps its gradient by the costs: backward only multiplies."""
 
     @staticmethod
     def forward(
         ctx: Any, cost: Tensor, problem: Problem, squares: Tensor, weight: Tensor, alpha: float
     ) -> Tensor:
         problem = problem._replace(cost=cost)
-        expected, _, _ = kernels.gradient(problem, _ones(problem), False)
-        value = kernels.value(problem)
-        *tensors, ctx.bandwidth = problem
-        ctx.save_for_backward(*tensors, expected, value, squares, weight)
-        ctx.alpha = alpha
-        return _total(value, weight * (expected * squares).sum((-2, -1)), alpha)
+        loss, by_cost = _weighted(problem, squares, weight, alpha, True)
+        ctx.x_lengths, ctx.y_lengths, ctx.bandwidth = problem[3:]
+        ctx.save_for_backward(by_cost, loss)
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        *tensors, expected, value, squares, weight = ctx.saved_tensors
-        problem = Problem(*[*tensors, ctx.bandwidth])
+        by_cost, loss = ctx.saved_tensors
         # Without a path 0, even if the gradient of the loss is not finite.
-        grad = torch.where(value == math.inf, 0, grad)
-        cost = problem.cost
+        grad = torch.where(loss == math.inf, 0, grad)
+        lengths = ctx.x_lengths, ctx.y_lengths
+        engine = kernels.engine_of_plain_call((by_cost, grad, *lengths))
+        if engine is not None:
+            scaled = engine.directional.times(by_cost, grad, *lengths, ctx.bandwidth)
+        else:
+            scaled = torch.where(by_cost == 0, 0, by_cost * grad[..., None, None])
+        return scaled, None, None, None, None
+
+
+def _weighted(
+    problem: Problem, squares: Tensor, weight: Tensor, alpha: float, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """alpha V + weight <E, squares>; if asked for, its gradient by the costs, else anything.
+
+    The CPU's engine does all of it in one sweep forward and one backward.
+    """
+    cost, ones = problem.cost, _ones(problem.cost)
+    along = squares.expand(cost.shape)
+    engine = kernels.engine_of_plain_call((*problem, along, weight))
+    if engine is not None:
+        return engine.directional.of_costs(problem, along, (alpha, weight), with_grad)
+    expected, _, _ = kernels.gradient(problem, ones, False)
+    loss = _total(kernels.value(problem), weight * (expected * squares).sum((-2, -1)), alpha)
+    if with_grad:
         # gamma may be a number in host memory, its tangent may not.
         of_gamma = torch.zeros_like(problem.gamma, device=cost.device)
-        along = squares.expand(cost.shape), of_gamma, None
-        _, result, _, _ = kernels.hessian_product(problem, grad * weight, *along)
-        result.addcmul_(expected, (ctx.alpha * grad)[..., None, None])
-        return result, None, None, None, None
+        _, result, _, _ = kernels.hessian_product(problem, weight * ones, along, of_gamma, None)
+        expected = result.add_(expected, alpha=alpha)
+    return loss, expected
+
+
+class _OfFeatures(Function):
+    """As _OfCosts, but what it keeps are the gradients by the features."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        engine: Any,
+        problem: FeatureProblem,
+        squares: Tensor,
+        factors: tuple[float, Tensor],
+    ) -> Tensor:
+        problem = problem._replace(x=x, y=y)
+        wanted = ctx.needs_input_grad[:2]
+        loss, by_x, by_y = engine.directional.of_features(problem, squares, factors, *wanted)
+        ctx.save_for_backward(loss, by_x, by_y)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        loss, *by_features = ctx.saved_tensors
+        grad = torch.where(loss == math.inf, 0, grad)[..., None, None]
+        wanted = zip(by_features, ctx.needs_input_grad, strict=False)
+        grads = [by * grad if is_wanted else None for by, is_wanted in wanted]
+        return *grads, None, None, None, None
 
 
 def _check_alpha(alpha: Any) -> float:
@@ -189,18 +270,19 @@ def _holds_zero(gamma: Tensor) -> bool:
         return False
 
 
-def _distortion(problem: Problem) -> tuple[Tensor, Tensor]:
-    """(i - j)^2 of the cells (N, M), and n m of the items (*) or 0-d, in the dtype of the costs."""
-    cost, _, _, x_lengths, y_lengths, _ = problem
-    rows, columns = cost.shape[-2:]
-    i = torch.arange(rows, dtype=cost.dtype, device=cost.device)[:, None]
-    j = torch.arange(columns, dtype=cost.dtype, device=cost.device)
-    n = torch.full((), rows, device=cost.device) if x_lengths is None else x_lengths
-    m = torch.full((), columns, device=cost.device) if y_lengths is None else y_lengths
-    return (i - j).square(), (n * m).to(cost.dtype)
+def _distortion(
+    like: Tensor, shape: Sequence[int], lengths: Sequence[Tensor | None], alpha: float
+) -> tuple[Tensor, Tensor]:
+    """(i - j)^2 of the cells (N, M), and what their sum weighs in the loss, (*) or 0-d."""
+    dtype, device = like.dtype, like.device
+    i, j = (torch.arange(size, dtype=dtype, device=device) for size in shape)
+    sizes = zip(shape, lengths, strict=True)
+    n, m = (size if own is None else own.to(dtype) for size, own in sizes)
+    weight = torch.as_tensor((1 - alpha) / (n * m), dtype=dtype, device=device)
+    return (i[:, None] - j).square_(), weight
 
 
-class DILATELoss(nn.Module):
+class DILATELoss(_AlignmentLoss):
     """DILATE between forecasts and targets as a loss.
 
         loss = mean over the batch of L(input, target)
@@ -228,7 +310,8 @@ class DILATELoss(nn.Module):
     Source: as :func:`dilate_loss`.
     """
 
-    gamma: Number
+    alpha: float
+    bandwidth: int | None
 
     def __init__(
         self,
@@ -240,20 +323,10 @@ class DILATELoss(nn.Module):
         reduction: Reduction = "mean",
         backend: Backend | None = None,
     ) -> None:
-        super().__init__()
-        self.alpha = _check_alpha(alpha)
+        super().__init__(gamma, cost, reduction, backend)
         _check_gamma(gamma)
-        if isinstance(gamma, Tensor) and not isinstance(gamma, nn.Parameter):
-            self.register_buffer("gamma", gamma)
-        else:
-            self.gamma = gamma
-        check_cost(cost)
-        check_reduction(reduction)
-        check_backend(backend)
-        self.cost = cost
+        self.alpha = _check_alpha(alpha)
         self.bandwidth = check_bandwidth(bandwidth)
-        self.reduction = reduction
-        self.backend = backend
 
     def forward(
         self,
@@ -276,6 +349,7 @@ class DILATELoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        names = ["alpha", "gamma", "cost", "bandwidth", "reduction"]
-        names += ["backend"] if self.backend is not None else []
-        return ", ".join(f"{name}={short(getattr(self, name))}" for name in names)
+        return f"alpha={self.alpha}, {super().extra_repr()}"
+
+    def _settings(self) -> dict[str, object]:
+        return {"bandwidth": self.bandwidth}

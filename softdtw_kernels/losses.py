@@ -149,6 +149,7 @@ class SoftDTWLoss(_AlignmentLoss):
 
     warp_cost: Number
     skip_cost: Number
+    bandwidth: int | None
 
     def __init__(
         self,

@@ -81,8 +81,8 @@ def in_order(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """Slow tests first, shared out among the workers.
 
     xdist's worksteal gives every worker one part of the list, of equal lengths, and a worker that
-    has done its part takes from the end of another's. A module that is marked slow as a whole stays
-    together, as its tests share what takes long.
+    has done its part takes from the end of another's. What is marked slow stays together,
+    a module or the cases of one test, as they share what takes long, like kernels to be compiled.
     """
     slow: dict[str, list[pytest.Item]] = {}
     rest = []
@@ -92,7 +92,8 @@ def in_order(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
             continue
         module = item.getparent(pytest.Module)
         together = module is not None and any(m.name == "slow" for m in module.own_markers)
-        slow.setdefault(module.nodeid if together else item.nodeid, []).append(item)
+        function = item.nodeid.partition("[")[0]
+        slow.setdefault(module.nodeid if together else function, []).append(item)
     # The first worker begins with the emulator, whose kernels g++ compiles, the last one with those
     # that Numba compiles: in a fresh checkout two at once would compile the same.
     rest.sort(key=lambda item: not item.path.name.startswith("test_cuda"))

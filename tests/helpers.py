@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -103,6 +107,19 @@ def start_of_peak():
 """
 
 
+def _with_package() -> dict[str, str]:
+    """The environment, in which the package that is tested here is the one that is imported."""
+    package = importlib.util.find_spec("softdtw_kernels").origin
+    return {"PYTHONPATH": str(Path(package).parents[1]), **os.environ}
+
+
+def _passed(
+    done: subprocess.CompletedProcess[str],
+) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 def run_python(
     code: str, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 150
 ) -> subprocess.CompletedProcess[str]:
@@ -111,15 +128,102 @@ def run_python(
     -P keeps the working directory off the path; what runs is the package that is tested here, be
     another checkout's installed, or the one that PYTHONPATH names.
     """
-    package = importlib.util.find_spec("softdtw_kernels").origin
-    here = {"PYTHONPATH": str(Path(package).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, *arguments],
-        env={**here, **os.environ, **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+    return _passed(
+        subprocess.run(
+            [sys.executable, "-P", "-c", code, *arguments],
+            env={**_with_package(), **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
     )
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+
+
+_FORKS = """
+import json
+import os
+import sys
+import traceback
+import torch
+from numba.core import config
+from numba.core.registry import cpu_target
+
+cpu_target.typing_context.refresh()  # what compilation loads
+cpu_target.target_context.refresh()
+
+
+def child(code, environment, place):
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(place + name, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    config.reload_config()
+    exec(compile(code, "<forked>", "exec"), {"__name__": "__main__"})
+
+
+for line in sys.stdin:
+    count, folder, code, environment = json.loads(line)
+    children = []
+    for k in range(count):
+        children.append(os.fork())
+        if children[-1] == 0:
+            status = 1
+            try:
+                child(code, environment, f"{folder}/{k}.")
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps(statuses), flush=True)
+"""
+
+
+class Forks:
+    """Processes forked from one that has imported torch and Numba, but nothing of this package.
+
+    For tests of what several processes leave for each other, where starting an interpreter and
+    loading the compiler, four seconds each time, are not what is tested.
+    """
+
+    def __enter__(self) -> Forks:
+        self._server = subprocess.Popen(
+            [sys.executable, "-P", "-c", _FORKS],
+            env=_with_package(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.communicate()
+
+    def run(
+        self, code: str, environment: Mapping[str, str], count: int = 1, timeout: float = 150
+    ) -> list[subprocess.CompletedProcess[str]]:
+        """`code` in so many processes at once; a hang ends them all."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        with tempfile.TemporaryDirectory() as folder:
+            print(
+                json.dumps([count, folder, code, dict(environment)]),
+                file=self._server.stdin,
+                flush=True,
+            )
+            limit = threading.Timer(timeout, os.killpg, (self._server.pid, signal.SIGKILL))
+            limit.start()
+            answer = self._server.stdout.readline()
+            limit.cancel()
+            assert answer, f"the processes did not end within {timeout} s, or could not be forked"
+            texts = (
+                (Path(folder, f"{k}.{n}").read_text() for n in ("out", "err")) for k in range(count)
+            )
+            return [
+                _passed(subprocess.CompletedProcess(code, status, *text))
+                for status, text in zip(json.loads(answer), texts, strict=True)
+            ]

@@ -9,8 +9,10 @@ import torch
 from helpers import assert_close, value_and_gradient
 from test_barycenter import _walks as walks
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from softdtw_kernels import DILATELoss, dilate_loss, soft_dtw
+from softdtw_kernels import DILATELoss, dilate_loss, soft_dtw, soft_dtw_from_cost
+from softdtw_kernels._cpu import directional
 
 
 def published(x: Tensor, y: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -110,6 +112,98 @@ def test_it_compiles() -> None:
     compiled = torch.compile(lambda z: dilate_loss(z, y).sum(), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         assert_close(compiled(x), dilate_loss(x, y).sum(), 1e-12, "value")
+
+
+def squares_of(x: Tensor, y: Tensor) -> Tensor:
+    """A cost that is no named one: through a matrix."""
+    return (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
+
+
+class Nothing(TorchDispatchMode):
+    """A mode in which no call is plain."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [1e-30, 0.01, 100.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+def test_all_ways_give_the_same(
+    gamma: float, alpha: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From features, a block of pairs at a time; through a matrix, contiguous or not; by operators,
+    where torch has a mode; without a gradient; and in plain torch.
+    """
+    monkeypatch.setattr(directional, "BLOCK", 150)
+    x, y = (walks(5, n, seed=s).to(dtype) for s, n in ((0, 9), (1, 7)))
+    settings = {"alpha": alpha, "gamma": gamma, "bandwidth": 4}
+    settings |= {"input_lengths": [9, 5, 1, 9, 8], "target_lengths": [7, 7, 2, 1, 6]}
+    wide = value_and_gradient(dilate_loss, x.double(), y.double(), backend="reference", **settings)
+    found = {
+        "features": value_and_gradient(dilate_loss, x, y, **settings),
+        "matrix": value_and_gradient(dilate_loss, x, y, cost=squares_of, **settings),
+        "strided": value_and_gradient(
+            dilate_loss, x, y, cost=lambda a, b: squares_of(b, a).mT, **settings
+        ),
+    }
+    with Nothing():
+        found["operators"] = value_and_gradient(dilate_loss, x, y, **settings)
+    value, gradient = (1e-12, 1e-9) if dtype == torch.float64 else (1e-6, 5e-5)
+    for way, results in found.items():
+        assert_close(results[0], wide[0], 1e-12, f"value, {way}", rtol=value)
+        for got, truth in zip(results[1:], wide[1:], strict=True):
+            assert_close(got, truth, gradient * float(truth.abs().max()), f"gradient, {way}")
+    assert torch.equal(dilate_loss(x, y, **settings), found["features"][0])
+    for k in range(5):  # bits do not depend on the batch
+        own = {name: value[k : k + 1] for name, value in settings.items() if "lengths" in name}
+        alone = value_and_gradient(dilate_loss, x[k : k + 1], y[k : k + 1], **settings | own)
+        for got, of_batch in zip(alone, found["features"], strict=True):
+            assert torch.equal(got[0], of_batch[k])
+
+
+def test_one_sequence_for_all_and_what_needs_no_gradient() -> None:
+    x, y = walks(3, 6), walks(1, 5)[0]
+    own = [value_and_gradient(dilate_loss, a, y, gamma=0.1) for a in x]
+    losses, by_x, by_y = value_and_gradient(dilate_loss, x, y, gamma=0.1)
+    assert_close(losses, torch.stack([value for value, _, _ in own]), 1e-12, "values")
+    assert_close(by_x, torch.stack([grad for _, grad, _ in own]), 1e-12, "gradients of the batch")
+    assert_close(by_y, sum(grad for *_, grad in own), 1e-12, "gradient of what all share")
+    leaf = y.clone().requires_grad_()
+    (alone,) = torch.autograd.grad(dilate_loss(x, leaf, gamma=0.1).sum(), leaf)
+    assert torch.equal(alone, by_y)
+    assert dilate_loss(x[:0], y, gamma=0.1).shape == (0,)
+
+
+def test_what_one_sweep_cannot_certify() -> None:
+    """A value next to 0, costs of 10^9 gamma, no path, and NaN, beside an ordinary pair."""
+    x, y = walks(5, 8), walks(5, 8, seed=1)
+    cost = squares_of(x, y)
+    for _ in "12":  # then the value is next to 0
+        cost[0, -1, -1] -= soft_dtw_from_cost(cost[0], gamma=1.0)
+    cost[1] *= 1e9
+    cost[2, 3] = math.inf
+    cost[3, 2, 2] = math.nan
+    truth = value_and_gradient(lambda c: dilate_of(c, backend="reference"), cost)
+    found = value_and_gradient(dilate_of, cost)
+    for k in (0, 1, 4):
+        assert_close(found[0][k], truth[0][k], 1e-13, f"value {k}", rtol=1e-12)
+        assert_close(found[1][k], truth[1][k], 1e-9, f"gradient {k}")
+    assert found[0][2] == math.inf and not found[1][2].any()
+    assert found[0][3].isnan()
+
+
+def dilate_of(cost: Tensor, **settings: str) -> Tensor:
+    x = torch.zeros(*cost.shape[:-1], 1, dtype=cost.dtype)
+    return dilate_loss(x, x, alpha=0.5, gamma=1.0, cost=lambda a, b: cost, **settings)
+
+
+def test_a_gradient_that_is_not_finite_stays_within_the_lengths() -> None:
+    x, y = walks(2, 6).requires_grad_(), walks(2, 6, seed=1)
+    for cost in ("sqeuclidean", squares_of):
+        loss = dilate_loss(x, y, cost=cost, gamma=0.1, input_lengths=[6, 4], target_lengths=[6, 3])
+        (grad,) = torch.autograd.grad(loss, x, torch.tensor([1.0, math.inf], dtype=x.dtype))
+        assert grad[0].isfinite().all() and not grad[1, :4].isfinite().all()
 
 
 def test_bad_arguments() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pkgutil
 
+import pytest
 from helpers import run_python
 
 import softdtw_kernels
+
+pytestmark = pytest.mark.quick
 
 
 def test_import_adds_no_numba_cupy_or_matplotlib() -> None:

@@ -1,17 +1,17 @@
-"""The cache of compiled kernels: damaged files are replaced, and no kernel leaves its key."""
+"""The cache of compiled kernels: processes that race, damaged files, no place at all, and keys."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 import random
-import threading
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import bits, run_python, value_and_gradient
+from helpers import Forks, bits, value_and_gradient
 from numba import types
 from numba.core.dispatcher import Dispatcher
 
@@ -20,12 +20,16 @@ from softdtw_kernels import s2dtw_from_cost, soft_dtw_from_cost
 from softdtw_kernels._cpu import jit as _jit
 from softdtw_kernels._cpu import lanes, smoothing
 
-# The kernel that compiles fastest, for two types.
+pytestmark = pytest.mark.slow  # the tests share what their processes are forked from
+
+# What every process must agree on, by the kernel that compiles fastest, in two types: how files are
+# written is the same for all.
 CALL = """
 import torch
 from softdtw_kernels import cost_matrix
 for dtype in (torch.float32, torch.float64):
-    print(cost_matrix(torch.ones(1, 1, dtype=dtype), torch.zeros(2, 1, dtype=dtype)).tolist())
+    x, y = torch.linspace(0, 1, 24, dtype=dtype), torch.linspace(-1, 3, 40, dtype=dtype)
+    print(cost_matrix(x.view(-1, 2), y.view(-1, 2)).numpy().tobytes().hex())
 """
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "half": lambda content: content[: len(content) // 2],
@@ -35,18 +39,33 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def _call(folder: Path) -> str:
-    """Run the call in a new process; return what it wrote to stderr."""
-    done = run_python(CALL, environment={"NUMBA_CACHE_DIR": str(folder)})
-    assert done.stdout.split("\n") == ["[[1.0, 1.0]]", "[[1.0, 1.0]]", ""]
-    return done.stderr
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as started:
+        yield started
+
+
+def _call(forks: Forks, folder: Path, count: int = 1) -> list[str]:
+    """Make the call in new processes; return what each wrote to stderr."""
+    done = forks.run(CALL, {"NUMBA_CACHE_DIR": str(folder)}, count)
+    assert len({d.stdout for d in done}) == 1 and len(done[0].stdout.splitlines()) == 2
+    return [d.stderr for d in done]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What three processes have left that compiled into an empty cache at once."""
     path = tmp_path_factory.mktemp("cache")
-    assert "Warning" not in _call(path)
+    assert "Warning" not in "".join(_call(forks, path, 3))
     return path
+
+
+def test_processes_that_race_on_a_cold_cache(forks: Forks, folder: Path) -> None:
+    """A fourth loads what the three have left."""
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.nb?")}
+    assert before, "nothing was cached"
+    assert _call(forks, folder) == [""]
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.nb?")} == before
 
 
 def _damage(folder: Path, ending: str, damage: Callable[[bytes], bytes]) -> list[Path]:
@@ -59,13 +78,13 @@ def _damage(folder: Path, ending: str, damage: Callable[[bytes], bytes]) -> list
 
 @pytest.mark.parametrize("ending, damage", [(".nbi", "half"), (".nbc", "noise")])
 def test_damaged_files_are_replaced_with_one_warning(
-    folder: Path, ending: str, damage: str
+    forks: Forks, folder: Path, ending: str, damage: str
 ) -> None:
     files = _damage(folder, ending, DAMAGES[damage])
-    told = _call(folder)
+    [told] = _call(forks, folder)
     assert told.count("Warning: ") == 1, told
     assert str(files[0].parent) in told
-    assert "Warning" not in _call(folder)
+    assert _call(forks, folder) == [""]
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -101,17 +120,49 @@ def test_data_of_another_key_is_not_taken(tmp_path: Path) -> None:
     assert first.load("key") is None
 
 
-def test_processes_that_find_the_same_damage_at_once(folder: Path) -> None:
+def test_processes_that_find_the_same_damage_at_once(forks: Forks, folder: Path) -> None:
     _damage(folder, ".nbc", DAMAGES["half"])
-    told: list[str] = []
-    threads = [threading.Thread(target=lambda: told.append(_call(folder))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(told) == 3
+    told = _call(forks, folder, 3)
     assert all(text.count("Warning: ") <= 1 for text in told)
-    assert "Warning" not in _call(folder)
+    assert _call(forks, folder) == [""]
+
+
+def test_without_any_place_for_a_cache(forks: Forks, folder: Path, tmp_path: Path) -> None:
+    """Every location that Numba would write to lies below a regular file, even for root."""
+    package = tmp_path / "site" / "softdtw_kernels"
+    shutil.copytree(
+        Path(softdtw_kernels.__file__).parent,
+        package,
+        ignore=shutil.ignore_patterns("__pycache__", "*.nb?"),
+    )
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    for part in [package, *(p for p in package.rglob("*") if p.is_dir())]:
+        (part / "__pycache__").write_text("")
+    blocked = str(blocker / "below")
+    environment = {
+        "PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": blocked, "HOME": blocked,
+        "XDG_CACHE_HOME": blocked, "IPYTHONDIR": blocked,
+    }  # fmt: skip
+    where = "import softdtw_kernels; print(softdtw_kernels.__file__)\n"
+    [done] = forks.run(where + CALL, environment)
+    imported, *result = done.stdout.splitlines()
+    assert Path(imported).parent == package, "the blocked copy is not what ran"
+    assert not list(tmp_path.rglob("*.nb?")), "something was cached after all"
+    [cached] = forks.run(CALL, {"NUMBA_CACHE_DIR": str(folder)})
+    assert result == cached.stdout.splitlines()
+    # With the variable unset, the package's own folder and the home directory are what is blocked.
+    hard = """
+import torch
+from softdtw_kernels import soft_dtw_from_cost
+cost = torch.ones(2, 2, requires_grad=True)
+value = soft_dtw_from_cost(cost, gamma=0.0)
+value.backward()
+print(value.item(), cost.grad.tolist())
+"""
+    [done] = forks.run(hard, environment | {"NUMBA_CACHE_DIR": ""})
+    assert done.stdout == "2.0 [[1.0, 0.0], [0.0, 1.0]]\n"
+    assert done.stderr.count("Warning: ") == 1 and "NUMBA_CACHE_DIR" in done.stderr
 
 
 def test_every_module_with_a_compiled_function_is_in_the_digest() -> None:

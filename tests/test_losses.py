@@ -13,6 +13,8 @@ from torch import nn
 
 from softdtw_kernels import S2DTWLoss, SoftDTWLoss, s2dtw, soft_dtw, soft_dtw_divergence
 
+pytestmark = pytest.mark.quick
+
 LENGTHS = {"x_lengths": torch.tensor([6, 2, 4]), "y_lengths": torch.tensor([1, 7, 5])}
 
 

@@ -1,6 +1,7 @@
 """Peak memory of long pairs, each measured in a process of its own.
 
-These are forked from one that has imported what all need, which takes longer than most pairs.
+These are forked from one that has imported what all need, which takes longer than most pairs; the
+first of them compiles for all.
 """
 
 from __future__ import annotations
@@ -15,40 +16,43 @@ PROBE = """
 import json
 import os
 import sys
+import traceback
 import torch
 import softdtw_kernels._cpu.operators
 from softdtw_kernels import soft_dtw_from_cost
 from softdtw_kernels._operators import kernels
 from softdtw_kernels._problem import Problem
 
-for case in json.loads(sys.argv[1]):
+
+def in_a_fork(work, *arguments):
     sys.stdout.flush()
     if os.fork() == 0:
-        break
+        try:
+            work(*arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
     os.wait()  # what a case lacks in the output has failed
-else:
-    sys.exit()
-
-dtype, threads, kind, batch, length = case
-torch.set_num_threads(threads)
-dtype = getattr(torch, dtype)
 
 
 def differentiate(cost):
     ones = torch.ones(len(cost), dtype=torch.float64)
     problem = Problem(cost.detach(), ones, None, None, None, None)
-    cost.grad = kernels.hessian_product(problem, ones.to(dtype), cost.detach(), ones, None)[1]
+    of_dtype = ones.to(cost.dtype)
+    cost.grad = kernels.hessian_product(problem, of_dtype, cost.detach(), ones, None)[1]
 
 
-def train(cost):
+def train(kind, cost):
     if kind == "second":
         return differentiate(cost)
     gamma = 0.0 if kind == "hard" else 0.1
     soft_dtw_from_cost(cost, gamma=gamma).sum().backward()
 
 
-def make(batch, length):
-    cost = torch.rand(batch, length, length, dtype=dtype)
+def make(dtype, kind, batch, length):
+    cost = torch.rand(batch, length, length, dtype=getattr(torch, dtype))
     if kind == "large":  # 5e7 gamma a cell
         cost.add_(1.0).mul_(2.5e6)
     elif kind == "closed":  # no path
@@ -58,16 +62,34 @@ def make(batch, length):
     return cost.requires_grad_()
 
 
-for several in (1, batch):  # compiles or loads what the call below needs, starts threads
-    train(make(several, 600))
-cost = make(batch, length)
-size = cost.numel() * cost.element_size()
-before = start_of_peak()
-train(cost)
-peak = peak_since()
-# A gradient of zeros that nobody wrote takes no memory.
-assert peak >= before + 0.9 * size or not cost.grad.any(), "the gradient was not counted"
-print(json.dumps([case, (peak - before - size) / size]))
+def prepare(dtype, threads, kind, batch, length):  # compiles or loads kernels, starts threads
+    torch.set_num_threads(threads)
+    for several in (1, batch):
+        train(kind, make(dtype, kind, several, 600))
+
+
+def measure(dtype, threads, kind, batch, length):
+    prepare(dtype, threads, kind, batch, length)
+    cost = make(dtype, kind, batch, length)
+    size = cost.numel() * cost.element_size()
+    before = start_of_peak()
+    train(kind, cost)
+    peak = peak_since()
+    # A gradient of zeros that nobody wrote takes no memory.
+    assert peak >= before + 0.9 * size or not cost.grad.any(), "the gradient was not counted"
+    case = dtype, threads, kind, batch, length
+    print(json.dumps([case, (peak - before - size) / size]))
+
+
+def compile_once():  # all others load what this process leaves in the cache
+    for case in cases:
+        prepare(*case)
+
+
+cases = json.loads(sys.argv[1])
+in_a_fork(compile_once)
+for case in cases:
+    in_a_fork(measure, *case)
 """
 
 

@@ -15,7 +15,10 @@ import pytest
 
 import softdtw_kernels
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(softdtw_kernels.__file__).resolve().parent  # of a wheel, where one is tested
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = softdtw_kernels.__version__
 ALIASES = {"Backend", "Cost", "Lengths", "Number", "Reduction"}  # of types
@@ -28,10 +31,10 @@ def test_the_version_is_stated_once() -> None:
     }
     stated = [
         path
-        for path in (ROOT / "softdtw_kernels").rglob("*.py")
+        for path in PACKAGE.rglob("*.py")
         if re.search(r"^__version__ *=", path.read_text(), re.MULTILINE)
     ]
-    assert stated == [ROOT / "softdtw_kernels" / "_version.py"]
+    assert stated == [PACKAGE / "_version.py"]
     assert version("softdtw-kernels") == VERSION
 
 
@@ -41,24 +44,23 @@ def test_changelog_and_citation_know_the_version() -> None:
 
 
 def test_package_data_covers_every_file_that_is_not_python() -> None:
-    package = ROOT / "softdtw_kernels"
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["softdtw_kernels"]
-    covered = {path for pattern in patterns for path in package.glob(pattern)}
+    covered = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
     data = {
         path
-        for path in package.rglob("*")
+        for path in PACKAGE.rglob("*")
         if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
     }
-    assert package / "py.typed" in data
+    assert PACKAGE / "py.typed" in data
     assert data <= covered, f"not in the wheel: {sorted(data - covered)}"
 
 
 def test_every_folder_of_the_package_with_python_in_it_is_a_package() -> None:
-    folders = {path.parent for path in (ROOT / "softdtw_kernels").rglob("*.py")}
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
     assert all((folder / "__init__.py").is_file() for folder in folders)
 
 
-@pytest.mark.parametrize("extra", ["cuda12", "cuda13", "plot", "examples", "dev"])
+@pytest.mark.parametrize("extra", ["cuda12", "cuda13", "plot", "examples"])
 def test_extras_are_declared(extra: str) -> None:
     assert PROJECT["project"]["optional-dependencies"][extra]
     assert any(f'extra == "{extra}"' in line for line in requires("softdtw-kernels") or ())
@@ -82,11 +84,12 @@ def test_plot_without_matplotlib_names_the_extra() -> None:
     assert "softdtw-kernels[plot]" in done.stdout
 
 
-def test_readme_python_runs_and_prints_what_it_says() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+def test_python_of_a_page_runs_and_prints_what_it_says(page: str) -> None:
+    text = (ROOT / page).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks and all(block.startswith(">>> ") for block in blocks)
-    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False, encoding="utf-8")
+    result = doctest.testfile(str(ROOT / page), module_relative=False, encoding="utf-8")
     assert result.attempted >= sum(block.count(">>> ") for block in blocks)
     assert result.failed == 0
 
@@ -100,14 +103,36 @@ def test_readme_names_only_public_names() -> None:
     assert {name for name in missing if not name.endswith("_from_cost")} == set()
 
 
+def pinned(name: str) -> dict[str, str]:
+    """The versions of a file of constraints."""
+    lines = (ROOT / name).read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    assert all(len(pin) == 2 for pin in pins), f"{name} has a line that is no pin"
+    return {normal(package): version for package, version in pins}
+
+
+def requirement(line: str) -> tuple[str, str]:
+    """The name of a required package, and its oldest version."""
+    name, _, oldest = line.split(";")[0].partition(">=")
+    return normal(name.split("[")[0]), oldest.strip()
+
+
 def test_constraints_pin_every_development_dependency() -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = {normal(line.split("==")[0]) for line in lines if line and not line.startswith("#")}
-    assert all("==" in line for line in lines if line and not line.startswith("#"))
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted = [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["examples"]]
-    names = {normal(re.split(r"[\[<>=~!; ]", line)[0]) for line in wanted} - {"softdtw-kernels"}
-    assert names <= pins, f"not pinned: {sorted(names - pins)}"
+    wanted = [*PROJECT["project"]["dependencies"], *extras["examples"], *extras["plot"]]
+    for group in PROJECT["dependency-groups"].values():
+        wanted += [line for line in group if isinstance(line, str)]
+    names = {requirement(line)[0] for line in wanted} - {"softdtw-kernels"}
+    pins = pinned("constraints.txt")
+    assert names <= set(pins), f"not pinned: {sorted(names - set(pins))}"
+
+
+def test_the_floor_is_the_oldest_version_of_every_dependency() -> None:
+    floor = pinned("constraints-floor.txt")
+    oldest = dict(map(requirement, PROJECT["project"]["dependencies"]))
+    tested = dict(map(requirement, PROJECT["dependency-groups"]["test"]))
+    for name, least in (oldest | tested).items():
+        assert f"{floor[name]}.".startswith(f"{least}."), f"{name}: {floor[name]} and {least}"
 
 
 def normal(name: str) -> str:

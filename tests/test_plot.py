@@ -16,6 +16,8 @@ from softdtw_kernels.plot import (  # noqa: E402
     plot_connections,
 )
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def figure() -> Iterator[None]:
@@ -36,14 +38,68 @@ def test_heat_map_holds_the_matrix_and_the_path() -> None:
     assert ax.get_ylim()[0] < ax.get_ylim()[1], "the first frame of x belongs at the bottom"
 
 
+def test_an_alignment_is_drawn_with_its_path() -> None:
+    x, y = torch.randn(5, 3), torch.randn(4, 3)
+    alignment = soft_dtw_alignment(x, y, gamma=0.1)
+    ax = plot_alignment(alignment)
+    assert torch.equal(torch.tensor(ax.images[0].get_array().data), alignment.expected)
+    drawn = torch.tensor(ax.lines[-1].get_xydata(), dtype=torch.int64)
+    assert torch.equal(drawn.flip(-1), alignment.path())
+    assert not plot_alignment(alignment, path=False, ax=plt.figure().gca()).lines
+    assert not plot_alignment(alignment.expected, ax=plt.figure().gca()).lines
+
+
+@pytest.mark.parametrize("size", [3, 30, 300])
+def test_a_path_leaves_most_of_its_cells_to_be_seen(size: int) -> None:
+    """As wide as it is drawn, in points, beside the width of a cell; never thinner than is seen."""
+    ax = plot_alignment(torch.eye(size), torch.arange(size)[:, None].expand(size, 2))
+    cell = ax.get_window_extent().height / size * 72 / ax.figure.dpi
+    width = sum(line.get_linewidth() for line in ax.lines)
+    assert 0.5 <= width <= max(0.5, cell / 3)
+
+
 def test_connections_join_the_pairs_that_are_aligned() -> None:
-    ax = plot_connections(torch.arange(3.0), torch.arange(4.0), torch.eye(3, 4))
-    assert len(ax.lines) == 3 + 4  # the pairs; each sequence as a line and as points
+    x, y = torch.arange(3.0), torch.arange(4.0)
+    expected = torch.eye(3, 4)
+    expected[2, 3] = 0.5
+    expected[0, 3] = 0.01  # too little to be drawn
+    ax = plot_connections(x, y, expected)
+    (lines,) = ax.collections
+    assert len(ax.lines) == 4  # each sequence as a line and as points
+    times = torch.stack([torch.as_tensor(s) for s in lines.get_segments()])[..., 0]
+    pairs = torch.tensor([[0, 0], [1, 1], [2, 2], [2, 3]])
+    torch.testing.assert_close(times, (pairs / torch.tensor([2.0, 3.0])).to(times))
+    alphas = [color[3] for color in lines.get_colors()]
+    assert alphas[0] == alphas[1] == alphas[2] == pytest.approx(2 * alphas[3])
+
+
+def test_many_connections_are_no_darker_in_sum_than_few() -> None:
+    def ink(size: int) -> float:
+        x = torch.zeros(size)
+        ax = plot_connections(x, x, torch.eye(size), ax=plt.figure().gca())
+        return sum(color[3] for color in ax.collections[0].get_colors())
+
+    assert ink(200) == pytest.approx(ink(50))
+
+
+def test_numpy_is_drawn_as_tensors_are() -> None:
+    x, y = torch.randn(5, 2), torch.randn(4, 2)
+    alignment = soft_dtw_alignment(x, y, gamma=0.1)
+    arrays = alignment.expected.numpy(), alignment.path().numpy()
+    of_arrays = plot_alignment(*arrays, x=x.numpy(), y=y.numpy())
+    of_tensors = plot_alignment(alignment, x=x, y=y, ax=plt.figure().gca())
+    for a, b in zip(of_arrays.lines, of_tensors.lines, strict=True):
+        assert (a.get_xydata() == b.get_xydata()).all()
+    plot_connections(x.numpy(), y.numpy(), arrays[0])
+    plot_barycenter(x[:, 0].numpy(), [y[:, 0].numpy()])
 
 
 def test_barycenter_lies_over_its_members() -> None:
     members = [torch.zeros(3), torch.ones(5)]
     ax = plot_barycenter(torch.full((4,), 0.5), members)
+    assert [len(line.get_xdata()) for line in ax.lines] == [3, 5, 4]
+    columns = [m[:, None] for m in members]
+    ax = plot_barycenter(torch.full((4, 1), 0.5), columns, ax=plt.figure().gca())
     assert [len(line.get_xdata()) for line in ax.lines] == [3, 5, 4]
 
 
@@ -65,3 +121,7 @@ def test_wrong_shapes_are_named() -> None:
         plot_connections(torch.zeros(3), torch.zeros(3, 2), torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"shape \(N,\), got \(2, 2\)"):
         plot_barycenter(torch.zeros(2, 2), [])
+    with pytest.raises(TypeError, match="path=True asks for the path of an Alignment"):
+        plot_alignment(torch.zeros(3, 4), path=True)
+    with pytest.raises(TypeError, match="got the list of a batch"):
+        plot_alignment(torch.zeros(3, 4), [torch.zeros(3, 2)])

@@ -6,10 +6,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import jit, jit_reassociated
+from .jit import jit, jit_reassociated, outlined
 
 BLOCK = 256  # columns whose running sums stay in the first cache level
 ROWS = 4  # of the gradient that share the loads of a column of y and of its gradient
+
+
+# With few features these loops are most of the time. Functions that know nothing but the rows make
+# vectors of them.
+
+
+@outlined
+def squares(v, column, row):
+    for j in range(row.size):
+        difference = v - column[j]
+        row[j] = difference * difference
+
+
+@outlined
+def copy(source, target):
+    for j in range(target.size):
+        target[j] = source[j]
 
 
 @jit
@@ -33,14 +50,15 @@ def squared_distances(x, y, first, last, out):
                 for j in range(width):
                     for d in range(size):
                         columns[d, j] = y[a, b, start + j, d]
-            row[:] = 0
-            for d in range(size):
+            row[:width] = 0
+            if size > 0:
+                squares(x[a, b, i, 0], columns[0], row[:width])
+            for d in range(1, size):
                 v = x[a, b, i, d]
                 for j in range(width):
                     difference = v - columns[d, j]
                     row[j] += difference * difference
-            for j in range(width):
-                out[a, b, i, start + j] = row[j]
+            copy(row, out[a, b, i, start : start + width])
 
 
 @jit_reassociated
@@ -82,9 +100,8 @@ def squared_distances_vjp(
                         right -= 1
                     if left < right:
                         begin, end = min(begin, left), max(end, right)
-                for r in range(count):
-                    for j in range(begin, end):
-                        mass[r, j] = g[q, i + r, j]
+                for r in range(count if begin < end else 0):
+                    copy(g[q, i + r, begin:end], mass[r, begin:end])
                 m0, m1 = mass[0, begin:end], mass[1, begin:end]
                 m2, m3 = mass[2, begin:end], mass[3, begin:end]
                 for d in range(size):

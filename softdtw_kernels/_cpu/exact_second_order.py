@@ -20,8 +20,8 @@ def tangent_weight(p, a, mean, gamma):
 
 @jit
 def solve(
-    cost5, gamma, dummy, n, m, bandwidth, items, scale, tangent5, tangent_gamma, tangent_dummy,
-    value, out5, sums,
+    cost5, gamma, dummy, n, m, bandwidth, items, with_grad, factors,
+    tangent5, tangent_gamma, tangent_dummy, values, out5, sums,
 ):  # fmt: skip
     """As `second_order.solve_soft`, whatever out5 holds before.
 
@@ -42,13 +42,15 @@ def solve(
         dtheta = tangent_dummy[q] if weak else 0.0
         p = np.empty((rows, columns, 3))
         v = fill_weights(cost, n_q, m_q, bandwidth, g, theta, weak, p)
-        out[:n_q, :m_q] = 0.0
-        value[q] = sums[0, q] = sums[1, q] = 0.0
+        values[0, q], values[1, q], sums[0, q], sums[1, q] = v, 0.0, 0.0, 0.0
+        if with_grad:
+            out[:n_q, :m_q] = 0.0
         if v == np.inf:
             continue
         if not math.isfinite(v):
-            out[:n_q, :m_q] = np.nan
-            value[q] = sums[0, q] = sums[1, q] = np.nan
+            values[1, q] = sums[0, q] = sums[1, q] = np.nan
+            if with_grad:
+                out[:n_q, :m_q] = np.nan
             continue
         dr = np.zeros((rows + 1, columns + 1))  # R' with a border of zeros
         dp = np.zeros((rows, columns, 3))
@@ -73,9 +75,11 @@ def solve(
                     dp[i, j, 0] = tangent_weight(p0, a0, mean, g)
                     dp[i, j, 1] = tangent_weight(p1, a1, mean, g)
                     dp[i, j, 2] = tangent_weight(p2, a2, mean, g)
-        value[q] = dr[rows, columns]
+        values[1, q] = dr[rows, columns]
+        if not with_grad:
+            continue
         e, f = np.zeros((rows, columns)), np.zeros((rows, columns))
-        e[rows - 1, columns - 1] = scale[q]
+        e[rows - 1, columns - 1] = 1.0
         for i in range(rows - 1, -1, -1):
             for j in range(columns - 1, -1, -1):
                 mass, change = e[i, j], f[i, j]
@@ -88,5 +92,6 @@ def solve(
                 for k in range(3):
                     if p[i, j, k] > 0.0:
                         dh -= dp[i, j, k] * math.log(p[i, j, k])
-                sums[1, q] -= change * h + mass * dh
-                sums[0, q] += give(out, weak, i, j, change)
+                sums[1, q] -= (change * h + mass * dh) * factors[1, q]
+                both = mass * factors[0, q] + change * factors[1, q]
+                sums[0, q] += give(out, weak, i, j, both)

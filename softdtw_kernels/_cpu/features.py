@@ -154,7 +154,8 @@ def sequences_of(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
             x = x.narrow(k, 0, min(1, x.shape[k]))
     own = x.shape[:-2]
     of_item = np.arange(own.numel()).reshape(own)
-    of_item = np.ascontiguousarray(np.broadcast_to(of_item, batch)).reshape(-1)
+    # A copy also where nothing broadcasts: what is read-only would need kernels of its own.
+    of_item = np.array(np.broadcast_to(of_item, batch), order="C").reshape(-1)
     features = np.ascontiguousarray(as_array(x)).reshape(own.numel(), *x.shape[-2:])
     return features, of_item
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._checks import is_distance
 from .._operators import compositions, from_features
 from .._problem import FeatureProblem, Monotonic, Problem, SmoothedProblem, Smoothing
+from . import directional as directional
 from . import features, second_order, small
 from . import monotonic as monotonic_kernels
 from . import smoothing as smoothing_kernels

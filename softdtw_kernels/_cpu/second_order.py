@@ -114,9 +114,10 @@ def begin(gamma, bounds, rates, checks, border, floor):
 
 
 @outlined
-def status_of(checks, exponent, lattice, gamma, floor, bounds):
+def result_of(checks, exponent, lattice, gamma, floor, bounds):
+    """The value and the status of a pair."""
     rows, columns, _, _ = lattice
-    return end_pair(checks, exponent, rows, columns, gamma, 0.0, floor, bounds, plain(False))[1]
+    return end_pair(checks, exponent, rows, columns, gamma, 0.0, floor, bounds, plain(False))
 
 
 @outlined
@@ -133,13 +134,15 @@ def dead(steps, flows, below_e, below_f, below, handed):
 @jit
 def solve_soft(
     items, cost5, gamma, dummy, n, m, bandwidth, floor, bounds,
-    scale, tangent5, tangent_gamma, tangent_dummy, value, out5, sums, status,
+    with_grad, factors, tangent5, tangent_gamma, tangent_dummy, values, out5, sums, status,
 ):  # fmt: skip
-    """Of the pairs q in items the derivative of the value along the tangents, scale[q] times that
-    of its gradient, and status (see `scaling`).
+    """Of the pairs q in items the value and its derivative along the tangents, the rows of values;
+    if asked for, factors[0, q] times the gradient of the former and factors[1, q] times that of the
+    latter, their sum by the costs; and status (see `scaling`).
 
-    sums: rows of the derivatives of the gradients by the dummy cost and by gamma. out5 is written
-    where mass flows, and must be 0 before. Results of pairs that are not certified hold anything.
+    sums: rows of the gradients of the derivative by the dummy cost and by gamma, if factors[0, q]
+    is 0. out5 is written where mass flows, and must be 0 before. Results of pairs that are not
+    certified hold anything.
     """
     weak = dummy.size > 0
     shape = cost5.shape[1:]
@@ -151,13 +154,14 @@ def solve_soft(
         longest = max(longest, min(columns, high - low + LANES) + LANES)
         strips = max(strips, (rows + LANES - 1) // LANES)
     window, tiles = longest + 1, tiles_of(longest)
-    stored = strips * tiles * TILE * KEPT * 8 <= WEIGHTS
+    stored = with_grad and strips * tiles * TILE * KEPT * 8 <= WEIGHTS
+    again = with_grad and not stored
     parts = plain(1)
     if strips * (window * BORDER + tiles * REGISTERS) > BORDERS:
         parts = int(math.ceil(math.sqrt(strips)))
     height = (strips + parts - 1) // parts
-    kept = plain(0) if stored else height
-    above, top = new_border(kept * window), new_border(0 if stored else parts * window)
+    kept = height if again else plain(0)
+    above, top = new_border(kept * window), new_border(parts * window if again else 0)
     states = np.empty((kept * tiles + tiles + 1) * 4 * LANES)
     states_k = np.empty((kept * tiles + tiles + 1) * 2 * LANES, np.int64)
     weights = np.empty(TILE * KEPT * (strips * tiles if stored else 1))
@@ -186,8 +190,8 @@ def solve_soft(
         last = plain(0)
         for strip in range(final + 1):
             row, left, steps, end = enter_strip(strip, lattice, limits)
-            place = plain(0) if stored else strip % height
-            if not stored:
+            place = strip % height if again else plain(0)
+            if again:
                 if place == 0:
                     copy(border, top, left, strip // height * window, steps + 1)
                 copy(border, above, left, place * window, steps + 1)
@@ -201,22 +205,25 @@ def solve_soft(
             last = place * tiles + tiles_of(steps)
         lane = (rows - 1) % LANES
         exponent = states_k[2 * last * LANES + lane]
-        status[q] = status_of(checks, exponent, lattice, g, floor, bounds)
+        values[0, q], status[q] = result_of(checks, exponent, lattice, g, floor, bounds)
         if status[q] == NOT_A_NUMBER:
-            for i in range(n_q):
+            for i in range(n_q if with_grad else 0):
                 for j in range(m_q):
                     out[i, j] = np.nan
-            value[q] = sums[0, q] = sums[1, q] = np.nan
+            values[0, q] = values[1, q] = sums[0, q] = sums[1, q] = np.nan
         if status[q] != SURE:
             continue
         mantissa, s = states[4 * last * LANES + lane], states[(4 * last + 2) * LANES + lane]
-        value[q] = s - parameters[2] * math.log2(mantissa)
+        values[1, q] = s - parameters[2] * math.log2(mantissa)
+        if not with_grad:
+            status[q] = SURE if math.isfinite(values[1, q]) else AGAIN
+            continue
         fill(below_e, 0.0)
         fill(below_f, 0.0)
         by_dummy = by_gamma = 0.0
         rightmost = columns
         for strip in range(final, -1, -1):
-            if not stored and strip % height == height - 1 and strip < final:
+            if again and strip % height == height - 1 and strip < final:
                 # The borders of the next part, as far as mass can flow in it.
                 while rightmost > 0 and not below_e[rightmost + 1] > 0.0:
                     rightmost -= 1
@@ -245,7 +252,7 @@ def solve_soft(
                 if dead(t1 - t0, flows, below_e, below_f, left + t0 + 1, handed):
                     continue
                 offset = (strip * tiles + tile) * TILE * KEPT
-                if not stored:
+                if again:
                     offset = plain(0)
                     walk(
                         matrices, parameters, weak, row, left, tile, tile + 1, steps, limits,
@@ -254,12 +261,12 @@ def solve_soft(
                     )  # fmt: skip
                 by_gamma += sweep(
                     t1 - t0, weights, offset, flows, below_e, below_f, left + t0 + 1, handed,
-                    scale[q], bounds[TINY], packed[0],
+                    factors[0, q], factors[1, q], bounds[TINY], packed[0],
                 )  # fmt: skip
                 by_dummy += unpack(packed[0], weak, row, left, t0, t1, limits[0], limits[1], out)
             below_e[left], below_f[left] = flows[8 * LANES], flows[8 * LANES + 1]
-        sums[0, q], sums[1, q] = by_dummy, by_gamma * scale[q] * math.log(2.0)
-        if not math.isfinite(value[q] + sums[0, q] + sums[1, q]):
+        sums[0, q], sums[1, q] = by_dummy, by_gamma * factors[1, q] * math.log(2.0)
+        if not math.isfinite(values[1, q] + sums[0, q] + sums[1, q]):
             status[q] = AGAIN
     restore(before)
 
@@ -281,55 +288,75 @@ def solve(
     times those of their gradients: by the costs to out, which is 0 before, by dummy cost and gamma
     in the rows of the second result.
     """
-    value, sums = np.zeros(task.pairs), np.zeros((2, task.pairs))
-    status = np.full(task.pairs, SURE, np.uint8)
+    values, sums = directional(task, tangents, np.stack([np.zeros_like(scale), scale]), out)
+    return values[1], sums
+
+
+def directional(
+    task: Batch,
+    tangents: tuple[np.ndarray, np.ndarray, np.ndarray],
+    factors: np.ndarray | None,
+    out: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values and their derivatives along the tangents, in rows. With factors (2, P) also the
+    gradient of factors[0] values + factors[1] derivatives: by the costs to out, which is 0 before,
+    and, where factors[0] is 0, by dummy cost and gamma in the rows of the second result.
+    """
     by_cost, by_gamma, by_dummy = tangents
+    with_grad = factors is not None
+    if factors is None:
+        factors = np.empty((2, 0))  # not read
+    values, sums = np.zeros((2, task.pairs)), np.zeros((2, task.pairs))
+    status = np.full(task.pairs, SURE, np.uint8)
     zero = np.broadcast_to(task.gamma == 0.0, task.pairs)
     if zero.any():
-        solve_hard(task, np.flatnonzero(zero), by_cost, by_dummy, value, out, sums)
+        along_paths(task, np.flatnonzero(zero), tangents, factors, values, out, sums)
     soft = np.flatnonzero(~zero)
     matrices = repeated(task.cost), repeated(by_cost), repeated(out)
     numbers = task.exact_arguments[1:]
 
     def work(first: int, last: int) -> None:
         solve_soft(
-            soft[first:last], matrices[0], *numbers, DOUBLE.floor, DOUBLE.bounds,
-            scale, matrices[1], by_gamma, by_dummy, value, matrices[2], sums, status,
+            soft[first:last], matrices[0], *numbers, DOUBLE.floor, DOUBLE.bounds, with_grad,
+            factors, matrices[1], by_gamma, by_dummy, values, matrices[2], sums, status,
         )  # fmt: skip
 
     def again(first: int, last: int) -> None:
         exact_second_order.solve(
-            matrices[0], *numbers, rest[first:last], scale, matrices[1], by_gamma, by_dummy,
-            value, matrices[2], sums,
+            matrices[0], *numbers, rest[first:last], with_grad, factors,
+            matrices[1], by_gamma, by_dummy, values, matrices[2], sums,
         )  # fmt: skip
 
     if soft.size:
         run_chunks(soft.size, task.cells * soft.size // task.pairs, work)
     if task.dummy.size == 0:  # all is 0 where no path is
-        without_path(task, None, np.flatnonzero(status == AGAIN), np.empty(task.pairs), status)
+        without_path(task, None, np.flatnonzero(status == AGAIN), values[0], status)
     rest = np.flatnonzero(status == AGAIN)
     if rest.size:
         run_chunks(rest.size, EXACT_COST * task.cells * rest.size // task.pairs, again)
-    return value, sums
+    return values, sums
 
 
-def solve_hard(
+def along_paths(
     task: Batch,
     items: np.ndarray,
-    by_cost: np.ndarray,
-    by_dummy: np.ndarray,
-    value: np.ndarray,
+    tangents: tuple[np.ndarray, np.ndarray, np.ndarray],
+    factors: np.ndarray,
+    values: np.ndarray,
     out: np.ndarray,
     sums: np.ndarray,
 ) -> None:
     """Pairs of gamma = 0: their paths are written to out as gradients, and taken away again."""
+    by_cost, _, by_dummy = tangents
     visits = Gradients(np.ones(task.pairs, out.dtype), False, out)
-    nowhere = np.empty(task.pairs, out.dtype), np.empty(task.pairs, np.uint8)
-    hard_minimum(task, visits, items, *nowhere)
+    own = np.empty(task.pairs, out.dtype)
+    hard_minimum(task, visits, items, own, np.empty(task.pairs, np.uint8))
     cells = np.nonzero(out)
-    along = np.bincount(cells[0] * out.shape[1] + cells[1], out[cells] * by_cost[cells], task.pairs)
-    out[cells] *= 0  # NaN stays
-    value[items] = along[items]
+    pairs = cells[0] * out.shape[1] + cells[1]
+    along = np.bincount(pairs, out[cells] * by_cost[cells], task.pairs)
+    # NaN stays.
+    out[cells] *= factors[0, pairs] if factors.size else 0
+    values[0, items], values[1, items] = own[items], along[items]
     if task.dummy.size:
-        value[items] += (visits.dummy * by_dummy)[items]
+        values[1, items] += (visits.dummy * by_dummy)[items]
     sums[:, items] = visits.dummy[items] * 0.0

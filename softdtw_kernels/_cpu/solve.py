@@ -269,7 +269,8 @@ def with_infinity(task: Batch, items: np.ndarray) -> np.ndarray:
     found = [items[:0]]
     for first in range(0, items.size, block):
         some = items[first : first + block]
-        costs = task.cost[np.divmod(some, task.cost.shape[1])]
+        a, b = np.divmod(some, task.cost.shape[1])
+        costs = task.cost[a, b] if some.size > 1 else task.cost[a[0], b[0]][None]  # no copy
         found.append(some[np.fmax.reduce(costs, axis=(1, 2)) == np.inf])
     return np.concatenate(found)
 

@@ -122,9 +122,12 @@ def advance(
 
 
 @outlined
-def sweep(steps, weights, offset, flows, below_e, below_f, below, handed, factor, tiny, mass):
-    """The adjoint of some steps of a strip, from the last to the first: F times the factor goes to
-    mass; returns the sum of F p log2 p + E p' log2 p, where logarithms do not cancel.
+def sweep(
+    steps, weights, offset, flows, below_e, below_f, below, handed, of_e, of_f, tiny, mass,
+):  # fmt: skip
+    """The adjoint of some steps of a strip, from the last to the first: the sum of E and F times
+    their factors goes to mass; returns the sum of F p log2 p + E p' log2 p, where logarithms do not
+    cancel.
 
     What the strip below gives to the last lane at step t is entry max(0, handed + t) of below_e and
     below_f, and what this strip gives to the one above replaces the entry below + t. flows: the
@@ -136,7 +139,7 @@ def sweep(steps, weights, offset, flows, below_e, below_f, below, handed, factor
     f_diagonal, f_after = load(flows, 6 * LANES), load(flows, 7 * LANES)
     e_corner, f_corner = flows[8 * LANES], flows[8 * LANES + 1]
     zero, threshold = like(e_right, 0.0), like(e_right, tiny)
-    scale = like(e_right, factor)
+    e_factor, f_factor = like(e_right, of_e), like(e_right, of_f)
     by_gamma = zero
     for t in range(steps - 1, -1, -1):
         at = offset + KEPT * t
@@ -145,7 +148,7 @@ def sweep(steps, weights, offset, flows, below_e, below_f, below, handed, factor
         from_below = shift_down(e_up, below_e[c]) + shift_down(e_after, nothing)
         e = keep_above(e_right + from_below, threshold)
         f = f_right + (shift_down(f_up, below_f[c]) + shift_down(f_after, nothing))
-        store(mass, t * LANES, f * scale)
+        store(mass, t * LANES, fma(e, e_factor, f * f_factor))
         by_gamma = fma(f, load(weights, at + 6 * LANES), by_gamma)
         by_gamma = fma(e, load(weights, at + 7 * LANES), by_gamma)
         p0, p1, p2 = (

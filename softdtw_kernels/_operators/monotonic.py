@@ -96,17 +96,25 @@ class _SumTwin(BatchedFunction):
         ctx.with_expected = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, by_value: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, by_value: Tensor | None, _: Any) -> tuple[Any, ...]:
+        if by_value is None:
+            return None, None, None, None
         *args, value, expected = ctx.saved_tensors
         # Without them: a program that was recorded where no derivative was due.
         if may_be_differentiated() or not ctx.with_expected:
             expected = derivative(Expected, _expected, tuple(args))
         # Without an alignment 0, even if the gradient of the value is not finite.
         scale = torch.where(value == math.inf, 0, -by_value)
-        return expected * scale[..., None, None], None, None, None
+        return _times(expected, scale[..., None, None]), None, None, None
 
 
 class MonotonicSum(EagerFunction, _SumTwin):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _SumTwin.setup_context(ctx, inputs, output)
+        # Or torch makes a matrix of zeros for the visits. torch.compile does not know this.
+        ctx.set_materialize_grads(False)
+
     @staticmethod
     @forward_rule
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> tuple[Tensor, None]:
@@ -139,6 +147,14 @@ class MonotonicPath(EagerFunction, _PathTwin):
 
 def _expected(*args: Any) -> Tensor:
     return kernels.monotonic_sum(Monotonic(*args), True)[1]
+
+
+def _times(expected: Tensor, scale: Tensor) -> Tensor:
+    if may_be_differentiated() or kernels.engine_of_plain_call((expected, scale)) is None:
+        return expected * scale
+    from .._cpu.arrays import matrix_like  # noqa: PLC0415
+
+    return torch.mul(expected, scale, out=matrix_like(expected, zeros=False))
 
 
 def _product(*args: Any) -> Tensor:

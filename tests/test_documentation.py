@@ -1,0 +1,30 @@
+"""What the pages of docs/ promise."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import softdtw_kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_the_documentation_runs(page: str) -> None:
+    path = ROOT / "docs" / page
+    for block in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        if not block.startswith(">>> "):
+            exec(compile(block, page, "exec"), {})
+    assert doctest.testfile(str(path), module_relative=False, encoding="utf-8").failed == 0
+
+
+def test_pages_and_public_names_belong_together() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"auto(?:function|class):: (\w+)|^\| `(\w+)` \|", text, re.MULTILINE))
+    names = {name for pair in listed for name in pair if name and not name.startswith("plot_")}
+    assert names == set(softdtw_kernels.__all__) - {"__version__"}
