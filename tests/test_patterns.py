@@ -16,6 +16,7 @@ from strategies import COST_KINDS, gammas, make_cost, seeds
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from softdtw_kernels import _backends as backends
 from softdtw_kernels import (
     forward_sum,
     monotonic_alignment,
@@ -25,6 +26,8 @@ from softdtw_kernels import (
     soft_dtw_divergence,
     soft_dtw_from_cost,
 )
+from softdtw_kernels._operators import compositions
+from softdtw_kernels._problem import PatternProblem
 
 NAMES = ("repeat", "open_begin", "open_end")
 PRICES = st.sampled_from([0.0, 0.3, -0.4, 2.0]) | st.floats(-2, 5)
@@ -434,6 +437,27 @@ def test_a_large_warp_cost_costs_no_accuracy() -> None:
     (value, visits), (truth, true_visits) = run(costs), run(costs.double())
     assert abs(value - truth) <= 1e-6 * abs(truth)
     assert (visits - true_visits).abs().max() <= 5e-5
+
+
+def test_a_cost_of_warping_without_kernels_for_it() -> None:
+    """What runs on CUDA: the cost of warping added to the costs. Other patterns are refused."""
+    random = torch.Generator().manual_seed(3)
+    cost = torch.rand(4, 6, 5, generator=random, dtype=torch.float64)
+    items = torch.rand(3, 4, generator=random, dtype=torch.float64)
+    n = torch.tensor([6, 3, 5, 1])
+    problem = PatternProblem(cost, *items, n, None, None, "xy", "", "")
+    weight, tangents = torch.rand(4, generator=random, dtype=torch.float64), (cost, *items)
+    engine = backends.load("numba")
+    for name, rest in (
+        ("pattern_value", ()),
+        ("pattern_gradient", (weight, True)),
+        ("pattern_hessian_product", (weight, *tangents)),
+    ):
+        got = getattr(compositions, name)(problem, *rest)
+        torch.testing.assert_close(got, getattr(engine, name)(problem, *rest))
+        for other in ({"repeat": "x"}, {"open_end": "y"}):
+            with pytest.raises(NotImplementedError, match="call the public functions"):
+                getattr(compositions, name)(problem._replace(**other), *rest)
 
 
 # Derivatives of all kinds -------------------------------------------------------------------------
