@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from softdtw_kernels._cpu import exact, unbounded
+from softdtw_kernels._cpu.arrays import NOTHING
+from softdtw_kernels._cpu.batch import ALL
 from softdtw_kernels._cpu.scaling import DOUBLE
-from softdtw_kernels._cpu.solve import ALL, NOTHING
 
 # Around the 32 rows of a strip and the 16 of its halves; the last keeps borders and not weights.
 SHAPES = [(1, 1), (1, 50), (40, 2), (16, 17), (33, 31), (70, 90), (500, 420)]

@@ -22,10 +22,11 @@ from .arrays import (
     matrix_like,
     three_dimensional,
 )
+from .batch import Batch
 from .scaling import DOUBLE, UNIT, WANTED
 from .second_order import directional
 from .small import scaled
-from .solve import Batch, solve
+from .solve import solve
 from .task import band_of, batch_of, checked_gamma, checked_lengths
 from .threads import run_chunks, threads_for
 

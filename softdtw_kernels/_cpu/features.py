@@ -20,9 +20,9 @@ from .._problem import FeatureProblem
 from . import solve as tiers
 from . import sources, strips, together
 from .arrays import NOTHING, NUMPY_TYPE, as_array, flat, from_array
+from .batch import Batch, Gradients
 from .distances import squared_distances, squared_distances_vjp
 from .scaling import AGAIN, NOT_A_NUMBER, precision_of
-from .solve import Batch
 from .task import band_of, checked_gamma, checked_lengths
 from .threads import run_chunks, threads_for
 
@@ -34,7 +34,7 @@ Wanted = tuple[bool, bool, bool]  # which gradients: by x, y, gamma
 
 @dataclass
 class FeatureBatch:
-    """Sequences and what goes with them, as in `solve.Batch`."""
+    """Sequences and what goes with them, as in `batch.Batch`."""
 
     x: np.ndarray  # (S, N, D), contiguous: those that differ
     x_of: np.ndarray  # (P,) int64: the sequence of each pair
@@ -269,7 +269,7 @@ def with_matrix(
             out[some] = tiers.solve(batch, None)
             continue
         theirs = gradients.like(some, part.x.dtype)
-        of_costs = tiers.Gradients(theirs.scale, theirs.with_gamma, np.zeros_like(costs))
+        of_costs = Gradients(theirs.scale, theirs.with_gamma, np.zeros_like(costs))
         out[some] = tiers.solve(batch, of_costs)
         by_cost = torch.from_numpy(of_costs.cost[0])
         if part.distance:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .arrays import NOTHING
+from .batch import Batch
 from .results import Results, spread
 from .scaling import AGAIN, NOT_A_NUMBER, SURE, usable
-from .solve import Batch
 from .warping import TAKEN, keeps_digits
 
 ROUNDING = 1e-5  # of gamma: what numbers of a frame rounded to float32 may add to a path

@@ -29,6 +29,7 @@ from .arrays import (
     matrices,
     matrix_like,
 )
+from .batch import Batch, Gradients
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
 from .pattern import (
@@ -44,7 +45,7 @@ from .pattern import (
     pattern_value as pattern_value,
 )
 from .scaling import precision_of
-from .solve import Batch, Gradients, cheapest_paths, solve
+from .solve import cheapest_paths, solve
 from .task import batch_of, batch_to_smooth, checked_lengths
 from .threads import run_chunks
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .solve import Batch, Gradients, in_tiers
+from .batch import Batch, Gradients
+from .solve import in_tiers
 
 
 class Results(NamedTuple):

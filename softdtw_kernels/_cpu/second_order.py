@@ -19,10 +19,11 @@ import math
 import numpy as np
 
 from . import exact_second_order
+from .batch import Batch, Gradients
 from .jit import allocating, inline, jit, outlined, plain
 from .lattice import entry, lattice_of, length
 from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, TINY, WARPED_ROWS
-from .solve import EXACT_COST, Batch, Gradients, hard_minimum, without_path
+from .solve import EXACT_COST, hard_minimum, without_path
 from .strips import begin_pair, end_pair, lane_steps, strip_columns
 from .subnormal import flush_subnormals, restore
 from .tangents import KEPT, LANES, TILE, advance, any_mass, sweep

@@ -22,10 +22,11 @@ from .._checks import is_distance
 from .._problem import FeatureProblem, Problem
 from . import distance_kernels, lanes, strips
 from .arrays import NOTHING, as_array, flat, from_array, three_dimensional
+from .batch import ALL, Batch
 from .jit import jit, plain
 from .lattice import lattice_of, length
 from .scaling import SURE, UNIT, WANTED, precision_of
-from .solve import ALL, Batch, solve
+from .solve import solve
 from .subnormal import flush_subnormals, restore
 from .task import band_of, batch_of, with_settings
 from .threads import SMALLEST_SHARE

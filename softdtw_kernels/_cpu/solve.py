@@ -1,4 +1,4 @@
-"""One call on the CPU: the problem in the form that the kernels take, and the tiers that solve it.
+"""One call on the CPU: the tiers that solve it.
 
 float32 costs are computed in float32 with exponents of 32 bits. Where these do not suffice (paths
 that cost more than 10^8 gamma, walls of huge costs, no path at all) the pair is done again in
@@ -9,23 +9,17 @@ has kernels of its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from .._lattice import band_limits, lattice_size
 from . import exact, hard, lanes, strips, together, unbounded
-from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SMALLEST_GAMMA, SURE, Precision, precision_of
+from .arrays import NOTHING
+from .batch import ALL, LANES, LANES_ROW, Batch, Gradients
+from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, Precision, precision_of
 from .threads import run_chunks, threads_for
 
-NOTHING = np.empty(0)
-ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
-SMALL = 1600  # lattice cells of a small pair
-LANES = 256**2  # lattice cells up to which lanes can be pairs
-STRIP_STEP = 1.4  # time of a step of a strip of a vector's rows over that of a step of lanes
-LANES_ROW = 4  # steps of lanes that the begin of a row takes as long as
 SHARED = 512**2  # cells of a pair that threads share: a strip has some tiles
 COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
 FEWEST = 8  # pairs in lanes, at gamma = 0
@@ -33,163 +27,6 @@ HARD_STRIP = 16  # steps of a strip that its begin takes as long as, at gamma = 
 STEPS = 2**16  # of paths that are found at a time
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 VECTOR_COST = 3  # the same, on vectors
-
-
-@dataclass
-class Batch:
-    """Four-dimensional costs and what goes with them, one entry for each pair or one for all."""
-
-    cost: np.ndarray  # (A, B, N, M), any strides; pair q is cost[q // B, q % B]
-    gamma: np.ndarray  # (P,) or (1,) float64, like dummy
-    dummy: np.ndarray  # or empty for a plain lattice
-    n: np.ndarray  # (P,) int64, or empty for all of N; like m
-    m: np.ndarray
-    bandwidth: int  # negative: none
-    # (P,) or (1,), of a plain lattice; or empty for no cost of warping.
-    warp: np.ndarray = field(default_factory=lambda: NOTHING)
-    order: np.ndarray | None = field(default=None, init=False)  # what in_order has found
-
-    @property
-    def partial(self) -> bool:
-        """Whether cells beyond lengths or band stay as they are."""
-        return self.n.size > 0 or self.m.size > 0 or self.bandwidth >= 0
-
-    @property
-    def pairs(self) -> int:
-        return self.cost.shape[0] * self.cost.shape[1]
-
-    @property
-    def lattice(self) -> tuple[int, int]:
-        """Rows and columns of it."""
-        rows, columns = self.cost.shape[2:]
-        return lattice_size(rows, columns, weak=self.dummy.size > 0)
-
-    @property
-    def small(self) -> bool:
-        return self.lattice[0] * self.lattice[1] <= SMALL
-
-    def in_lanes(self, sums: bool) -> bool:
-        """Whether the lanes of a vector are pairs, and not rows of one pair.
-
-        What takes fewer steps: lanes do, if most of them hold pairs of like lengths, and the band
-        is wide. Values and gradients have the same bits either way. Sums over cells (derivatives by
-        the dummy cost and by gamma, if asked for) have not: there the choice must not depend on the
-        batch.
-        """
-        rows, columns = self.lattice
-        if sums or self.dummy.size > 0:
-            return self.small
-        if rows * columns > LANES:
-            return False
-        width = precision_of(self.cost).lanes
-        if self.n.size == 0 and self.m.size == 0:
-            of_strip = columns + width - 1
-            if self.bandwidth >= 0:
-                of_strip = min(of_strip, abs(rows - columns) + 2 * self.bandwidth + 2 * width - 1)
-            steps_in_lanes = self.groups * rows * (columns + LANES_ROW)
-            return steps_in_lanes <= STRIP_STEP * self.pairs * -(-rows // width) * of_strip
-        n, m = self.lengths
-        first_of_groups = np.arange(0, self.pairs, width)
-        most_n, most_m = (np.maximum.reduceat(a[self.in_order], first_of_groups) for a in (n, m))
-        in_lanes = np.sum(most_n * (most_m + LANES_ROW))
-        steps = m
-        if self.bandwidth >= 0:
-            steps = np.minimum(m, np.abs(n - m) + 2 * self.bandwidth + width)
-        in_strips = np.sum(-(-n // width) * (steps + width - 1))
-        return bool(in_lanes <= STRIP_STEP * in_strips)
-
-    @property
-    def cells(self) -> int:
-        """About the size of all lattices."""
-        rows, columns = self.lattice
-        if self.bandwidth >= 0:
-            low, high = band_limits(rows, columns, self.bandwidth)
-            columns = min(columns, high - low + 1)
-        return self.pairs * rows * columns
-
-    @property
-    def groups(self) -> int:
-        """Number of groups of pairs that share vectors."""
-        return -(-self.pairs // precision_of(self.cost).lanes)
-
-    @property
-    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of all pairs."""
-        n, m = self.cost.shape[2:]
-        return (
-            np.broadcast_to(self.n if self.n.size else n, self.pairs),
-            np.broadcast_to(self.m if self.m.size else m, self.pairs),
-        )
-
-    @property
-    def in_order(self) -> np.ndarray:
-        """All pairs, those of like lengths next to each other, so that groups waste few lanes."""
-        if self.order is None:  # not functools.cached_property, whose lock a fork may leave locked
-            self.order = self._in_order()
-        return self.order
-
-    def _in_order(self) -> np.ndarray:
-        if self.n.size == 0 and self.m.size == 0:
-            return np.arange(self.pairs)
-        # By n into about the square root of the groups, and by m inside each.
-        n, m = self.lengths
-        place = np.empty(self.pairs, np.int64)
-        place[np.argsort(n, kind="stable")] = np.arange(self.pairs)
-        parts = math.isqrt(self.groups - 1) + 1
-        return np.lexsort((m, place * parts // self.pairs))
-
-    @property
-    def kernel_arguments(self) -> tuple:
-        """Of the kernels on vectors."""
-        return self.cost, self.gamma, self.warp, self.dummy, self.n, self.m, self.bandwidth
-
-    @property
-    def exact_arguments(self) -> tuple:
-        """Of the exact tier, which knows no cost of warping."""
-        return self.cost, self.gamma, self.dummy, self.n, self.m, self.bandwidth
-
-    def part(self, items: np.ndarray) -> Batch:
-        """Some of the pairs, in float64."""
-        cost = self.cost[np.divmod(items, self.cost.shape[1])].astype(np.float64)[None]
-        settings = self.gamma, self.dummy, self.warp
-        gamma, dummy, warp = (a[items] if a.size > 1 else a for a in settings)
-        n, m = (a[items] if a.size else a for a in (self.n, self.m))
-        return Batch(cost, gamma, dummy, n, m, self.bandwidth, warp)
-
-    @property
-    def hard(self) -> np.ndarray:
-        """The pairs of a gamma that has no inverse: 0, the hard minimum, and next to it."""
-        if self.gamma.size == 1:
-            return np.arange(self.pairs if self.gamma[0] <= SMALLEST_GAMMA else 0)
-        return np.flatnonzero(self.gamma <= SMALLEST_GAMMA)
-
-
-@dataclass
-class Gradients:
-    """Where the gradients of `scale` times the values go."""
-
-    scale: np.ndarray  # (P,)
-    with_gamma: bool
-    # (A, B, N, M). Cells beyond the lengths or the band stay as they are, and so do those without
-    # mass if lanes are not pairs, or gamma is 0: zeros.
-    cost: np.ndarray
-    sums: np.ndarray = field(init=False)  # rows: by the dummy cost, and entropies in bits
-
-    def __post_init__(self) -> None:
-        self.sums = np.zeros((2, self.scale.size))
-
-    @property
-    def dummy(self) -> np.ndarray:
-        return self.sums[0]
-
-    @property
-    def gamma(self) -> np.ndarray:
-        """dV/dgamma = - sum of the visits times the entropies, in nats."""
-        return -np.log(2.0) * self.sums[1]
-
-    def put(self, items: np.ndarray, part: Gradients, pairs: int) -> None:
-        self.cost[np.divmod(items, pairs)] = part.cost[0]
-        self.sums[:, items] = part.sums
 
 
 def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:

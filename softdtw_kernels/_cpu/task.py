@@ -10,7 +10,7 @@ from torch import Tensor
 from .._checks import LARGEST_GAMMA, gamma_error
 from .._problem import Problem, Smoothing
 from .arrays import flat, matrices, one_or_all
-from .solve import ALL, Batch
+from .batch import ALL, Batch
 
 
 def checked_gamma(gamma: Tensor) -> np.ndarray:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import NOTHING
+from .batch import Batch, Gradients
 from .results import Results, spread
 from .scaling import AGAIN, FEWEST, NOT_A_NUMBER, SURE, fewest
-from .solve import COPIED, Batch, Gradients, solve
+from .solve import COPIED, solve
 
 LARGEST, LARGEST_HARD = 1e4, 1e6  # of w in C + 2 w, which loses digits of C: over gamma, or at 0
 TAKEN = 1e3  # of what is taken from a value over the value
