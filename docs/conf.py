@@ -65,6 +65,8 @@ if SCRIPTS:
     extensions.append("sphinx_gallery.gen_gallery")
     STAGE = ROOT / "build" / "gallery-scripts"  # the scripts alone, not the examples beside them
     STAGE.mkdir(parents=True, exist_ok=True)
+    if not (STAGE / "build").exists():  # scripts run there, and keep downloads in build/
+        (STAGE / "build").symlink_to(ROOT / "build")
     for old in STAGE.glob("plot_*.py"):
         if not (ROOT / "examples" / old.name).exists():
             old.unlink()
