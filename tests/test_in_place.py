@@ -18,7 +18,7 @@ import softdtw_kernels as sk
 from softdtw_kernels import _backends as backends
 from softdtw_kernels._cuda import features
 from softdtw_kernels._cuda.operators import Operators
-from softdtw_kernels._operators import compositions, ops
+from softdtw_kernels._operators import compositions, ops, pattern
 from softdtw_kernels._problem import FeatureProblem
 from softdtw_kernels.costs import NAMED
 
@@ -54,6 +54,8 @@ VALUES: dict[str, Callable[..., Tensor]] = {
     "soft_dtw_from_cost": lambda x, y, c, **k: sk.soft_dtw_from_cost(c, **k),
     "soft_dtw_from_cost strided": lambda x, y, c, **k: sk.soft_dtw_from_cost(c.mT, **k),
     "soft_dtw_from_cost band": lambda x, y, c, **k: sk.soft_dtw_from_cost(c, bandwidth=1, **k),
+    "soft_dtw warp_cost": lambda x, y, c, **k: sk.soft_dtw(x, y, warp_cost=0.5, **k),
+    "soft_dtw_from_cost ends": lambda x, y, c, **k: sk.soft_dtw_from_cost(c, open_end="y", **k),
     "s2dtw": lambda x, y, c, **k: sk.s2dtw(x, y, **k),
     "s2dtw_from_cost": lambda x, y, c, **k: sk.s2dtw_from_cost(c, **k),
     "s2dtw_from_cost raw": lambda x, y, c, **k: sk.s2dtw_from_cost(c, smoothing=False, **k),
@@ -103,7 +105,11 @@ def data(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 class Emulated(Operators):
     """The CUDA backend in the place of the CPU's."""
 
-    squared_distances_vjp = staticmethod(compositions.squared_distances_vjp)  # CUDA has no kernel
+    # CUDA has no kernels for these.
+    squared_distances_vjp = staticmethod(compositions.squared_distances_vjp)
+    pattern_value = staticmethod(compositions.pattern_value)
+    pattern_gradient = staticmethod(compositions.pattern_gradient)
+    pattern_hessian_product = staticmethod(compositions.pattern_hessian_product)
 
 
 @pytest.fixture
@@ -114,6 +120,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     backends.load("numba")
     launcher = EmulatorLauncher(MANY)
     monkeypatch.setitem(backends._loaded, "numba", Emulated(lambda _: launcher))
+    monkeypatch.setattr(pattern, "declined", lambda problem: not problem.warps_alone)
 
 
 @pytest.fixture(params=["reference", "numba", "cuda"])
@@ -212,6 +219,7 @@ def results(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
     ones = torch.ones(lead)
     smoothing = cost, gamma, None, None, 1.0
     problem = cost, gamma, gamma, None, None, None
+    of_pattern = cost, gamma, gamma, gamma, None, None, None, "x", "y", "y"
     fused = cost, cost + 1, gamma, None, None, None, "sqeuclidean"
     arguments = {
         "value": problem,
@@ -229,6 +237,9 @@ def results(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
         "monotonic_sum": (cost, None, None, True),
         "monotonic_product": (cost, None, None, cost),
         "monotonic_path": (cost, None, None),
+        "pattern_value": of_pattern,
+        "pattern_gradient": (*of_pattern, ones, True),
+        "pattern_hessian_product": (*of_pattern, ones, direction, gamma, gamma, gamma),
     }
     found = getattr(ops, name)(*arguments[name])
     yield from (found,) if isinstance(found, Tensor) else found
