@@ -130,9 +130,10 @@ def soft_dtw_alignment(
         E[i, j] = dV / dC[i, j] = expectation of A[i, j] under p(A) ~ exp(-<A, C> / gamma)
 
     Args:
-        x, y, gamma, cost, warp_cost, repeat, open_begin, open_end, skip_cost, x_lengths, y_lengths,
-            bandwidth, pairwise, backend: as in :func:`soft_dtw`. Frames that are left out at open
-            ends have rows or columns of E that sum to less than 1, or to 0.
+        x, y, gamma, cost, warp_cost, repeat: as in :func:`soft_dtw`.
+        open_begin, open_end, skip_cost: likewise. Frames that are left out at open ends have rows
+            or columns of E that sum to less than 1, or to 0.
+        x_lengths, y_lengths, bandwidth, pairwise, backend: likewise.
 
     Returns:
         An :class:`Alignment` with `value` (*), `expected` (*, N, M), itself differentiable, and
@@ -181,8 +182,8 @@ def soft_dtw_alignment_from_cost(
 
     Args:
         cost: (*, N, M), as in :func:`soft_dtw_from_cost`.
-        gamma, warp_cost, repeat, open_begin, open_end, skip_cost, x_lengths, y_lengths, bandwidth,
-            backend: as in :func:`soft_dtw_from_cost`.
+        gamma, warp_cost, repeat, open_begin, open_end, skip_cost: as in :func:`soft_dtw_alignment`.
+        x_lengths, y_lengths, bandwidth, backend: as in :func:`soft_dtw_from_cost`.
 
     Returns:
         An :class:`Alignment`.

@@ -156,8 +156,8 @@ def soft_dtw_from_cost(
         cost: (*, N, M), float32 or float64 of any strides and sign; float16 and bfloat16 are
             computed in float32. +inf forbids a pair. Pairs beyond the lengths or outside the band
             are not read.
-        gamma, warp_cost, repeat, open_begin, open_end, skip_cost, x_lengths, y_lengths, bandwidth,
-            reduction, backend: as in :func:`soft_dtw`, the lengths of shape (*).
+        gamma, warp_cost, repeat, open_begin, open_end, skip_cost: as in :func:`soft_dtw`.
+        x_lengths, y_lengths, bandwidth, reduction, backend: likewise, the lengths of shape (*).
 
     Returns:
         The values (*), or a 0-d tensor if reduced.
