@@ -75,8 +75,10 @@ def measure(dtype, threads, kind, batch, length):
     before = start_of_peak()
     train(kind, cost)
     peak = peak_since()
-    # A gradient of zeros that nobody wrote takes no memory.
-    assert peak >= before + 0.9 * size or not cost.grad.any(), "the gradient was not counted"
+    # Pages of zeros that nobody wrote take no memory: at gamma = 0 those that no path goes through,
+    # unless the system has huge pages to give.
+    is_written = kind != "hard" and cost.grad.any()
+    assert peak >= before + 0.9 * size or not is_written, "the gradient was not counted"
     case = dtype, threads, kind, batch, length
     print(json.dumps([case, (peak - before - size) / size]))
 
