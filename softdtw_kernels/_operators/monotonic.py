@@ -150,11 +150,10 @@ def _expected(*args: Any) -> Tensor:
 
 
 def _times(expected: Tensor, scale: Tensor) -> Tensor:
-    if may_be_differentiated() or kernels.engine_of_plain_call((expected, scale)) is None:
+    engine = None if may_be_differentiated() else kernels.engine_of_plain_call((expected, scale))
+    if engine is None:
         return expected * scale
-    from .._cpu.arrays import matrix_like  # noqa: PLC0415
-
-    return torch.mul(expected, scale, out=matrix_like(expected, zeros=False))
+    return torch.mul(expected, scale, out=engine.matrix_like(expected, zeros=False))
 
 
 def _product(*args: Any) -> Tensor:
