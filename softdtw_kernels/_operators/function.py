@@ -180,6 +180,22 @@ def raise_no_third_derivative() -> NoReturn:
     )
 
 
+class LastDerivative(EagerFunction):
+    """A second derivative, which is not differentiated again."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise_no_third_derivative()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise_no_third_derivative()
+
+
 def zeros_if_none(
     tangent: Tensor | None, like: Tensor, device: torch.device | None = None
 ) -> Tensor:

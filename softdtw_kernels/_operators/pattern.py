@@ -20,10 +20,10 @@ from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
+    LastDerivative,
     choose,
     forward_rule,
     may_be_differentiated,
-    raise_no_third_derivative,
     zeros_if_none,
 )
 from .recursion import only
@@ -65,22 +65,10 @@ def path(problem: PatternProblem) -> list[Tensor]:
     return found
 
 
-class PatternHessianProduct(EagerFunction):
+class PatternHessianProduct(LastDerivative):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         return kernels.pattern_hessian_product(PatternProblem(*args[:FIELDS]), *args[FIELDS:])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise_no_third_derivative()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise_no_third_derivative()
 
 
 def _save(ctx: Any, problem: PatternProblem, *more: Tensor) -> None:

@@ -31,32 +31,20 @@ from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
+    LastDerivative,
     choose,
     forward_rule,
     goes_on,
     keeping_state,
     may_be_differentiated,
-    raise_no_third_derivative,
     zeros_if_none,
 )
 
 
-class HessianProduct(EagerFunction):
+class HessianProduct(LastDerivative):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return kernels.hessian_product(Problem(*args[:6]), *args[6:])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise_no_third_derivative()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise_no_third_derivative()
 
 
 # The twins name the arguments of forward: where nothing requires a gradient, torch.compile takes a
