@@ -102,8 +102,12 @@ MISTAKES_IN_COPIES = {
         ";",
     ),
     "costs not awaited on the way back": (
-        "        await_copies<1>();\n        __syncwarp();\n      }\n      recompute",
-        "        __syncwarp();\n      }\n      recompute",
+        "        await_copies<1>();\n        __syncwarp();\n      }\n    for",
+        "        __syncwarp();\n      }\n    for",
+    ),
+    "the first costs not awaited on the way back": (
+        "    await_copies<1>();\n    __syncwarp();\n    pass_steps",
+        "    __syncwarp();\n    pass_steps",
     ),
 }
 

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -28,6 +29,7 @@ from softdtw_kernels._cuda.recipe import Argument, Buffer, Launch, addresses_of,
 
 HERE = Path(__file__).parent
 SCHEDULES = {"ascending": 0, "descending": 1, "random": 2, "one warp ahead": 3}
+COUNTED = ("fetched", "recomputed", "visited", "passed")  # chunks; as in notes.cuh
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 NO_COMPILER = "the CUDA emulator needs a C++ compiler: none found as $CXX or g++"
 
@@ -51,6 +53,7 @@ class _Launch(ctypes.Structure):
         ("message", ctypes.c_char_p),
         ("message_size", ctypes.c_int64),
         ("switches", ctypes.c_int64),
+        ("counts", ctypes.c_int64 * len(COUNTED)),
     ]
 
 
@@ -194,6 +197,7 @@ class EmulatorLauncher:
         self.seed = seed
         self.directory = directory
         self.launches: list[tuple[str, tuple[str, ...], int]] = []
+        self.counts: Counter[str] = Counter()  # of what the kernels note; see notes.cuh
 
     def run(self, launches: Sequence[Launch], buffers: Sequence[Buffer]) -> None:
         addresses = addresses_of(buffers)
@@ -238,7 +242,6 @@ class EmulatorLauncher:
             ctypes.addressof(size),
             ctypes.cast(message, ctypes.c_char_p),
             len(message),
-            0,
         )
         entry = getattr(library, f"emulator_entry_{source}")
         entry.restype = ctypes.c_int64
@@ -248,5 +251,6 @@ class EmulatorLauncher:
             entry, ctypes.byref(words), ctypes.c_int64(of_struct), ctypes.byref(how)
         )
         self.launches.append((source, tuple(options), how.switches))
+        self.counts.update(dict(zip(COUNTED, how.counts, strict=True)))
         if failed:
             raise EmulatorError(message.value.decode())

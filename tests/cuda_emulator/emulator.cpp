@@ -132,7 +132,7 @@ struct EmulatorLaunch {
   const uint64_t* begin;
   const uint64_t* size;
   char* message;
-  int64_t message_size, switches;
+  int64_t message_size, switches, counts[4];  // of what kernels note, by warp
 };
 }
 
@@ -476,6 +476,10 @@ unsigned emulator_warp(int operation, unsigned mask, unsigned value, int paramet
 }
 
 // Asynchronous copies arrive as late as they may: when they are awaited.
+void emulator_count(int what) {
+  if (running->lane == 0) launch->counts[what]++;
+}
+
 void emulator_push_copy(void* to, const void* bytes, int size) {
   PendingCopy copy = {to, size, running->group, {}};
   memcpy(copy.bytes, bytes, size);
@@ -640,6 +644,7 @@ int emulator_launch(int64_t (*kernel)(const void*), const void* kernel_argument,
   running = nullptr;
   released.clear();
   how->switches = 0;
+  for (int64_t& count : how->counts) count = 0;
   random_state = uint64_t(how->seed) * 2654435761u + 88172645463325252u;
   per_block = int(how->block[0] * how->block[1] * how->block[2]);
   all_blocks = how->grid[0] * how->grid[1] * how->grid[2];

@@ -37,6 +37,7 @@ int emulator_load_acquire(const int* address);
 void emulator_store_release(int* address, int value);
 int emulator_atomic_add(int* address, int value);
 int emulator_atomic_or(int* address, int value);
+void emulator_count(int what);
 void emulator_push_copy(void* to, const void* bytes, int size);
 void emulator_commit_copies();
 int emulator_pop_copy(int groups, void** to, void* bytes);

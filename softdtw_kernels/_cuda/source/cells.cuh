@@ -8,6 +8,7 @@
 // A place is where the row of a lane lies; it moves by next() and previous().
 #pragma once
 #include "lattices.cuh"
+#include "notes.cuh"
 
 // Steps of a sweep, and as many rows, between two looks at the world outside the warp: costs that have come, progress of
 // other strips, borders, checkpoints.
@@ -127,6 +128,7 @@ struct StagedCells {
   __device__ __forceinline__ void fetch(int chunk) const {
     const int begin = chunk * ROWS, count = min(rows - begin, ROWS);
     if (chunk >= 0 && count > 0) {
+      note(CHUNK_FETCHED);
       Cost* to = chunk_at(chunk);
       const Cost* from = cost + begin * problem.stride_row;
       if (wide_in && (lane + 1) * C <= columns) {

@@ -98,8 +98,7 @@ __device__ __forceinline__ void backward(const FeatureProblem& problem, TheStrip
     meet();
     for (int tile = tiles_of(strip) - 1; tile >= 0; --tile) {
       const int begin = tile * TILE_STEPS, end = min(strip.steps, begin + TILE_STEPS);
-      strip.recompute(tile, begin, end);
-      strip.backward_steps(visits, sums, begin, end, scale, problem.grad_gamma != nullptr, right, publish);
+      strip.backward_tile(visits, sums, begin, end, scale, problem.grad_gamma != nullptr, right, publish);
       meet();
       // Meanwhile the workers have added the rows of the tile before.
       if (strip.lane == 0) publish_x(max(0, strip.last - strip.first - (tile + 1) * TILE_STEPS));

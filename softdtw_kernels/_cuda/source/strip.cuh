@@ -78,6 +78,7 @@ struct Strip {
   F *left_flow, *right_flow;  // and the row below the last
   Vector<Real, PARTS>* tile;
   int status;
+  bool filled;       // going backward: the ring is kept full of costs, from tile to tile
   int narrow_pause;  // chunks to go before Narrow is tried again
 
   N end;  // after a forward sweep: the node in the item's last column and row, on the lane that has it
@@ -455,6 +456,7 @@ struct Strip {
       state.diagonal.z.mantissa = fabs(state.diagonal.z.mantissa);
     }
     for (int from = tile_begin; from < tile_end; from += CHUNK) {
+      note(CHUNK_RECOMPUTED);
       state.border_rows = lane < CHUNK ? load_border(first + from + lane) : nothing();
       forward_chunk<true>(state, from, min(tile_end, from + CHUNK), from - tile_begin);
     }
@@ -472,31 +474,10 @@ struct Strip {
   __device__ __forceinline__ Sums backward(Cost scale, bool with_entropy, Await await, Publish publish) {
     Sums sums;
     Visits visits;
-    const int tile_steps = int(problem.tile_steps), last_chunk = (steps - 1) / CHUNK;
-    int tile_begin = (steps - 1) / tile_steps * tile_steps;
-    const bool plain = fabs(scale) < infinity<Cost>();
-    if constexpr (Cells::STAGED)
-      for (int k = 0; k < int(problem.ring_chunks); ++k) cells.fetch(last_chunk - k);
+    const int tile_steps = int(problem.tile_steps);
     enter_backward(visits, await);
-    for (; tile_begin >= 0; tile_begin -= tile_steps) {
-      const int tile_end = min(steps, tile_begin + tile_steps);
-      if constexpr (Cells::STAGED) {
-        await_copies<1>();
-        __syncwarp();
-      }
-      recompute(tile_begin / tile_steps, tile_begin, tile_end);
-      for (int from = (tile_end - 1) / CHUNK * CHUNK; from >= tile_begin; from -= CHUNK) {
-        backward_chunk(visits, sums, from, min(tile_end, from + CHUNK), tile_begin, Cells::STAGED && !plain ? Cost(1) : scale,
-                       with_entropy, await, publish);
-        if constexpr (Cells::STAGED) {
-          __syncwarp();
-          cells.write_out(from / CHUNK, status & NOT_A_NUMBER ? Cells::NAN_INSTEAD : plain ? Cells::AS_THEY_ARE : Cells::TIMES,
-                          scale);
-          __syncwarp();
-          cells.fetch(from / CHUNK - int(problem.ring_chunks));
-        }
-      }
-    }
+    for (int begin = (steps - 1) / tile_steps * tile_steps; begin >= 0; begin -= tile_steps)
+      backward_tile(visits, sums, begin, min(steps, begin + tile_steps), scale, with_entropy, await, publish);
     if constexpr (Cells::STAGED) {
       await_copies<0>();
       __syncwarp();
@@ -507,6 +488,7 @@ struct Strip {
   template <class Await>
   __device__ __forceinline__ void enter_backward(Visits& carried, Await& await) {
     cells.start_results(item.pair);
+    filled = false;
     if (index + 1 == strips) {
       // The visit of the end.
 #pragma unroll
@@ -520,33 +502,128 @@ struct Strip {
     for (int k = 0; k < ORDERS; ++k) carried.pending[k] = lane == LANES - 1 ? corner.diagonal[k] : Real(0);
   }
 
-  // The steps of one tile, from the last to the first.
+  // Steps [tile_begin, tile_end), from the last to the first. What no visits flow into has none: of such chunks zeros are
+  // written, and a tile reads costs and recomputes probabilities when its first visits come, which most tiles never see.
+  // The results are the same to the bit. Visits that the lanes carry are known before those from the strip on the right, so
+  // that nobody waits for these to recompute.
   template <class Await, class Publish>
-  __device__ __forceinline__ void backward_steps(Visits& carried, Sums& sums, int tile_begin, int tile_end, Cost scale,
-                                                 bool with_entropy, Await& await, Publish publish) {
-    for (int from = (tile_end - 1) / CHUNK * CHUNK; from >= tile_begin; from -= CHUNK)
-      backward_chunk(carried, sums, from, min(tile_end, from + CHUNK), tile_begin, scale, with_entropy, await, publish);
+  __device__ __forceinline__ void backward_tile(Visits& carried, Sums& sums, int tile_begin, int tile_end, Cost scale,
+                                                bool with_entropy, Await& await, Publish publish) {
+    const bool plain = fabs(scale) < infinity<Cost>();
+    const Cost factor = Cells::STAGED && !plain ? Cost(1) : scale;
+    bool recomputed = false;
+    if constexpr (Cells::STAGED)
+      if (filled) {
+        await_copies<1>();
+        __syncwarp();
+      }
+    for (int from = (tile_end - 1) / CHUNK * CHUNK; from >= tile_begin; from -= CHUNK) {
+      const int to = min(tile_end, from + CHUNK);
+      bool visited = has_visits(carried, false);
+      if (!visited) {
+        load_flows(carried, from, await);
+        visited = has_visits(carried, true);
+      }
+      if (visited && !recomputed) {
+        if constexpr (Cells::STAGED)
+          if (!filled) fill_ring(from / CHUNK, to, factor);
+        filled = recomputed = true;
+        recompute(tile_begin / int(problem.tile_steps), tile_begin, to);
+      }
+      note(visited ? CHUNK_VISITED : CHUNK_PASSED);
+      if (visited) {
+        load_flows(carried, from, await);
+        if (with_entropy) backward_chunk<true>(carried, sums, from, to, tile_begin, factor);
+        else backward_chunk<false>(carried, sums, from, to, tile_begin, factor);
+      } else {
+        pass_steps(from, to, last - first, factor, true);
+      }
+      __syncwarp();  // from here on, flows that other lanes have read may be overwritten
+      if (lane == 0 && index > 0 && first + from < last) publish(last - (first + from));
+      if constexpr (Cells::STAGED) {
+        __syncwarp();
+        cells.write_out(from / CHUNK, status & NOT_A_NUMBER ? Cells::NAN_INSTEAD : plain ? Cells::AS_THEY_ARE : Cells::TIMES,
+                        scale);
+        __syncwarp();
+        if (filled) cells.fetch(from / CHUNK - int(problem.ring_chunks));
+      }
+    }
+    if constexpr (Cells::STAGED)
+      if (filled && !recomputed) {
+        await_copies<0>();  // before zeros are written where they go
+        __syncwarp();
+        filled = false;
+      }
+  }
+
+  // What the first column of the strip on the right sends to lane 31's last column in steps from `from` on.
+  template <class Await>
+  __device__ __forceinline__ void load_flows(Visits& carried, int from, Await& await) const {
+    if (index + 1 == strips) return;
+    const int lowest_row = first + from - (LANES - 1);
+    await(right_last - max(lowest_row, right_first));
+    if (lane < CHUNK) carried.rows_of_flow = load_flow(lowest_row + lane);
+  }
+
+  // Whether any lane has some. What lane 0 sends to the left has arrived already.
+  __device__ __forceinline__ bool has_visits(const Visits& carried, bool with_flows) const {
+    bool found = false;
+#pragma unroll
+    for (int k = 0; k < ORDERS; ++k) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) found |= carried.below[k][c] != Real(0);
+      found |= carried.pending[k] != Real(0);
+      found |= lane > 0 && (carried.leaving.left[k] != Real(0) || carried.leaving.diagonal[k] != Real(0));
+      found |= with_flows && (carried.rows_of_flow.left[k] != Real(0) || carried.rows_of_flow.diagonal[k] != Real(0));
+    }
+    return __any_sync(FULL_WARP, found);
+  }
+
+  // The costs of the chunks from the given one down. Rows of it and before are done by some lanes already, with zeros.
+  __device__ __forceinline__ void fill_ring(int chunk, int to, Cost factor) {
+#pragma unroll 1
+    for (int k = 0; k < int(problem.ring_chunks); ++k) cells.fetch(chunk - k);
+    await_copies<1>();
+    __syncwarp();
+    pass_steps(to, to + LANES - 1, min(last - first, to), factor, false);
+    __syncwarp();
+  }
+
+  // The results of steps [from, to), in rows before `rows`, that have no visits; and the flows to the left, if `send`.
+  __device__ __forceinline__ void pass_steps(int from, int to, int rows, Cost factor, bool send) {
+    int row = to - 1 - lane, place = cells.place(row);
+    F* flow = left_flow + first;
+    const bool sends_left = send && lane == 0 && index > 0;
+    const int rows_on_left = left_last - first + 1;
+    Cost results[C];
+#pragma unroll
+    for (int c = 0; c < C; ++c) results[c] = Cells::STAGED ? factor * Cost(0) : Cost(0);
+#pragma unroll 1
+    for (int step = to - 1; step >= from; --step) {
+      if (unsigned(row) < unsigned(rows)) {
+        if constexpr (Cells::STAGED) {
+          if (!WEAK || row % 2 == 1) cells.write(place, results);
+        } else {
+#pragma unroll
+          for (int c = 0; c < C; ++c) store_result(row, begin + c, place, Cost(0));
+        }
+        if (sends_left && row < rows_on_left) flow[row] = F{};
+      }
+      if (!WEAK || row % 2 == 0) place = cells.previous(place);
+      --row;
+    }
+  }
+
+  // Of a cell inside the strip's rows, where results are not staged; false where it is not the matrix's.
+  __device__ __forceinline__ bool store_result(int row, int column, int place, Cost result) {
+    if (is_dummy(row, column) || column >= item.m || !(Cells::TAKE_ALL || item.in_band(first + row, column))) return false;
+    cells.store(place, first + row, column, status & NOT_A_NUMBER ? Cost(not_a_number()) : result);
+    return true;
   }
 
   // Steps [from, to) of one chunk, from the last to the first.
-  template <class Await, class Publish>
-  __device__ __forceinline__ void backward_chunk(Visits& carried, Sums& sums, int from, int to, int tile_begin, Cost scale,
-                                                 bool with_entropy, Await& await, Publish publish) {
-    const bool has_right = index + 1 < strips;
-    if (has_right) {
-      // What the first column of the strip on the right sends to lane 31's last column.
-      const int lowest_row = first + from - (LANES - 1);
-      await(right_last - max(lowest_row, right_first));
-      if (lane < CHUNK) carried.rows_of_flow = load_flow(lowest_row + lane);
-    }
-    if (with_entropy) backward_chunk_with<true>(carried, sums, from, to, tile_begin, scale);
-    else backward_chunk_with<false>(carried, sums, from, to, tile_begin, scale);
-    __syncwarp();  // from here on, flows that other lanes have read may be overwritten
-    if (lane == 0 && index > 0 && first + from < last) publish(last - (first + from));
-  }
-
   template <bool ENTROPY>
-  __device__ __forceinline__ void backward_chunk_with(Visits& carried, Sums& sums, int from, int to, int tile_begin, Cost scale) {
+  __device__ __forceinline__ void backward_chunk(Visits& carried, Sums& sums, int from, int to, int tile_begin, Cost scale) {
     const bool sends_left = lane == 0 && index > 0;
     int row = to - 1 - lane, place = cells.place(row);
     F* flow = left_flow + first;
@@ -608,11 +685,8 @@ struct Strip {
       if (is_dummy(row, column)) {
         sums.dummy += double(result);
       } else if constexpr (!Cells::STAGED) {
-        if (inside && column < item.m && (Cells::TAKE_ALL || item.in_band(first + row, column))) {
-          if (status & NOT_A_NUMBER) results[c] = Cost(not_a_number());
-          cells.store(place, first + row, column, results[c]);
-          if (TANGENT && result != Real(0)) sums.weighted += double(result) * double(costs[c]);
-        }
+        if (inside && store_result(row, column, place, results[c]) && TANGENT && result != Real(0))
+          sums.weighted += double(result) * double(costs[c]);
       }
       if (!TANGENT && ENTROPY) sums.entropy += double(visits[0] * entropy(fabs(p.v[0]), p.v[1]));
     }
