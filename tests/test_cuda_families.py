@@ -300,3 +300,26 @@ def test_no_result_depends_on_what_memory_held_before(family: str, weak: bool) -
         torch.use_deterministic_algorithms(False)
     for one, other in zip(plain, filled, strict=True):
         assert torch.equal(one.nan_to_num(nan=-7), other.nan_to_num(nan=-7))
+
+
+# Multiprocessors and the largest block's shared memory: of an A100, an H100 and an RTX 5090.
+DEVICES = {"sm_80": (108, 163 << 10), "sm_90": (132, 227 << 10), "sm_120": (170, 99 << 10)}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_blocks_run_at_once(device: str, dtype: torch.dtype) -> None:
+    """Where items are shared out beforehand; the shapes are those of the benchmark, and others."""
+    multiprocessors, limit = DEVICES[device]
+    for pairs in (64, 100, 300, 512, 1000, 2048, 4096, 50_000):
+        for n in (33, 64, 128, 256, 1024, 4096):
+            for order in (0, 1, 2):
+                shape = variants.Shape(dtype, pairs, n, n, False, -1)
+                found = [plan.fast_plan(shape, order, multiprocessors, limit, None)]
+                kept = plan.state_plans(shape, multiprocessors, limit, None) if order == 1 else None
+                for p in (*found, *(kept or ())):
+                    if p.family == "long":
+                        continue
+                    shared = p.shared_bytes() + (1 << 10)  # a block's own
+                    fit = min(plan.MOST_WARPS // p.warps_in_block, (limit + (1 << 10)) // shared)
+                    assert p.warps // p.warps_in_block <= multiprocessors * max(1, fit), p

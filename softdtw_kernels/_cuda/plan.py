@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import ceil, sqrt
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from .recipe import Argument, round_up
@@ -30,7 +31,8 @@ FAMILIES = ("warp", "block", "long")
 
 # Dynamic shared memory of a block that every GPU gives without asking.
 SHARED_BYTES = 48 << 10
-WARPS_IN_BLOCK = 2
+RESERVED_BYTES = 1 << 10  # beside them, of each block: a multiprocessor has the most and this
+WARPS_IN_BLOCK = 2  # of the warp family, at most
 # At most, in the block family. More would need a smaller limit of registers for all families.
 LARGEST_TEAM = 8
 # Warps a multiprocessor that keep its four schedulers busy: a warp alone issues an instruction in
@@ -175,12 +177,10 @@ def tile_chunks_within(variant: Variant, limit: int) -> int:
     return chunks
 
 
-def resident_warps(variant: Variant, tile_chunks: int, shared_limit: int) -> int:
-    """Of a multiprocessor: what registers and shared memory leave room for.
-
-    More would come in a second wave, mostly empty, as items are shared out beforehand.
-    """
-    return max(1, min(MOST_WARPS, shared_limit // warp_bytes(variant, tile_chunks)))
+def resident_blocks(warps: int, block_bytes: int, shared_limit: int) -> int:
+    """Of a multiprocessor: more would be a second wave, as items are shared out beforehand."""
+    by_memory = (shared_limit + RESERVED_BYTES) // (block_bytes + RESERVED_BYTES)
+    return min(MOST_WARPS // warps, by_memory)
 
 
 def columns_for_batches(shape: Shape, order: int) -> list[int]:
@@ -346,7 +346,7 @@ def shared_out(
 ) -> Plan:
     """The work among warps; tiles of no chunks in a launch that only goes forward."""
     strips, span = strips_of(shape.m, variant.columns), shape.span(variant.width)
-    in_block, resident = 1, resident_warps(variant, tile_chunks, shared_limit)
+    in_block, of_warp = 1, warp_bytes(variant, tile_chunks)
     if family == "long":
         warps, slots = shape.pairs * strips, shape.pairs
     elif family == "block":
@@ -356,12 +356,16 @@ def shared_out(
         )
         # Equally many strips for each warp, as far as possible.
         in_block = ceil_divide(strips, rounds)
-        slots = min(shape.pairs, multiprocessors * max(1, resident // in_block))
+        resident = resident_blocks(in_block, in_block * of_warp + flag_bytes(strips), shared_limit)
+        slots = min(shape.pairs, multiprocessors * max(1, resident))
         warps = slots * in_block
     else:
-        if WARPS_IN_BLOCK * warp_bytes(variant, tile_chunks) <= shared_limit:
-            in_block = WARPS_IN_BLOCK
-        warps = ceil_divide(min(shape.pairs, multiprocessors * resident), in_block) * in_block
+        in_block, resident = max(
+            ((w, w * resident_blocks(w, w * of_warp, shared_limit)) for w in (WARPS_IN_BLOCK, 1)),
+            key=itemgetter(1),
+        )
+        warps = min(shape.pairs, multiprocessors * max(1, resident))
+        warps = ceil_divide(warps, in_block) * in_block
         slots = warps
     steps = CHUNK * max(1, tile_chunks)
     return Plan(variant, family, warps, in_block, steps, strips, span, slots)
