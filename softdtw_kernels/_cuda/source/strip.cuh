@@ -512,6 +512,8 @@ struct Strip {
     const bool plain = fabs(scale) < infinity<Cost>();
     const Cost factor = Cells::STAGED && !plain ? Cost(1) : scale;
     bool recomputed = false;
+    // Other cells have no registers left for passing over.
+    if constexpr (!Cells::STAGED) recompute(tile_begin / int(problem.tile_steps), tile_begin, tile_end);
     if constexpr (Cells::STAGED)
       if (filled) {
         await_copies<1>();
@@ -519,17 +521,17 @@ struct Strip {
       }
     for (int from = (tile_end - 1) / CHUNK * CHUNK; from >= tile_begin; from -= CHUNK) {
       const int to = min(tile_end, from + CHUNK);
-      bool visited = has_visits(carried, false);
+      bool visited = !Cells::STAGED || has_visits(carried, false);
       if (!visited) {
         load_flows(carried, from, await);
         visited = has_visits(carried, true);
       }
-      if (visited && !recomputed) {
-        if constexpr (Cells::STAGED)
+      if constexpr (Cells::STAGED)
+        if (visited && !recomputed) {
           if (!filled) fill_ring(from / CHUNK, to, factor);
-        filled = recomputed = true;
-        recompute(tile_begin / int(problem.tile_steps), tile_begin, to);
-      }
+          filled = recomputed = true;
+          recompute(tile_begin / int(problem.tile_steps), tile_begin, to);
+        }
       note(visited ? CHUNK_VISITED : CHUNK_PASSED);
       if (visited) {
         load_flows(carried, from, await);
