@@ -146,16 +146,13 @@ _ADVICE = (
 
 
 def _in_form(signature: tuple[types.Type, ...]) -> tuple[types.Type, ...]:
-    """The signature of the compiled form that does a call.
+    """The signature of the compiled form that does a call: one for matrices of any strides.
 
-    There is one for matrices that are all contiguous, and one for all others: a form of its own for
-    every order of dimensions of every argument would take seconds to compile, and hardly be faster.
+    A form of its own for contiguous ones would take seconds to compile, and not be faster: whether
+    rows are contiguous is asked where it counts, once for many cells.
     """
-    matrices = [t for t in signature if isinstance(t, types.Array) and t.ndim > 1]
-    if all(t.layout == "C" for t in matrices):
-        return signature
     return tuple(
-        t.copy(layout="A") if isinstance(t, types.Array) and t.ndim > 1 else t for t in signature
+        t.copy(layout="A") if isinstance(t, types.Array) and t.ndim == 4 else t for t in signature
     )
 
 
