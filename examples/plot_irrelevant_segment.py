@@ -25,7 +25,7 @@ from softdtw_kernels.plot import plot_alignment
 PAUSE = slice(50, 90)
 
 # %%
-# Both are the same walk, but that the second has noise of a tenth of the deviation. A frame stays
+# Both series hold the same walk; the second has noise of a tenth of the deviation. A frame stays
 # alone where its pairs cost more than the dummy cells do. The grey stripe is the pause.
 
 

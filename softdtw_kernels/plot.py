@@ -62,7 +62,8 @@ def plot_alignment(
             of which its expected alignment is drawn.
         path: (L, 2) indices, as `Alignment.path()` gives them, or False for none; default the
             cheapest path of an :class:`Alignment`, and none over a matrix. It is drawn so thin that
-            the cells below it are seen, for the size that the figure has now.
+            the cells below it are seen, for the size that the figure has now. The line breaks where
+            S2DTW passes by frames.
         x: (N,) or (N, D), drawn along the rows; default none.
         y: (M,) or (M, D), drawn along the columns; default none.
         ax: where to draw; default the current axes.
