@@ -3,7 +3,7 @@ Forecasts of shape, and of time
 ===============================
 
 A forecast of blood pressure is trained with the squared error (MSE), soft-DTW and DILATE. MSE has
-the best squared error and time. Soft-DTW and DILATE have the better shape, which costs them time.
+the best squared error and time; the others have the better shape by DTW, which costs them time.
 
     python -m examples.plot_forecast
 """
@@ -46,7 +46,7 @@ def forecast(name: str, windows: Tensor, new: Tensor, seed: int) -> Tensor:
 
 
 # %%
-# Shape is hard DTW (gamma = 0); time is how far its path is from the diagonal, in frames.
+# Shape is hard DTW, time how far its path is from the diagonal. Without a band MSE had both better.
 
 
 def judge(values: Tensor, truth: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def main(output: Path = Path("build/plot_forecast.png")) -> None:
         spread, mean = torch.std_mean(torch.stack([judge(f, new[:, PAST:]) for f in found]), 0)
         numbers = zip(("MSE", "DTW", "time"), mean, spread, strict=True)
         print(f"{name:8}", *(f"{what} {m:.2f} ± {s:.2f}" for what, m, s in numbers), sep="  ")
-        ax.plot(range(FUTURE), found[0][60], style, linewidth=2, label=name)
+        ax.plot(range(FUTURE), found[0][60], style, lw=2, label=name)
     ax.set(xlabel="frame", ylabel="pressure, standardized")
     ax.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     output.parent.mkdir(parents=True, exist_ok=True)
