@@ -25,7 +25,8 @@ help:
 	@echo 'make release-check  everything that a release must pass'
 	@echo 'make registers    compile the CUDA kernels that changed; records registers for the tests'
 	@echo 'make bench        the asv suite of benchmarks/'
-	@echo 'make bench-peers  speed and memory next to other implementations'
+	@echo 'make bench-peers  speed, memory and errors next to other implementations: 8 minutes;'
+	@echo '                  writes benchmarks/results, the charts, and the tables of the pages'
 	@echo 'make gpu          tests and measurements on a machine with a CUDA device'
 
 install: $(STAMP)
@@ -109,11 +110,12 @@ $(PEERS_STAMP): $(STAMP) benchmarks/peers-constraints.txt
 	@.venv-peers/bin/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m venv .venv-peers
 	@$(PEERS_PIP) install -c benchmarks/peers-constraints.txt setuptools
 	@$(PEERS_PIP) install -c benchmarks/peers-constraints.txt --no-build-isolation -e . \
-		ddtw dtw-loss-functions pysdtw scipy tslearn
+		ddtw dtw-loss-functions matplotlib pysdtw scipy tslearn
 	@touch $@
 
 bench-peers: $(PEERS_STAMP)
-	.venv-peers/bin/python -m benchmarks.compare $(PEERS)
+	.venv-peers/bin/python -m benchmarks.compare --output benchmarks/results/peers-cpu.json $(PEERS)
+	.venv-peers/bin/python -m benchmarks.charts
 
 # CUDA_EXTRA is that of the CUDA version torch is built for. `make gpu GPU_PYTHON=python3` installs
 # nothing and uses what that Python has. GPU_PYTEST may say `-n 8`, to compile in eight processes.

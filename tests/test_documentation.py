@@ -28,3 +28,15 @@ def test_pages_and_public_names_belong_together() -> None:
     listed = set(re.findall(r"auto(?:function|class):: (\w+)|^\| `(\w+)` \|", text, re.MULTILINE))
     names = {name for pair in listed for name in pair if name and not name.startswith("plot_")}
     assert names == set(softdtw_kernels.__all__) - {"__version__"}
+
+
+def test_every_tick_of_the_features_is_a_test_that_there_is() -> None:
+    text = (ROOT / "docs" / "features.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        here = row.split("|")[2]
+        found = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", here)
+        assert ("✓" in here) == bool(found), row
+        for file, name in found:
+            assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), name
