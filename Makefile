@@ -10,7 +10,7 @@ STAMP := $(VENV)/.softdtw-kernels-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: help install example example-japanese-vowels example-plots example-vttwins test fuzz lint \
-	coverage docs registers bench bench-peers gpu gpu-ready gpu-tests gpu-benchmark package \
+	coverage docs registers bench bench-pages bench-peers gpu gpu-ready gpu-tests gpu-benchmark package \
 	release-check clean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make release-check  everything that a release must pass'
 	@echo 'make registers    compile the CUDA kernels that changed; records registers for the tests'
 	@echo 'make bench        the asv suite of benchmarks/'
+	@echo 'make bench-pages  what that has recorded, as pages in build/docs/benchmarks'
 	@echo 'make bench-peers  speed, memory and errors next to other implementations: 8 minutes;'
 	@echo '                  writes benchmarks/results, the charts, and the tables of the pages'
 	@echo 'make gpu          tests and measurements on a machine with a CUDA device'
@@ -82,6 +83,13 @@ docs: $(STAMP)
 	MPLBACKEND=Agg $(BIN)/python -m sphinx -b html -W --keep-going -q -d build/docs-cache \
 		$(if $(GALLERY),-D plot_gallery=$(GALLERY)) docs build/docs
 	@echo 'Open build/docs/index.html'
+
+# What `make bench` has recorded, commit by commit, as pages of the documentation.
+bench-pages: $(STAMP)
+	@ls build/asv/results/*/*.json >/dev/null 2>&1 || { echo 'make bench records first' >&2; exit 1; }
+	cd benchmarks && ../$(BIN)/asv publish
+	@mkdir -p build/docs && rm -rf build/docs/benchmarks && cp -r build/asv/html build/docs/benchmarks
+	@echo 'Open build/docs/benchmarks/index.html through `python -m http.server`'
 
 # Of the Python that is not compiled; longer than `make test`, and no part of it.
 coverage: $(STAMP)

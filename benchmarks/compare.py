@@ -237,7 +237,7 @@ def extra_memory(
     Runs in a fresh process, after one call on a small problem that compiles.
     """
     set_threads(1)
-    found, _ = peers.all_contenders(maghoumi, divergences)
+    found, _ = peers.all_contenders(maghoumi, divergences, label)
     (contender,) = (c for c in found if c.label == label)
     contender.train(problems.cost((1, 300, 300), contender.dtype), peers.GAMMA)
     cost = problems.cost(shape, contender.dtype)
@@ -310,6 +310,7 @@ def main() -> None:
         "speed": [],
         "small_calls": [],
         "memory": {},
+        "seconds": {},  # since the start, at the end of each part
     }
     print(f"{report['cpu']}, one thread, {options.rounds} rounds, medians")
     for name, reason in left_out.items():
@@ -328,6 +329,10 @@ def main() -> None:
                 flush=True,
             )
 
+    def phase(name: str) -> None:
+        report["seconds"][name] = round(time.monotonic() - started)
+
+    phase("speed")
     report["threads"] = compare_threads(shapes, options.rounds, options.inputs)
     for row in report["threads"]:
         print(f"Two threads over one, {title(row['shape'])}: {row['ratio']:.2f} x")
@@ -347,6 +352,7 @@ def main() -> None:
             )
             print(f"| {title(shape)} | {row['contender']} | {forward:.0f} | {train:.0f} |")
 
+    phase("small calls")
     sizes = [n for n in ERROR_SIZES if n * n <= options.largest]
     report["errors"] = measure_errors(found, sizes, ERROR_GAMMAS)
     print("\n| walks | gamma | | gradient error |\n|---|---|---|---:|")
@@ -356,6 +362,7 @@ def main() -> None:
             f"| {row['gradient_error']:.1e} |"
         )
 
+    phase("errors")
     shape = MEMORY_SHAPE if not options.quick else (1, 2048, 2048)
     report["memory_shape"] = shape
     print(f"\n| peak memory beyond cost and gradient, {title(shape)} | of the cost |\n|---|---:|")

@@ -228,9 +228,12 @@ def soft_dtw_divergences(folder: Path) -> list[Contender]:
 
 
 def all_contenders(
-    maghoumi_path: Path | None, divergences_path: Path | None
+    maghoumi_path: Path | None, divergences_path: Path | None, label: str = ""
 ) -> tuple[list[Contender], dict[str, str]]:
-    """Every contender that can run here, ours first, and the reasons of those left out."""
+    """Every contender that can run here, ours first, and the reasons of those left out.
+
+    With a label only the package that has it is imported.
+    """
     makers: dict[str, Callable[[], list[Contender]] | None] = {
         OURS: ours,
         TEXTBOOK: textbook,
@@ -246,6 +249,8 @@ def all_contenders(
     found: list[Contender] = []
     left_out = dict(NOT_MEASURED)
     for name, make in makers.items():
+        if label and not label.startswith(f"{name} "):
+            continue
         if make is None:
             left_out[name] = f"no path given; {NO_REGISTRY}"
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -112,6 +113,13 @@ def test_links_of_the_readme_work_where_there_are_no_files_beside_it() -> None:
             kind, branch, path = link.removeprefix(urls["Source"] + "/").split("/", 2)
             assert (kind in ("raw", "blob"), branch) == (True, "main"), link
             assert (ROOT / path).is_file(), link
+
+
+def test_the_benchmark_suite_has_the_address_of_the_project() -> None:
+    settings = json.loads((ROOT / "benchmarks" / "asv.conf.json").read_text())
+    source = PROJECT["project"]["urls"]["Source"]
+    assert settings["project_url"] == source
+    assert settings["show_commit_url"] == f"{source}/commit/"
 
 
 def test_readme_names_only_public_names() -> None:
