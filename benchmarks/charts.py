@@ -103,7 +103,7 @@ def time_a_cell(report: dict[str, Any]) -> Figure:
         times = [nanoseconds(row) for row in report["speed"] if row["contender"] == name]
         ax.plot(range(len(times)), times, label=short(name), **look)
     ax.set(yscale="log", ylabel="nanoseconds a cell", xlabel="batch x N x M")
-    ax.set_xticks(range(len(shapes)), [title(shape) for shape in shapes])
+    ax.set_xticks(range(len(shapes)), [f"{b} x\n{n} x {m}" for b, n, m in shapes])
     ax.set_ylim(1, None)
     ax.set_title("forward + backward, float32, one thread of the CPU: lower is better")
     figure.legend(loc="outside right center")
@@ -111,17 +111,26 @@ def time_a_cell(report: dict[str, Any]) -> Figure:
 
 
 def bars(ax: Any, values: dict[str, float], write: str) -> None:
-    """Horizontal bars with their numbers, the smallest on top and ours in color."""
+    """Horizontal bars with their numbers, the smallest on top; ours is filled."""
     names = sorted(values, key=lambda name: -values[name])
-    colors = ["#3b82d0" if name.startswith(OURS) else GRAY for name in names]
-    drawn = ax.barh([short(name) for name in names], [values[n] for n in names], color=colors)
+    fills = ["#3b82d0" if name.startswith(OURS) else "none" for name in names]
+    drawn = ax.barh(
+        [short(name) for name in names],
+        [values[name] for name in names],
+        facecolor=fills,
+        edgecolor=["#3b82d0" if fill != "none" else GRAY for fill in fills],
+    )
     ax.bar_label(drawn, [write.format(values[name]) for name in names], padding=4, color=GRAY)
     ax.margins(x=0.18)
 
 
 def memory(report: dict[str, Any]) -> Figure:
     figure, ax = plt.subplots(figsize=(9, 2.9), layout="constrained")
-    bars(ax, {n: 100 * v for n, v in report["memory"].items() if n != TEXTBOOK}, "{:.0f} %")
+    bars(
+        ax,
+        {n: 100 * v for n, v in report["memory"].items() if not n.startswith(TEXTBOOK)},
+        "{:.0f} %",
+    )
     ax.set_xlabel("% of the cost matrix")
     ax.set_title(
         "peak memory of forward + backward, beyond the cost and its gradient, "
@@ -170,11 +179,12 @@ def small_calls(report: dict[str, Any]) -> Figure:
     return figure
 
 
+# Each with what it says to those who do not see it.
 CHARTS = {
-    "peers-time": time_a_cell,
-    "peers-memory": memory,
-    "peers-gradient": gradient_error,
-    "peers-small": small_calls,
+    "peers-time": (time_a_cell, "Time a cell over batch and length, of each implementation"),
+    "peers-memory": (memory, "Peak memory of each implementation, as a share of the cost"),
+    "peers-gradient": (gradient_error, "The error of float32 gradients over length and gamma"),
+    "peers-small": (small_calls, "Microseconds of a small call of each implementation"),
 }
 
 
@@ -237,6 +247,11 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def pictures() -> str:
+    """The charts, for docs/speed.md."""
+    return "\n\n".join(f"![{text}](figures/{name}.svg)" for name, (_, text) in CHARTS.items())
+
+
 def rewrite(page: Path, text: str) -> None:
     """The table of a page, if the page has a place for it."""
     old = page.read_text()
@@ -254,14 +269,14 @@ def main() -> None:
     report = json.loads(options.report.read_text())
     options.output.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
-        for name, draw in CHARTS.items():
+        for name, (draw, _) in CHARTS.items():
             figure = draw(report)
             figure.savefig(options.output / f"{name}.svg", metadata={"Date": None})
             plt.close(figure)
             print(f"Drew {options.output / name}.svg")
     if options.report.resolve() == REPORT:
         rewrite(ROOT / "README.md", summary(report))
-        rewrite(ROOT / "docs" / "speed.md", table(report))
+        rewrite(ROOT / "docs" / "speed.md", f"{table(report)}\n{pictures()}\n")
     else:
         print(summary(report), table(report), sep="\n")
 
