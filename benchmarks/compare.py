@@ -43,6 +43,7 @@ from .suite import problems
 from .suite.memory import peak_bytes
 
 MINIMAL_SAMPLE = 0.05  # seconds; shorter calls are repeated within a sample
+SLOW = 2.0  # seconds
 MEMORY_SHAPE = (1, 4096, 4096)
 CHECKED_SHAPE = (4, 24, 31)
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
@@ -66,14 +67,18 @@ def seconds(call: Callable[[], object], repeats: int = 1) -> float:
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
-    """Seconds of each call in each round; the first, unmeasured call of each compiles."""
+    """Seconds of each call in each round; the first, unmeasured call of each compiles.
+
+    A call that takes seconds is timed once: many rounds of it would be hours for nothing.
+    """
     for call in calls.values():
         call()
-    repeats = {key: math.ceil(MINIMAL_SAMPLE / seconds(call)) for key, call in calls.items()}
-    times: Times = {key: [] for key in calls}
+    once = {key: seconds(call) for key, call in calls.items()}
+    times: Times = {key: [taken] if taken > SLOW else [] for key, taken in once.items()}
     for _ in range(rounds):
         for key, call in calls.items():
-            times[key].append(seconds(call, repeats[key]))
+            if once[key] <= SLOW:
+                times[key].append(seconds(call, math.ceil(MINIMAL_SAMPLE / once[key])))
     return times
 
 
