@@ -40,3 +40,15 @@ def test_a_script_of_the_gallery_is_short_and_says_how_to_run_it(script: Path) -
     assert len(title) == len(line) and set(line) == {"="} and message
     assert f"    python -m examples.{script.stem}\n" in text
     assert f'"build/{script.stem}.png"' in text
+
+
+def test_every_tick_of_the_features_is_a_test_that_there_is() -> None:
+    text = (ROOT / "docs" / "features.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        here = row.split("|")[2]
+        found = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", here)
+        assert ("✓" in here) == bool(found), row
+        for file, name in found:
+            assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), name
