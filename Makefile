@@ -10,7 +10,7 @@ STAMP := $(VENV)/.softdtw-kernels-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: help install example example-japanese-vowels example-plots example-vttwins test fuzz lint \
-	coverage docs registers bench bench-peers gpu gpu-ready gpu-tests gpu-benchmark package \
+	coverage docs registers bench bench-pages bench-peers gpu gpu-ready gpu-tests gpu-benchmark package \
 	release-check clean
 
 help:
@@ -25,7 +25,9 @@ help:
 	@echo 'make release-check  everything that a release must pass'
 	@echo 'make registers    compile the CUDA kernels that changed; records registers for the tests'
 	@echo 'make bench        the asv suite of benchmarks/'
-	@echo 'make bench-peers  speed and memory next to other implementations'
+	@echo 'make bench-pages  what that has recorded, as pages in build/docs/benchmarks'
+	@echo 'make bench-peers  speed, memory and errors next to other implementations: 8 minutes;'
+	@echo '                  writes benchmarks/results, the charts, and the tables of the pages'
 	@echo 'make gpu          tests and measurements on a machine with a CUDA device'
 
 install: $(STAMP)
@@ -82,6 +84,13 @@ docs: $(STAMP)
 		$(if $(GALLERY),-D plot_gallery=$(GALLERY)) docs build/docs
 	@echo 'Open build/docs/index.html'
 
+# What `make bench` has recorded, commit by commit, as pages of the documentation.
+bench-pages: $(STAMP)
+	@ls build/asv/results/*/*.json >/dev/null 2>&1 || { echo 'make bench records first' >&2; exit 1; }
+	cd benchmarks && ../$(BIN)/asv publish
+	@mkdir -p build/docs && rm -rf build/docs/benchmarks && cp -r build/asv/html build/docs/benchmarks
+	@echo 'Open build/docs/benchmarks/index.html through `python -m http.server`'
+
 # Of the Python that is not compiled; longer than `make test`, and no part of it.
 coverage: $(STAMP)
 	@$(PIP) install -c constraints.txt --group coverage
@@ -109,11 +118,12 @@ $(PEERS_STAMP): $(STAMP) benchmarks/peers-constraints.txt
 	@.venv-peers/bin/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m venv .venv-peers
 	@$(PEERS_PIP) install -c benchmarks/peers-constraints.txt setuptools
 	@$(PEERS_PIP) install -c benchmarks/peers-constraints.txt --no-build-isolation -e . \
-		ddtw dtw-loss-functions pysdtw scipy tslearn
+		ddtw dtw-loss-functions matplotlib pysdtw scipy tslearn
 	@touch $@
 
 bench-peers: $(PEERS_STAMP)
-	.venv-peers/bin/python -m benchmarks.compare $(PEERS)
+	.venv-peers/bin/python -m benchmarks.compare --output benchmarks/results/peers-cpu.json $(PEERS)
+	.venv-peers/bin/python -m benchmarks.charts
 
 # CUDA_EXTRA is that of the CUDA version torch is built for. `make gpu GPU_PYTHON=python3` installs
 # nothing and uses what that Python has. GPU_PYTEST may say `-n 8`, to compile in eight processes.

@@ -62,7 +62,9 @@ def address() -> None:
 
 def links() -> None:
     """README links work on an index page, where there are no files beside it."""
-    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    text = (ROOT / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)]+)\)|^\[[^]]+\]: (\S+)$", text, re.MULTILINE)
+    targets = [inline or named for inline, named in targets]
     local = [t for t in targets if not re.match(r"https://|#", t)]
     assert not local, f"README.md links to files: {', '.join(local)}"
 

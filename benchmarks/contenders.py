@@ -24,6 +24,18 @@ from torch import Tensor
 GAMMA = 1.0
 
 OURS = "softdtw-kernels"
+TEXTBOOK = "textbook loop"
+
+Forward = Callable[[Tensor, float], Tensor]
+Train = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+
+
+NO_REGISTRY = "no registry has it"
+# Named, so that nobody misses them in a table.
+NOT_MEASURED = {
+    "sdtw-cuda-torch": "its CPU code is for tests, not for speed: see make gpu",
+    "torchdtw": "exact DTW alone, without soft-DTW",
+}
 
 
 @dataclass(frozen=True)
@@ -33,27 +45,24 @@ class Contender:
     name: str
     dtype: torch.dtype
     how: str
-    forward: Callable[[Tensor], Tensor]  # -> values (batch,)
-    train: Callable[[Tensor], tuple[Tensor, Tensor]]  # -> values, gradient of their sum
-    torch_peer: bool = True
+    forward: Forward  # of a cost and gamma -> values (batch,), or their sum (1,)
+    train: Train  # -> the same, and the gradient of the sum
 
     @property
     def label(self) -> str:
         return f"{self.name} {str(self.dtype).removeprefix('torch.')}"
 
 
-def differentiable(
-    name: str, dtype: torch.dtype, how: str, function: Callable[[Tensor], Tensor]
-) -> Contender:
+def differentiable(name: str, dtype: torch.dtype, how: str, function: Forward) -> Contender:
     """A contender from a function that torch differentiates."""
 
-    def forward(cost: Tensor) -> Tensor:
+    def forward(cost: Tensor, gamma: float) -> Tensor:
         with torch.no_grad():
-            return function(cost)
+            return function(cost, gamma)
 
-    def train(cost: Tensor) -> tuple[Tensor, Tensor]:
+    def train(cost: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
         leaf = cost.detach().requires_grad_()
-        value = function(leaf)
+        value = function(leaf, gamma)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), gradient
 
@@ -63,7 +72,9 @@ def differentiable(
 def ours() -> list[Contender]:
     from softdtw_kernels import soft_dtw_from_cost
 
-    function = partial(soft_dtw_from_cost, gamma=GAMMA)
+    def function(cost: Tensor, gamma: float) -> Tensor:
+        return soft_dtw_from_cost(cost, gamma=gamma)
+
     return [
         differentiable(OURS, dtype, "soft_dtw_from_cost", function)
         for dtype in (torch.float32, torch.float64)
@@ -116,25 +127,25 @@ def textbook_backward(costs: np.ndarray, r: np.ndarray, gamma: float) -> np.ndar
 def textbook() -> list[Contender]:
     """What everybody writes first, compiled: a yardstick that is the same on every machine."""
 
-    def forward(cost: Tensor) -> Tensor:
-        return torch.from_numpy(textbook_forward(cost.numpy(), GAMMA)[:, -2, -2].copy())
+    def forward(cost: Tensor, gamma: float) -> Tensor:
+        return torch.from_numpy(textbook_forward(cost.numpy(), gamma)[:, -2, -2].copy())
 
-    def train(cost: Tensor) -> tuple[Tensor, Tensor]:
+    def train(cost: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
         costs = cost.numpy()
-        r = textbook_forward(costs, GAMMA)
+        r = textbook_forward(costs, gamma)
         values = r[:, -2, -2].copy()
-        return torch.from_numpy(values), torch.from_numpy(textbook_backward(costs, r, GAMMA))
+        return torch.from_numpy(values), torch.from_numpy(textbook_backward(costs, r, gamma))
 
     how = "loops over the cells in Numba, float64"
-    return [Contender("textbook loop", torch.float64, how, forward, train, torch_peer=False)]
+    return [Contender(TEXTBOOK, torch.float64, how, forward, train)]
 
 
 def pysdtw() -> list[Contender]:
     apply = importlib.import_module("pysdtw.sdtw_cpu").SoftDTWcpu.apply
 
-    def function(cost: Tensor) -> Tensor:
+    def function(cost: Tensor, gamma: float) -> Tensor:
         lengths = torch.tensor(cost.shape[1:]).expand(len(cost), 2)
-        return apply(cost, lengths, GAMMA, 0)
+        return apply(cost, lengths, gamma, 0)
 
     return [differentiable("pysdtw", torch.float32, "its Function on the cost", function)]
 
@@ -155,7 +166,7 @@ def maghoumi(path: Path) -> list[Contender]:
             "pytorch-softdtw-cuda (CPU path)",
             torch.float32,
             "its Function on the cost",
-            lambda cost: module._SoftDTW.apply(cost, GAMMA, 0),
+            lambda cost, gamma: module._SoftDTW.apply(cost, gamma, 0),
         )
     ]
 
@@ -168,7 +179,7 @@ def dtw_loss_functions() -> list[Contender]:
             "dtw-loss-functions",
             torch.float32,
             "the CPU Function of its default implementation, on the cost",
-            lambda cost: module._SoftDTW.apply(cost, GAMMA, 0),
+            lambda cost, gamma: module._SoftDTW.apply(cost, gamma, 0),
         )
     ]
 
@@ -176,10 +187,10 @@ def dtw_loss_functions() -> list[Contender]:
 def tslearn() -> list[Contender]:
     module = importlib.import_module("tslearn.metrics.soft_dtw_loss_pytorch")
 
-    def function(cost: Tensor) -> Tensor:
+    def function(cost: Tensor, gamma: float) -> Tensor:
         # It writes +inf into the cells outside its band, in place, which autograd refuses for a
         # leaf even where there is no such cell: hence a view.
-        return module._SoftDTWLossPyTorch.apply(cost.view_as(cost), GAMMA)
+        return module._SoftDTWLossPyTorch.apply(cost.view_as(cost), gamma)
 
     return [
         differentiable(
@@ -189,43 +200,59 @@ def tslearn() -> list[Contender]:
     ]
 
 
+def ddtw() -> list[Contender]:
+    module = importlib.import_module("ddtw")
+
+    def function(cost: Tensor, gamma: float) -> Tensor:
+        loss = module.SDTW(gamma=gamma, normalization="none", backend="cpu_numba")
+        return (loss(C=cost) * len(cost)).reshape(1)  # it returns the mean
+
+    return [differentiable("ddtw", torch.float32, "SDTW of the cost, cpu_numba", function)]
+
+
 def soft_dtw_divergences(folder: Path) -> list[Contender]:
     sys.path.insert(0, str(folder))
     module: Any = importlib.import_module("sdtw_div.numba_ops")
 
-    def forward(cost: Tensor) -> Tensor:
-        return torch.tensor([module.sdtw_C(item, gamma=GAMMA) for item in cost.numpy()])
+    def forward(cost: Tensor, gamma: float) -> Tensor:
+        return torch.tensor([module.sdtw_C(item, gamma=gamma) for item in cost.numpy()])
 
-    def train(cost: Tensor) -> tuple[Tensor, Tensor]:
-        items = [module.sdtw_value_and_grad_C(item, gamma=GAMMA) for item in cost.numpy()]
+    def train(cost: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+        items = [module.sdtw_value_and_grad_C(item, gamma=gamma) for item in cost.numpy()]
         values = torch.tensor([value for value, _ in items], dtype=torch.float64)
         return values, torch.from_numpy(np.stack([gradient for _, gradient in items]))
 
     how = "sdtw_value_and_grad_C on each cost in turn (NumPy, no batch)"
     name = "soft-dtw-divergences"
-    return [Contender(name, torch.float64, how, forward, train, torch_peer=False)]
+    return [Contender(name, torch.float64, how, forward, train)]
 
 
 def all_contenders(
-    maghoumi_path: Path | None, divergences_path: Path | None
+    maghoumi_path: Path | None, divergences_path: Path | None, label: str = ""
 ) -> tuple[list[Contender], dict[str, str]]:
-    """Every contender that can run here, ours first, and the reasons of those left out."""
+    """Every contender that can run here, ours first, and the reasons of those left out.
+
+    With a label only the package that has it is imported.
+    """
     makers: dict[str, Callable[[], list[Contender]] | None] = {
         OURS: ours,
-        "textbook loop": textbook,
+        TEXTBOOK: textbook,
         "pysdtw": pysdtw,
         "tslearn": tslearn,
         "dtw-loss-functions": dtw_loss_functions,
+        "ddtw": ddtw,
         "pytorch-softdtw-cuda": partial(maghoumi, maghoumi_path) if maghoumi_path else None,
         "soft-dtw-divergences": (
             partial(soft_dtw_divergences, divergences_path) if divergences_path else None
         ),
     }
     found: list[Contender] = []
-    left_out: dict[str, str] = {}
+    left_out = dict(NOT_MEASURED)
     for name, make in makers.items():
+        if label and not label.startswith(f"{name} "):
+            continue
         if make is None:
-            left_out[name] = "no path given"
+            left_out[name] = f"no path given; {NO_REGISTRY}"
             continue
         try:
             found += make()

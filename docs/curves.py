@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import accuracy
+from benchmarks.charts import GRAY, STYLE
 from examples.japanese_vowels import data
 from examples.japanese_vowels.pictures import slow_and_fast
 from softdtw_kernels import Cost, cost_matrix, soft_dtw, soft_dtw_alignment, soft_dtw_divergence
@@ -21,29 +22,6 @@ from softdtw_kernels.plot import PATH_COLOR, X_COLOR, Y_COLOR
 
 FOLDER = Path(__file__).parent / "figures"
 LEAST, MOST = 1e-9, 1e3  # of the errors of gradients that are shown
-GRAY = "#808080"  # is read on white and on black
-STYLE = {
-    "svg.hashsalt": "softdtw-kernels",  # the same file every time
-    "svg.fonttype": "path",
-    "savefig.transparent": True,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-    **{
-        name: GRAY
-        for name in (
-            "axes.edgecolor",
-            "axes.labelcolor",
-            "axes.titlecolor",
-            "legend.labelcolor",
-            "text.color",
-            "xtick.color",
-            "ytick.color",
-        )
-    },
-}
 
 
 def expected_alignments(x: Tensor, y: Tensor) -> plt.Figure:

@@ -365,32 +365,31 @@ def check_origin_count(origin_count: Any) -> float:
     return float(origin_count)
 
 
+def is_seen(condition: Tensor) -> bool:
+    """Whether it holds somewhere; False where that cannot be read: on a device, or recorded."""
+    recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    if recorded or condition.device.type != "cpu":
+        return False
+    try:
+        return bool(condition.any())
+    except RuntimeError:  # vmap and fake tensors refuse to be read
+        return False
+
+
 def check_gamma_and_lengths(
     gamma: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, rows: int, columns: int
 ) -> None:
-    """Values out of range raise ValueError where they can be read: on the CPU, outside of vmap and
-    tracing.
-    """
-    if gamma.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if torch._C._get_tracing_state() is not None:
-        return
+    """Values out of range raise ValueError where they can be read."""
     bad_gamma = ~gamma_in_range(gamma)
-    try:
-        if bad_gamma.any():
-            raise gamma_error(gamma[bad_gamma].flatten()[0].item())
-        for lengths, size, name in (
-            (x_lengths, rows, "x_lengths"),
-            (y_lengths, columns, "y_lengths"),
-        ):
-            bad = ~lengths_in_range(lengths, size)
-            if lengths is not None and bad.any():
-                raise ValueError(
-                    f"{name} must lie in 1..{size}, the size of that dimension, "
-                    f"got {lengths[bad].flatten()[0].item()}"
-                )
-    except RuntimeError:  # vmap and fake tensors refuse to be read
-        return
+    if is_seen(bad_gamma):
+        raise gamma_error(gamma[bad_gamma].flatten()[0].item())
+    for lengths, size, name in ((x_lengths, rows, "x_lengths"), (y_lengths, columns, "y_lengths")):
+        bad = ~lengths_in_range(lengths, size)
+        if lengths is not None and is_seen(bad):
+            raise ValueError(
+                f"{name} must lie in 1..{size}, the size of that dimension, "
+                f"got {lengths[bad].flatten()[0].item()}"
+            )
 
 
 def lengths_in_range(lengths: Tensor | None, size: int) -> Tensor:

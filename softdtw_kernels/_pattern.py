@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
-from ._checks import Number, check_parameter
+from ._checks import Number, check_parameter, is_seen
 
 Sides = Literal["xy", "x", "y", ""]  # one of the two sequences, both, or none
 SIDES: tuple[str, ...] = get_args(Sides)
@@ -71,21 +70,12 @@ def check_no_band(open_begin: str, open_end: str, bandwidth: int | None) -> None
 
 
 def check_prices(warp: Tensor, skip: Tensor, is_open: bool) -> None:
-    """Values that are not finite raise ValueError where they can be read: on the CPU, outside of
-    vmap and tracing.
-    """
-    if warp.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if torch._C._get_tracing_state() is not None:
-        return
+    """Values that are not finite raise ValueError where they can be read."""
     for name, price in (("warp_cost", warp), *((("skip_cost", skip),) if is_open else ())):
         bad = ~price.isfinite()
-        try:
-            if bad.any():
-                got = price[bad].flatten()[0].item()
-                raise ValueError(f"{name} must be finite, got {got}" + _remedy(name))
-        except RuntimeError:  # vmap and fake tensors refuse to be read
-            return
+        if is_seen(bad):
+            got = price[bad].flatten()[0].item()
+            raise ValueError(f"{name} must be finite, got {got}" + _remedy(name))
 
 
 def _remedy(name: str) -> str:

@@ -62,7 +62,8 @@ def plot_alignment(
             of which its expected alignment is drawn.
         path: (L, 2) indices, as `Alignment.path()` gives them, or False for none; default the
             cheapest path of an :class:`Alignment`, and none over a matrix. It is drawn so thin that
-            the cells below it are seen, for the size that the figure has now.
+            the cells below it are seen, for the size that the figure has now. The line breaks where
+            S2DTW passes by frames.
         x: (N,) or (N, D), drawn along the rows; default none.
         y: (M,) or (M, D), drawn along the columns; default none.
         ax: where to draw; default the current axes.
@@ -111,7 +112,7 @@ def plot_alignment(
                 "path must be the tensor (L, 2) of one pair, got the list of a batch; "
                 "draw one of its items"
             )
-        rows, columns = shown(path).unbind(-1)
+        rows, columns = without_jumps(shown(path)).unbind(-1)
         ax.plot(columns, rows, color=PATH_COLOR, linewidth=thin(ax, n, m))
     ax.set(xlim=(-0.5, m - 0.5), ylim=(-0.5, n - 0.5))
     ax.set_xlabel("frame of y", color=Y_COLOR)
@@ -275,6 +276,15 @@ def coordinate(values: Array) -> Tensor:
             "draw one of them, as sequence[:, 0]"
         )
     return values
+
+
+def without_jumps(path: Tensor) -> Tensor:
+    """A path as points of a line that breaks, at a NaN, where S2DTW passes by frames."""
+    points = path.double()
+    jumps = torch.nonzero((points.diff(dim=0) > 1).any(1)).flatten().tolist()
+    nan = points.new_full((1, 2), torch.nan)
+    pieces = points.tensor_split([k + 1 for k in jumps])
+    return torch.cat([part for piece in pieces for part in (piece, nan)][:-1])
 
 
 def thin(ax: Axes, n: int, m: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -88,10 +89,37 @@ def test_readme_python_runs_and_prints_what_it_says() -> None:
     page = "README.md"  # test_documentation.py has the others
     text = (ROOT / page).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert blocks and all(block.startswith(">>> ") for block in blocks)
+    scripts = [block for block in blocks if not block.startswith(">>> ")]
+    assert len(scripts) == 1 < len(blocks)
+    for block in scripts:
+        exec(compile(block, page, "exec"), {})
     result = doctest.testfile(str(ROOT / page), module_relative=False, encoding="utf-8")
     assert result.attempted >= sum(block.count(">>> ") for block in blocks)
     assert result.failed == 0
+
+
+def test_links_of_the_readme_work_where_there_are_no_files_beside_it() -> None:
+    """They begin with an address of pyproject.toml, and each page is in the checkout."""
+    text = (ROOT / "README.md").read_text()
+    links = dict(re.findall(r"^\[([\w-]+)\]: (\S+)$", text, re.MULTILINE))
+    assert set(re.findall(r"\]\[([\w-]+)\]", text)) == set(links)
+    assert not re.findall(r"\]\((?!https://|#)", text), "a link to a file"
+    urls = PROJECT["project"]["urls"]
+    for link in links.values():
+        if link.startswith(urls["Documentation"]):
+            page = link.removeprefix(urls["Documentation"]).strip("/") or "index.html"
+            assert (ROOT / "docs" / page).with_suffix(".md").is_file(), link
+        else:
+            kind, branch, path = link.removeprefix(urls["Source"] + "/").split("/", 2)
+            assert (kind in ("raw", "blob"), branch) == (True, "main"), link
+            assert (ROOT / path).is_file(), link
+
+
+def test_the_benchmark_suite_has_the_address_of_the_project() -> None:
+    settings = json.loads((ROOT / "benchmarks" / "asv.conf.json").read_text())
+    source = PROJECT["project"]["urls"]["Source"]
+    assert settings["project_url"] == source
+    assert settings["show_commit_url"] == f"{source}/commit/"
 
 
 def test_readme_names_only_public_names() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from softdtw_kernels import _backends as backends
+from softdtw_kernels import _reference_pattern as reference
 from softdtw_kernels import (
     forward_sum,
     monotonic_alignment,
@@ -26,7 +27,7 @@ from softdtw_kernels import (
     soft_dtw_divergence,
     soft_dtw_from_cost,
 )
-from softdtw_kernels._operators import compositions
+from softdtw_kernels._operators import compositions, framed
 from softdtw_kernels._problem import PatternProblem
 
 NAMES = ("repeat", "open_begin", "open_end")
@@ -458,6 +459,47 @@ def test_a_cost_of_warping_without_kernels_for_it() -> None:
         for other in ({"repeat": "x"}, {"open_end": "y"}):
             with pytest.raises(NotImplementedError, match="call the public functions"):
                 getattr(compositions, name)(problem._replace(**other), *rest)
+
+
+FRAMED = st.sampled_from([("x", ""), ("y", ""), ("", "x"), ("", "y"), ("x", "x"), ("y", "y")])
+
+
+@given(ends=FRAMED, seed=seeds(), gamma=gammas(1e-2), warp=PRICES, skip=PRICES)
+def test_framed_costs_are_open_ends(
+    ends: tuple[str, str], seed: int, gamma: float, warp: float, skip: float
+) -> None:
+    """What runs on CUDA: values, and derivatives of both orders, against the recursion; with
+    lengths, NaN beyond them, forbidden pairs, no path, and NaN in an item.
+    """
+    random = np.random.default_rng(seed)
+    n, m = torch.from_numpy(random.integers(1, 6, (2, 5)))
+    cost = _cost("normal", 5, 4, seed)[None].repeat(5, 0) * random.uniform(0.5, 2, (5, 1, 1))
+    cost[random.random(cost.shape) < 0.1] = math.inf
+    cost[1] = math.inf
+    m = m.clamp(max=4)
+    for item in range(5):
+        cost[item, n[item] :], cost[item, :, m[item] :] = math.nan, math.nan
+    cost[2, n[2] - 1, m[2] - 1] = math.nan
+    settings = (
+        torch.from_numpy(cost),
+        *(torch.full((5,), value, dtype=torch.float64) for value in (gamma, warp, skip)),
+    )
+    results = []
+    for module in (framed, reference):
+        leaves = [t.clone().requires_grad_() for t in settings]
+        problem = PatternProblem(*leaves, n, m, None, "xy", *ends)
+        value = module.value(problem)
+        first = torch.autograd.grad(
+            torch.where(value.isfinite(), value, 0).sum(), leaves, create_graph=True
+        )
+        grads = module.gradient(problem, torch.ones_like(value), True)
+        weights = [torch.where(t.isfinite(), t.detach().cos(), 0) for t in first]
+        second = torch.autograd.grad(first, leaves, weights)
+        results.append((value, *first, *grads, *second))
+    for one, two in zip(*results, strict=True):
+        assert one[2].isnan().any() and two[2].isnan().any()
+        one, two = (torch.cat([t[:2], t[3:]]).detach() for t in (one, two))
+        assert_close(one, two, 1e-9 + 1e-10 / gamma**2, str(ends))
 
 
 # Derivatives of all kinds -------------------------------------------------------------------------

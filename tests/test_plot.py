@@ -9,7 +9,7 @@ import torch
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="plots need matplotlib, of the extra plot")
 
-from softdtw_kernels import soft_dtw_alignment  # noqa: E402  (after its requirement)
+from softdtw_kernels import s2dtw_alignment, soft_dtw_alignment  # noqa: E402  (after its requirement)
 from softdtw_kernels.plot import (  # noqa: E402
     plot_alignment,
     plot_barycenter,
@@ -47,6 +47,17 @@ def test_an_alignment_is_drawn_with_its_path() -> None:
     assert torch.equal(drawn.flip(-1), alignment.path())
     assert not plot_alignment(alignment, path=False, ax=plt.figure().gca()).lines
     assert not plot_alignment(alignment.expected, ax=plt.figure().gca()).lines
+
+
+def test_a_path_breaks_where_frames_are_passed_by() -> None:
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None]
+    y = torch.tensor([0.0, 1.0, 50.0, 60.0, 2.0, 3.0])[:, None]
+    alignment = s2dtw_alignment(x, y, cost="sqeuclidean", smoothing=False)
+    path = alignment.path()
+    assert path.tolist() == [[0, 0], [1, 1], [2, 4], [3, 5]]
+    drawn = torch.tensor(plot_alignment(alignment).lines[-1].get_xydata())
+    assert torch.isnan(drawn).all(1).tolist() == [False, False, True, False, False]
+    assert torch.equal(drawn[~torch.isnan(drawn[:, 0])].flip(-1), path.double())
 
 
 @pytest.mark.parametrize("size", [3, 30, 300])

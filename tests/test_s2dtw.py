@@ -289,6 +289,25 @@ def test_origin_count_moves_only_the_first_pair(origin_count: int, backend: str)
     assert value.item() == pytest.approx(0.3 - 0.1 * math.log(origin_count), abs=1e-15)
 
 
+@given(
+    problem=problems(bands=False, forbidden=False),
+    origin_count=st.sampled_from([1, 3, 0.5]),
+)
+def test_the_origin_s_zeros_count_at_gamma_zero(
+    problem: Problem, origin_count: float, backend: str
+) -> None:
+    """Minus ln(origin_count) at the first pair is linear in gamma, so it is the whole derivative by
+    gamma where minima are hard: here, where every path has the first pair.
+    """
+    gamma = torch.zeros(problem.cost.shape[:-2], dtype=torch.float64, requires_grad=True)
+    value = s2dtw_from_cost(
+        problem.cost, gamma=gamma, dummy_cost=None, origin_count=origin_count, backend=backend,
+        **_lengths(problem),
+    )  # fmt: skip
+    (by_gamma,) = torch.autograd.grad(value.sum(), gamma)
+    assert_close(by_gamma, np.full(by_gamma.shape, -math.log(origin_count)), 1e-15, "by gamma")
+
+
 @pytest.mark.parametrize("dummy", [None, 0.5])
 def test_smoothing_forbids_what_only_forbidden_pairs_precede(
     dummy: float | None, backend: str

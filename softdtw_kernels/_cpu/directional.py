@@ -44,8 +44,9 @@ def of_costs(
     cost, task = problem.cost, batch_of(problem)
     grad = matrix_like(cost if cost.is_contiguous() else cost.new_empty(cost.shape), zeros=True)
     own = _factors(factors, cost.shape[:-2])
-    along = np.broadcast_to(as_array(four_dimensional(direction)), task.cost.shape)
-    loss = _losses(task, along, own, with_grad, as_array(four_dimensional(grad)))
+    # Not by NumPy: arrays that are read-only would need a form of every kernel.
+    along = four_dimensional(direction.detach()).expand(task.cost.shape)
+    loss = _losses(task, along.numpy(), own, with_grad, as_array(four_dimensional(grad)))
     return from_array(loss, cost.shape[:-2]), grad
 
 
@@ -62,7 +63,7 @@ def of_features(
         checked_lengths(y_lengths, columns, "y_lengths"),
     )
     pairs, band = len(xs), band_of(bandwidth, rows, columns)
-    own, along = _factors(factors, batch), as_array(four_dimensional(direction))
+    own, along = _factors(factors, batch), four_dimensional(direction.detach())[0]
     threads = threads_for(pairs * rows * columns)
     of_thread = max(1, BLOCK // max(1, rows * columns * xs.itemsize))
     size = min(pairs, of_thread * threads)
@@ -78,8 +79,8 @@ def of_features(
         task = Batch(block[2][None], g, NOTHING, n, m, band)
         block[3].fill(0)
         shape = 1, len(block[2]), rows, columns
-        cells = np.broadcast_to(along[0], shape)
-        losses[part] = _losses(task, cells, own[:, part], with_x or with_y, block[3][None])
+        cells, of_part = along.expand(shape).numpy(), np.ascontiguousarray(own[:, part])
+        losses[part] = _losses(task, cells, of_part, with_x or with_y, block[3][None])
         if with_x or with_y:
             _distances_vjp(block[0], block[1], block[3], by_x[part], by_y[part])
     return (

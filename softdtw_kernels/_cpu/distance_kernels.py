@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import jit, jit_reassociated, outlined
+from .jit import jit_contiguous, jit_reassociated, outlined
 
 BLOCK = 256  # columns whose running sums stay in the first cache level
 ROWS = 4  # of the gradient that share the loads of a column of y and of its gradient
@@ -29,7 +29,7 @@ def copy(source, target):
         target[j] = source[j]
 
 
-@jit
+@jit_contiguous
 def squared_distances(x, y, first, last, out):
     """out[a, b, i, j] = sum over d of (x[a, b, i, d] - y[a, b, j, d])^2 for the rows first <= a N B
     + b N + i < last.

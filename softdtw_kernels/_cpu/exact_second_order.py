@@ -20,21 +20,21 @@ def tangent_weight(p, a, mean, gamma):
 
 @jit
 def solve(
-    cost5, gamma, dummy, n, m, bandwidth, items, with_grad, factors,
-    tangent5, tangent_gamma, tangent_dummy, values, out5, sums,
+    cost4, gamma, dummy, n, m, bandwidth, items, with_grad, factors,
+    tangent4, tangent_gamma, tangent_dummy, values, out4, sums,
 ):  # fmt: skip
-    """As `second_order.solve_soft`, whatever out5 holds before.
+    """As `second_order.solve_soft`, whatever out4 holds before.
 
     With a_k = R'_k + g' log p_k and mean = sum of p_k a_k: R' = D' + mean and p'_k = -(p_k / g)
     (a_k - mean); then F = sum over the successors of p' E + p F, and dV/dg = -sum of E H(p) is
     differentiated term by term (Mensch & Blondel 2018).
     """
     weak = dummy.size > 0
-    shape = cost5.shape[1:]
+    shape = cost4.shape
     for q in items:
         theta = entry(dummy, q) if weak else 0.0
         a, b = q // shape[1], q % shape[1]
-        cost, tangent, out = cost5[0, a, b], tangent5[0, a, b], out5[0, a, b]
+        cost, tangent, out = cost4[a, b], tangent4[a, b], out4[a, b]
         n_q, m_q = length(n, q, shape[2]), length(m, q, shape[3])
         rows, columns = size_of(n_q, m_q, weak)
         low, high = band_of(rows, columns, bandwidth)

@@ -145,27 +145,33 @@ _ADVICE = (
 )
 
 
-def _in_form(signature: tuple[types.Type, ...]) -> tuple[types.Type, ...]:
-    """The signature of the compiled form that does a call.
+Signature = tuple[types.Type, ...]
 
-    There is one for matrices that are all contiguous, and one for all others: a form of its own for
-    every order of dimensions of every argument would take seconds to compile, and hardly be faster.
+
+def _of_any_strides(signature: Signature) -> Signature:
+    """The signature of the compiled form that does a call: one for matrices of all strides.
+
+    A form of its own for contiguous ones would take seconds to compile, and not be faster: whether
+    rows are contiguous is asked where it counts, once for many cells.
     """
-    matrices = [t for t in signature if isinstance(t, types.Array) and t.ndim > 1]
-    if all(t.layout == "C" for t in matrices):
-        return signature
     return tuple(
-        t.copy(layout="A") if isinstance(t, types.Array) and t.ndim > 1 else t for t in signature
+        t.copy(layout="A") if isinstance(t, types.Array) and t.ndim > 3 else t for t in signature
     )
 
 
-def _share_forms(dispatcher: Any) -> None:
-    """Let the first call with other types than before choose its form by _in_form."""
+def _of_contiguous(signature: Signature) -> Signature:
+    """One form for matrices that are all contiguous, and one for all others."""
+    matrices = [t for t in signature if isinstance(t, types.Array) and t.ndim > 3]
+    return signature if all(t.layout == "C" for t in matrices) else _of_any_strides(signature)
+
+
+def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> None:
+    """Let the first call with other types than before choose its form."""
     compile_form = dispatcher._compile_for_args
 
     def choose(*arguments: Any) -> Any:
         own = tuple(map(dispatcher.typeof_pyval, arguments))
-        form = _in_form(own)
+        form = form_of(own)
         if form == own:
             return compile_form(*arguments)
         entry = dispatcher.compile(form)
@@ -175,7 +181,11 @@ def _share_forms(dispatcher: Any) -> None:
     dispatcher._compile_for_args = choose
 
 
-def jit(function: Callable[..., Any], **options: Any) -> Any:
+def jit(
+    function: Callable[..., Any],
+    form_of: Callable[[Signature], Signature] = _of_any_strides,
+    **options: Any,
+) -> Any:
     """Compile an entry point at its first call: no GIL, cached on disk if any location is writable.
 
     Numba raises if it finds no place for its cache (a read-only installation with no home
@@ -184,12 +194,19 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
     function.__qualname__ = f"{function.__name__}_{_DIGEST}"
     options |= {"nopython": True, "nogil": True, "error_model": "numpy"}
     dispatcher = numba.jit(**options)(function)
-    _share_forms(dispatcher)
+    _share_forms(dispatcher, form_of)
     try:
         dispatcher._cache = _Cache(function)
     except RuntimeError:  # Numba's own stays: one that holds nothing
         _tell_once("no folder for compiled kernels can be written", f"; {_ADVICE}")
     return dispatcher
+
+
+def jit_contiguous(function: Callable[..., Any]) -> Any:
+    """As jit, and once more for matrices that are all contiguous: for loops over them of which LLVM
+    then makes vectors.
+    """
+    return jit(function, form_of=_of_contiguous)
 
 
 def jit_reassociated(function: Callable[..., Any]) -> Any:

@@ -170,7 +170,9 @@ def smooth_vjp(smoothing: Smoothing, grad_s: Tensor) -> tuple[Tensor, Tensor]:
     if hard.size:
         matrices = as_array(adjoint), as_array(grad)
         smoothing_kernels.hard_vjp(task.cost, task.n, task.m, hard, *matrices)
-        grad_gamma[hard] = 0.0
+        # A hard minimum has no entropy. The softmin of the origin's zeros is -g ln(origin_count).
+        at_origin = as_array(adjoint)[:, :, 0, 0].reshape(-1)[hard]
+        grad_gamma[hard] = -at_origin * math.log(smoothing.origin_count)
     return result, from_array(grad_gamma, cost.shape[:-2])
 
 

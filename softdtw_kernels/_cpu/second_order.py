@@ -135,8 +135,8 @@ def dead(steps, flows, below_e, below_f, below, handed):
 
 @jit
 def solve_soft(
-    items, cost5, gamma, dummy, n, m, bandwidth, floor, bounds,
-    with_grad, with_gamma, factors, tangent5, tangent_gamma, tangent_dummy, values, out5, sums,
+    items, cost4, gamma, dummy, n, m, bandwidth, floor, bounds,
+    with_grad, with_gamma, factors, tangent4, tangent_gamma, tangent_dummy, values, out4, sums,
     status,
 ):  # fmt: skip
     """Of the pairs q in items the value and its derivative along the tangents, the rows of values;
@@ -144,11 +144,11 @@ def solve_soft(
     latter, their sum by the costs; and status (see `scaling`).
 
     sums: rows of the gradients of the derivative by the dummy cost and by gamma, if factors[0, q]
-    is 0; the latter with_gamma, without which its tangents are 0. out5 is written where mass flows,
+    is 0; the latter with_gamma, without which its tangents are 0. out4 is written where mass flows,
     and must be 0 before. Results of pairs that are not certified hold anything.
     """
     weak = dummy.size > 0
-    shape = cost5.shape[1:]
+    shape = cost4.shape
     widest, longest, strips = lattice_of(shape[2], shape[3], weak, bandwidth)[1], plain(0), plain(0)
     for q in items:
         rows, columns, low, high = lattice_of(
@@ -177,7 +177,7 @@ def solve_soft(
     before = flush_subnormals()
     for q in items:
         a, b = q // shape[1], q % shape[1]
-        matrices, out = (cost5[0, a, b], tangent5[0, a, b]), out5[0, a, b]
+        matrices, out = (cost4[a, b], tangent4[a, b]), out4[a, b]
         g = entry(gamma, q)
         n_q, m_q = length(n, q, shape[2]), length(m, q, shape[3])
         lattice = lattice_of(n_q, m_q, weak, bandwidth)
@@ -274,13 +274,6 @@ def solve_soft(
     restore(before)
 
 
-def repeated(x: np.ndarray) -> np.ndarray:
-    """A view with one more dimension, which repeats: never contiguous for Numba, so that kernels
-    are compiled once for all strides.
-    """
-    return np.lib.stride_tricks.as_strided(x, (2, *x.shape), (0, *x.strides))
-
-
 def solve(
     task: Batch,
     scale: np.ndarray,
@@ -318,7 +311,7 @@ def directional(
         zero = np.broadcast_to(task.gamma == 0.0, task.pairs)
         along_paths(task, soft[zero], tangents, factors, values, out, sums)
         soft = soft[~zero]
-    matrices = repeated(task.cost), repeated(by_cost), repeated(out)
+    matrices = task.cost, by_cost, out
     numbers = task.exact_arguments[1:]
 
     def work(first: int, last: int) -> None:

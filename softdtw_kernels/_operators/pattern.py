@@ -1,8 +1,8 @@
 """Other steps, begins and ends than the plain recursion has: the derivatives of the operators
 `pattern_*`, as `recursion` has those of the plain ones.
 
-Where an engine has no kernels for a pattern, `declined` says so and why, and the recursion in plain
-torch does it.
+Where an engine has no kernels for a pattern, `declined` says so and why. Then its plain kernels do
+open ends of one sequence on `framed` costs, and the recursion in plain torch what is left.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _backends as backends
 from .. import _reference_pattern as reference
 from .._problem import PatternProblem
-from . import kernels
+from . import framed, kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
@@ -42,7 +42,7 @@ def declined(problem: PatternProblem) -> str | None:
 def value(problem: PatternProblem) -> Tensor:
     """`ops.pattern_value`, differentiable."""
     if declined(problem):
-        return reference.value(problem)
+        return framed.value(problem) if framed.takes(problem) else reference.value(problem)
     result: Tensor = choose(PatternValue, _PatternValueTwin, problem)
     return result
 
@@ -50,7 +50,8 @@ def value(problem: PatternProblem) -> Tensor:
 def gradient(problem: PatternProblem, grad_value: Tensor, with_parameters: bool) -> Four:
     """`ops.pattern_gradient`, differentiable."""
     if declined(problem):
-        return reference.gradient(problem, grad_value, with_parameters)
+        by_torch = framed.gradient if framed.takes(problem) else reference.gradient
+        return by_torch(problem, grad_value, with_parameters)
     args = *problem, grad_value, with_parameters
     result: Four = choose(PatternGradient, _PatternGradientTwin, args)
     return result
