@@ -475,11 +475,11 @@ unsigned emulator_warp(int operation, unsigned mask, unsigned value, int paramet
   return me->result;
 }
 
-// Asynchronous copies arrive as late as they may: when they are awaited.
 void emulator_count(int what) {
   if (running->lane == 0) launch->counts[what]++;
 }
 
+// Asynchronous copies arrive as late as they may: when they are awaited.
 void emulator_push_copy(void* to, const void* bytes, int size) {
   PendingCopy copy = {to, size, running->group, {}};
   memcpy(copy.bytes, bytes, size);
