@@ -9,8 +9,8 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from helpers import assert_close, assert_value, derivative, value_and_gradient
-from hypothesis import assume, given
+from helpers import assert_close, assert_value, bits, derivative, value_and_gradient
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from strategies import Problem, features, gammas, problems, seeds
 
@@ -301,6 +301,38 @@ def test_one_row_or_column_has_one_alignment(problem: Problem, backend: str) -> 
         scale = max(1.0, row.abs().sum((-1, -2)).max().item())
         assert_close(value, cost.sum((-1, -2)), 1e-12 * scale, "sum of the costs")
         assert_close(visits, torch.ones_like(cost), 0.0, "every cell visited")
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 5)] * 4),
+    order=st.permutations(range(4)),
+    gap=st.integers(1, 3),
+    odd=st.integers(0, 9),
+    gamma=st.sampled_from([1.0, 0.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@example(shape=(3, 1, 4, 1), order=[0, 1, 3, 2], gap=1, odd=7, gamma=1.0, dtype=torch.float64)
+def test_strides_change_no_bit(
+    shape: tuple[int, ...],
+    order: list[int],
+    gap: int,
+    odd: int,
+    gamma: float,
+    dtype: torch.dtype,
+    backend: str,
+) -> None:
+    """Dimensions in any order, with gaps; those of one element have a stride without a meaning."""
+    cost = torch.randn(shape, generator=torch.Generator().manual_seed(gap), dtype=dtype)
+    memory = torch.empty([shape[k] for k in order] + [gap], dtype=dtype)[..., 0]
+    strided = memory.permute([order.index(k) for k in range(4)]).copy_(cost)
+    strides = [odd if n == 1 else s for n, s in zip(shape, strided.stride(), strict=True)]
+    strided = strided.as_strided(shape, strides)
+    assert torch.equal(strided, cost)
+    results = []
+    for leaf in (cost.requires_grad_(), strided.requires_grad_()):
+        value = soft_dtw_from_cost(leaf, gamma=gamma, backend=backend)
+        results.append([bits(t) for t in (value, *torch.autograd.grad(value.sum(), leaf))])
+    assert results[0] == results[1]
 
 
 @given(sequences=features(), gamma=gammas(1e-2, 10.0))

@@ -71,12 +71,19 @@ def find_places(array4, pairs, places):
 
 
 @inline
+def has_whole_rows(array4):
+    """Whether the elements of a row follow each other in memory. One alone has any stride."""
+    return array4.shape[3] == 1 or array4.strides[3] == array4.itemsize
+
+
+@inline
 def rows_at_once(array4, full, weak, lanes):
     """How many rows of the matrices one square of lanes holds, if they follow each other in memory
     and no bounds cut them: then they are packed as one.
     """
     columns = array4.shape[3]
-    if not full or weak or array4.strides[2] != columns * array4.itemsize:
+    follow = has_whole_rows(array4) and array4.strides[2] == columns * array4.itemsize
+    if not full or weak or not follow:
         return 1
     return max(1, lanes // columns)
 
@@ -108,7 +115,7 @@ def pack(cost4, pairs, places, i, starts, stops, whole, columns, packed):
     of the columns, as many as whole, are inside in all lanes.
     """
     lanes, per_row = starts.size, cost4.shape[1]
-    if cost4.strides[3] == cost4.itemsize:
+    if has_whole_rows(cost4):
         base = cost4.ctypes.data + i * cost4.strides[2]
         for j in range(0, columns, lanes):
             at, to = base + j * cost4.itemsize, j * lanes
@@ -128,7 +135,7 @@ def pack(cost4, pairs, places, i, starts, stops, whole, columns, packed):
 def unpack(mass, grad4, pairs, places, i, starts, stops, whole, columns):
     """What pack did, backward."""
     lanes, per_row = starts.size, grad4.shape[1]
-    if grad4.strides[3] == grad4.itemsize:
+    if has_whole_rows(grad4):
         base = grad4.ctypes.data + i * grad4.strides[2]
         for j in range(0, columns, lanes):
             at, of = base + j * grad4.itemsize, j * lanes
