@@ -120,7 +120,9 @@ def enumerate_alignments(cost: np.ndarray, gamma: float) -> Enumeration:
         weight = np.exp(-excess / gamma)
     mass = math.fsum(weight)
     probability = weight / mass
-    value = _to_float(least + _exact(-gamma * math.log(mass)))
+    # The sum beside the 1 of the least: near 1 the logarithm of a rounded mass has lost its digits.
+    others = math.fsum([*weight, -1.0])
+    value = _to_float(least + _exact(-gamma * math.log1p(others)))
     visits = np.array([math.fsum(probability * column) for column in paths.T]).reshape(n, m)
     positive = probability[probability > 0]
     entropy = -math.fsum(positive * np.log(positive))
@@ -256,7 +258,8 @@ def softmin(values: list[float], gamma: float) -> float:
     least = min(values, default=math.inf)
     if math.isinf(least) or gamma == 0:
         return least
-    return least - gamma * math.log(math.fsum(math.exp(-(v - least) / gamma) for v in values))
+    weights = [math.exp(-(v - least) / gamma) for v in values]
+    return least - gamma * math.log1p(math.fsum([*weights, -1.0]))
 
 
 def _neighbors(cost: np.ndarray, i: int, j: int) -> list[float]:

@@ -95,7 +95,7 @@ def enumerate_paths(
     else:
         powers = np.exp(-(totals - least) / gamma)
         weights = powers / math.fsum(powers)
-        value = float(least - gamma * math.log(math.fsum(powers)))
+        value = float(least - gamma * math.log1p(math.fsum([*powers, -1.0])))
     visits = np.zeros((n, m))
     for p, weight in zip(listed, weights, strict=True):
         for cell in p.cells:

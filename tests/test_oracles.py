@@ -67,3 +67,11 @@ def test_smoothing_gradient_matches_differences() -> None:
         bump[cell] = step
         change = oracles.smooth(cost + bump, 0.3) - oracles.smooth(cost - bump, 0.3)
         assert (change * visits).sum() / (2 * step) == pytest.approx(by_cost[cell], abs=1e-8)
+
+
+def test_enumeration_keeps_the_digits_of_values_near_zero() -> None:
+    """Where one alignment has nearly all the mass: against the recursion in fixed point."""
+    cost = np.array([[2.9363274575533574e-06, 1.0462063331560807], [2.5374738849, 6.386181067e-07]])
+    truth = oracles.recursion(cost, 0.1).value
+    assert abs(truth) < 1e-5
+    assert oracles.enumerate_alignments(cost, 0.1).value == pytest.approx(truth, rel=1e-14)
