@@ -10,6 +10,7 @@ ends, of one more matrix in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -122,18 +123,20 @@ def value(problem: PatternProblem) -> Tensor:
 
 
 def gradient(
-    problem: PatternProblem, grad_value: Tensor, with_parameters: bool
+    problem: PatternProblem,
+    grad_value: Tensor,
+    with_parameters: bool,
+    value: Callable[[PatternProblem], Tensor] = value,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad_value times the gradient of `value` by cost, gamma, warp and skip; by these three zeros
     unless with_parameters.
     """
-    inputs = problem[:4]
 
     def of_inputs(*inputs: Tensor) -> Tensor:
         cost, gamma, warp, skip = inputs
         return value(problem._replace(cost=cost, gamma=gamma, warp=warp, skip=skip))
 
-    by_cost, *by_settings = torch.func.vjp(of_inputs, *inputs)[1](grad_value)
+    by_cost, *by_settings = torch.func.vjp(of_inputs, *problem[:4])[1](grad_value)
     by_gamma, by_warp, by_skip = (
         grad if with_parameters else torch.zeros_like(grad) for grad in by_settings
     )

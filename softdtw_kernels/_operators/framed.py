@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import _reference_pattern as reference
 from .._checks import is_seen, lengths_in_range
 from .._pattern import check_no_band, check_prices, in_range
 from .._problem import PatternProblem, Problem
@@ -75,19 +76,8 @@ def value(problem: PatternProblem) -> Tensor:
 def gradient(
     problem: PatternProblem, grad_value: Tensor, with_parameters: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """grad_value times the gradient of `value` by cost, gamma, warp and skip; by these three zeros
-    unless with_parameters.
-    """
-
-    def of_inputs(*inputs: Tensor) -> Tensor:
-        cost, gamma, warp, skip = inputs
-        return value(problem._replace(cost=cost, gamma=gamma, warp=warp, skip=skip))
-
-    by_cost, *by_settings = torch.func.vjp(of_inputs, *problem[:4])[1](grad_value)
-    by_gamma, by_warp, by_skip = (
-        grad if with_parameters else torch.zeros_like(grad) for grad in by_settings
-    )
-    return by_cost, by_gamma, by_warp, by_skip
+    """As `_reference_pattern.gradient`."""
+    return reference.gradient(problem, grad_value, with_parameters, value)
 
 
 def _log_of_one_plus(power: Tensor) -> Tensor:
