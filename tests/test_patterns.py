@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, bits, derivative
+from helpers import assert_close, derivative
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pattern_calls import PRICES, cost_of, number, options_of, value_of
 from pattern_oracle import PATTERNS, SIDES, Truth, enumerate_paths, padded
-from strategies import COST_KINDS, gammas, make_cost, seeds
+from strategies import COST_KINDS, gammas, seeds
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from softdtw_kernels import _backends as backends
-from softdtw_kernels import _reference_pattern as reference
 from softdtw_kernels import (
     forward_sum,
     monotonic_alignment,
@@ -27,31 +26,13 @@ from softdtw_kernels import (
     soft_dtw_divergence,
     soft_dtw_from_cost,
 )
-from softdtw_kernels._operators import compositions, framed
-from softdtw_kernels._problem import PatternProblem
 
-NAMES = ("repeat", "open_begin", "open_end")
-PRICES = st.sampled_from([0.0, 0.3, -0.4, 2.0]) | st.floats(-2, 5)
 SIZES = st.integers(1, 4)
-
-
-def _options(pattern: tuple[str, str, str]) -> dict[str, Any]:
-    return dict(zip(NAMES, pattern, strict=True))
-
-
-def _cost(kind: str, n: int, m: int, seed: int, forbidden: float = 0.0) -> np.ndarray:
-    cost = make_cost(kind, (n, m), seed)
-    cost[np.random.default_rng(seed + 1).random((n, m)) < forbidden] = math.inf
-    return cost
-
-
-def _tensor(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
 
 
 def _run(cost: np.ndarray, gamma: float, warp: float, skip: float, **options: Any) -> list[Any]:
     """Return the value and its gradients by cost, gamma, warp and skip cost."""
-    leaves = torch.from_numpy(cost).clone().requires_grad_(), *map(_tensor, (gamma, warp, skip))
+    leaves = torch.from_numpy(cost).clone().requires_grad_(), *map(number, (gamma, warp, skip))
     value = soft_dtw_from_cost(
         leaves[0], gamma=leaves[1], warp_cost=leaves[2], skip_cost=leaves[3], **options
     )
@@ -96,18 +77,18 @@ def test_all_alignments(
     skip: float,
     backend: str,
 ) -> None:
-    cost = _cost(kind, n, m, seed, forbidden)
+    cost = cost_of(kind, n, m, seed, forbidden)
     truth = enumerate_paths(cost, gamma, warp, skip, pattern)
-    got = _run(cost, gamma, warp, skip, **_options(pattern), backend=backend)
+    got = _run(cost, gamma, warp, skip, **options_of(pattern), backend=backend)
     _assert_truth(got, truth, cost, gamma)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids="-".join)
 def test_every_combination(pattern: tuple[str, str, str], backend: str) -> None:
     for n, m in ((3, 4), (4, 3), (3, 3)):
-        cost = _cost("normal", n, m, n)
+        cost = cost_of("normal", n, m, n)
         truth = enumerate_paths(cost, 0.5, 0.3, 0.2, pattern)
-        got = _run(cost, 0.5, 0.3, 0.2, **_options(pattern), backend=backend)
+        got = _run(cost, 0.5, 0.3, 0.2, **options_of(pattern), backend=backend)
         _assert_truth(got, truth, cost, 1)
 
 
@@ -131,9 +112,9 @@ def test_one_cheapest_alignment_of_ties(
     skip: int,
     backend: str,
 ) -> None:
-    cost = _cost("integers", n, m, seed, forbidden)
+    cost = cost_of("integers", n, m, seed, forbidden)
     truth = enumerate_paths(cost, 0.0, warp, skip, pattern)
-    options = {**_options(pattern), "backend": backend}
+    options = {**options_of(pattern), "backend": backend}
     value, visits, *by_settings = _run(cost, 0.0, warp, skip, **options)
     assert value == truth.value
     assert np.array_equal(visits.numpy(), truth.visits)
@@ -169,7 +150,7 @@ def test_one_open_side_is_padding(
     ends: tuple[str, str],
     backend: str,
 ) -> None:
-    cost = _cost("normal", n, m, seed)
+    cost = cost_of("normal", n, m, seed)
     frame, more = padded(cost + 2 * warp, gamma, skip + warp, *ends)
     plain = soft_dtw_from_cost(torch.from_numpy(frame.copy()), gamma=gamma).item()
     got = _run(cost, gamma, warp, skip, open_begin=ends[0], open_end=ends[1], backend=backend)
@@ -185,8 +166,10 @@ def test_one_open_side_is_padding(
 def test_transposed_and_reversed(
     pattern: tuple[str, str, str], seed: int, gamma: float, backend: str
 ) -> None:
-    cost = _cost("normal", 4, 6, seed)
-    value, visits, *by_settings = _run(cost, gamma, 0.2, 0.1, **_options(pattern), backend=backend)
+    cost = cost_of("normal", 4, 6, seed)
+    value, visits, *by_settings = _run(
+        cost, gamma, 0.2, 0.1, **options_of(pattern), backend=backend
+    )
     swap = str.maketrans("xy", "yx")
     sides = ["".join(sorted(side.translate(swap))) for side in pattern]
     cases = [
@@ -194,7 +177,7 @@ def test_transposed_and_reversed(
         (cost[::-1, ::-1], [pattern[0], pattern[2], pattern[1]], lambda e: e.flip(0, 1)),
     ]
     for other, options, back in cases:
-        got = _run(other.copy(), gamma, 0.2, 0.1, **_options(tuple(options)), backend=backend)
+        got = _run(other.copy(), gamma, 0.2, 0.1, **options_of(tuple(options)), backend=backend)
         assert got[0] == pytest.approx(value, rel=1e-12, abs=1e-12) or got[0] == value
         assert_close(back(got[1]), visits, 1e-9, "gradient")
         assert_close(torch.stack(got[2:]), torch.stack(by_settings), 1e-9, "settings")
@@ -228,7 +211,7 @@ def test_frames_with_tokens(backend: str) -> None:
 
 def test_subsequence_by_its_own_recursion(backend: str) -> None:
     """The textbook's subsequence DTW: a first row without sums, the least of the last row."""
-    cost = _cost("normal", 4, 12, 3)
+    cost = cost_of("normal", 4, 12, 3)
     total = cost.copy()
     for i in range(1, 4):
         total[i, 0] += total[i - 1, 0]
@@ -249,14 +232,14 @@ def test_subsequence_by_its_own_recursion(backend: str) -> None:
 def test_entropy_is_that_of_the_alignments(
     pattern: tuple[str, str, str], seed: int, backend: str
 ) -> None:
-    cost = _cost("normal", 3, 4, seed)
+    cost = cost_of("normal", 3, 4, seed)
     truth = enumerate_paths(cost, 0.6, 0.2, 0.1, pattern)
     alignment = soft_dtw_alignment_from_cost(
         torch.from_numpy(cost),
         gamma=0.6,
         warp_cost=0.2,
         skip_cost=0.1,
-        **_options(pattern),
+        **options_of(pattern),
         backend=backend,
     )
     if math.isinf(truth.value):
@@ -278,7 +261,7 @@ def test_lengths_and_settings_are_a_loop_over_items(
     n = torch.from_numpy(random.integers(1, 6, size=(2, 3)))
     m = torch.from_numpy(random.integers(1, 7, size=(2, 3)))
     warp, skip = (torch.from_numpy(random.normal(size=(2, 3))) for _ in range(2))
-    options = {**_options(pattern), "gamma": gamma, "backend": backend}
+    options = {**options_of(pattern), "gamma": gamma, "backend": backend}
     for item in np.ndindex(2, 3):
         cost[item][n[item] :], cost[item][:, m[item] :] = math.nan, math.nan
     leaf = cost.clone().requires_grad_()
@@ -298,7 +281,7 @@ def test_lengths_and_settings_are_a_loop_over_items(
 
 @given(repeat=st.sampled_from(SIDES), seed=seeds(), bandwidth=st.integers(0, 4))
 def test_a_band_is_forbidden_pairs(repeat: str, seed: int, bandwidth: int, backend: str) -> None:
-    cost = _cost("normal", 6, 4, seed)
+    cost = cost_of("normal", 6, 4, seed)
     i, j = np.mgrid[:6, :4]
     outside = (j - i < -2 - bandwidth) | (j - i > bandwidth)
     options = {"repeat": repeat, "backend": backend}
@@ -322,7 +305,7 @@ def test_a_nan_makes_its_item_nan(backend: str) -> None:
     cost = torch.randn(2, 3, 4, dtype=torch.float64)
     cost[1, 2, 0] = math.nan
     for options in ({"warp_cost": 0.3}, {"open_end": "y"}, {"repeat": "x"}):
-        leaf, warp = cost.clone().requires_grad_(), _tensor(0.1)
+        leaf, warp = cost.clone().requires_grad_(), number(0.1)
         arguments = {"warp_cost": warp, **options, "backend": backend}
         value = soft_dtw_from_cost(leaf, **arguments)
         assert value.isnan().tolist() == [False, True]
@@ -332,174 +315,6 @@ def test_a_nan_makes_its_item_nan(backend: str) -> None:
         )
         assert by_cost[1].isnan().all() and not by_cost[0].isnan().any()
         assert by_warp is None or by_warp.isnan()
-
-
-# Kernels on vectors -------------------------------------------------------------------------------
-
-# What the kernels of plain lattices do, and one that the scalar tier does.
-ON_VECTORS: tuple[dict[str, Any], ...] = (
-    {},
-    {"repeat": "y"},
-    {"repeat": "x"},
-    {"repeat": ""},
-    {"open_begin": "y", "open_end": "y"},
-    {"open_begin": "x", "open_end": "x"},
-    {"open_begin": "x"},
-    {"open_end": "y"},
-    {"repeat": "y", "open_end": "xy"},
-)
-# gamma, warp cost, skip cost.
-SETTINGS = ((1.0, 0.3, 0.1), (0.01, 0.0, 0.5), (0.05, 256.0, 0.0), (1e-3, 2.0, 1.0))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n, m, repeat", [(40, 30, "y"), (30, 40, "x"), (40, 40, "")])
-def test_the_largest_warp_cost_allows_the_fewest_repeats(
-    n: int, m: int, repeat: str, dtype: torch.dtype
-) -> None:
-    cost = torch.from_numpy(make_cost("walk", (3, n, m), 1)).to(dtype)
-    for gamma in (0.0, 1e-3, 1.0):
-        by_cost = []
-        for options in ({"warp_cost": 1e7}, {"warp_cost": 1e20}, {"repeat": repeat}):
-            leaf = cost.clone().requires_grad_()
-            value = soft_dtw_from_cost(leaf, gamma=gamma, **options)
-            by_cost.append(torch.autograd.grad(value.sum(), leaf)[0])
-        for got in by_cost[:2]:
-            assert_close(got, by_cost[2], 1e-9 if dtype == torch.float64 else 5e-5, "visits")
-
-
-@pytest.mark.parametrize("options", ON_VECTORS)
-@pytest.mark.parametrize("shape", [(5, 20, 15), (1, 70, 66)])
-def test_long_pairs_are_those_of_the_reference(
-    options: dict[str, Any], shape: tuple[int, ...]
-) -> None:
-    random = np.random.default_rng(0)
-    cost = torch.from_numpy(make_cost("walk", shape, 3)).float().double()
-    lengths = {}
-    for name, size in (("x_lengths", shape[1]), ("y_lengths", shape[2])):
-        lengths[name] = torch.from_numpy(random.integers(size // 2, size + 1, shape[:1]))
-    for gamma, warp, skip in SETTINGS:
-        for limits in ({}, lengths):
-            runs = []
-            for dtype, backend in (
-                (torch.float64, "reference"),
-                (torch.float64, "numba"),
-                (torch.float32, "numba"),
-            ):
-                leaves = cost.to(dtype).requires_grad_(), *map(_tensor, (gamma, warp, skip))
-                value = _value({**options, **limits, "backend": backend}, *leaves)
-                finite = torch.where(value.isfinite(), value, 0).double().sum()
-                runs.append((value.detach().double(), *torch.autograd.grad(finite, leaves)))
-            truth, *others = runs
-            for (value, by_cost, *by_settings), exact in zip(others, (True, False), strict=True):
-                close = {"rtol": 1e-12 if exact else 1e-6, "atol": 0.0}
-                torch.testing.assert_close(value, truth[0], **close)
-                assert_close(by_cost.double(), truth[1], 1e-9 if exact else 5e-5, "by cost")
-                for got, of_it in zip(by_settings, truth[2:], strict=True):
-                    scale = max(1.0, abs(of_it.item()))
-                    assert abs(got - of_it) <= (1e-9 if exact else 1e-4) * scale
-
-
-@pytest.mark.parametrize("options", ON_VECTORS)
-def test_bits_depend_neither_on_threads_nor_on_the_place(options: dict[str, Any]) -> None:
-    cost = torch.rand(24, 40, 30)
-    before = torch.get_num_threads()
-
-    def run(cost: Tensor) -> tuple[Tensor, ...]:
-        leaf = cost.clone().requires_grad_()
-        value = _value(options, leaf, 0.1, 0.3, 0.2)
-        (by_cost,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
-        return value.detach(), by_cost
-
-    try:
-        torch.set_num_threads(2)
-        together = run(cost)
-    finally:
-        torch.set_num_threads(before)
-    for k in (0, 17):
-        for one, all_of_them in zip(run(cost[k : k + 1]), together, strict=True):
-            assert bits(one[0]) == bits(all_of_them[k])
-
-
-# Accuracy -----------------------------------------------------------------------------------------
-
-
-def test_a_large_warp_cost_costs_no_accuracy() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1000, 2, generator=generator).cumsum(0)
-    y = torch.randn(1000, 2, generator=generator).cumsum(0)
-    costs = torch.cdist(x.double(), y.double()).square().float()
-
-    def run(cost: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = cost.clone().requires_grad_()
-        value = soft_dtw_from_cost(leaf, gamma=0.05, warp_cost=256.0)
-        return value.detach().double(), torch.autograd.grad(value, leaf)[0].double()
-
-    (value, visits), (truth, true_visits) = run(costs), run(costs.double())
-    assert abs(value - truth) <= 1e-6 * abs(truth)
-    assert (visits - true_visits).abs().max() <= 5e-5
-
-
-def test_a_cost_of_warping_without_kernels_for_it() -> None:
-    """What runs on CUDA: the cost of warping added to the costs. Other patterns are refused."""
-    random = torch.Generator().manual_seed(3)
-    cost = torch.rand(4, 6, 5, generator=random, dtype=torch.float64)
-    items = torch.rand(3, 4, generator=random, dtype=torch.float64)
-    n = torch.tensor([6, 3, 5, 1])
-    problem = PatternProblem(cost, *items, n, None, None, "xy", "", "")
-    weight, tangents = torch.rand(4, generator=random, dtype=torch.float64), (cost, *items)
-    engine = backends.load("numba")
-    for name, rest in (
-        ("pattern_value", ()),
-        ("pattern_gradient", (weight, True)),
-        ("pattern_hessian_product", (weight, *tangents)),
-    ):
-        got = getattr(compositions, name)(problem, *rest)
-        torch.testing.assert_close(got, getattr(engine, name)(problem, *rest))
-        for other in ({"repeat": "x"}, {"open_end": "y"}):
-            with pytest.raises(NotImplementedError, match="call the public functions"):
-                getattr(compositions, name)(problem._replace(**other), *rest)
-
-
-FRAMED = st.sampled_from([("x", ""), ("y", ""), ("", "x"), ("", "y"), ("x", "x"), ("y", "y")])
-
-
-@given(ends=FRAMED, seed=seeds(), gamma=gammas(1e-2), warp=PRICES, skip=PRICES)
-def test_framed_costs_are_open_ends(
-    ends: tuple[str, str], seed: int, gamma: float, warp: float, skip: float
-) -> None:
-    """What runs on CUDA: values, and derivatives of both orders, against the recursion; with
-    lengths, NaN beyond them, forbidden pairs, no path, and NaN in an item.
-    """
-    random = np.random.default_rng(seed)
-    n, m = torch.from_numpy(random.integers(1, 6, (2, 5)))
-    cost = _cost("normal", 5, 4, seed)[None].repeat(5, 0) * random.uniform(0.5, 2, (5, 1, 1))
-    cost[random.random(cost.shape) < 0.1] = math.inf
-    cost[1] = math.inf
-    m = m.clamp(max=4)
-    for item in range(5):
-        cost[item, n[item] :], cost[item, :, m[item] :] = math.nan, math.nan
-    cost[2, n[2] - 1, m[2] - 1] = math.nan
-    settings = (
-        torch.from_numpy(cost),
-        *(torch.full((5,), value, dtype=torch.float64) for value in (gamma, warp, skip)),
-    )
-    results = []
-    for module in (framed, reference):
-        leaves = [t.clone().requires_grad_() for t in settings]
-        problem = PatternProblem(*leaves, n, m, None, "xy", *ends)
-        value = module.value(problem)
-        first = torch.autograd.grad(
-            torch.where(value.isfinite(), value, 0).sum(), leaves, create_graph=True
-        )
-        grads = module.gradient(problem, torch.ones_like(value), True)
-        weights = [torch.where(t.isfinite(), t.detach().cos(), 0) for t in first]
-        second = torch.autograd.grad(first, leaves, weights)
-        results.append((value, *first, *grads, *second))
-    for one, two in zip(*results, strict=True):
-        assert one[2].isnan().any() and two[2].isnan().any()
-        one, two = (torch.cat([t[:2], t[3:]]).detach() for t in (one, two))
-        assert_close(one, two, 1e-9 + 1e-10 / gamma**2, str(ends))
 
 
 # Derivatives of all kinds -------------------------------------------------------------------------
@@ -515,11 +330,7 @@ SOME = (
 def _inputs() -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
     cost = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
-    return cost.requires_grad_(), _tensor(0.6), _tensor(0.3), _tensor(0.2)
-
-
-def _value(options: dict[str, Any], cost: Tensor, gamma: Any, warp: Any, skip: Any) -> Tensor:
-    return soft_dtw_from_cost(cost, gamma=gamma, warp_cost=warp, skip_cost=skip, **options)
+    return cost.requires_grad_(), number(0.6), number(0.3), number(0.2)
 
 
 @pytest.mark.parametrize("options", SOME)
@@ -527,7 +338,7 @@ def test_gradcheck(options: dict[str, Any], backend: str) -> None:
     options = {**options, "backend": backend}
 
     def function(*inputs: Tensor) -> Tensor:
-        return _value(options, *inputs)
+        return value_of(options, *inputs)
 
     assert torch.autograd.gradcheck(function, _inputs(), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, _inputs())
@@ -537,12 +348,12 @@ def test_gradcheck(options: dict[str, Any], backend: str) -> None:
 def test_second_derivatives_are_those_of_the_reference(
     pattern: tuple[str, str, str], n: int, m: int, seed: int, gamma: float
 ) -> None:
-    cost = torch.from_numpy(_cost("normal", n, m, seed, 0.1))
-    direction = torch.from_numpy(_cost("normal", n, m, seed + 7))
+    cost = torch.from_numpy(cost_of("normal", n, m, seed, 0.1))
+    direction = torch.from_numpy(cost_of("normal", n, m, seed + 7))
     results = []
     for backend in ("reference", "numba"):
-        leaves = cost.clone().requires_grad_(), *map(_tensor, (gamma, 0.3, 0.2))
-        value = _value({**_options(pattern), "backend": backend}, *leaves)
+        leaves = cost.clone().requires_grad_(), *map(number, (gamma, 0.3, 0.2))
+        value = value_of({**options_of(pattern), "backend": backend}, *leaves)
         finite = torch.where(value.isfinite(), value, 0)
         first = derivative(finite, *leaves, again=True)
         mixed = (first[0] * direction).sum() + 0.7 * first[1] + 0.4 * first[2] - 0.3 * first[3]
@@ -557,7 +368,7 @@ def test_functorch(options: dict[str, Any], backend: str) -> None:
     cost, gamma, warp, skip = (t.detach() for t in _inputs())
 
     def function(cost: Tensor, warp: Tensor) -> Tensor:
-        return _value(options, cost, gamma, warp, skip)
+        return value_of(options, cost, gamma, warp, skip)
 
     warps = torch.stack([warp, 2 * warp])
     loop = torch.stack([function(c, w) for c, w in zip(cost, warps, strict=True)])
@@ -575,7 +386,7 @@ def test_functorch(options: dict[str, Any], backend: str) -> None:
 @pytest.mark.parametrize("options", SOME[1:3])
 def test_compiled(options: dict[str, Any]) -> None:
     def function(cost: Tensor, warp: Tensor, skip: Tensor) -> Tensor:
-        return _value(options, cost, 0.6, warp, skip).sum()
+        return value_of(options, cost, 0.6, warp, skip).sum()
 
     cost, _, warp, skip = _inputs()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -613,7 +424,7 @@ def test_features_have_the_gradient_of_their_costs(backend: str) -> None:
     x = torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
     y = torch.randn(3, 6, 2, dtype=torch.float64)
     for pattern in (("xy", "", ""), ("y", "", "y"), ("xy", "xy", "x")):
-        options = {**_options(pattern), "gamma": 0.4, "warp_cost": 0.2, "skip_cost": 0.1}
+        options = {**options_of(pattern), "gamma": 0.4, "warp_cost": 0.2, "skip_cost": 0.1}
         value = soft_dtw(x, y, **options, backend=backend)
         cost = (x[:, :, None] - y[:, None]).square().sum(-1)
         truth = soft_dtw_from_cost(cost, **options, backend="reference")
@@ -636,7 +447,7 @@ def test_skipped_frames_have_empty_rows() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_divergence(dtype: torch.dtype, backend: str) -> None:
     x = torch.randn(3, 5, 2, dtype=dtype, requires_grad=True)
-    y, warp = torch.randn(3, 6, 2, dtype=dtype), _tensor(0.4)
+    y, warp = torch.randn(3, 6, 2, dtype=dtype), number(0.4)
     same = soft_dtw_divergence(x, x, warp_cost=warp, backend=backend)
     assert same.tolist() == [0.0] * 3
     got = soft_dtw_divergence(x, y, warp_cost=warp, backend=backend)
@@ -656,7 +467,7 @@ def test_divergence(dtype: torch.dtype, backend: str) -> None:
 
 def test_a_price_without_use_has_gradient_zero(backend: str) -> None:
     cost = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    skip = _tensor(5.0)
+    skip = number(5.0)
     value = soft_dtw_from_cost(cost, skip_cost=skip, backend=backend)
     assert value.item() == pytest.approx(soft_dtw_from_cost(cost).item(), abs=1e-13)
     assert torch.autograd.grad(value, skip)[0].item() == 0.0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .._lattice import band_limits, lattice_size
 from .arrays import NOTHING
+from .ends import SUMS, Open
 from .scaling import SMALLEST_GAMMA, precision_of
 
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
@@ -30,6 +31,7 @@ class Batch:
     bandwidth: int  # negative: none
     # (P,) or (1,), of a plain lattice; or empty for no cost of warping.
     warp: np.ndarray = field(default_factory=lambda: NOTHING)
+    open: Open | None = None  # of a plain lattice without a band
     order: np.ndarray | None = field(default=None, init=False)  # what in_order has found
 
     @property
@@ -127,6 +129,12 @@ class Batch:
         return self.cost, self.gamma, self.warp, self.dummy, self.n, self.m, self.bandwidth
 
     @property
+    def price(self) -> np.ndarray:
+        """Of a frame that is left out, which is also one of the steps that repeat a frame less."""
+        skip = self.open.skip if self.open is not None else NOTHING
+        return skip + self.warp if self.warp.size else skip
+
+    @property
     def exact_arguments(self) -> tuple:
         """Of the exact tier, which knows no cost of warping."""
         return self.cost, self.gamma, self.dummy, self.n, self.m, self.bandwidth
@@ -137,7 +145,10 @@ class Batch:
         settings = self.gamma, self.dummy, self.warp
         gamma, dummy, warp = (a[items] if a.size > 1 else a for a in settings)
         n, m = (a[items] if a.size else a for a in (self.n, self.m))
-        return Batch(cost, gamma, dummy, n, m, self.bandwidth, warp)
+        opened = self.open
+        if opened is not None and opened.skip.size > 1:
+            opened = replace(opened, skip=opened.skip[items])
+        return Batch(cost, gamma, dummy, n, m, self.bandwidth, warp, opened)
 
     @property
     def hard(self) -> np.ndarray:
@@ -156,10 +167,11 @@ class Gradients:
     # (A, B, N, M). Cells beyond the lengths or the band stay as they are, and so do those without
     # mass if lanes are not pairs, or gamma is 0: zeros.
     cost: np.ndarray
-    sums: np.ndarray = field(init=False)  # rows: by the dummy cost, and entropies in bits
+    # Rows: by the dummy cost, and entropies in bits; with open ends more, see `ends`.
+    sums: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sums = np.zeros((2, self.scale.size))
+        self.sums = np.zeros((SUMS, self.scale.size))
 
     @property
     def dummy(self) -> np.ndarray:

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import Vector, call_llvm, constant, shuffle, suffix, vector_pointer
+from .simd import Vector, call_llvm, constant, shuffle, splat_value, suffix, vector_pointer
 
 WIDE = 32  # lanes
 FLOATS = Vector(types.float64, WIDE)
@@ -153,6 +153,39 @@ def unreached(typingctx, parts):
         return context.make_tuple(builder, result, [constant(FLOATS, v) for v in values])
 
     return result(parts), codegen
+
+
+@intrinsic
+def from_floats(typingctx, expansion, vector):
+    """The vector as expansions of as many parts."""
+
+    def codegen(context, builder, sig, args):
+        rest = [constant(FLOATS, 0.0)] * (len(expansion) - 1)
+        return context.make_tuple(builder, expansion, [args[1], *rest])
+
+    return expansion(expansion, vector), codegen
+
+
+@intrinsic
+def with_lane(typingctx, expansion, lane, number):
+    """The expansion, in one lane the number."""
+
+    def codegen(context, builder, sig, args):
+        order = ir.Constant(
+            ir.VectorType(ir.IntType(64), WIDE),
+            [ir.Constant(ir.IntType(64), k) for k in range(WIDE)],
+        )
+        index = splat_value(builder, Vector(types.int64, WIDE), args[1])
+        chosen = builder.icmp_signed("==", order, index)
+        values = [splat_value(builder, FLOATS, args[2])]
+        values += [constant(FLOATS, 0.0)] * (len(expansion) - 1)
+        parts = [
+            builder.select(chosen, value, part)
+            for value, part in zip(values, parts_of(builder, args[0]), strict=True)
+        ]
+        return context.make_tuple(builder, expansion, parts)
+
+    return expansion(expansion, types.int64, types.float64), codegen
 
 
 @intrinsic

@@ -204,7 +204,7 @@ def without_matrix(
         by_x, by_y = gradients.x, gradients.y
 
     def work(first: int, last: int) -> None:
-        strips.solve(first, last, *common, *results, (by_x, by_y, NOTHING, NOTHING), sums)
+        strips.solve(first, last, *common, *results, (by_x, by_y, NOTHING, NOTHING), sums, None)
 
     threads, cells = threads_for(task.cells), task.cells // task.pairs
     if task.pairs < threads and cells >= tiers.SHARED:

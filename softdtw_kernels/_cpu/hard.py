@@ -17,6 +17,7 @@ import math
 import numpy as np
 
 from .blocks import load_block
+from .ends import LEFT_OUT
 from .expansion import (
     WIDE,
     enter,
@@ -28,10 +29,19 @@ from .expansion import (
     store_parts,
     unreached,
 )
+from .hard_patterns import (
+    begin_in_lanes,
+    begin_in_strip,
+    cheapest,
+    cheapest_end,
+    find_in_lanes,
+    find_in_strip,
+    pattern_of,
+)
 from .jit import inline, jit, outlined, plain
 from .lattice import band_of, entry, give, has_pairs, lattice_of, length, of_cost, size_of
 from .scaling import AGAIN, SURE
-from .simd import store
+from .simd import like, store
 from .strips import lane_steps, strip_columns
 from .tiles import CHUNK, pack
 
@@ -79,21 +89,21 @@ def conclude(total, nan_sum, lost, parts, cost, theta, n, m, bandwidth):
 
 
 @outlined
-def trace(bits, height, stride, lane, low, rows, columns, steps):
-    """The cells of the cheapest path, last first; their number.
+def trace(bits, height, stride, lane, low, i, j, steps):
+    """The cells of the cheapest path that ends at (i, j), last first; their number.
 
     bits: those of `height` rows stand together, each row a step behind the row above it, and its
     bit one further than that row's; the first is `lane`.
     """
-    i, j, count = rows - 1, columns - 1, 0
+    count = 0
     while True:
         steps[count, 0], steps[count, 1] = i, j
         count += 1
-        if i == 0 and j == 0:
-            return count
         group, k = i // height, i % height
         at = group * stride + 2 * (j - max(0, group * height + low) + k)
         up, left = bits[at] >> (lane + k) & 1, bits[at + 1] >> (lane + k) & 1
+        if up == 0 and left == 0 and (i == 0 or j == 0):
+            return count
         if left == 0:
             i -= 1
         if left == 1 or up == 0:
@@ -101,8 +111,11 @@ def trace(bits, height, stride, lane, low, rows, columns, steps):
 
 
 @outlined
-def adjoint(value, bits, height, stride, lane, low, weak, n, m, factor, clean, steps, grad):
-    """The gradient of factor times the value, and what goes to the dummy cost.
+def adjoint(
+    value, bits, height, stride, lane, low, weak, n, m, end, factor, clean, steps, grad
+):  # fmt: skip
+    """The gradient of factor times the value, of a path that ends at a cell; returns what goes to
+    the dummy cost, and factor times the frames that are left out before the path.
 
     clean: the gradient is 0 before.
     """
@@ -110,14 +123,13 @@ def adjoint(value, bits, height, stride, lane, low, weak, n, m, factor, clean, s
         broken = 0.0 if value == np.inf else np.nan
         if not clean or value != np.inf:
             grad[:n, :m] = broken
-        return broken
+        return broken, broken
     if not clean:
         grad[:n, :m] = 0.0
-    rows, columns = size_of(n, m, weak)
-    dummies = 0.0
-    for k in range(trace(bits, height, stride, lane, low, rows, columns, steps)):
+    dummies, count = 0.0, trace(bits, height, stride, lane, low, end[0], end[1], steps)
+    for k in range(count):
         dummies += give(grad, weak, steps[k, 0], steps[k, 1], factor)
-    return dummies
+    return dummies, factor * (steps[count - 1, 0] + steps[count - 1, 1])
 
 
 # One pair: lanes are rows -------------------------------------------------------------------------
@@ -126,10 +138,10 @@ def adjoint(value, bits, height, stride, lane, low, weak, n, m, factor, clean, s
 @outlined
 def walk_strip(
     cost, theta, weak, row, first, steps, starts, stops, parts, packed, border, width,
-    nan_sums, lost, final, keep, bits, at,
+    nan_sums, lost, final, keep, bits, at, pattern,
 ):  # fmt: skip
     """One strip: reads the border above it, leaves that of its last row, and the last step in
-    final.
+    final. pattern: None, or see `hard_patterns`.
     """
     here = unreached(parts)
     up = enter(here, border, width, first)
@@ -142,11 +154,19 @@ def walk_strip(
             nan_sum = nan_sum + d
             diagonal = up
             up = enter(here, border, width, first + t + 1)
-            best, by_up = least(up, diagonal)
-            best, by_left = least(here, best)
+            if pattern is None:
+                best, by_up = least(up, diagonal)
+                best, by_left = least(here, best)
+            else:
+                diagonal = begin_in_strip(pattern, diagonal, row, t)
+                best, by_up, by_left, told = cheapest(
+                    pattern, diagonal, up, here, like(d, pattern.warp), told
+                )
             here, told = plus(best, d, told)
             if keep:
                 bits[at + 2 * t], bits[at + 2 * t + 1] = by_up, by_left
+            if pattern is not None:
+                find_in_strip(pattern, here, row, t)
             if t >= WIDE - 1:
                 leave(here, border, width, first + t - WIDE + 2)
     store(nan_sums, 0, nan_sum)
@@ -163,7 +183,7 @@ def stride_of(columns, low, high):
 @jit
 def solve(
     items, cost4, dummy, n, m, bandwidth, parts, steps, counts, value, status, keep,
-    with_grad, scale, clean, grad4, sums,
+    with_grad, scale, clean, grad4, sums, prices,
 ):  # fmt: skip
     """Values of the pairs q in items, and if asked for their gradients; status: see `scaling`.
 
@@ -171,6 +191,7 @@ def solve(
     all 0 before. sums: as in `exact.gradient`. counts, unless it is empty: 0 for each item that has
     no path (with keep NaN has none), -1 for others. steps: room for a path; with keep and no
     gradient, for that of each item, the last cell first, and counts tells how many they are.
+    prices: None, or see `hard_patterns`.
     """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
@@ -186,6 +207,8 @@ def solve(
     bits = np.empty(most if keep else 0, np.uint32)
     width = widest + 3 * WIDE
     border = np.empty(3 * width)
+    if prices is not None:
+        found, own = np.zeros(3 * (cost4.shape[2] + cost4.shape[3])), np.zeros(3 * WIDE)
     for place, q in enumerate(items):
         cost, theta = cost4[q // per_row, q % per_row], entry(dummy, q) if weak else 0.0
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
@@ -195,35 +218,46 @@ def solve(
         border[1:width] = np.inf  # before column 0 is the virtual cell before the origin
         nan_sums[:] = 0.0
         lost[:] = 0
+        if prices is None:
+            pattern = None
+        else:
+            pattern = pattern_of(prices, q, rows, columns, len(parts), 1, found, own, own)
         for row in range(0, rows, WIDE):
             first, steps_here, _ = strip_columns(row, WIDE, rows, columns, low, high)
             lane_steps(row, WIDE, first, rows, columns, low, high, starts, stops)
             walk_strip(
                 cost, theta, weak, row, first, steps_here, starts, stops, parts, packed,
                 border, width, nan_sums, lost, final, keep, bits, row // WIDE * stride,
+                pattern,
             )  # fmt: skip
             border[0] = np.inf
         nan_sum, told = 0.0, 0
         for lane in range(WIDE):
             nan_sum += nan_sums[lane]
             told |= lost[lane]
-        total = total_of(final, (rows - 1) % WIDE, parts)
+        end, left_out = (rows - 1, columns - 1), 0
+        if prices is None:
+            total = total_of(final, (rows - 1) % WIDE, parts)
+        else:
+            end, left_out, total = cheapest_end(pattern, rows, columns, prices, q, plain(0))
         v, sure = conclude(total, nan_sum, told, parts, cost, theta, n_q, m_q, bandwidth)
         value[q], status[q] = v, sure
         if counts.size > 0:
             none = v == np.inf or (keep and math.isnan(v))
             counts[place] = 0 if sure == SURE and none else -1
         if with_grad and sure == SURE:
-            sums[0, q] = adjoint(
-                v, bits, WIDE, stride, plain(0), low, weak, n_q, m_q, scale[q], clean, steps,
+            sums[0, q], begun = adjoint(
+                v, bits, WIDE, stride, plain(0), low, weak, n_q, m_q, end, scale[q], clean, steps,
                 grad4[q // per_row, q % per_row],
             )  # fmt: skip
+            if prices is not None:
+                sums[LEFT_OUT, q] = begun + left_out * scale[q] if v < np.inf else begun
             sums[1, q] = 0.0 if v > -np.inf else np.nan
         elif keep and not with_grad:
             if sure == SURE and v < np.inf:
                 room = steps.shape[0] // items.size
                 its = steps[place * room : (place + 1) * room]
-                counts[place] = trace(bits, WIDE, stride, plain(0), low, rows, columns, its)
+                counts[place] = trace(bits, WIDE, stride, plain(0), low, end[0], end[1], its)
 
 
 # Many pairs: lanes are pairs ----------------------------------------------------------------------
@@ -258,7 +292,7 @@ def pack_row(cost4, q, count, i, starts, stops, columns, packed):
 @outlined
 def walk_rows(
     cost4, q, count, n, m, bandwidth, theta, weak, rows, columns, ends, starts, stops, parts,
-    packed, line, final, nan_sums, lost, keep, bits,
+    packed, line, final, nan_sums, lost, keep, bits, pattern,
 ):  # fmt: skip
     """All rows of the lattices of a group of pairs; the last cell of each in final, 0 before.
 
@@ -289,13 +323,20 @@ def walk_rows(
                 nan_sum = nan_sum + d
             diagonal = up
             up = load_parts(nothing, line, width, j * WIDE)
-            best, by_up = least(up, diagonal)
-            best, by_left = least(here, best)
+            if pattern is None:
+                best, by_up = least(up, diagonal)
+                best, by_left = least(here, best)
+            else:
+                diagonal = begin_in_lanes(pattern, diagonal, i, j)
+                warps = load_wide(pattern.warps, 0)
+                best, by_up, by_left, told = cheapest(pattern, diagonal, up, here, warps, told)
             here, told = plus(best, d, told)
             store_parts(here, line, width, j * WIDE)
             if keep:
                 at = 2 * (i * columns + j)
                 bits[at], bits[at + 1] = by_up, by_left
+        if pattern is not None:
+            find_in_lanes(pattern, line, count, ends, i)
         for lane in range(count):
             if i == ends[0, lane]:
                 for k in range(len(parts)):
@@ -307,7 +348,7 @@ def walk_rows(
 @jit
 def solve_many(
     first, last, cost4, dummy, n, m, bandwidth, parts, steps, value, status, keep,
-    with_grad, scale, clean, grad4, sums,
+    with_grad, scale, clean, grad4, sums, prices,
 ):  # fmt: skip
     """As solve, for the pairs of the groups first <= index < last: WIDE neighbors each."""
     weak = dummy.size > 0
@@ -319,6 +360,9 @@ def solve_many(
     nan_sums, lost = np.empty(WIDE), np.empty(WIDE, np.int64)
     starts, stops = np.empty(WIDE, np.int64), np.empty(WIDE, np.int64)
     ends = np.empty((2, WIDE), np.int64)
+    if prices is not None:
+        warps, skips = np.zeros(WIDE), np.zeros(WIDE)
+        found = np.zeros(3 * WIDE * (most_rows + most_columns))
     bits = np.empty(2 * most_rows * most_columns if keep else 0, np.uint32)
     for index in range(first, last):
         q = index * WIDE
@@ -336,23 +380,36 @@ def solve_many(
             rows, columns = max(rows, rows_here), max(columns, columns_here)
             if weak:
                 theta[lane] = entry(dummy, p)
+        if prices is None:
+            pattern = None
+        else:
+            for lane in range(count):
+                warps[lane] = entry(prices.warp, q + lane)
+                skips[lane] = entry(prices.skip, q + lane)
+            pattern = pattern_of(prices, q, rows, columns, len(parts), WIDE, found, warps, skips)
         walk_rows(
             cost4, q, count, n, m, bandwidth, theta, weak, rows, columns, ends, starts, stops,
-            parts, packed, line, final, nan_sums, lost, keep, bits,
+            parts, packed, line, final, nan_sums, lost, keep, bits, pattern,
         )  # fmt: skip
         for lane in range(count):
             p = q + lane
             cost = cost4[p // per_row, p % per_row]
             n_q, m_q = length(n, p, cost4.shape[2]), length(m, p, cost4.shape[3])
+            end, left_out = (ends[0, lane], ends[1, lane]), 0
+            if prices is None:
+                total = total_of(final, lane, parts)
+            else:
+                end, left_out, total = cheapest_end(pattern, n_q, m_q, prices, p, lane)
             v, sure = conclude(
-                total_of(final, lane, parts), nan_sums[lane], lost[lane], parts, cost,
-                theta[lane], n_q, m_q, bandwidth,
+                total, nan_sums[lane], lost[lane], parts, cost, theta[lane], n_q, m_q, bandwidth
             )  # fmt: skip
             value[p], status[p] = v, sure
             if sure == AGAIN or not with_grad:
                 continue
-            sums[0, p] = adjoint(
-                v, bits, plain(1), 2 * columns, lane, -most_rows, weak, n_q, m_q, scale[p], clean,
-                steps, grad4[p // per_row, p % per_row],
+            sums[0, p], begun = adjoint(
+                v, bits, plain(1), 2 * columns, lane, -most_rows, weak, n_q, m_q, end, scale[p],
+                clean, steps, grad4[p // per_row, p % per_row],
             )  # fmt: skip
+            if prices is not None:
+                sums[LEFT_OUT, p] = begun + left_out * scale[p] if v < np.inf else begun
             sums[1, p] = 0.0 if v > -np.inf else np.nan

@@ -16,146 +16,48 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import common, load_block, store_block
 from .cell import exponential, quotient, step, surprise, warped_exponential
+from .ends import LEFT_OUT, SUMS
 from .floating import to_integer
+from .groups import (
+    COLUMNS,
+    HIGH,
+    LOW,
+    ROWS,
+    M,
+    N,
+    begin_group,
+    find_places,
+    pack,
+    row_bounds,
+    rows_at_once,
+    unpack,
+)
 from .jit import inline, jit, outlined, plain
-from .lattice import entry, entry_or_zero, has_pairs, lattice_of, length, of_cost, size_of
-from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude, set_warped_rates
+from .lattice import entry, entry_or_zero, has_pairs, of_cost, size_of
+from .open_lanes import (
+    add_begun_above,
+    add_begun_beside,
+    find_ends_of_row,
+    give_ends_of_row,
+    open_group,
+    open_lanes,
+    set_row_above,
+    weigh_group,
+)
+from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude
 from .simd import keep_above, like, load, smaller, store
 from .strips import beyond_range
 from .subnormal import flush_subnormals, restore
-
-# Rows of the geometry of a group, one column for each lane: lengths of the sequences, rows and
-# columns of the lattice, smallest and largest column minus row inside the band.
-N, M, ROWS, COLUMNS, LOW, HIGH = range(6)
 
 WEIGHTS = 768 * 1024  # bytes of the weights of a block: they stay in the second cache level
 SHORTEST = 8  # rows of a block, so that the rows kept above them are few
 
 
-@inline
-def begin_group(
-    index, items, shape, gamma, warp, n, m, weak, bandwidth, bounds, geometry, rate, pairs
-):  # fmt: skip
-    """Geometry and rates of the lanes of a group of the pairs in items, and the pair of each lane.
-
-    Returns the number of its pairs, and the rows and columns of the largest lattice. Lanes beyond
-    the pairs repeat the last one.
-    """
-    lanes = rate.size // WARPED_ROWS
-    count = min(lanes, items.size - index * lanes)
-    most_rows, most_columns = plain(0), plain(0)
-    for lane in range(lanes):
-        p = items[index * lanes + min(lane, count - 1)]
-        pairs[lane] = p
-        geometry[N, lane], geometry[M, lane] = length(n, p, shape[2]), length(m, p, shape[3])
-        rows, columns, low, high = lattice_of(geometry[N, lane], geometry[M, lane], weak, bandwidth)
-        geometry[ROWS, lane], geometry[COLUMNS, lane] = rows, columns
-        geometry[LOW, lane], geometry[HIGH, lane] = low, high
-        most_rows, most_columns = max(most_rows, rows), max(most_columns, columns)
-        if gamma.size > 1 or warp.size > 1 or lane == 0:
-            set_warped_rates(entry(gamma, p), entry_or_zero(warp, p), bounds, rate, lane)
-        else:
-            for k in range(WARPED_ROWS):
-                rate[k * lanes + lane] = rate[k * lanes]
-    return count, most_rows, most_columns
-
-
-@inline
-def find_places(array4, pairs, places):
-    """How many bytes behind the first element the matrix of each lane begins."""
-    for lane in range(pairs.size):
-        row, column = pairs[lane] // array4.shape[1], pairs[lane] % array4.shape[1]
-        places[lane] = row * array4.strides[0] + column * array4.strides[1]
-
-
-@inline
-def has_whole_rows(array4):
-    """Whether the elements of a row follow each other in memory. One alone has any stride."""
-    return array4.shape[3] == 1 or array4.strides[3] == array4.itemsize
-
-
-@inline
-def rows_at_once(array4, full, weak, lanes):
-    """How many rows of the matrices one square of lanes holds, if they follow each other in memory
-    and no bounds cut them: then they are packed as one.
-    """
-    columns = array4.shape[3]
-    follow = has_whole_rows(array4) and array4.strides[2] == columns * array4.itemsize
-    if not full or weak or not follow:
-        return 1
-    return max(1, lanes // columns)
-
-
-@inline
-def row_bounds(i, geometry, count, full, columns, starts, stops):
-    """The columns starts[k] <= j < stops[k] of row i of the costs that are those of lane k.
-
-    full: all of them, of the pairs that there are; then of several rows, if columns are so many.
-    Returns how many columns, from the first on, are inside in all lanes.
-    """
-    lanes = starts.size
-    if full and count == lanes and columns % lanes == 0:
-        return columns
-    for lane in range(lanes):
-        starts[lane] = stops[lane] = 0
-        if full and lane < count:
-            stops[lane] = columns
-        elif lane < count and i < geometry[N, lane]:
-            starts[lane] = max(0, i + geometry[LOW, lane])
-            stops[lane] = max(starts[lane], min(geometry[M, lane], i + geometry[HIGH, lane] + 1))
-    last_start, first_stop = common(starts, stops)
-    return first_stop if last_start == 0 else plain(0)
-
-
-@outlined
-def pack(cost4, pairs, places, i, starts, stops, whole, columns, packed):
-    """Row i of the costs of all lanes: packed[j lanes + lane]; +inf outside the bounds. The first
-    of the columns, as many as whole, are inside in all lanes.
-    """
-    lanes, per_row = starts.size, cost4.shape[1]
-    if has_whole_rows(cost4):
-        base = cost4.ctypes.data + i * cost4.strides[2]
-        for j in range(0, columns, lanes):
-            at, to = base + j * cost4.itemsize, j * lanes
-            if j + lanes <= whole:
-                load_block(cost4, at, places, None, None, j, packed, to, lanes)
-            else:
-                load_block(cost4, at, places, starts, stops, j, packed, to, lanes)
-        return
-    for lane in range(lanes):
-        costs = cost4[pairs[lane] // per_row, pairs[lane] % per_row]
-        for j in range(columns):
-            known = j < whole or starts[lane] <= j < stops[lane]
-            packed[j * lanes + lane] = costs[i, j] if known else np.inf
-
-
-@outlined
-def unpack(mass, grad4, pairs, places, i, starts, stops, whole, columns):
-    """What pack did, backward."""
-    lanes, per_row = starts.size, grad4.shape[1]
-    if has_whole_rows(grad4):
-        base = grad4.ctypes.data + i * grad4.strides[2]
-        for j in range(0, columns, lanes):
-            at, of = base + j * grad4.itemsize, j * lanes
-            if j + lanes <= whole:
-                store_block(mass, of, lanes, grad4, at, places, None, None, j)
-            else:
-                store_block(mass, of, lanes, grad4, at, places, starts, stops, j)
-        return
-    for lane in range(lanes):
-        grads = grad4[pairs[lane] // per_row, pairs[lane] % per_row]
-        for j in range(columns):
-            if j < whole or starts[lane] <= j < stops[lane]:
-                grads[i, j] = mass[j * lanes + lane]
-
-
 @outlined
 def forward(
     cost4, geometry, pairs, places, count, start, stop, columns, first_end, full, weak, rates,
-    theta, floor, packed, row_m, row_k, starts, stops, checks, exponents, keep,
-    weights,
+    theta, floor, packed, row_m, row_k, starts, stops, checks, exponents, keep, weights, opened,
 ):  # fmt: skip
     """Z of the cells of a group in the rows start <= i < stop, row by row in row_m and row_k, which
     hold the row above.
@@ -169,10 +71,14 @@ def forward(
     largest, warp_part = load(rates, 2 * lanes), load(rates, 3 * lanes)
     one = like(r_high, 1.0)
     bottom, warp_whole = like(load(row_k, 0), floor), to_integer(load(rates, 4 * lanes))
-    if start == 0:
+    if start == 0 and opened is None:
         for j in range(columns):
             store(row_m, j * lanes, one)
             store(row_k, j * lanes, bottom)
+    if opened is not None:
+        if start == 0:
+            set_row_above(opened, row_m, row_k, columns, lanes)
+        most_up, most_left = like(bottom, opened.ends.most_up), like(bottom, opened.ends.most_left)
     lowest, nan_sum = load(checks, 0), load(checks, lanes)
     w_dummy, k_dummy = exponential(load(theta, 0), r_high, r_low, largest)
     if weak:
@@ -190,6 +96,10 @@ def forward(
         up_m, up_k = one, bottom
         if i == 0:
             up_k = like(bottom, 0)  # the virtual cell before the origin, Z = 1
+        if opened is not None:
+            up_m, up_k = load(opened.beside_m, i * lanes), load(opened.beside_k, i * lanes)
+            left_m = load(opened.beside_m, (i + 1) * lanes)
+            left_k = load(opened.beside_k, (i + 1) * lanes)
         for j in range(columns):
             w, k = w_dummy, k_dummy
             if real and has_pairs(weak, j):
@@ -199,8 +109,11 @@ def forward(
                 nan_sum = nan_sum + w
             diagonal_m, diagonal_k = up_m, up_k
             up_m, up_k = load(row_m, j * lanes), load(row_k, j * lanes)
+            above_k = up_k
+            if opened is not None:
+                above_k, left_k = smaller(up_k, most_up), smaller(left_k, most_left)
             left_m, left_k, p_diagonal, p_up, p_left, total = step(
-                w, k, bottom, diagonal_m, diagonal_k, up_m, up_k, left_m, left_k
+                w, k, bottom, diagonal_m, diagonal_k, up_m, above_k, left_m, left_k
             )
             store(row_m, j * lanes, left_m)
             store(row_k, j * lanes, left_k)
@@ -210,7 +123,9 @@ def forward(
                 store(weights, at + lanes, quotient(p_up, total, share))
                 store(weights, at + 2 * lanes, quotient(p_left, total, share))
                 at += 3 * lanes
-        if i < first_end:
+        if opened is not None:
+            find_ends_of_row(opened, geometry, count, i, first_end, row_m, row_k)
+        if i < first_end or opened is not None:
             continue
         for lane in range(count):
             if i == geometry[ROWS, lane] - 1:
@@ -223,7 +138,7 @@ def forward(
 @outlined
 def backward(
     grad4, geometry, pairs, places, count, start, stop, columns, first_end, full, weak, scale,
-    tiny, mass, below, starts, stops, weights, with_gamma, sums,
+    tiny, mass, below, starts, stops, weights, with_gamma, sums, opened,
 ):  # fmt: skip
     """Expected visits of the cells of a group in the rows start <= i < stop, times scale; the
     weights are those of forward.
@@ -237,7 +152,9 @@ def backward(
     at = 3 * lanes * (stop - start) * columns
     together = rows_at_once(grad4, full, weak, lanes)
     for i in range(stop - 1, start - 1, -1):
-        for lane in range(count if i >= first_end else 0):
+        if opened is not None:
+            give_ends_of_row(opened, geometry, count, i, first_end, below)
+        for lane in range(count if i >= first_end and opened is None else 0):
             if i == geometry[ROWS, lane] - 1:
                 below[(geometry[COLUMNS, lane] - 1) * lanes + lane] += 1.0
         real = has_pairs(weak, i)
@@ -269,6 +186,9 @@ def backward(
             store(mass, 0, bits)
             for lane in range(lanes):
                 sums[lanes + lane] += mass[lane]
+        if opened is not None:
+            if opened.ends.of_begin[0] and with_gamma:
+                add_begun_beside(i, mass, from_right, diagonal, sums)
 
 
 @inline
@@ -293,7 +213,7 @@ def copy_row(from_m, to_m, from_k, to_k, at_from, at_to, size):
 @jit
 def solve(
     first, last, items, cost4, gamma, warp, dummy, n, m, bandwidth, floats, integers, floor, bounds,
-    value, status, with_grad, scale, with_gamma, grad4, sums,
+    value, status, with_grad, scale, with_gamma, grad4, sums, ends,
 ):  # fmt: skip
     """Recursion and, if asked for, its adjoint for the groups first <= index < last of the pairs
     in items.
@@ -301,7 +221,7 @@ def solve(
     status: see `scaling`. sums: rows of scale times the visits of dummies, and times the
     visits of all cells with the entropies of their weights in bits. Gradients of cells beyond the
     lengths or the band are not written, nor are those of all pairs of a group without a certified
-    one.
+    one. ends: None, or see `ends`.
     """
     weak = dummy.size > 0
     lanes = 64 // floats.itemsize
@@ -318,16 +238,22 @@ def solve(
     rate = np.empty(WARPED_ROWS * lanes, floats.dtype)
     checks = np.empty(3 * lanes, floats.dtype)
     theta, factor = np.zeros(lanes, floats.dtype), np.zeros(lanes, floats.dtype)
-    exponents, group_sums = np.zeros(lanes, np.int64), np.empty(2 * lanes)
+    exponents, group_sums = np.zeros(lanes, np.int64), np.empty(SUMS * lanes)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     geometry, pairs = np.empty((6, lanes), np.int64), np.empty(lanes, np.int64)
     places, grad_places = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    if ends is None:
+        opened = None
+    else:
+        opened = open_lanes(ends, cost4.shape[2], cost4.shape[3], lanes, floats, integers, floor)
     before = flush_subnormals()
     for index in range(first, last):
         count, rows, columns = begin_group(
             index, items, cost4.shape, gamma, warp, n, m, weak, bandwidth, bounds, geometry, rate,
             pairs,
         )  # fmt: skip
+        if ends is not None:
+            open_group(opened, pairs, geometry, floor, index == first)
         find_places(cost4, pairs, places)
         find_places(grad4, pairs, grad_places)
         full, first_end = plain(True), most_rows
@@ -345,10 +271,13 @@ def solve(
                 theta[lane] = entry(dummy, p)
             if with_grad:
                 factor[lane] = scale[p]
-        if not weak and all_beyond_range(cost4, pairs, count, geometry, gamma, warp, floor, bounds):
-            for lane in range(count):
-                value[pairs[lane]], status[pairs[lane]] = 0.0, AGAIN
-            continue
+        if ends is None:
+            if not weak and all_beyond_range(
+                cost4, pairs, count, geometry, gamma, warp, floor, bounds
+            ):
+                for lane in range(count):
+                    value[pairs[lane]], status[pairs[lane]] = 0.0, AGAIN
+                continue
         for lane in range(lanes):
             checks[lane], checks[lanes + lane] = np.inf, 0.0
         final = (rows - 1) // height
@@ -359,13 +288,24 @@ def solve(
                 cost4, geometry, pairs, places, count, part * height,
                 min(rows, (part + 1) * height), columns, first_end, full, weak, rate, theta, floor,
                 packed, row_m, row_k, starts, stops, checks, exponents,
-                with_grad and part == final, weights,
+                with_grad and part == final, weights, opened,
+            )  # fmt: skip
+        for lane in range(SUMS * lanes):
+            group_sums[lane] = 0.0
+        more = 0.0
+        if ends is not None:
+            weigh_group(
+                opened, pairs, geometry, count, warp, floor, checks, exponents, with_gamma,
+                group_sums,
             )  # fmt: skip
         for lane in range(count):
+            if ends is not None:
+                more = entry(ends.more, pairs[lane])
             value[pairs[lane]], status[pairs[lane]] = conclude(
                 checks[2 * lanes + lane], exponents[lane], checks[lane], checks[lanes + lane],
                 entry(gamma, pairs[lane]), entry_or_zero(warp, pairs[lane]),
                 geometry[ROWS, lane], geometry[COLUMNS, lane], floor, bounds, not with_grad,
+                more,
             )  # fmt: skip
         some_sure = False
         for lane in range(count):
@@ -374,8 +314,6 @@ def solve(
             continue
         for k in range(columns * lanes):
             below[k] = 0.0
-        for lane in range(2 * lanes):
-            group_sums[lane] = 0.0
         for part in range(final, -1, -1):
             start, stop = part * height, min(rows, (part + 1) * height)
             if part < final:
@@ -384,15 +322,20 @@ def solve(
                 forward(
                     cost4, geometry, pairs, places, count, start, stop, columns, first_end, full,
                     weak, rate, theta, floor, packed, row_m, row_k, starts, stops, checks,
-                    exponents, plain(True), weights,
+                    exponents, plain(True), weights, opened,
                 )  # fmt: skip
             backward(
                 grad4, geometry, pairs, grad_places, count, start, stop, columns, first_end, full,
                 weak, factor, bounds[TINY], packed, below, starts, stops, weights, with_gamma,
-                group_sums,
+                group_sums, opened,
             )  # fmt: skip
         for lane in range(count):
             q = pairs[lane]
             sums[0, q] = group_sums[lane] * scale[q]
             sums[1, q] = group_sums[lanes + lane] * scale[q]
+            if ends is not None:
+                if with_gamma and ends.of_begin[1]:
+                    add_begun_above(below, geometry[COLUMNS, lane], lane, lanes, group_sums)
+                for k in range(LEFT_OUT, SUMS):
+                    sums[k, q] = group_sums[k * lanes + lane] * scale[q]
     restore(before)

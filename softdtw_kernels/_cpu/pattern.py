@@ -1,13 +1,13 @@
 """The operators `pattern_*` on CPU tensors: which kernels do a pattern.
 
 Those of plain lattices know a cost of warping (`warping`), the alignments without the repeats of
-one sequence (there too), and open ends of one sequence (`open_ends`). The scalar tier of
-`pattern_kernels` does what these do not certify, gamma = 0 with open ends or less repeats, other
-patterns, and their second derivatives.
+one sequence (there too), open ends, and all of it at gamma = 0 (`open_ends`). The scalar tier of
+`pattern_kernels` does what these do not certify, and second derivatives.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from .arrays import (
     matrix_like,
     one_or_all,
 )
-from .open_ends import frames, solve_framed
+from .open_ends import solve_hard, solve_open
 from .results import Results
 from .scaling import AGAIN
 from .solve import EXACT_COST
@@ -104,13 +104,17 @@ def _solve(
     results = Results(np.empty(pairs), status, scale, with_settings, grad, sums)
     begin, end = problem.open_begin, problem.open_end
     plain.warp = clipped(task.warp)
-    if problem.warps_alone and pairs:
-        solve_warped(plain, results)
-    elif pairs and task.gamma.any():
-        if not (begin or end):
+    zeros = pairs > 0 and not task.gamma.all()
+    if pairs and task.gamma.any():
+        if problem.warps_alone:
+            solve_warped(plain, results)
+        elif begin or end:
+            solve_open(plain, problem, task.skip, results)
+        else:
             solve_fewest(plain, problem.repeat, task.warp, results)
-        elif problem.repeat == "xy" and frames(begin, end):
-            solve_framed(plain, task.skip, begin, end, results)
+    if zeros:
+        hard = replace(plain, warp=task.warp, open=None)
+        solve_hard(hard, problem, task.skip, results)
     rest = np.flatnonzero(status == AGAIN)
     if rest.size == 0:
         return results

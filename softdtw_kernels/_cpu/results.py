@@ -18,7 +18,7 @@ class Results(NamedTuple):
     grad: np.ndarray  # (A, B, N, M), 0 before
     sums: np.ndarray  # (3, P), 0 before: gradients by gamma, warp and skip
 
-    def by_tiers(self, task: Batch) -> None:
+    def by_tiers(self, task: Batch) -> Gradients | None:
         """All that the kernels of plain lattices certify."""
         out, gradients = np.empty(task.pairs, task.cost.dtype), None
         if self.scale is not None:
@@ -27,6 +27,7 @@ class Results(NamedTuple):
         self.values[:] = out
         if gradients is not None and self.with_settings:
             self.sums[0] = gradients.gamma
+        return gradients
 
     def clear(self, items: np.ndarray) -> None:
         """For those that write where mass flows."""

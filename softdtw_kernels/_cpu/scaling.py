@@ -176,13 +176,15 @@ def out_of_range(first, last, gamma, floor, bounds):
 
 @inline
 def conclude(
-    mantissa, exponent, lowest, nan_sum, gamma, warp, rows, columns, floor, bounds, to_return
+    mantissa, exponent, lowest, nan_sum, gamma, warp, rows, columns, floor, bounds, to_return,
+    more=0.0,
 ):  # fmt: skip
     """The value of a pair, and whether clamping and flushing at the floor changed nothing.
 
-    With warp, 2 warp was added to every cost, and the value is less by (rows + columns) warp. With
-    FEWEST it is that of the alignments of as many pairs as the longer sequence has frames, and sure
-    where all others together, however low their costs, are far below.
+    With warp, 2 warp was added to every cost, and the value is less by (rows + columns) warp; it is
+    more by what open ends have taken off. With FEWEST it is that of the alignments of as many pairs
+    as the longer sequence has frames, and sure where all others together, however low their costs,
+    are far below.
 
     nan_sum is NaN if a cost is, or if one is so low that another tier has to tell. Negative costs
     raise a flushed or clamped path by less than `rise`, so it ends below floor / 2 - rise; the true
@@ -205,6 +207,7 @@ def conclude(
     part, whole = exponent_of_warp(gamma, warp, bounds)
     steps = float(max(rows, columns)) if warp >= FEWEST else 0.5 * (rows + columns)
     value = ((exponent - steps * whole) + (math.log2(mantissa) - steps * part)) / rate
+    value += more
     sure = exponent > floor // 2
     if warp >= FEWEST:
         others = whole + (rows + columns) * (2.0 + max(0.0, lowest * rate))

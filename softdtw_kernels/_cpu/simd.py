@@ -323,3 +323,24 @@ def keep_above(typingctx, a, threshold):
         return builder.select(builder.fcmp_ordered(">", *args), args[0], constant(a, 0.0))
 
     return a(a, threshold), codegen
+
+
+def define_choice_of_lanes(comparison: str) -> Any:
+    @intrinsic
+    def choose(typingctx, a, b, lane):
+        def codegen(context, builder, sig, args):
+            index = Vector(types.int64 if a.dtype.bitwidth == 64 else types.int32, a.lanes)
+            order = ir.Constant(
+                index.ir_type, [ir.Constant(index.ir_type.element, k) for k in range(a.lanes)]
+            )
+            wanted = context.cast(builder, args[2], sig.args[2], index.dtype)
+            chosen = builder.icmp_signed(comparison, order, splat_value(builder, index, wanted))
+            return builder.select(chosen, args[0], args[1])
+
+        return a(a, b, lane), codegen
+
+    return choose
+
+
+in_lane = define_choice_of_lanes("==")  # a in one lane, b in the others
+up_to_lane = define_choice_of_lanes("<=")

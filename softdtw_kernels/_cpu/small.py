@@ -112,7 +112,7 @@ def value_and_mass(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)
     mass, sums = np.zeros(cost.shape, dtype), np.empty((2, pairs))
     to_gradients = True, plan.ones, False, mass, sums
-    plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *to_gradients)
+    plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *to_gradients, None)
     certified = worth(status, value, gamma, *plan.limits)
     if certified == 0:
         return None

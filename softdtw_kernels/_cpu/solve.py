@@ -17,6 +17,8 @@ from .._lattice import band_limits, lattice_size
 from . import exact, hard, lanes, strips, together, unbounded
 from .arrays import NOTHING
 from .batch import ALL, LANES, LANES_ROW, Batch, Gradients
+from .ends import ends_of
+from .hard_patterns import Prices
 from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, Precision, precision_of
 from .threads import run_chunks, threads_for
 
@@ -27,6 +29,7 @@ HARD_STRIP = 16  # steps of a strip that its begin takes as long as, at gamma = 
 STEPS = 2**16  # of paths that are found at a time
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 VECTOR_COST = 3  # the same, on vectors
+NO_PRICE = np.zeros(1)
 
 
 def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
@@ -38,10 +41,10 @@ def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
 
 
 def in_tiers(task: Batch, gradients: Gradients | None, out: np.ndarray, status: np.ndarray) -> None:
-    """As solve. With a cost of warping, which only the tiers on vectors know, what these do not
-    certify is left to who calls: AGAIN.
+    """As solve. With a cost of warping or open ends, which only the tiers on vectors know, what
+    these do not certify is left to who calls: AGAIN.
     """
-    knows_all = task.warp.size == 0
+    knows_all = task.warp.size == 0 and task.open is None
     zeros = task.gamma.size - np.count_nonzero(task.gamma)
     if zeros == task.gamma.size:
         status[:] = AGAIN
@@ -82,13 +85,17 @@ def without_path(
     status: np.ndarray,
 ) -> None:
     """Finish those of the pairs that have no path: the hard minimum tells at a glance."""
-    items = with_infinity(task, items)
+    prices, opened = None, task.open
+    if opened is not None:
+        prices = Prices.of(opened.begin, opened.end, opened.repeat, NO_PRICE, NO_PRICE)
+    if opened is None or opened.repeat == "xy":
+        items = with_infinity(task, items)
     if items.size == 0:
         return
     counts, room = np.empty(items.size, np.int64), np.empty((0, 2), np.int64)
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth, hard.TWO, room)
     not_used: tuple = (np.empty_like(out), np.empty_like(status), False, False)
-    not_used += (out, False, task.cost, NOTHING[None])
+    not_used += (out, False, task.cost, NOTHING[None], prices)
 
     def work(first: int, last: int) -> None:
         hard.solve(items[first:last], *common, counts[first:last], *not_used)
@@ -121,10 +128,13 @@ def arguments(
 ) -> tuple:
     """What the vectorized kernels take after the first and the last of the pairs to do."""
     common = (*task.kernel_arguments, *precision.kernel_arguments, out, status)
+    ends = None
+    if task.open is not None:
+        ends = ends_of(task.open, task.gamma, task.price, task.lattice, precision)
     if gradients is None:
-        return (*common, False, out, False, task.cost, NOTHING[None])  # the last four: not used
+        return (*common, False, out, False, task.cost, NOTHING[None], ends)  # sums: not used
     scale, with_gamma = gradients.scale, gradients.with_gamma
-    return (*common, True, scale, with_gamma, gradients.cost, gradients.sums)
+    return (*common, True, scale, with_gamma, gradients.cost, gradients.sums, ends)
 
 
 def vectorized(
@@ -150,13 +160,13 @@ def in_strips(task: Batch, items: np.ndarray, common: tuple) -> None:
     """
     cells = task.cells // task.pairs
     threads = threads_for(task.cells)
-    if items.size < threads and cells >= SHARED:
+    if items.size < threads and cells >= SHARED and task.open is None:
         for q in items:
             n, m = (int(a[q]) for a in task.lengths)
             rows, columns = lattice_size(n, m, weak=task.dummy.size > 0)
             low, high = band_limits(rows, columns, task.bandwidth)
             wide = columns if task.bandwidth < 0 else high - low
-            together.solve(q, (rows, columns, wide), threads, *common)
+            together.solve(q, (rows, columns, wide), threads, *common[:-1])
         return
 
     def work(first: int, last: int) -> None:
@@ -216,6 +226,16 @@ def copied_to_float64(
             gradients.put(some, theirs, task.cost.shape[1])
 
 
+def prices_of(task: Batch) -> Prices | None:
+    """What the hard minimum needs to know of a pattern, None if there is nothing."""
+    if task.open is None and task.warp.size == 0:
+        return None
+    warp = task.warp if task.warp.size else NO_PRICE
+    if task.open is None:
+        return Prices.of("", "", "xy", warp, NO_PRICE)
+    return Prices.of(task.open.begin, task.open.end, task.open.repeat, warp, task.open.skip)
+
+
 def hard_in_lanes(task: Batch) -> bool:
     """Whether lanes are pairs where all gammas are 0: if that takes fewer steps. Bits are the same
     either way.
@@ -246,9 +266,11 @@ def hard_minimum(
     """
     all_of_them = items.size == task.pairs
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
-    results: tuple = (out, status, False, False, out, False, task.cost, NOTHING[None])
+    prices = prices_of(task)
+    unused = np.empty(0, task.cost.dtype)  # of the types that gradients have: one form does both
+    results: tuple = (out, status, False, False, unused, False, task.cost, NOTHING[None], prices)
     if gradients is not None:  # which lanes may have written to, if other pairs are soft
-        to_gradients = (True, gradients.scale, all_of_them, gradients.cost, gradients.sums)
+        to_gradients = (True, gradients.scale, all_of_them, gradients.cost, gradients.sums, prices)
         results = (out, status, True, *to_gradients)
 
     def room() -> np.ndarray:
@@ -277,7 +299,7 @@ def cheapest_paths(task: Batch) -> Iterator[np.ndarray]:
     """The cells of the lattice on the cheapest path of each pair, (0, 2) if there is none."""
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
     out, status = np.empty(task.pairs, task.cost.dtype), np.empty(task.pairs, np.uint8)
-    results = (out, status, True, False, out, False, task.cost, NOTHING[None])
+    results = (out, status, True, False, out, False, task.cost, NOTHING[None], prices_of(task))
     room = sum(task.lattice)
     block = max(1, STEPS // room)
     for first in range(0, task.pairs, block):

@@ -21,6 +21,22 @@ import math
 
 import numpy as np
 
+from .ends import (
+    ABOVE,
+    ABOVE_PLACES,
+    BESIDE,
+    BESIDE_PLACES,
+    LEFT_OUT,
+    SUMS,
+    Opened,
+    entries_at,
+    is_given,
+    mean_of_ends,
+    set_border,
+    set_corner,
+    set_weights,
+    weigh_ends,
+)
 from .jit import inline, jit, plain
 from .lattice import entry, entry_or_zero, lattice_of, length
 from .scaling import (
@@ -33,7 +49,7 @@ from .scaling import (
     out_of_range,
     set_warped_rates,
 )
-from .simd import store
+from .simd import first_lane, store
 from .sources import begin_of, cost_of, end_of, is_returned, room_for, shape_of, size_of_costs
 from .subnormal import flush_subnormals, restore
 from .tiles import CHUNK, TILE, WIDTH, any_mass, backward, forward
@@ -111,17 +127,46 @@ def begin_pair(gamma, warp, bounds, rate, checks):
 
 
 @inline
-def end_pair(checks, exponent, rows, columns, gamma, warp, floor, bounds, to_return):
-    """The value of a pair and its status, from what the strips left in the lanes."""
+def cost_checks(checks):
+    """The lowest cost of the strips so far, and a sum that is NaN if a cost is."""
     lanes = checks.size // 3
     lowest, nan_sum = np.inf, 0.0
     for lane in range(lanes):
         lowest = min(lowest, checks[lane])
         nan_sum += checks[lanes + lane]
+    return lowest, nan_sum
+
+
+@inline
+def end_pair(checks, exponent, rows, columns, gamma, warp, floor, bounds, to_return):
+    """The value of a pair and its status, from what the strips left in the lanes."""
+    lanes = checks.size // 3
+    lowest, nan_sum = cost_checks(checks)
     mantissa = checks[2 * lanes + (rows - 1) % lanes]
     return conclude(
         mantissa, exponent, lowest, nan_sum, gamma, warp, rows, columns, floor, bounds, to_return
     )
+
+
+@inline
+def end_of_open_pair(opened, q, checks, gamma, warp, floor, bounds, to_return, with_gamma):
+    """As end_pair, of a pair with open ends; the mass that flows from these is given."""
+    ends, rows, columns, own = opened.ends, opened.rows, opened.columns, opened.sums
+    lowest, nan_sum = cost_checks(checks)
+    set_weights(ends, q, rows, columns, opened.weights_m, opened.weights_k, floor, 0, 1)
+    m, k = weigh_ends(
+        opened.found_m, opened.found_k, opened.weights_m, opened.weights_k, opened.given, floor,
+        ends.most_columns, plain(True),
+    )  # fmt: skip
+    for row in range(SUMS):
+        own[row] = 0.0
+    if with_gamma:
+        own[LEFT_OUT], own[1] = mean_of_ends(ends, rows, columns, opened.given, 0, 1)
+    lowest = min(lowest, entry(ends.price, q) - added(warp))
+    return conclude(
+        first_lane(m), np.int64(first_lane(k)), lowest, nan_sum, gamma, warp, rows, columns, floor,
+        bounds, to_return, entry(ends.more, q),
+    )  # fmt: skip
 
 
 @inline
@@ -146,13 +191,13 @@ def strips_of_part(strips, window, tiles, lanes, itemsize, size):
 @jit
 def solve(
     first, last, source, gamma, warp, dummy, n, m, bandwidth, floats, integers, floor, bounds,
-    value, status, with_grad, scale, with_gamma, sink, sums,
+    value, status, with_grad, scale, with_gamma, sink, sums, ends,
 ):  # fmt: skip
     """Recursion and, if asked for, its adjoint for the pairs first <= q < last; see
     `lanes.solve`.
 
     Gradients are written where mass flows; elsewhere they must be 0 before. Those of a pair that
-    cannot be certified are not written.
+    cannot be certified are not written. ends: None, or see `ends`.
     """
     weak = dummy.size > 0
     shape = shape_of(source)
@@ -183,17 +228,35 @@ def solve(
     border_m = np.empty(widest + 3 * lanes, floats.dtype)
     border_k = np.empty(widest + 3 * lanes, integers.dtype)
     below, flows = np.empty(widest + 3 * lanes, floats.dtype), np.empty(4 * lanes + 1, floats.dtype)
+    if ends is not None:
+        # Whole vectors; where no path ends it is forbidden.
+        most = (shape[2] + shape[3] + lanes) // lanes * lanes
+        found_m = np.ones(most, floats.dtype)
+        found_k = np.full(most, floor, integers.dtype)
+        weights_m, weights_k = np.empty(most, floats.dtype), np.empty(most, integers.dtype)
+        given, own_sums = np.empty(most, floats.dtype), np.empty(SUMS)
+        shown_k = np.empty(CHUNK * lanes, integers.dtype)
     before = flush_subnormals()
     for q in range(first, last):
         costs, grad = begin_of(source, sink, q, n, m, room, lanes)
         theta = entry(dummy, q) if weak else 0.0
         rows, columns, low, high = lattice_of_pair(q, shape, n, m, weak, bandwidth)
         g, w = entry(gamma, q), entry_or_zero(warp, q)
-        if beyond_range(costs, weak, rows, columns, g, w, floor, bounds):
-            value[q], status[q] = 0.0, AGAIN
-            continue
+        if ends is None:
+            opened = None
+            if beyond_range(costs, weak, rows, columns, g, w, floor, bounds):
+                value[q], status[q] = 0.0, AGAIN
+                continue
+        else:
+            at = entries_at(ends.beside_m, ends, q)
+            opened = Opened(
+                ends, rows, columns, at, found_m, found_k, given, weights_m, weights_k, shown_k,
+                own_sums,
+            )  # fmt: skip
         begin_pair(g, w, bounds, rate, checks)
         reset_border(border_m, border_k, floor)
+        if ends is not None:
+            set_border(border_m, border_k, ends, q)
         exponent = np.int64(floor)
         final = (rows - 1) // lanes
         for strip in range(final + 1):
@@ -209,34 +272,39 @@ def solve(
             k = forward(
                 costs, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate, floor,
                 packed, border_m, border_k, left, border_m, border_k, checks,
-                keep, states_m, states_k, place * tiles, stored, weights, strip * stride,
+                keep, states_m, states_k, place * tiles, stored, weights, strip * stride, opened,
             )  # fmt: skip
-            if row == 0:
+            if ends is not None:
+                set_corner(border_m, border_k, opened, row + lanes)
+            elif row == 0:
                 border_k[0] = floor
             if end >= 0:
                 store(border_k, columns + 2, k)
                 exponent = np.int64(border_k[columns + 2 + end])
-        value[q], status[q] = end_pair(
-            checks,
-            exponent,
-            rows,
-            columns,
-            g,
-            w,
-            floor,
-            bounds,
-            is_returned(source, with_grad),
-        )
+        to_return = is_returned(source, with_grad)
+        if ends is None:
+            value[q], status[q] = end_pair(
+                checks, exponent, rows, columns, g, w, floor, bounds, to_return
+            )
+        else:
+            value[q], status[q] = end_of_open_pair(
+                opened, q, checks, g, w, floor, bounds, to_return, with_gamma
+            )
         if status[q] != SURE or not with_grad:
             continue
         for c in range(below.size):
             below[c] = 0.0
         dummies = entropy = 0.0
+        if ends is not None:
+            entropy = own_sums[1]
         rightmost = columns
         for strip in range(final, -1, -1):
             if again and strip % height == height - 1 and strip < final:
                 # The borders of the next part, as far as mass can flow in it.
-                while rightmost > 0 and not below[rightmost + 1] > 0.0:
+                narrows = plain(True)
+                if ends is not None:
+                    narrows = not ends.of_end[0]
+                while narrows and rightmost > 0 and not below[rightmost + 1] > 0.0:
                     rightmost -= 1
                 for place in range(height):
                     row = (strip - height + 1 + place) * lanes
@@ -252,19 +320,24 @@ def solve(
                     forward(
                         costs, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate,
                         floor, packed, border_m, border_k, left, border_m, border_k, checks,
-                        again, states_m, states_k, place * tiles, stored, weights, plain(0),
+                        again, states_m, states_k, place * tiles, stored, weights, plain(0), opened,
                     )  # fmt: skip
-                    if row == 0:
+                    if ends is not None:
+                        set_corner(border_m, border_k, opened, row + lanes)
+                    elif row == 0:
                         border_k[0] = floor
             row, place = strip * lanes, strip % height
             left, steps, end = strip_columns(row, lanes, rows, columns, low, high)
             steps = min(steps, whole_tiles(rightmost - left + lanes))
             lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
             for c in range(flows.size):
-                flows[c] = 1.0 if c == end else 0.0
+                flows[c] = 1.0 if ends is None and c == end else 0.0
             for begin in range((steps - 1) // TILE * TILE, -1, -TILE):
                 stop = min(steps, begin + TILE)
-                if not any_mass(lanes, begin, stop, left, below, flows):
+                some = any_mass(lanes, begin, stop, left, below, flows)
+                if ends is not None:
+                    some = some or is_given(opened, row, lanes, begin, stop)
+                if not some:
                     for c in range(left + begin + 1, left + stop + 1):
                         below[c] = 0.0
                     continue
@@ -275,15 +348,28 @@ def solve(
                         costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
                         floor, packed, above_m, above_k, place * window, border_m, border_k,
                         checks, plain(False), states_m, states_k, place * tiles, again, weights,
-                        offset,
+                        offset, opened,
                     )  # fmt: skip
                 d, h = backward(
                     weak, row, lanes, begin, stop, left, starts, stops, scale[q], bounds[TINY],
-                    packed, below, weights, offset, flows, with_gamma, grad,
+                    packed, below, weights, offset, flows, with_gamma, grad, opened,
                 )  # fmt: skip
                 dummies += d
                 entropy += h
             below[left] = flows[4 * lanes]
+            if ends is not None:
+                # Beside its first row the lanes have come to an end.
+                e = flows[0] + flows[3 * lanes + 1]
+                own_sums[BESIDE] += e * scale[q]
+                own_sums[BESIDE_PLACES] += (row + 1) * (e * scale[q])
         end_of(sink, q, n, m, grad)
         sums[0, q], sums[1, q] = dummies, entropy * scale[q]
+        if ends is not None:
+            for c in range(columns):
+                own_sums[ABOVE] += below[c + 1]
+                own_sums[ABOVE_PLACES] += (c + 1) * float(below[c + 1])
+            sums[LEFT_OUT, q] = own_sums[LEFT_OUT] * scale[q]
+            sums[ABOVE, q] = own_sums[ABOVE] * scale[q]
+            sums[ABOVE_PLACES, q] = own_sums[ABOVE_PLACES] * scale[q]
+            sums[BESIDE, q], sums[BESIDE_PLACES, q] = own_sums[BESIDE], own_sums[BESIDE_PLACES]
     restore(before)

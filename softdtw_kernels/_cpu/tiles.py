@@ -6,10 +6,12 @@ At step t of a strip, lane k is at the cell (row + lane, first + t - lane).
 from __future__ import annotations
 
 from .cell import quotient, step, surprise, warped_exponential
+from .ends import add_begun, find_ends, give_ends, has_ends
 from .floating import to_integer
 from .jit import inline, outlined
 from .simd import (
     first_lane,
+    in_lane,
     keep_above,
     lane_sum,
     last_lane,
@@ -18,6 +20,7 @@ from .simd import (
     shift_up,
     smaller,
     store,
+    up_to_lane,
 )
 from .simd import load_double as load
 from .sources import pack, unpack
@@ -31,7 +34,7 @@ TILE = 2 * CHUNK  # steps that are computed again together
 def forward(
     source, theta, weak, row, lanes, begin, steps, first, starts, stops, rates, floor, packed,
     above_m, above_k, shift, border_m, border_k, checks, save, states_m, states_k, state,
-    keep, weights, offset,
+    keep, weights, offset, opened=None,
 ):  # fmt: skip
     """The steps begin <= t < steps of one strip: reads the border above it, leaves the border of
     its last row, and the last step in checks.
@@ -40,7 +43,7 @@ def forward(
     of a tile are those of state + t // TILE: saved there if asked for, and loaded if the strip has
     begun.
     checks: rows of the minimum of the costs, of a sum that is NaN if a cost is, and of the last
-    mantissas. Returns the vector of exponents of the last step.
+    mantissas. Returns the vector of exponents of the last step. opened: see `ends`.
     """
     r_high, r_low = load(rates, 0), load(rates, lanes)
     largest, part = load(rates, 2 * lanes), load(rates, 3 * lanes)
@@ -63,18 +66,28 @@ def forward(
             store(states_k, at, k)
             store(states_k, at + lanes, k_up)
         pack(source, theta, weak, row, first, t0, t1, starts, stops, packed)
+        if opened is not None:
+            shown = has_ends(opened, row, lanes, t0, t1)
         for t in range(t0, t1):
             d = load(packed, (t - t0) * lanes)
             w, dk = warped_exponential(d, r_high, r_low, largest, part, whole)
             lowest = smaller(d, lowest)
             nan_sum = nan_sum + w
+            if opened is not None:
+                if t < lanes:  # a lane comes to the first column
+                    m = in_lane(load(opened.ends.beside_m, opened.beside + row + 1), m, t)
+                    k = in_lane(load(opened.ends.beside_k, opened.beside + row + 1), k, t)
             m_diagonal, k_diagonal = m_up, k_up
             m_up, k_up = (
                 shift_up(m, above_m[shift + t + 1]),
                 shift_up(k, above_k[shift + t + 1]),
             )
+            k_above, k_left = k_up, k
+            if opened is not None:
+                k_above = smaller(k_above, like(k, opened.ends.most_up))
+                k_left = smaller(k_left, like(k, opened.ends.most_left))
             m, k, p_diagonal, p_up, p_left, total = step(
-                w, dk, bottom, m_diagonal, k_diagonal, m_up, k_up, m, k
+                w, dk, bottom, m_diagonal, k_diagonal, m_up, k_above, m, k_left
             )
             if t >= lanes - 1:
                 border_m[first + t - lanes + 2] = last_lane(m)
@@ -85,6 +98,13 @@ def forward(
                 store(weights, at, quotient(p_diagonal, total, share))
                 store(weights, at + lanes, quotient(p_up, total, share))
                 store(weights, at + 2 * lanes, quotient(p_left, total, share))
+            if opened is not None:
+                if shown:  # in place of the costs
+                    store(packed, (t - t0) * lanes, m)
+                    store(opened.shown_k, (t - t0) * lanes, k)
+        if opened is not None:
+            if shown:
+                find_ends(opened, packed, row, lanes, t0, t1)
     if save and steps % TILE == 0:  # for who goes on from here
         at = 2 * lanes * (state + steps // TILE)
         store(states_m, at, m)
@@ -100,7 +120,7 @@ def forward(
 @outlined
 def backward(
     weak, row, lanes, begin, steps, first, starts, stops, scale, tiny,
-    mass, below, weights, offset, flows, with_gamma, sink,
+    mass, below, weights, offset, flows, with_gamma, sink, opened=None,
 ):  # fmt: skip
     """The steps begin <= t < steps of the adjoint recursion of one strip; `below` holds what the
     strip below gives to each column + 1, and `flows` the registers between tiles.
@@ -118,20 +138,32 @@ def backward(
     for t0 in range(begin + (steps - 1 - begin) // CHUNK * CHUNK, begin - 1, -CHUNK):
         t1 = min(steps, t0 + CHUNK)
         bits = zero
+        if opened is not None:
+            given = has_ends(opened, row, lanes, t0, t1)
+            if given:
+                give_ends(opened, mass, row, lanes, t0, t1)
         for t in range(t1 - 1, t0 - 1, -1):
             at = offset + 3 * lanes * (t - begin)
             p_diagonal, p_up = load(weights, at), load(weights, at + lanes)
             p_left = load(weights, at + 2 * lanes)
             handed = below[max(0, first + t - lanes + 2)]
             from_below = shift_down(up_next, handed) + shift_down(diagonal_after, first_lane(zero))
+            if opened is not None:
+                if given:
+                    from_right = from_right + load(mass, (t - t0) * lanes)
             e = keep_above(from_right + from_below, threshold)
             store(mass, (t - t0) * lanes, e * factor)
+            if opened is not None:
+                if t < lanes:  # what has come to the column before the first has begun there
+                    e = up_to_lane(e, zero, t)
             if with_gamma:
                 bits = bits + e * (surprise(p_diagonal) + (surprise(p_up) + surprise(p_left)))
             from_right, up_next = e * p_left, e * p_up
             diagonal_next, diagonal_after = e * p_diagonal, diagonal_next
             below[first + t + 1] = first_lane(up_next) + corner
             corner = first_lane(diagonal_next)
+        if opened is not None:
+            add_begun(opened, mass, row, lanes, t0, t1)
         entropy += lane_sum(bits)
         dummies += unpack(mass, weak, row, first, t0, t1, starts, stops, sink)
     store(flows, 0, from_right)

@@ -37,7 +37,7 @@ def keeps_digits(warp: np.ndarray, gamma: np.ndarray) -> np.ndarray:
 def solve_warped(task: Batch, results: Results) -> None:
     """task: with its costs of warping."""
     results.by_tiers(task)
-    again = np.flatnonzero(results.status == AGAIN)
+    again = np.flatnonzero((results.status == AGAIN) & (task.gamma > 0.0))
     if again.size:
         _with_added_cost(task, results, again)
     if results.scale is not None and results.with_settings:
