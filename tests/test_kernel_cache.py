@@ -6,13 +6,17 @@ import importlib
 import pkgutil
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import Forks, bits, value_and_gradient
 from numba import types
+from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 
 import softdtw_kernels
@@ -199,3 +203,29 @@ def test_all_orders_of_dimensions_share_a_form() -> None:
                 assert layouts == {"A"}, signature
             else:  # they take memory and strides
                 assert layouts == set(), signature
+
+
+def test_threads_that_choose_a_form_at_once_leave_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba takes two of the same types for none: every later call would look for its form anew,
+    which takes a hundred times as long as a call.
+    """
+
+    @_jit.jit
+    def rows(matrices):
+        return matrices.shape[2]
+
+    monkeypatch.setattr(rows, "_cache", NullCache())
+    together = threading.Barrier(2)
+    choose, chosen = rows._compile_for_args, []
+
+    def choose_together(*arguments):
+        chosen.append(1)
+        together.wait()
+        return choose(*arguments)
+
+    monkeypatch.setattr(rows, "_compile_for_args", choose_together)
+    x = np.zeros((1, 1, 2, 3))
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(rows, [x, x])) == [2, 2]
+    monkeypatch.setattr(rows, "_compile_for_args", lambda *_: pytest.fail("chosen anew"))
+    assert len(chosen) == 2 and rows(x) == 2

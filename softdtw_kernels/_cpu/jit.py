@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,8 @@ def _of_contiguous(signature: Signature) -> Signature:
 def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> None:
     """Let the first call with other types than before choose its form."""
     compile_form = dispatcher._compile_for_args
+    known: set[Signature] = set()
+    lock = threading.Lock()
 
     def choose(*arguments: Any) -> Any:
         own = tuple(map(dispatcher.typeof_pyval, arguments))
@@ -175,7 +178,10 @@ def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> 
         if form == own:
             return compile_form(*arguments)
         entry = dispatcher.compile(form)
-        dispatcher._insert([t._code for t in own], entry, False)  # later calls find it at once
+        with lock:  # once: of two that are the same, Numba finds none, and each call comes here
+            if own not in known:
+                known.add(own)
+                dispatcher._insert([t._code for t in own], entry, False)  # found by later calls
         return entry
 
     dispatcher._compile_for_args = choose

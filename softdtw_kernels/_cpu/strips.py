@@ -343,7 +343,7 @@ def solve(
                     continue
                 offset = strip * stride + 3 * lanes * begin
                 if again:
-                    offset = 0
+                    offset = plain(0)
                     forward(
                         costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
                         floor, packed, above_m, above_k, place * window, border_m, border_k,
