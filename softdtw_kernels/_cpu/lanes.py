@@ -238,7 +238,8 @@ def solve(
     rate = np.empty(WARPED_ROWS * lanes, floats.dtype)
     checks = np.empty(3 * lanes, floats.dtype)
     theta, factor = np.zeros(lanes, floats.dtype), np.zeros(lanes, floats.dtype)
-    exponents, group_sums = np.zeros(lanes, np.int64), np.empty(SUMS * lanes)
+    exponents = np.zeros(lanes, np.int64)
+    group_sums = np.empty((2 if ends is None else SUMS) * lanes)
     starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
     geometry, pairs = np.empty((6, lanes), np.int64), np.empty(lanes, np.int64)
     places, grad_places = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
@@ -290,8 +291,8 @@ def solve(
                 packed, row_m, row_k, starts, stops, checks, exponents,
                 with_grad and part == final, weights, opened,
             )  # fmt: skip
-        for lane in range(SUMS * lanes):
-            group_sums[lane] = 0.0
+        for k in range(group_sums.size):
+            group_sums[k] = 0.0
         more = 0.0
         if ends is not None:
             weigh_group(
