@@ -18,6 +18,7 @@ from cuda_calls import (
     RecordingLauncher,
     check_against_oracle,
     no_limits,
+    planted,
     wide_call,
 )
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, EmulatorLauncher
@@ -44,12 +45,20 @@ def test_strips_of_one_item_wait_for_each_other(
         assert found.team < found.strips  # a warp of a block has several
 
 
+LOAD = (
+    "load_acquire{}(const int* address) {{ "
+    "return emulator_load_as(address, EMULATE_{}, EMULATE_{}); }}"
+)
+STORE = (
+    "store_release{}(int* address, int value) {{ "
+    "emulator_store_as(address, value, EMULATE_{}, EMULATE_{}); }}"
+)
 MISTAKES = {
-    "flags that neither release nor acquire": (
+    "flags that do not acquire": (
         "portability.cuh",
         (
-            "{ return emulator_load_acquire(address); }\ninline void store_release_in_block",
-            "{ return *address; }\ninline void store_release_in_block",
+            LOAD.format("_in_block", "ORDERED", "BLOCK"),
+            LOAD.format("_in_block", "RELAXED", "BLOCK"),
         ),
     ),
     "no barrier between the sweeps": (
@@ -71,16 +80,11 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) -> None:
     """Planted in the kernel itself, one at a time."""
-    file, (right, wrong) = MISTAKES[mistake]
-    for source in SOURCES.glob("*.cu*"):
-        text = source.read_text()
-        if source.name == file:
-            assert text.count(right) == 1, f"{file} has changed: plant the mistake anew"
-            text = text.replace(right, wrong)
-        (tmp_path / source.name).write_text(text)
+    file, change = MISTAKES[mistake]
+    directory = planted(tmp_path, file, *change)
     # One block, of three warps, does both items.
     launcher = EmulatorLauncher(
-        ONE, "random", True, directory=tmp_path, family="block", shared_limit=LITTLE
+        ONE, "random", True, directory=directory, family="block", shared_limit=LITTLE
     )
     call = wide_call(False, None)
     call["cost"][0, 44, 139] = 1e9  # beyond the fast arithmetic, which only the last strip sees
@@ -90,6 +94,22 @@ def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) 
         lattice.gradient(launcher, problem, ones, True)
         # Without a ring of rows, whose barriers hide some mistakes.
         lattice.hessian_product(launcher, problem, ones, problem.cost, zeros, None)
+
+
+MISTAKES_BETWEEN_BLOCKS = {
+    "flags that do not release": (STORE, "RELAXED", "DEVICE"),
+    "flags that acquire what their own block has written": (LOAD, "ORDERED", "BLOCK"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_BETWEEN_BLOCKS)
+def test_mistakes_in_what_blocks_share_are_seen(mistake: str, tmp_path: Path) -> None:
+    access, *wrong = MISTAKES_BETWEEN_BLOCKS[mistake]
+    change = access.format("", "ORDERED", "DEVICE"), access.format("", *wrong)
+    directory = planted(tmp_path, "portability.cuh", *change)
+    launcher = EmulatorLauncher(MANY, "random", True, directory=directory, family="long")
+    with pytest.raises(EmulatorError, match="race"):
+        lattice.value(launcher, Problem(**wide_call(False, None)))
 
 
 MISTAKES_IN_COPIES = {
@@ -115,17 +135,11 @@ MISTAKES_IN_COPIES = {
 @pytest.mark.parametrize("mistake", MISTAKES_IN_COPIES)
 def test_mistakes_in_asynchronous_copies_are_seen(mistake: str, tmp_path: Path) -> None:
     """By the race detector, or by the NaN that stands where a copy has yet to arrive."""
-    right, wrong = MISTAKES_IN_COPIES[mistake]
-    for source in SOURCES.glob("*.cu*"):
-        text = source.read_text()
-        if source.name == "strip.cuh":
-            assert text.count(right) == 1, "strip.cuh has changed: plant the mistake anew"
-            text = text.replace(right, wrong)
-        (tmp_path / source.name).write_text(text)
+    directory = planted(tmp_path, "strip.cuh", *MISTAKES_IN_COPIES[mistake])
     # Every other column: elements come one by one, for lanes beside those that use them.
     cost = torch.rand(2, 70, 140, generator=torch.Generator().manual_seed(1))[..., ::2]
     call = no_limits(cost, torch.ones(2, dtype=torch.float64))
-    launcher = EmulatorLauncher(ONE, "random", True, directory=tmp_path, family="warp")
+    launcher = EmulatorLauncher(ONE, "random", True, directory=directory, family="warp")
     with pytest.raises((EmulatorError, AssertionError)):
         check_against_oracle(launcher, call)
 
@@ -177,24 +191,18 @@ def as_bytes(tensors: Iterable[torch.Tensor]) -> bytes:
     return b"".join(t.numpy().tobytes() for t in tensors)
 
 
-@pytest.mark.parametrize("planted", [False, True])
-def test_numbers_beyond_the_range_of_one_exponent_are_seen(planted: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", [False, True])
+def test_numbers_beyond_the_range_of_one_exponent_are_seen(wrong: bool, tmp_path: Path) -> None:
     """Costs of many times gamma beside small ones; without the check results would be wrong."""
     right = "return beyond || !(least >= SMALLEST) || !(fabs(all) < infinity<float>());"
-    for source in SOURCES.glob("*.cu*"):
-        text = source.read_text()
-        if source.name == "narrow.cuh":
-            assert text.count(right) == 1, "narrow.cuh has changed: plant the mistake anew"
-            text = text.replace(right, "return false;") if planted else text
-        (tmp_path / source.name).write_text(text)
     call = wide_call(False, None)
     call["cost"][:, 20:60, 50:150] *= 400
-    launcher = EmulatorLauncher(MANY, directory=tmp_path)
-    if not planted:
-        check_against_oracle(launcher, call)
+    if not wrong:
+        check_against_oracle(EmulatorLauncher(MANY), call)
         return
+    directory = planted(tmp_path, "narrow.cuh", right, "return false;")
     with pytest.raises(AssertionError):
-        check_against_oracle(launcher, call)
+        check_against_oracle(EmulatorLauncher(MANY, directory=directory), call)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

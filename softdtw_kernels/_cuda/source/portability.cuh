@@ -22,10 +22,10 @@ struct alignas(sizeof(T) * N <= 16 ? sizeof(T) * N : 16) Vector {
 
 #define DYNAMIC_SHARED(name) unsigned char* name = emulator_dynamic_shared()
 
-inline int load_acquire(const int* address) { return emulator_load_acquire(address); }
-inline void store_release(int* address, int value) { emulator_store_release(address, value); }
-inline int load_acquire_in_block(const int* address) { return emulator_load_acquire(address); }
-inline void store_release_in_block(int* address, int value) { emulator_store_release(address, value); }
+inline int load_acquire(const int* address) { return emulator_load_as(address, EMULATE_ORDERED, EMULATE_DEVICE); }
+inline void store_release(int* address, int value) { emulator_store_as(address, value, EMULATE_ORDERED, EMULATE_DEVICE); }
+inline int load_acquire_in_block(const int* address) { return emulator_load_as(address, EMULATE_ORDERED, EMULATE_BLOCK); }
+inline void store_release_in_block(int* address, int value) { emulator_store_as(address, value, EMULATE_ORDERED, EMULATE_BLOCK); }
 inline void pause_while_polling() { emulator_yield(); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float fast_exp2(float x) {  // as ex2.approx.ftz: what is subnormal is 0, by which Narrow sees that it is lost
