@@ -90,7 +90,7 @@ def budget_of(variant: Variant) -> Budget:
     if variant.order == 0:
         return Budget(168, 32)
     dear = variant.order == 2 or variant.dtype == torch.float64
-    return Budget(240 if dear else 200, 64)
+    return Budget(240 if dear else 208, 64)
 
 
 def budget_of_tiny(variant: TinyVariant) -> Budget:

@@ -65,14 +65,18 @@ MISTAKES = {
         "lattice.cu",
         ("__syncthreads();  // now the status is known to all", ""),
     ),
-    "flags not reset": ("lattice.cu", ("work.flags[k] = 0", "work.flags[k] += 0")),
+    "flags not reset": ("lattice.cu", ("flags[k] = 0", "flags[k] += 0")),
     "rows not awaited": (
-        "sweeps.cuh",
-        ("while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();", ""),
+        "handoff.cuh",
+        ("    while (seen < rows) {\n", "    while (false) {\n"),
     ),
     "flows overwritten while others read them": (
         "strip.cuh",
         ("__syncwarp();  // from here on, flows that other lanes have read may be overwritten", ""),
+    ),
+    "a flag before what other lanes hand on": (
+        "strip.cuh",
+        ("__syncwarp();  // before the flag says that all lanes' parts are there", ""),
     ),
 }
 
@@ -96,20 +100,69 @@ def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) 
         lattice.hessian_product(launcher, problem, ones, problem.cost, zeros, None)
 
 
+# Of costs in float64, whose strips tell each other by flags, and in float32: by words that carry
+# their flag.
 MISTAKES_BETWEEN_BLOCKS = {
-    "flags that do not release": (STORE, "RELAXED", "DEVICE"),
-    "flags that acquire what their own block has written": (LOAD, "ORDERED", "BLOCK"),
+    "flags that do not release": (
+        "portability.cuh",
+        (STORE.format("", "ORDERED", "DEVICE"), STORE.format("", "RELAXED", "DEVICE")),
+    ),
+    "flags that acquire what their own block has written": (
+        "portability.cuh",
+        (LOAD.format("", "ORDERED", "DEVICE"), LOAD.format("", "ORDERED", "BLOCK")),
+    ),
+    "relaxed polls alone": (
+        "handoff.cuh",
+        ("      do pause_while_polling();", "      do seen = rows, pause_while_polling();"),
+    ),
+}
+MISTAKES_IN_WORDS = {
+    "stored where they may be seen in parts": (
+        "strip.cuh",
+        ("if (right_is_outside) store_relaxed(place, gathered[lane]);", "if (false) {}"),
+    ),
+    "taken whether they are there or not": (
+        "handoff.cuh",
+        (
+            "ahead = load_relaxed(place);\n      return;",
+            "ahead = load_relaxed(place) | THERE;\n      return;",
+        ),
+    ),
+    "sent before they are right": (
+        "strip.cuh",
+        (
+            "if (writes_border) gathered[step - from] = word_of(lane_of.for_border());",
+            "if (writes_border && unsigned(row) < unsigned(rows))"
+            " store_relaxed((uint64*)border + row, word_of(lane_of.for_border()));",
+        ),
+    ),
+    "gathered after they are sent": (
+        "strip.cuh",
+        ("__syncwarp();  // lane 31 has gathered it", ""),
+    ),
 }
 
 
+def check_of_long(directory: Path, dtype: torch.dtype) -> None:
+    call = wide_call(False, None, dtype)
+    call["cost"][:, 20:60, 50:150] *= 400  # so that Narrow fails
+    check_against_oracle(
+        EmulatorLauncher(MANY, "random", True, 5, 1, directory, family="long"), call
+    )
+
+
 @pytest.mark.parametrize("mistake", MISTAKES_BETWEEN_BLOCKS)
-def test_mistakes_in_what_blocks_share_are_seen(mistake: str, tmp_path: Path) -> None:
-    access, *wrong = MISTAKES_BETWEEN_BLOCKS[mistake]
-    change = access.format("", "ORDERED", "DEVICE"), access.format("", *wrong)
-    directory = planted(tmp_path, "portability.cuh", *change)
-    launcher = EmulatorLauncher(MANY, "random", True, directory=directory, family="long")
+def test_mistakes_in_flags_between_blocks_are_seen(mistake: str, tmp_path: Path) -> None:
+    file, change = MISTAKES_BETWEEN_BLOCKS[mistake]
     with pytest.raises(EmulatorError, match="race"):
-        lattice.value(launcher, Problem(**wide_call(False, None)))
+        check_of_long(planted(tmp_path, file, *change), torch.float64)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_WORDS)
+def test_mistakes_in_words_that_carry_their_flag_are_seen(mistake: str, tmp_path: Path) -> None:
+    file, change = MISTAKES_IN_WORDS[mistake]
+    with pytest.raises((EmulatorError, AssertionError)):
+        check_of_long(planted(tmp_path, file, *change), torch.float32)
 
 
 MISTAKES_IN_COPIES = {

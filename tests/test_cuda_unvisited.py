@@ -127,8 +127,8 @@ MISTAKES = {
         "",
     ),
     "nothing flows on to the left": (
-        "pass_steps(from, to, last - first, factor, true);",
-        "pass_steps(from, to, last - first, factor, false);",
+        "const uint64 word = visited ? gathered[lane] : THERE;",
+        "const uint64 word = gathered[lane];",
     ),
 }
 

@@ -249,9 +249,9 @@ def recipe_of(
     parts = max(fast.plan.strips, wide.plan.strips)
     grad_gamma = sums(recipe, pairs, parts, with_gamma)
     fast.returns_state(recipe)
-    counters = Counters(recipe, fast.plan, pairs, fast.kept.get("status"), progresses=3)
+    counters = Counters(recipe, fast, pairs, progresses=3)
     # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = recipe.scratch(max(fast.plan.total_bytes, wide.plan.total_bytes))
+    scratch = recipe.scratch(max(total(fast.plan.unset_bytes), wide.plan.total_bytes))
     given: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in ("x", "y", *others) if name != "state"},

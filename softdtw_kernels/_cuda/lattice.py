@@ -18,7 +18,7 @@ from .._backends import in_shape
 from .._problem import Problem
 from . import fields
 from .fields import Layout, leaves_cells, new_like, sum_of_parts, with_few_dimensions
-from .plan import fast_plan, state_plans, wide_plan
+from .plan import fast_plan, state_plans, total, wide_plan
 from .recipe import Argument, Device, Launcher, Recipe
 from .sweeps import (
     Counters,
@@ -88,9 +88,9 @@ def recipe_of(
     grad_gamma = sums(recipe, pairs, parts, with_parameters)
     grad_dummy = sums(recipe, pairs, parts, with_parameters and task.weak)
     fast.returns_state(recipe)
-    counters = Counters(recipe, fast.plan, pairs, fast.kept.get("status"))
+    counters = Counters(recipe, fast, pairs)
     # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = recipe.scratch(max(fast.plan.total_bytes, wide.total_bytes))
+    scratch = recipe.scratch(max(total(fast.plan.unset_bytes), wide.total_bytes))
     shared: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in others if name != "state"},
