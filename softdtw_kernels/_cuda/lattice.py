@@ -18,7 +18,7 @@ from .._backends import in_shape
 from .._problem import Problem
 from . import fields
 from .fields import Layout, leaves_cells, new_like, sum_of_parts, with_few_dimensions
-from .plan import fast_plan, state_plans, total, wide_plan
+from .plan import fast_plan, state_plans, wide_plan
 from .recipe import Argument, Device, Launcher, Recipe
 from .sweeps import (
     Counters,
@@ -89,8 +89,6 @@ def recipe_of(
     grad_dummy = sums(recipe, pairs, parts, with_parameters and task.weak)
     fast.returns_state(recipe)
     counters = Counters(recipe, fast, pairs)
-    # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = recipe.scratch(max(total(fast.plan.unset_bytes), wide.total_bytes))
     shared: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in others if name != "state"},
@@ -99,7 +97,7 @@ def recipe_of(
         "parts": parts,
         "status": counters.status,
     }
-    for plan, launch in launches_of(fast, Sweeps(wide, phases_of(order)), counters, scratch):
+    for plan, launch in launches_of(fast, Sweeps(wide, phases_of(order)), counters, recipe):
         phases = launch["phases"]
         launch["ring_chunks"] = plan.ring_chunks(phases)
         recipe.launch(

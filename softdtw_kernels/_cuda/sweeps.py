@@ -38,9 +38,8 @@ class Counters:
         if plan.by_ticket:
             self.place = recipe.scratch(2 + progresses * self.strips, torch.int32, zeroed)
 
-        self.zeroed = {
-            name: recipe.scratch(size, zeroed=True) for name, size in plan.zeroed_bytes.items()
-        }
+        self.memory = recipe.scratch(total(plan.zeroed_bytes), zeroed=True)
+        self.zeroed = divide(self.memory, plan.zeroed_bytes)
 
     def progress(self, k: int) -> Any:
         begin = 2 + k * self.strips
@@ -119,12 +118,16 @@ def empty_but(zeros: int, size: Sequence[int], dtype: torch.dtype, device: torch
 
 
 def launches_of(
-    fast: Sweeps, wide: Sweeps, counters: Counters, scratch: Any
+    fast: Sweeps, wide: Sweeps, counters: Counters, recipe: Recipe
 ) -> Iterator[tuple[Plan, dict[str, Any]]]:
     """All of a call, with the fields that are theirs."""
-    for sweeps in (fast, wide):
+    # The wide launch comes when the fast ones are done with their memory, whichever is enough.
+    unset, zeroed = (total(sizes) for sizes in (fast.plan.unset_bytes, fast.plan.zeroed_bytes))
+    fits = wide.plan.total_bytes <= zeroed
+    scratch = recipe.scratch(unset if fits else max(unset, wide.plan.total_bytes))
+    for sweeps, place in ((fast, scratch), (wide, counters.memory if fits else scratch)):
         plan = sweeps.plan
-        memory = sweeps.kept | divide(scratch, plan.unset_bytes)
+        memory = sweeps.kept | divide(place, plan.unset_bytes)
         for launch in counters.launches(plan, sweeps.phases):
             yield plan, memory | plan.sizes | launch
 
