@@ -28,7 +28,8 @@ help:
 	@echo 'make bench-pages  what that has recorded, as pages in build/docs/benchmarks'
 	@echo 'make bench-peers  speed, memory and errors next to other implementations: 8 minutes;'
 	@echo '                  writes benchmarks/results, the charts, and the tables of the pages'
-	@echo 'make gpu          tests and measurements on a machine with a CUDA device'
+	@echo 'make gpu          tests and measurements on a machine with a CUDA device: ten minutes; writes'
+	@echo '                  build/benchmarks/gpu.json; gpu-tests and gpu-benchmark do more of either'
 
 install: $(STAMP)
 
@@ -135,7 +136,8 @@ GPU_PYTHON := $(BIN)/python
 gpu-ready: $(VENV)/.installed-$(CUDA_EXTRA)
 endif
 
-gpu: gpu-tests gpu-benchmark
+gpu: gpu-ready
+	$(GPU_PYTHON) -m benchmarks.gpu_session --output build/benchmarks/gpu.json $(PEERS)
 
 gpu-tests: gpu-ready
 	$(GPU_PYTHON) -m pytest $(GPU_PYTEST) tests/gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,6 +17,7 @@ from strategies import make_cost
 from softdtw_kernels import _reference as reference
 from softdtw_kernels._cpu import operators as numba_cpu
 from softdtw_kernels._cuda import lattice
+from softdtw_kernels._cuda.fields import SOURCES
 from softdtw_kernels._cuda.plan import FAMILIES, SHARED_BYTES
 from softdtw_kernels._cuda.recipe import Buffer, Launch
 from softdtw_kernels._problem import Problem
@@ -141,6 +143,17 @@ def check_against_oracle(
 
 def abs_difference(a: float, b: float) -> float:
     return 0.0 if a == b or (math.isnan(a) and math.isnan(b)) else abs(a - b)
+
+
+def planted(directory: Path, file: str, right: str, wrong: str) -> Path:
+    """The sources of the kernels, with one change in one file, which has it at one place."""
+    for source in SOURCES.glob("*.cu*"):
+        text = source.read_text()
+        if source.name == file:
+            assert text.count(right) == 1, f"{file} has changed: plant anew"
+            text = text.replace(right, wrong)
+        (directory / source.name).write_text(text)
+    return directory
 
 
 def wide_call(weak: bool, bandwidth: int | None, dtype: torch.dtype = torch.float32) -> dict:

@@ -13,9 +13,9 @@ from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, Emula
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
 PLANTED = cuda_emulator.HERE / "planted"
-REVERSE, WARP_SUM, RING, TWO_BLOCKS, BARRIERS, TWO_WARPS = range(6)
-THREADS = {REVERSE: 64, WARP_SUM: 32, RING: 64, TWO_BLOCKS: 64, BARRIERS: 64, TWO_WARPS: 64}
-BLOCKS = {REVERSE: 2, TWO_BLOCKS: 2}
+REVERSE, WARP_SUM, RING, TWO_BLOCKS, BARRIERS, TWO_WARPS, FENCES, CARRIED = KERNELS = range(8)
+THREADS = dict.fromkeys(KERNELS, 64) | {WARP_SUM: 32}
+BLOCKS = dict.fromkeys((REVERSE, TWO_BLOCKS, FENCES, CARRIED), 2)
 DOUBLES = {REVERSE: 64, RING: 192, TWO_WARPS: 33}
 ALL = list(SCHEDULES)
 
@@ -42,7 +42,7 @@ def expected(kernel: int, x: torch.Tensor) -> torch.Tensor:
         return x.sum().expand(threads)
     if kernel == RING:
         return (sum(range(1, 8)) + sum(range(1, 7))) * x.roll(-1)
-    if kernel == TWO_BLOCKS:
+    if kernel in (TWO_BLOCKS, FENCES, CARRIED):
         first = 2 * x[:threads]
         return torch.cat((first, first.flip(0) + 1))
     if kernel == TWO_WARPS:
@@ -60,7 +60,7 @@ def is_caught(kernel: int, bug: int, schedule: str, checked: bool) -> str | None
 
 
 @pytest.mark.parametrize("checked", [False, True])
-@pytest.mark.parametrize("kernel", range(6))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_right_kernels_pass_under_every_schedule(kernel: int, checked: bool) -> None:
     for schedule in ALL:
         x, out = run(kernel, 0, schedule, checked)
@@ -76,6 +76,13 @@ def test_right_kernels_pass_under_every_schedule(kernel: int, checked: bool) -> 
         (RING, 1, "race"),
         (TWO_BLOCKS, 1, "race"),
         (TWO_BLOCKS, 2, "race"),
+        (TWO_BLOCKS, 4, "race"),
+        (FENCES, 1, "race"),
+        (FENCES, 2, "race"),
+        (FENCES, 3, "race"),
+        (FENCES, 4, "race"),
+        (CARRIED, 2, "race"),
+        (CARRIED, 3, "race"),
         (TWO_WARPS, 1, "race"),
         (TWO_WARPS, 2, "race"),
         (TWO_WARPS, 4, "race"),
@@ -88,6 +95,12 @@ def test_the_checked_build_sees_memory_mistakes_whatever_the_schedule(
 ) -> None:
     with pytest.raises(EmulatorError, match=message):
         run(kernel, bug, schedule, True)
+
+
+@pytest.mark.parametrize("schedule", ALL)
+def test_relaxed_stores_are_seen_in_any_order(schedule: str) -> None:
+    """By a wrong result: atomic accesses do not race."""
+    assert is_caught(CARRIED, 1, schedule, True) == "a wrong result"
 
 
 @pytest.mark.parametrize(

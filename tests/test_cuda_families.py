@@ -18,6 +18,7 @@ from cuda_calls import (
     RecordingLauncher,
     check_against_oracle,
     no_limits,
+    planted,
     wide_call,
 )
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, EmulatorLauncher
@@ -44,26 +45,38 @@ def test_strips_of_one_item_wait_for_each_other(
         assert found.team < found.strips  # a warp of a block has several
 
 
+LOAD = (
+    "load_acquire{}(const int* address) {{ "
+    "return emulator_load_as(address, EMULATE_{}, EMULATE_{}); }}"
+)
+STORE = (
+    "store_release{}(int* address, int value) {{ "
+    "emulator_store_as(address, value, EMULATE_{}, EMULATE_{}); }}"
+)
 MISTAKES = {
-    "flags that neither release nor acquire": (
+    "flags that do not acquire": (
         "portability.cuh",
         (
-            "{ return emulator_load_acquire(address); }\ninline void store_release_in_block",
-            "{ return *address; }\ninline void store_release_in_block",
+            LOAD.format("_in_block", "ORDERED", "BLOCK"),
+            LOAD.format("_in_block", "RELAXED", "BLOCK"),
         ),
     ),
     "no barrier between the sweeps": (
         "lattice.cu",
         ("__syncthreads();  // now the status is known to all", ""),
     ),
-    "flags not reset": ("lattice.cu", ("work.flags[k] = 0", "work.flags[k] += 0")),
+    "flags not reset": ("lattice.cu", ("flags[k] = 0", "flags[k] += 0")),
     "rows not awaited": (
-        "sweeps.cuh",
-        ("while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();", ""),
+        "handoff.cuh",
+        ("    while (seen < rows) {\n", "    while (false) {\n"),
     ),
     "flows overwritten while others read them": (
         "strip.cuh",
         ("__syncwarp();  // from here on, flows that other lanes have read may be overwritten", ""),
+    ),
+    "a flag before what other lanes hand on": (
+        "strip.cuh",
+        ("__syncwarp();  // before the flag says that all lanes' parts are there", ""),
     ),
 }
 
@@ -71,16 +84,11 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) -> None:
     """Planted in the kernel itself, one at a time."""
-    file, (right, wrong) = MISTAKES[mistake]
-    for source in SOURCES.glob("*.cu*"):
-        text = source.read_text()
-        if source.name == file:
-            assert text.count(right) == 1, f"{file} has changed: plant the mistake anew"
-            text = text.replace(right, wrong)
-        (tmp_path / source.name).write_text(text)
+    file, change = MISTAKES[mistake]
+    directory = planted(tmp_path, file, *change)
     # One block, of three warps, does both items.
     launcher = EmulatorLauncher(
-        ONE, "random", True, directory=tmp_path, family="block", shared_limit=LITTLE
+        ONE, "random", True, directory=directory, family="block", shared_limit=LITTLE
     )
     call = wide_call(False, None)
     call["cost"][0, 44, 139] = 1e9  # beyond the fast arithmetic, which only the last strip sees
@@ -90,6 +98,71 @@ def test_mistakes_in_what_a_block_shares_are_seen(mistake: str, tmp_path: Path) 
         lattice.gradient(launcher, problem, ones, True)
         # Without a ring of rows, whose barriers hide some mistakes.
         lattice.hessian_product(launcher, problem, ones, problem.cost, zeros, None)
+
+
+# Of costs in float64, whose strips tell each other by flags, and in float32: by words that carry
+# their flag.
+MISTAKES_BETWEEN_BLOCKS = {
+    "flags that do not release": (
+        "portability.cuh",
+        (STORE.format("", "ORDERED", "DEVICE"), STORE.format("", "RELAXED", "DEVICE")),
+    ),
+    "flags that acquire what their own block has written": (
+        "portability.cuh",
+        (LOAD.format("", "ORDERED", "DEVICE"), LOAD.format("", "ORDERED", "BLOCK")),
+    ),
+    "relaxed polls alone": (
+        "handoff.cuh",
+        ("      do pause_while_polling();", "      do seen = rows, pause_while_polling();"),
+    ),
+}
+MISTAKES_IN_WORDS = {
+    "stored where they may be seen in parts": (
+        "strip.cuh",
+        ("if (right_is_outside) store_relaxed(place, gathered[lane]);", "if (false) {}"),
+    ),
+    "taken whether they are there or not": (
+        "handoff.cuh",
+        (
+            "ahead = load_relaxed(place);\n      return;",
+            "ahead = load_relaxed(place) | THERE;\n      return;",
+        ),
+    ),
+    "sent before they are right": (
+        "strip.cuh",
+        (
+            "if (writes_border) gathered[step - from] = word_of(lane_of.for_border());",
+            "if (writes_border && unsigned(row) < unsigned(rows))"
+            " store_relaxed((uint64*)border + row, word_of(lane_of.for_border()));",
+        ),
+    ),
+    "gathered after they are sent": (
+        "strip.cuh",
+        ("__syncwarp();  // lane 31 has gathered it", ""),
+    ),
+}
+
+
+def check_of_long(directory: Path, dtype: torch.dtype) -> None:
+    call = wide_call(False, None, dtype)
+    call["cost"][:, 20:60, 50:150] *= 400  # so that Narrow fails
+    check_against_oracle(
+        EmulatorLauncher(MANY, "random", True, 5, 1, directory, family="long"), call
+    )
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_BETWEEN_BLOCKS)
+def test_mistakes_in_flags_between_blocks_are_seen(mistake: str, tmp_path: Path) -> None:
+    file, change = MISTAKES_BETWEEN_BLOCKS[mistake]
+    with pytest.raises(EmulatorError, match="race"):
+        check_of_long(planted(tmp_path, file, *change), torch.float64)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_WORDS)
+def test_mistakes_in_words_that_carry_their_flag_are_seen(mistake: str, tmp_path: Path) -> None:
+    file, change = MISTAKES_IN_WORDS[mistake]
+    with pytest.raises((EmulatorError, AssertionError)):
+        check_of_long(planted(tmp_path, file, *change), torch.float32)
 
 
 MISTAKES_IN_COPIES = {
@@ -115,17 +188,11 @@ MISTAKES_IN_COPIES = {
 @pytest.mark.parametrize("mistake", MISTAKES_IN_COPIES)
 def test_mistakes_in_asynchronous_copies_are_seen(mistake: str, tmp_path: Path) -> None:
     """By the race detector, or by the NaN that stands where a copy has yet to arrive."""
-    right, wrong = MISTAKES_IN_COPIES[mistake]
-    for source in SOURCES.glob("*.cu*"):
-        text = source.read_text()
-        if source.name == "strip.cuh":
-            assert text.count(right) == 1, "strip.cuh has changed: plant the mistake anew"
-            text = text.replace(right, wrong)
-        (tmp_path / source.name).write_text(text)
+    directory = planted(tmp_path, "strip.cuh", *MISTAKES_IN_COPIES[mistake])
     # Every other column: elements come one by one, for lanes beside those that use them.
     cost = torch.rand(2, 70, 140, generator=torch.Generator().manual_seed(1))[..., ::2]
     call = no_limits(cost, torch.ones(2, dtype=torch.float64))
-    launcher = EmulatorLauncher(ONE, "random", True, directory=tmp_path, family="warp")
+    launcher = EmulatorLauncher(ONE, "random", True, directory=directory, family="warp")
     with pytest.raises((EmulatorError, AssertionError)):
         check_against_oracle(launcher, call)
 
@@ -177,24 +244,18 @@ def as_bytes(tensors: Iterable[torch.Tensor]) -> bytes:
     return b"".join(t.numpy().tobytes() for t in tensors)
 
 
-@pytest.mark.parametrize("planted", [False, True])
-def test_numbers_beyond_the_range_of_one_exponent_are_seen(planted: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", [False, True])
+def test_numbers_beyond_the_range_of_one_exponent_are_seen(wrong: bool, tmp_path: Path) -> None:
     """Costs of many times gamma beside small ones; without the check results would be wrong."""
     right = "return beyond || !(least >= SMALLEST) || !(fabs(all) < infinity<float>());"
-    for source in SOURCES.glob("*.cu*"):
-        text = source.read_text()
-        if source.name == "narrow.cuh":
-            assert text.count(right) == 1, "narrow.cuh has changed: plant the mistake anew"
-            text = text.replace(right, "return false;") if planted else text
-        (tmp_path / source.name).write_text(text)
     call = wide_call(False, None)
     call["cost"][:, 20:60, 50:150] *= 400
-    launcher = EmulatorLauncher(MANY, directory=tmp_path)
-    if not planted:
-        check_against_oracle(launcher, call)
+    if not wrong:
+        check_against_oracle(EmulatorLauncher(MANY), call)
         return
+    directory = planted(tmp_path, "narrow.cuh", right, "return false;")
     with pytest.raises(AssertionError):
-        check_against_oracle(launcher, call)
+        check_against_oracle(EmulatorLauncher(MANY, directory=directory), call)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -249,9 +249,7 @@ def recipe_of(
     parts = max(fast.plan.strips, wide.plan.strips)
     grad_gamma = sums(recipe, pairs, parts, with_gamma)
     fast.returns_state(recipe)
-    counters = Counters(recipe, fast.plan, pairs, fast.kept.get("status"), progresses=3)
-    # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = recipe.scratch(max(fast.plan.total_bytes, wide.plan.total_bytes))
+    counters = Counters(recipe, fast, pairs, progresses=3)
     given: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in ("x", "y", *others) if name != "state"},
@@ -264,7 +262,7 @@ def recipe_of(
     }
     names = fields.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS")
     names += fields.own_field_names("features.cuh", "SOFTDTW_FEATURE_FIELDS")
-    for plan, launch in launches_of(fast, wide, counters, scratch):
+    for plan, launch in launches_of(fast, wide, counters, recipe):
         form = forms_here[plan.variant.wide]
         if plan.by_ticket:
             launch["grad_x_progress"] = counters.progress(2)

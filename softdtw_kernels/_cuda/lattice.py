@@ -88,9 +88,7 @@ def recipe_of(
     grad_gamma = sums(recipe, pairs, parts, with_parameters)
     grad_dummy = sums(recipe, pairs, parts, with_parameters and task.weak)
     fast.returns_state(recipe)
-    counters = Counters(recipe, fast.plan, pairs, fast.kept.get("status"))
-    # The wide launch comes when the fast ones are done with the scratch memory.
-    scratch = recipe.scratch(max(fast.plan.total_bytes, wide.total_bytes))
+    counters = Counters(recipe, fast, pairs)
     shared: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in others if name != "state"},
@@ -99,7 +97,7 @@ def recipe_of(
         "parts": parts,
         "status": counters.status,
     }
-    for plan, launch in launches_of(fast, Sweeps(wide, phases_of(order)), counters, scratch):
+    for plan, launch in launches_of(fast, Sweeps(wide, phases_of(order)), counters, recipe):
         phases = launch["phases"]
         launch["ring_chunks"] = plan.ring_chunks(phases)
         recipe.launch(

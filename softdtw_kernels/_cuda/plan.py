@@ -23,6 +23,7 @@ from .variants import (
     ceil_divide,
     columns_offered,
     flag_bytes,
+    group_bytes,
     ring_chunks,
     warp_bytes,
 )
@@ -35,6 +36,9 @@ RESERVED_BYTES = 1 << 10  # beside them, of each block: a multiprocessor has the
 WARPS_IN_BLOCK = 2  # of the warp family, at most
 # At most, in the block family. More would need a smaller limit of registers for all families.
 LARGEST_TEAM = 8
+# Strips of a block in the long family, one for each scheduler: these hand on what flows between
+# them inside of the block, at a tenth of the latency.
+STRIPS_IN_GROUP = 4
 # Warps a multiprocessor that keep its four schedulers busy: a warp alone issues an instruction in
 # every other cycle [measured on an H200].
 BUSY_WARPS = 8
@@ -50,7 +54,7 @@ SHARE_OF_COST = 0.1  # for what a gradient keeps, of one very long item
 # then nothing is kept, unless it is little.
 KEPT_SHARE_OF_COST = 0.4
 KEPT_BYTES = 32 << 20
-BATCH_BYTES = 24 << 10  # of shared memory, at most, for a warp that is one of many
+BATCH_BYTES = 25 << 10  # of shared memory, at most, for a warp that is one of many: nine run
 WIDE_SCRATCH_BYTES = 32 << 20
 WIDE_SHARE_OF_COST = 0.05
 WIDE_ITEM_BYTES = 16 << 20  # above, the strips of one item go backward in groups
@@ -80,7 +84,13 @@ class Plan:
 
     @property
     def team(self) -> int:
-        return self.warps_in_block if self.family == "block" else 1
+        """Of an item, the strips that a block does at a time."""
+        return 1 if self.family == "warp" else self.warps_in_block
+
+    @property
+    def handed(self) -> bool:
+        """Whether strips of different blocks hand on words that carry their flag."""
+        return self.by_ticket and self.variant.handed_bytes > 0 and self.strips > self.team
 
     @property
     def kept_borders(self) -> int:
@@ -102,6 +112,7 @@ class Plan:
             "kept": int(self.kept_items > 0),
             "group": self.group,
             "team": self.team,
+            "handed": int(self.handed),
         }
 
     # Of each kind of memory; see the fields of these names in source/problem.cuh.
@@ -115,13 +126,13 @@ class Plan:
         tiles = (self.group or self.strips) * ceil_divide(self.span + LANES - 1, self.tile_steps)
         checkpoints = tiles * (variant.columns + 1) * LANES * variant.node_bytes
         return {
-            "borders": (self.strips > 1) * items * borders * border,
             "checkpoints": (variant.order > 0 or self.kept_items > 0) * items * checkpoints,
+            "borders": (self.strips > 1) * items * borders * border,
         }
 
     @cached_property
     def state_bytes(self) -> dict[str, int]:
-        """What is kept from launch to launch; what must be 0 at first comes last."""
+        """What is kept from launch to launch; what must or may be 0 at first comes last."""
         return {**self.swept_bytes, "status": 4 * self.kept_items} if self.kept_items else {}
 
     @cached_property
@@ -129,6 +140,8 @@ class Plan:
         variant = self.variant
         backward = variant.order > 0
         flows = (self.strips > 1) * (self.span + 1) * variant.flow_bytes
+        if self.handed:  # into each group, and in it
+            flows *= 2 * ceil_divide(self.strips, self.team)
         return {
             **({} if self.kept_items else self.swept_bytes),
             "flows": backward * self.slots * flows,
@@ -138,6 +151,20 @@ class Plan:
     @cached_property
     def total_bytes(self) -> int:
         return total(self.scratch_bytes)
+
+    @cached_property
+    def zeroed_bytes(self) -> dict[str, int]:
+        """Of these, what must be 0 at first."""
+        if not self.handed:
+            return {}
+        sizes = self.scratch_bytes
+        return {name: sizes[name] for name in ("borders", "flows") if name in sizes}
+
+    @cached_property
+    def unset_bytes(self) -> dict[str, int]:
+        """The others."""
+        names = self.scratch_bytes.keys() - self.zeroed_bytes.keys()
+        return {name: size for name, size in self.scratch_bytes.items() if name in names}
 
     def ring_chunks(self, phases: int) -> int:
         """0 if there is no ring."""
@@ -151,7 +178,8 @@ class Plan:
     def shared_bytes(self, phases: int = FORWARD | BACKWARD) -> int:
         """Of a block."""
         of_warp = warp_bytes(self.variant, self.tile_chunks(phases))
-        return self.warps_in_block * of_warp + (flag_bytes(self.strips) if self.team > 1 else 0)
+        flags = flag_bytes(self.strips) if self.family == "block" and self.team > 1 else 0
+        return self.warps_in_block * of_warp + flags + self.by_ticket * group_bytes(self.team)
 
 
 def total(sizes: dict[str, int]) -> int:
@@ -315,6 +343,7 @@ def long_form(
     variant = Variant(shape.dtype, False, columns, shape.weak, order)
     warps = shape.pairs * strips_of(shape.m, columns)
     share = shared_limit // max(1, ceil_divide(warps, multiprocessors))
+    share = min(share, shared_limit // STRIPS_IN_GROUP - group_bytes(STRIPS_IN_GROUP))
     chunks, most = (max(1, tile_chunks_within(variant, limit)) for limit in (share, shared_limit))
 
     def scratch_bytes(chunks: int) -> int:
@@ -336,6 +365,13 @@ def warps_that_fit(variant: Variant, tile_chunks: int, strips: int, shared_limit
     return max(1, (shared_limit - flag_bytes(strips)) // warp_bytes(variant, tile_chunks))
 
 
+def strips_in_group(strips: int, warp_bytes: int, shared_limit: int) -> int:
+    """As many as one block has room for."""
+    most = min(STRIPS_IN_GROUP, strips)
+    fits = (n for n in range(most, 1, -1) if n * warp_bytes + group_bytes(n) <= shared_limit)
+    return next(fits, 1)
+
+
 def shared_out(
     family: str,
     shape: Shape,
@@ -348,7 +384,8 @@ def shared_out(
     strips, span = strips_of(shape.m, variant.columns), shape.span(variant.width)
     in_block, of_warp = 1, warp_bytes(variant, tile_chunks)
     if family == "long":
-        warps, slots = shape.pairs * strips, shape.pairs
+        in_block = strips_in_group(strips, of_warp, shared_limit)
+        warps, slots = shape.pairs * ceil_divide(strips, in_block) * in_block, shape.pairs
     elif family == "block":
         wanted = team_wanted(shape, multiprocessors)
         rounds = ceil_divide(

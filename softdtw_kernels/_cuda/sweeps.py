@@ -21,22 +21,25 @@ from .variants import BACKWARD, FORWARD
 class Counters:
     """What the warps of a call share: a status for each item, unless a state has it, and, where
     strips wait for each other, two tickets and for each strip the progress of its forward sweep,
-    its backward sweep and, if asked for, of one thing more.
+    its backward sweep and, if asked for, of one thing more; and all memory of the plan that is 0
+    at first.
 
     Zeros where several warps have an item; else its warp writes the status before anybody reads it.
     """
 
-    def __init__(
-        self, recipe: Recipe, plan: Plan, pairs: int, kept_status: Any = None, progresses: int = 2
-    ) -> None:
+    def __init__(self, recipe: Recipe, fast: Sweeps, pairs: int, progresses: int = 2) -> None:
+        plan = fast.plan
         self.strips = pairs * plan.strips * plan.by_ticket
         zeroed = plan.family != "warp"
-        self.status = kept_status
-        if kept_status is None:
+        self.status = fast.kept.get("status")
+        if self.status is None:
             self.status = recipe.scratch(pairs, torch.int32, zeroed)
         self.place: Any = None
         if plan.by_ticket:
             self.place = recipe.scratch(2 + progresses * self.strips, torch.int32, zeroed)
+
+        self.memory = recipe.scratch(total(plan.zeroed_bytes), zeroed=True)
+        self.zeroed = divide(self.memory, plan.zeroed_bytes)
 
     def progress(self, k: int) -> Any:
         begin = 2 + k * self.strips
@@ -50,6 +53,7 @@ class Counters:
             return [{"phases": phases}]
         return [
             {"phases": phase, "ticket": self.place[k : k + 1], "progress": self.progress(k)}
+            | self.zeroed
             for k, phase in enumerate((FORWARD, BACKWARD))
             if phase & phases
         ]
@@ -100,7 +104,8 @@ def with_state(recipe: Recipe, plans: StatePlans, order: int, given: int) -> Swe
             raise ValueError(f"the state of such a call has {size} bytes, got {given}")
         return Sweeps(plans.backward, BACKWARD, recipe.inputs["state"])
     # A warp that does an item alone writes its status, several add to it.
-    zeros = 0 if plans.forward.family == "warp" else round_up(plans.state_bytes["status"])
+    zeroed = ("borders",) * plans.forward.handed + ("status",) * (plans.forward.family != "warp")
+    zeros = sum(round_up(plans.state_bytes[name]) for name in zeroed)
     make = partial(empty_but, zeros) if zeros else torch.empty
     return Sweeps(plans.forward, FORWARD, recipe.output(size, dtype=torch.uint8, make=make))
 
@@ -113,12 +118,16 @@ def empty_but(zeros: int, size: Sequence[int], dtype: torch.dtype, device: torch
 
 
 def launches_of(
-    fast: Sweeps, wide: Sweeps, counters: Counters, scratch: Any
+    fast: Sweeps, wide: Sweeps, counters: Counters, recipe: Recipe
 ) -> Iterator[tuple[Plan, dict[str, Any]]]:
     """All of a call, with the fields that are theirs."""
-    for sweeps in (fast, wide):
+    # The wide launch comes when the fast ones are done with their memory, whichever is enough.
+    unset, zeroed = (total(sizes) for sizes in (fast.plan.unset_bytes, fast.plan.zeroed_bytes))
+    fits = wide.plan.total_bytes <= zeroed
+    scratch = recipe.scratch(unset if fits else max(unset, wide.plan.total_bytes))
+    for sweeps, place in ((fast, scratch), (wide, counters.memory if fits else scratch)):
         plan = sweeps.plan
-        memory = sweeps.kept | divide(scratch, plan.scratch_bytes)
+        memory = sweeps.kept | divide(place, plan.unset_bytes)
         for launch in counters.launches(plan, sweeps.phases):
             yield plan, memory | plan.sizes | launch
 

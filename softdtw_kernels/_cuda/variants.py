@@ -18,6 +18,7 @@ REACH = 2
 FORWARD, BACKWARD = 1, 2  # as in source/problem.cuh
 
 WIDE_COLUMNS = 4
+WORD_BYTES = 8  # of what is handed on in one access
 
 
 def c_type(dtype: torch.dtype) -> str:
@@ -92,6 +93,13 @@ class Variant:
         return not self.wide and self.order < 2
 
     @property
+    def handed_bytes(self) -> int:
+        """In shared memory, of what a strip hands on in a chunk of steps: words that can carry a
+        flag, where a node and a flow are one.
+        """
+        return CHUNK * WORD_BYTES if self.staged and self.dtype == torch.float32 else 0
+
+    @property
     def chunk_bytes(self) -> int:
         """Of a chunk of rows in the ring; a weak lattice has a row and column of it for two."""
         return CHUNK * LANES * self.columns * self.dtype.itemsize // (4 if self.weak else 1)
@@ -130,7 +138,13 @@ def columns_offered(dtype: torch.dtype, order: int) -> tuple[int, ...]:
 
 
 def flag_bytes(strips: int) -> int:
+    """Of a block that does whole items: a flag for each strip and sweep."""
     return 2 * 4 * strips
+
+
+def group_bytes(team: int) -> int:
+    """Of a block that does groups of strips: a flag for each, and a ticket."""
+    return 4 * (team + 1) if team > 1 else 0
 
 
 def ring_chunks(tile_chunks: int) -> int:
@@ -141,7 +155,7 @@ def ring_chunks(tile_chunks: int) -> int:
 
 
 def warp_bytes(variant: Variant, tile_chunks: int) -> int:
-    """Shared memory of a warp: its ring and its tile."""
+    """Shared memory of a warp: what it hands on, its ring and its tile."""
     ring = variant.staged * ring_chunks(tile_chunks) * variant.chunk_bytes
     in_shared = variant.order > 0 and not variant.wide
-    return ring + in_shared * tile_chunks * CHUNK * variant.step_bytes
+    return variant.handed_bytes + ring + in_shared * tile_chunks * CHUNK * variant.step_bytes

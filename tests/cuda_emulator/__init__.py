@@ -134,7 +134,7 @@ def load(
     runtime = _cached(
         "runtime",
         [*common, "-O3", "-shared", str(runtime_source)],
-        runtime_source.read_bytes(),
+        sources_of(HERE, runtime_source.name),
         ".so",
     )
     # Most kernels are compiled for a few small problems: what takes longer to compile than it saves

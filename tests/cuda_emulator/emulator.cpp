@@ -6,7 +6,7 @@
 // sanitizer's library: every access to memory lies in a buffer of the launch, in the block's shared memory or in the
 // thread's own stack; and no two threads touch the same word, one of them writing, unless a barrier, __syncwarp or a
 // release-acquire pair orders them (vector clocks: one last writer and one last reader are kept for each word).
-// Shuffles order nothing, as in CUDA.
+// Shuffles order nothing, as in CUDA. Atomic accesses are seen as late as their order allows: memory.h.
 #include <link.h>
 #include <sys/mman.h>
 
@@ -19,6 +19,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 struct EmulatorIndex {
@@ -95,6 +96,11 @@ struct Fiber {
   Clock clock;
   std::vector<PendingCopy> copies;  // asynchronous ones, in order
   int group = 0;                    // the one that is open
+  // For the order of atomic accesses, see memory.h: the last store seen of each place, what the next fence acquires, and
+  // what the last one has released.
+  std::unordered_map<uintptr_t, int64_t> seen;
+  std::shared_ptr<const std::vector<uint32_t>> to_acquire, fenced;
+  bool fenced_in_block = false;
 };
 
 struct Warp {
@@ -113,6 +119,9 @@ struct Block {
 struct Word {  // shadow of 4 bytes
   uint32_t write_clock = 0, read_clock = 0;
   int16_t writer = -1, reader = -1;
+  int16_t atomic_writer = -1, atomic_reader = -1;  // of atomic accesses, which do not race with each other
+  uint32_t atomic_write_clock = 0, atomic_read_clock = 0;
+  bool atomic = false;  // there were some
 };
 
 struct Buffer {
@@ -145,7 +154,6 @@ static std::vector<Block> blocks;
 static std::vector<Buffer> buffers, shared_shadow;
 static std::vector<Range> data_ranges;
 static std::vector<uint64_t> ready, yielded;  // a bit for each fiber
-static std::map<const void*, std::vector<uint32_t>> released;
 static char* stacks;
 static size_t stacks_mapped;
 static Fiber* running;
@@ -156,6 +164,33 @@ static bool progressed;  // something happened that a polling thread may be wait
 static int per_block, warps_in_block;
 static int64_t next_block, all_blocks;
 static uint64_t random_state;
+
+// What is known of a place that atomic accesses go to; see memory.h.
+struct Store {
+  uint64_t value;
+  int writer;  // -1: before the launch, or by plain stores
+  uint32_t clock;
+  unsigned block;
+  std::shared_ptr<const std::vector<uint32_t>> released;  // null: nothing
+  bool in_block;                                          // the scope of that
+};
+
+struct Place {
+  size_t size;
+  int64_t dropped = 0;  // stores, before the first that is kept
+  std::vector<Store> stores;
+};
+
+static const size_t KEPT_STORES = 4;  // of a place
+static std::map<uintptr_t, Place> places;
+
+static void forget(uintptr_t begin, uintptr_t end) {
+  auto place = places.lower_bound(begin - 4);  // one of 8 bytes may begin there
+  while (place != places.end() && place->first < end) {
+    if (place->first + place->second.size > begin) place = places.erase(place);
+    else ++place;
+  }
+}
 
 static uint64_t draw() {
   random_state ^= random_state << 13;
@@ -272,6 +307,7 @@ static void start_block(int slot) {
   Buffer& shadow = shared_shadow[slot];
   shadow.begin = uintptr_t(block.shared.data() + GUARD);
   shadow.end = shadow.begin + launch->shared_bytes;
+  forget(shadow.begin, shadow.end);
   if (launch->checked) shadow.shadow.assign(launch->shared_bytes / 4 + 1, Word());
   std::fill_n(warps.begin() + slot * warps_in_block, warps_in_block, Warp());
   for (int t = 0; t < per_block; ++t) {
@@ -288,6 +324,8 @@ static void start_block(int slot) {
     f.slot = slot;
     f.id = slot * per_block + t;
     f.copies.clear();
+    f.seen.clear();
+    f.to_acquire = f.fenced = nullptr;
     f.clock.own++;
     context_start(f.context, stacks + f.id * STACK, STACK, fiber_main);
     set_ready(f.id, true);
@@ -500,126 +538,9 @@ int emulator_pop_copy(int groups, void** to, void* bytes) {
 
 unsigned char* emulator_dynamic_shared() { return blocks[running->slot].shared.data() + GUARD; }
 
-// ---- memory checks ----
-
-static Buffer* find(uintptr_t address, size_t size) {
-  Buffer& shared = shared_shadow[running->slot];
-  if (address >= shared.begin && address + size <= shared.end) return &shared;
-  for (Buffer& b : buffers)
-    if (address >= b.begin && address + size <= b.end) return &b;
-  return nullptr;
 }
 
-static bool is_own(uintptr_t address, size_t size) {
-  uintptr_t stack = uintptr_t(stacks) + running->id * STACK;
-  if (address >= stack && address + size <= stack + STACK) return true;
-  if (address == uintptr_t(&emulator_current)) return true;
-  return address >= uintptr_t(fibers.data()) && address < uintptr_t(fibers.data() + fibers.size());
-}
-
-static bool is_constant(uintptr_t address, size_t size) {
-  for (const Range& r : data_ranges)  // the argument among them, which is read on entry
-    if (address >= r.begin && address + size <= r.end) return true;
-  return false;
-}
-
-static void access(const volatile void* pointer, size_t size, bool write, bool atomic) {
-  if (!launch || !launch->checked || !running || failed) return;
-  uintptr_t address = uintptr_t(pointer);
-  if (!atomic && is_own(address, size)) return;
-  Buffer* buffer = find(address, size);
-  if (!buffer) {
-    bool is_private = is_own(address, size) || is_constant(address, size);
-    if (is_private && !atomic) return;
-    fail("%s %s %zu bytes outside every buffer%s", name(*running).c_str(), write ? "writes" : "reads", size,
-         is_private ? " (an atomic access to private memory)" : "");
-    return;
-  }
-  Fiber& me = *running;
-  for (uintptr_t at = (address - buffer->begin) / 4; at <= (address + size - 1 - buffer->begin) / 4; ++at) {
-    Word& word = buffer->shadow[at];
-    if (word.writer >= 0 && word.writer != me.id && seen_by(me, word.writer) < word.write_clock) {
-      fail("race: %s %s word %zu of a buffer that %s wrote, with nothing in between", name(me).c_str(),
-           write ? "writes" : "reads", size_t(at), name(fibers[word.writer]).c_str());
-      return;
-    }
-    if (write && word.reader >= 0 && word.reader != me.id && seen_by(me, word.reader) < word.read_clock) {
-      fail("race: %s writes word %zu of a buffer that %s read, with nothing in between", name(me).c_str(), size_t(at),
-           name(fibers[word.reader]).c_str());
-      return;
-    }
-    if (atomic) continue;
-    if (write) {
-      word.writer = int16_t(me.id);
-      word.write_clock = me.clock.own;
-    } else {
-      word.reader = int16_t(me.id);
-      word.read_clock = me.clock.own;
-    }
-  }
-}
-
-int emulator_load_acquire(const int* address) {
-  access(address, 4, false, true);
-  if (launch->checked) {
-    auto found = released.find(address);
-    if (found != released.end()) {
-      auto clock = std::make_shared<std::vector<uint32_t>>(*running->clock.others);
-      join(*clock, found->second);
-      running->clock.others = clock;
-    }
-  }
-  int value = *address;
-  // Other threads may run between any two accesses to memory that they share.
-  leave();
-  return value;
-}
-
-void emulator_store_release(int* address, int value) {
-  access(address, 4, true, true);
-  if (launch->checked) {
-    released[address] = clock_of(*running);
-    running->clock.own++;
-  }
-  *address = value;
-  progressed = true;
-  leave();
-}
-
-int emulator_atomic_add(int* address, int value) {
-  access(address, 4, true, true);
-  int old = *address;
-  *address = old + value;
-  progressed = true;
-  return old;
-}
-
-int emulator_atomic_or(int* address, int value) {
-  access(address, 4, true, true);
-  int old = *address;
-  *address = old | value;
-  progressed = true;
-  return old;
-}
-
-// The callbacks of -fsanitize=thread.
-#define CALLBACKS(size)                                                              \
-  void __tsan_read##size(void* a) { access(a, size, false, false); }                 \
-  void __tsan_write##size(void* a) { access(a, size, true, false); }                 \
-  void __tsan_unaligned_read##size(void* a) { access(a, size, false, false); }       \
-  void __tsan_unaligned_write##size(void* a) { access(a, size, true, false); }       \
-  void __tsan_volatile_read##size(void* a) { access(a, size, false, false); }        \
-  void __tsan_volatile_write##size(void* a) { access(a, size, true, false); }
-CALLBACKS(1)
-CALLBACKS(2)
-CALLBACKS(4)
-CALLBACKS(8)
-CALLBACKS(16)
-void __tsan_read_range(void* a, size_t size) { access(a, size, false, false); }
-void __tsan_write_range(void* a, size_t size) { access(a, size, true, false); }
-void __tsan_init() {}
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
+#include "memory.h"
 
 static int collect(struct dl_phdr_info* info, size_t, void* wanted) {
   bool here = false;
@@ -636,13 +557,13 @@ static int collect(struct dl_phdr_info* info, size_t, void* wanted) {
 }
 
 // Returns 0, or 1 with a message. `kernel` is an EMULATOR_ENTRY.
-int emulator_launch(int64_t (*kernel)(const void*), const void* kernel_argument, int64_t bytes, EmulatorLaunch* how) {
+extern "C" int emulator_launch(int64_t (*kernel)(const void*), const void* kernel_argument, int64_t bytes, EmulatorLaunch* how) {
   launch = how;
   entry = kernel;
   argument = kernel_argument;
   failed = false;
   running = nullptr;
-  released.clear();
+  places.clear();
   how->switches = 0;
   for (int64_t& count : how->counts) count = 0;
   random_state = uint64_t(how->seed) * 2654435761u + 88172645463325252u;
@@ -682,5 +603,4 @@ int emulator_launch(int64_t (*kernel)(const void*), const void* kernel_argument,
   running = nullptr;
   launch = nullptr;
   return failed;
-}
 }

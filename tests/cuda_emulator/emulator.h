@@ -33,8 +33,9 @@ void emulator_syncthreads();
 void emulator_yield();
 unsigned emulator_warp(int operation, unsigned mask, unsigned value, int parameter, int width);
 unsigned char* emulator_dynamic_shared();
-int emulator_load_acquire(const int* address);
-void emulator_store_release(int* address, int value);
+uint64_t emulator_load(const void* address, int size, int acquire, int in_block);
+void emulator_store(void* address, uint64_t value, int size, int release, int in_block);
+void emulator_fence(int in_block);
 int emulator_atomic_add(int* address, int value);
 int emulator_atomic_or(int* address, int value);
 void emulator_count(int what);
@@ -42,6 +43,9 @@ void emulator_push_copy(void* to, const void* bytes, int size);
 void emulator_commit_copies();
 int emulator_pop_copy(int groups, void** to, void* bytes);
 }
+
+enum EmulatorOrder { EMULATE_RELAXED, EMULATE_ORDERED };  // a load that acquires, a store that releases
+enum EmulatorScope { EMULATE_DEVICE, EMULATE_BLOCK };
 
 enum EmulatorOperation { EMULATE_SYNC, EMULATE_INDEX, EMULATE_UP, EMULATE_DOWN, EMULATE_XOR, EMULATE_BALLOT };
 
@@ -101,6 +105,22 @@ inline void emulator_await_copies(int groups) {
   unsigned words[4];
   while (int size = emulator_pop_copy(groups, &to, words))
     for (int k = 0; k < size / 4; ++k) static_cast<unsigned*>(to)[k] = words[k];
+}
+
+template <typename T>
+inline T emulator_load_as(const T* address, EmulatorOrder order, EmulatorScope scope) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "what is atomic");
+  uint64_t bits = emulator_load(address, sizeof(T), order, scope);
+  T value;
+  __builtin_memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+template <typename T>
+inline void emulator_store_as(T* address, T value, EmulatorOrder order, EmulatorScope scope) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "what is atomic");
+  uint64_t bits = 0;
+  __builtin_memcpy(&bits, &value, sizeof(T));
+  emulator_store(address, bits, sizeof(T), order, scope);
 }
 
 template <typename To, typename From>

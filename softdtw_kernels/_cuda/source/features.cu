@@ -55,7 +55,7 @@ __device__ __forceinline__ bool next_work(const Problem& problem, Work& work, in
   meet();
   const int ticket = *shared_ticket;
   meet();  // before it is overwritten
-  return work.take_strip(problem, ticket);
+  return work.take_strip(problem, ticket, 0);
 }
 
 // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
@@ -69,13 +69,13 @@ __device__ __forceinline__ int tiles_of(const TheStrip& strip) { return (strip.s
 
 __device__ __forceinline__ void forward(const FeatureProblem& problem, TheStrip& strip, const Work& work) {
   for (int s = work.begin; s < min(work.end, strip.strips); ++s) {
-    AwaitRows left = work.await_left(s);
+    AwaitRows left = work.await_left(problem, s);
     strip.select(s);
     TheStrip::State state;
     strip.enter_forward(state, left);
     meet();
     for (int begin = 0; begin < strip.steps; begin += TILE_STEPS) {
-      strip.forward_steps(state, begin, min(strip.steps, begin + TILE_STEPS), left, work.publish(s));
+      strip.forward_steps(state, begin, min(strip.steps, begin + TILE_STEPS), left, work.publish_right(problem, s));
       meet();
     }
     strip.leave_forward(state);
@@ -88,9 +88,9 @@ __device__ __forceinline__ void forward(const FeatureProblem& problem, TheStrip&
 __device__ __forceinline__ void backward(const FeatureProblem& problem, TheStrip& strip, const Work& work) {
   const COST scale = static_cast<const COST*>(problem.grad_value)[work.pair * problem.grad_value_stride];
   for (int s = work.last(strip.strips); s >= work.begin; --s) {
-    const PublishRows publish = work.publish(s);
+    const PublishRows publish = work.publish_left(problem, s);
     const PublishRows publish_x = {{problem.grad_x_progress + work.pair * problem.strips + s, !work.alone, false}};
-    AwaitRows right = work.await_right(s, strip.strips);
+    AwaitRows right = work.await_right(problem, s, strip.strips);
     strip.select(s);
     TheStrip::Visits visits;
     TheStrip::Sums sums;
@@ -142,7 +142,7 @@ __device__ __forceinline__ void consume(const FeatureProblem& problem, const The
   const int right = strip.index + 1;
   if (problem.ticket && right < strip.strips) {
     const int first = strip.first_row_of(right), last = strip.last_row_of(right);
-    AwaitRows await = {{problem.grad_x_progress + strip.item.pair * problem.strips + right, true, false}};
+    AwaitRows await = Flag{problem.grad_x_progress + strip.item.pair * problem.strips + right, true, false};
     await(last - max(strip.first + chunk * TILE_STEPS, first));
   }
   worker.sum_into_x(chunk);
@@ -172,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) features(const __g
   unsigned char* ring = WIDE ? static_cast<unsigned char*>(problem.rings) + int64(blockIdx.x) * RING_BYTES : in_shared;
   void* tile = WIDE ? static_cast<void*>(static_cast<TheStrip::Real*>(problem.tiles) + int64(blockIdx.x) * TILE_REALS)
                     : in_shared + RING_BYTES;
-  Work work = {int64(blockIdx.x) - gridDim.x, 0, int(problem.strips), 1, problem.ticket == nullptr, nullptr, false};
+  Work work = {int64(blockIdx.x) - gridDim.x, 0, int(problem.strips), 1, problem.ticket == nullptr, 0};
   // The two roles part here for good, so that neither holds the registers of the other.
   if (threadIdx.x < LANES) {
     while (next_work(problem, work, reinterpret_cast<int*>(shared))) {

@@ -14,9 +14,9 @@
 //   block   ticket null, team W: the W warps of a block take an item together, warp w its strips w, w + W and so on,
 //           forward then backward. A strip waits for its neighbor by a flag in shared memory. Each warp does its strips
 //           in the order in which they wait for each other, and all warps of a block run: so no wait lasts for ever.
-//   long    ticket set: a warp takes one strip at a time, waiting for the rows it needs of the strip before it; FORWARD
-//           and BACKWARD are then launches of their own. A strip's predecessor has a lower ticket, so a warp only ever
-//           waits for one that runs already: nothing is assumed about how many blocks are resident.
+//   long    ticket set: a block takes a group of W strips at a time, a warp each, which wait for the rows they need of the
+//           strip before them; FORWARD and BACKWARD are then launches of their own. A group's predecessor has a lower
+//           ticket, so a block only ever waits for one that runs already: nothing is assumed about how many are resident.
 //
 // A gradient goes forward, then backward, or backward alone, from the state that the launch of a value left: borders,
 // checkpoints and the status of every item. WITH_ORDER 0 leaves the same state as 1. It is not written again, by Wide
@@ -41,21 +41,11 @@ typedef Strip<Arithmetic, COLUMNS, WEAK, TANGENT, Cells> TheStrip;
 // The host makes room for these.
 static_assert(sizeof(TheStrip::N) == WITH_NODE_BYTES && sizeof(TheStrip::F) == WITH_FLOW_BYTES, "");
 
-// The next work of this warp; false when there is none.
-__device__ __forceinline__ bool next_work(const Problem& problem, Work& work, int64 step, int lane) {
-  if (!problem.ticket) {
-    work.pair += step;
-    return work.pair < problem.pairs;
-  }
-  int ticket = lane == 0 ? atomic_add(problem.ticket, 1) : 0;
-  return work.take_strip(problem, from_lane(ticket, 0));
-}
-
 __device__ __forceinline__ void forward(const Problem& problem, TheStrip& strip, const Work& work) {
   for (int s = work.begin; s < min(work.end, strip.strips); s += work.stride) {
-    AwaitRows left = work.await_left(s);
+    AwaitRows left = work.await_left(problem, s);
     strip.select(s);
-    strip.forward(left, work.publish(s));
+    strip.forward(left, work.publish_right(problem, s));
     finish_forward<WIDE>(problem, strip, work, left);
   }
 }
@@ -67,9 +57,9 @@ __device__ __forceinline__ void backward(const Problem& problem, TheStrip& strip
   if (is_for_wide(problem, strip.status)) return;
   const COST scale = static_cast<const COST*>(problem.grad_value)[p * problem.grad_value_stride];
   for (int s = work.last(strip.strips); s >= work.begin; s -= work.stride) {
-    const PublishRows publish = work.publish(s);
+    const PublishRows publish = work.publish_left(problem, s);
     strip.select(s);
-    TheStrip::Sums sums = strip.backward(scale, problem.grad_gamma != nullptr, work.await_right(s, strip.strips), publish);
+    TheStrip::Sums sums = strip.backward(scale, problem.grad_gamma != nullptr, work.await_right(problem, s, strip.strips), publish);
     write_sums(problem, strip, sums, double(scale));
     __syncwarp();
     if (strip.lane == 0) publish(strip.last - strip.first);
@@ -77,8 +67,9 @@ __device__ __forceinline__ void backward(const Problem& problem, TheStrip& strip
 }
 #endif
 
-// Shared memory: for each warp its ring and, in a launch that goes backward, its tile, unless that lies in global memory;
-// then the flags of the block family, one for each strip and sweep.
+// Shared memory: for each warp what it is about to hand on, its ring and, in a launch that goes backward, its tile, unless
+// that lies in global memory; then flags. The block family has one for each strip and sweep, a group of strips one for each
+// and the ticket.
 __device__ __forceinline__ int tile_bytes(const Problem& problem) {
   return int(problem.tile_steps) * (COLUMNS * TheStrip::PARTS * LANES * int(sizeof(TheStrip::Real)));
 }
@@ -88,31 +79,53 @@ __device__ __forceinline__ int ring_bytes(const Problem& problem) {
 }
 
 __device__ __forceinline__ int shared_bytes_of_warp(const Problem& problem) {
-  return ring_bytes(problem) + (WITH_ORDER > 0 && problem.phases & BACKWARD && !WIDE ? tile_bytes(problem) : 0);
+  return TheStrip::HANDED_BYTES + ring_bytes(problem) + (WITH_ORDER > 0 && problem.phases & BACKWARD && !WIDE ? tile_bytes(problem) : 0);
+}
+
+// The next work of this warp; false when there is none.
+__device__ __forceinline__ bool next_work(const Problem& problem, Work& work, int64 step, int warp_in_block, int* flags) {
+  if (!problem.ticket) {
+    work.pair += step;
+    return work.pair < problem.pairs;
+  }
+  const int team = int(problem.team);
+  if (team == 1) {
+    const int ticket = threadIdx.x == 0 ? atomic_add(problem.ticket, 1) : 0;
+    return work.take_strip(problem, from_lane(ticket, 0), 0);
+  }
+  __syncthreads();  // nobody still waits for a flag of the group before
+  if (int(threadIdx.x) < team) flags[threadIdx.x] = 0;
+  if (threadIdx.x == 0) flags[team] = atomic_add(problem.ticket, 1);
+  __syncthreads();
+  return work.take_strip(problem, flags[team], warp_in_block);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) lattice(const __grid_constant__ Problem problem) {
   // By way of a shuffle the compiler sees that all lanes of a warp have the same, and so all that follows from it.
-  const int lane = threadIdx.x % LANES, warp_in_block = from_lane(int(threadIdx.x) / LANES, 0);
+  const int warp_in_block = from_lane(int(threadIdx.x) / LANES, 0);
   const int warps_in_block = blockDim.x / LANES;
   const int64 warp = int64(blockIdx.x) * warps_in_block + warp_in_block;
   DYNAMIC_SHARED(shared);
   unsigned char* of_warp = shared + warp_in_block * shared_bytes_of_warp(problem);
+  unsigned char* ring = of_warp + TheStrip::HANDED_BYTES;
   // In one kind of memory for all of a kernel's calls: pointers that may be either make slow accesses.
-  void* tile = WIDE ? static_cast<unsigned char*>(problem.tiles) + warp * tile_bytes(problem) : of_warp + ring_bytes(problem);
-  const bool in_block = problem.team > 1, by_ticket = problem.ticket != nullptr;
+  void* tile = WIDE ? static_cast<unsigned char*>(problem.tiles) + warp * tile_bytes(problem) : ring + ring_bytes(problem);
+  const int flags_begin = warps_in_block * shared_bytes_of_warp(problem);
+  int* const flags = reinterpret_cast<int*>(shared + flags_begin);
+  const bool by_ticket = problem.ticket != nullptr, in_block = problem.team > 1 && !by_ticket;
   const int64 worker = in_block ? blockIdx.x : warp, step = int64(gridDim.x) * (in_block ? 1 : warps_in_block);
-  Work work = {worker - step, in_block ? warp_in_block : 0, int(problem.strips), int(problem.team), !in_block && !by_ticket,
-               reinterpret_cast<int*>(shared + problem.team * shared_bytes_of_warp(problem)), in_block};
-  while (next_work(problem, work, step, lane)) {
+  Work work = {worker - step, in_block ? warp_in_block : 0, int(problem.strips), by_ticket ? 1 : int(problem.team),
+               !in_block && !by_ticket, flags_begin};
+  while (next_work(problem, work, step, warp_in_block, flags)) {
     // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
     if (WIDE && !is_for_wide(problem, problem.status[work.pair])) continue;
     const Item<WEAK> item(problem, work.pair);
-    TheStrip strip(problem, item, by_ticket ? work.pair : worker, tile, Cells(problem, item, reinterpret_cast<COST*>(of_warp)));
+    TheStrip strip(problem, item, by_ticket ? work.pair : worker, tile, Cells(problem, item, reinterpret_cast<COST*>(ring)),
+                   reinterpret_cast<uint64*>(of_warp));
     if (by_ticket && work.begin >= strip.strips) continue;  // the item is shorter than others
     if (in_block) {
       __syncthreads();  // nobody still waits for a flag of the item before
-      for (int k = threadIdx.x; k < 2 * int(problem.strips); k += blockDim.x) work.flags[k] = 0;
+      for (int k = threadIdx.x; k < 2 * int(problem.strips); k += blockDim.x) flags[k] = 0;
       __syncthreads();
     }
 #if WITH_ORDER > 0
@@ -127,10 +140,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) lattice(const __grid_consta
 #if WITH_ORDER > 0
     if (in_block) {
       __syncthreads();  // now the status is known to all
-      work.flags += problem.strips;
+      work.block_flags += 4 * int(problem.strips);
     }
     if (problem.phases & BACKWARD) backward(problem, strip, work);
-    if (in_block) work.flags -= problem.strips;
+    if (in_block) work.block_flags -= 4 * int(problem.strips);
 #endif
   }
 }

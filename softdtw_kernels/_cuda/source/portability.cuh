@@ -22,10 +22,13 @@ struct alignas(sizeof(T) * N <= 16 ? sizeof(T) * N : 16) Vector {
 
 #define DYNAMIC_SHARED(name) unsigned char* name = emulator_dynamic_shared()
 
-inline int load_acquire(const int* address) { return emulator_load_acquire(address); }
-inline void store_release(int* address, int value) { emulator_store_release(address, value); }
-inline int load_acquire_in_block(const int* address) { return emulator_load_acquire(address); }
-inline void store_release_in_block(int* address, int value) { emulator_store_release(address, value); }
+inline int load_acquire(const int* address) { return emulator_load_as(address, EMULATE_ORDERED, EMULATE_DEVICE); }
+inline void store_release(int* address, int value) { emulator_store_as(address, value, EMULATE_ORDERED, EMULATE_DEVICE); }
+inline int load_acquire_in_block(const int* address) { return emulator_load_as(address, EMULATE_ORDERED, EMULATE_BLOCK); }
+inline void store_release_in_block(int* address, int value) { emulator_store_as(address, value, EMULATE_ORDERED, EMULATE_BLOCK); }
+inline int load_relaxed(const int* address) { return emulator_load_as(address, EMULATE_RELAXED, EMULATE_DEVICE); }
+inline uint64 load_relaxed(const uint64* address) { return emulator_load_as(address, EMULATE_RELAXED, EMULATE_DEVICE); }
+inline void store_relaxed(uint64* address, uint64 value) { emulator_store_as(address, value, EMULATE_RELAXED, EMULATE_DEVICE); }
 inline void pause_while_polling() { emulator_yield(); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float fast_exp2(float x) {  // as ex2.approx.ftz: what is subnormal is 0, by which Narrow sees that it is lost
@@ -56,7 +59,24 @@ __device__ __forceinline__ void store_release(int* address, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-// The same between warps of one block, by way of shared memory: a tenth of the latency.
+// These order nothing else. 8 bytes are read and written as a whole.
+__device__ __forceinline__ int load_relaxed(const int* address) {
+  int value;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ uint64 load_relaxed(const uint64* address) {
+  uint64 value;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_relaxed(uint64* address, uint64 value) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
+// Between warps of one block, by way of shared memory: a tenth of the latency.
 __device__ __forceinline__ int load_acquire_in_block(const int* address) {
   int value;
   unsigned place = unsigned(__cvta_generic_to_shared(address));

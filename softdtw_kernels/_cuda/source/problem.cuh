@@ -46,15 +46,17 @@
   X(double*, grad_dummy)                                                                              \
   X(int64, parts)                                                                                     \
   X(int*, status)                   /* (pairs) */                                                     \
-  X(int*, ticket)                   /* null: a warp or a block does whole items; else a strip a ticket */ \
+  X(int*, ticket)                   /* null: a warp or a block does whole items; else strips by ticket */ \
   X(int*, progress)                 /* with tickets, (pairs, strips): rows done, 0 at first */        \
-  X(int64, team)                    /* warps of a block that share an item; 1: none do */             \
+  X(int64, team)                    /* warps of a block that share an item; 1: none do; with tickets, strips of a ticket */ \
   X(void*, borders)                 /* (slots, kept_borders, span): last column of each strip; then those between groups */ \
   X(int64, kept_borders)            /* strip s has border s % kept_borders */                         \
   X(void*, checkpoints)             /* (slots, strips or group, tiles, C + 1, 32) */                  \
   X(int64, group)                   /* wide arithmetic: strips that have these in memory at once; 0: all */ \
   X(int64, kept)                    /* 1: borders and checkpoints have a slot for each item, kept for a launch to come */ \
   X(void*, flows)                   /* (slots, span + 1): visits that flow over a border, backward */ \
+  X(int64, handed)                  /* 1: borders and flows are words that carry their flag, 0 at first, and the latter */ \
+                                    /* (slots, 2 * groups, span + 1): into each group of strips from the right, and in it */ \
   X(void*, tiles)                   /* null: the tile lies in shared memory */                        \
   X(int64, tile_steps)              /* CHUNK times a power of two */                                  \
   X(int64, ring_chunks)             /* chunks of rows in the ring of a warp, in shared memory before the tile: a power of two */ \

@@ -8,6 +8,8 @@
 // The transition probabilities it needs are recomputed, `tile_steps` steps at a time, from the state of the lanes that
 // the forward sweep saved at the start of every tile (a checkpoint). So tiles are skewed too, and no lane ever waits.
 //
+// How borders and visits get from strip to strip where warps wait for each other: handoff.cuh.
+//
 // A backward sweep only reads borders and checkpoints, so that one forward sweep may serve several, in later launches.
 // Visits flow into memory of their own, of one border an item: a strip that sends those of a row to the left has had
 // those of this row and of all below it from the right, which is what it overwrites.
@@ -18,6 +20,7 @@
 // The file is long since both sweeps are one class: what they share is registers, which nothing outside can hold.
 #pragma once
 #include "cells.cuh"
+#include "handoff.cuh"
 #include "narrow.cuh"
 
 template <class Number, bool TANGENT>
@@ -54,6 +57,9 @@ struct Strip {
   static constexpr bool HAS_SHORTCUT = A::HAS_SHORTCUT && !TANGENT;
   // The sweep from features has no registers left for it.
   static constexpr bool HAS_NARROW = HAS_SHORTCUT && sizeof(Real) == 4 && Cells::STAGED;
+  // What lane 0 or 31 hands on in a chunk of steps is gathered in shared memory and goes out at once, when it is right.
+  static constexpr bool IS_GATHERED = HAS_NARROW;
+  static constexpr int HANDED_BYTES = IS_GATHERED ? CHUNK * int(sizeof(uint64)) : 0;
   static constexpr int NARROW_PAUSE = 7;  // chunks, after one in which Narrow has failed: three bits
   static constexpr int UNROLLED = HAS_SHORTCUT ? 4 : 1;  // steps
   static constexpr bool MAY_GROUP = !A::HAS_SHORTCUT;  // the wide arithmetic; see sweep_in_groups
@@ -77,6 +83,8 @@ struct Strip {
   N *left_border, *right_border;  // by row
   F *left_flow, *right_flow;  // and the row below the last
   Vector<Real, PARTS>* tile;
+  uint64* gathered;              // in shared memory
+  bool left_is_outside, right_is_outside;  // in another block, and told by words that carry their flag
   int status;
   bool filled;       // going backward: the ring is kept full of costs, from tile to tile
   int narrow_pause;  // chunks to go before Narrow is tried again
@@ -90,9 +98,10 @@ struct Strip {
     N border_rows;         // the rows of a chunk of the border on the left, one a lane
   };
 
-  __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, void* tile, const Cells& cells)
+  __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, void* tile, const Cells& cells,
+                                   uint64* gathered = nullptr)
       : problem(problem), item(item), cells(cells), lane(threadIdx.x % LANES), tile(static_cast<Vector<Real, PARTS>*>(tile)),
-        status(item.status), end(nothing()) {
+        gathered(gathered), left_is_outside(false), right_is_outside(false), status(item.status), end(nothing()) {
     gamma = problem.gamma_of(item.pair);
     status |= arithmetic.start(gamma);
     tangent_cost = TANGENT ? static_cast<const Cost*>(problem.tangent_cost) + problem.dense_offset(item.pair) : nullptr;
@@ -106,7 +115,7 @@ struct Strip {
     }
     strips = (item.m + WIDTH - 1) / WIDTH;
     tiles = (unsigned(problem.span) + LANES - 1 + unsigned(problem.tile_steps) - 1) / unsigned(problem.tile_steps);
-    flows = static_cast<F*>(problem.flows) + slot * (problem.span + 1);
+    flows = static_cast<F*>(problem.flows) + slot * (is_handed() ? 2 * groups_of_strips() : 1) * (problem.span + 1);
     if (problem.kept) slot = item.pair;
     const int64 groups = in_groups() ? problem.strips / problem.group : 0;
     borders = static_cast<N*>(problem.borders) + slot * (problem.kept_borders + groups) * problem.span;
@@ -126,20 +135,29 @@ struct Strip {
     top_lane = (columns + C - 1) / C - 1;
     steps = last - first + top_lane;
     left_first = left_last = right_first = right_last = 0;
+    const int group = is_handed() ? strip / int(problem.team) : 0, place = is_handed() ? strip % int(problem.team) : 1;
     if (strip > 0) {
       left_first = first_row_of(strip - 1);
       left_last = last_row_of(strip - 1);
       left_border = border_of(strip - 1) - left_first;
-      left_flow = flows - left_first;
+      left_is_outside = place == 0;
+      left_flow = flows + (2 * group - left_is_outside) * (problem.span + 1) - left_first;
     }
     if (strip + 1 < strips) {
       right_first = first_row_of(strip + 1);
       right_last = last_row_of(strip + 1);
       right_border = border_of(strip) - first;
-      right_flow = flows - first;
+      right_is_outside = is_handed() && place + 1 == int(problem.team);
+      right_flow = flows + (2 * group + right_is_outside) * (problem.span + 1) - first;
     }
     narrow_pause = 0;
     cells.select(first, last, strip * WIDTH);
+  }
+
+  // Whether strips of different blocks hand on words that carry their flag.
+  __device__ __forceinline__ bool is_handed() const { return IS_GATHERED && problem.handed; }
+  __device__ __forceinline__ int groups_of_strips() const {
+    return (int(problem.strips) + int(problem.team) - 1) / int(problem.team);
   }
 
   __device__ __forceinline__ bool in_groups() const { return MAY_GROUP && problem.group; }
@@ -181,8 +199,11 @@ struct Strip {
   // Node of the border on the left at a row, nothing where that strip has no such row. Borders hold numbers as Narrow
   // leaves them: it writes one in every step, while they are read once.
   __device__ __forceinline__ N load_border(int row) const {
-    if (!(left_first <= row && row < left_last)) return nothing();
-    N node = left_border[row];
+    return left_first <= row && row < left_last ? from_border(left_border[row]) : nothing();
+  }
+
+  static __device__ __forceinline__ N from_border(N node) {
+    if constexpr (IS_GATHERED) node = from_word<N>(word_of(node));
     if constexpr (HAS_NARROW) node.z = Narrow<C>::number_of({node.z.mantissa, node.z.exponent});
     return node;
   }
@@ -191,7 +212,6 @@ struct Strip {
 #pragma unroll
     for (int c = 0; c < C; ++c) state.above[c] = nothing();
     state.diagonal = state.border_rows = nothing();
-    if (lane == 0 && first > 0) state.diagonal = load_border(first - 1);
     // The cell before the origin: paths start by a diagonal step out of it.
     if (lane == 0 && index == 0) state.diagonal.z = arithmetic.one();
   }
@@ -243,7 +263,11 @@ struct Strip {
       Cost next[C];
       load_costs(row + 1, rows_here, place, Lane::outside(), next);  // in flight during the step
       lane_of.template cross<KEEP>(left, row, costs, slot + step - from);
-      if (writes_border && unsigned(row) < unsigned(rows)) border[row] = lane_of.for_border();
+      if constexpr (IS_GATHERED) {
+        if (writes_border) gathered[step - from] = word_of(lane_of.for_border());
+      } else {
+        if (writes_border && unsigned(row) < unsigned(rows)) border[row] = lane_of.for_border();
+      }
       ++row;
 #pragma unroll
       for (int c = 0; c < C; ++c) costs[c] = next[c];
@@ -394,8 +418,33 @@ struct Strip {
 
   template <class Await>
   __device__ __forceinline__ void enter_forward(State& state, Await& await) {
-    if (index > 0 && first > 0) await(first - left_first);
     start_forward(state);
+    if (index == 0) return;
+    if (first > 0) {
+      if constexpr (IS_GATHERED) {
+        ask_border(first - 1, lane == 0, first, await);
+        state.diagonal = take_border(first - 1, lane == 0, first, await);
+      } else {
+        await(first - left_first);
+        if (lane == 0) state.diagonal = load_border(first - 1);
+      }
+    }
+    if constexpr (IS_GATHERED) ask_border(first + lane, lane < CHUNK, first + min(steps, CHUNK), await);
+  }
+
+  // A row of the border on the left, where all rows before `end` are about to be needed: asked for, and taken.
+  template <class Await>
+  __device__ __forceinline__ void ask_border(int row, bool wanted, int end, Await& await) const {
+    wanted = wanted && left_first <= row && row < left_last;
+    await.ask(reinterpret_cast<const uint64*>(left_border) + row, wanted, left_is_outside, min(end, left_last) - left_first);
+  }
+
+  template <class Await>
+  __device__ __forceinline__ N take_border(int row, bool wanted, int end, Await& await) const {
+    wanted = wanted && left_first <= row && row < left_last;
+    const auto place = reinterpret_cast<const uint64*>(left_border) + row;
+    const uint64 word = await.take(place, wanted, left_is_outside, min(end, left_last) - left_first);
+    return wanted ? from_border(from_word<N>(word)) : nothing();
   }
 
   // Steps [from, to), from a multiple of CHUNK on. No cost beyond them is loaded, as it may not be there yet.
@@ -404,8 +453,14 @@ struct Strip {
     for (; from < to; from += CHUNK) {
       const int chunk_end = min(to, from + CHUNK);
       if (index > 0) {
-        await(min(first + chunk_end, left_last) - left_first);
-        if (lane < CHUNK) state.border_rows = load_border(first + from + lane);
+        const int row = first + from + lane;
+        if constexpr (IS_GATHERED) {
+          state.border_rows = take_border(row, lane < CHUNK, first + chunk_end, await);
+          ask_border(row + CHUNK, lane < CHUNK, first + min(steps, chunk_end + CHUNK), await);
+        } else {
+          await(min(first + chunk_end, left_last) - left_first);
+          if (lane < CHUNK) state.border_rows = load_border(row);
+        }
       }
       if (problem.checkpoints && (from & (int(problem.tile_steps) - 1)) == 0) {
         N* place = checkpoint_at(from / unsigned(problem.tile_steps));
@@ -421,7 +476,23 @@ struct Strip {
 #pragma unroll
       for (int c = 0; c < C; ++c) status |= A::look(state.above[c].z);
       status |= A::look(state.diagonal.z);
+      if (IS_GATHERED && index + 1 < strips) {
+        hand_on_border(from, chunk_end);
+        if (right_is_outside) continue;
+        __syncwarp();  // before the flag says that all lanes' parts are there
+      }
       if (lane == LANES - 1 && index + 1 < strips && chunk_end >= LANES) publish(chunk_end - (LANES - 1));
+    }
+  }
+
+  // What lane 31 had at the end of each of these steps: to the strip on the right, and to the sweep backward.
+  __device__ __forceinline__ void hand_on_border(int from, int to) const {
+    __syncwarp();  // lane 31 has gathered it
+    const int row = from + lane - (LANES - 1);
+    if (lane < to - from && unsigned(row) < unsigned(last - first)) {
+      uint64* const place = reinterpret_cast<uint64*>(right_border) + first + row;
+      if (right_is_outside) store_relaxed(place, gathered[lane]);
+      else *place = gathered[lane];
     }
   }
 
@@ -434,9 +505,8 @@ struct Strip {
 
   // ---- backward ----
 
-  __device__ __forceinline__ F load_flow(int row) const {
-    return right_first <= row && row < min(right_last, last + 1) ? right_flow[row] : F{};
-  }
+  __device__ __forceinline__ bool has_flow(int row) const { return right_first <= row && row < min(right_last, last + 1); }
+  __device__ __forceinline__ F load_flow(int row) const { return has_flow(row) ? right_flow[row] : F{}; }
 
   struct Sums {  // over the lane's cells
     double entropy = 0;   // of the transitions, weighted by visits: -dV/dgamma
@@ -496,8 +566,15 @@ struct Strip {
         if (begin + c == item.m - 1 && !(status & NO_PATH)) carried.below[0][c] = Real(1);
       return;
     }
-    await(right_last - last);
-    F corner = load_flow(last);
+    F corner;
+    if constexpr (IS_GATHERED) {
+      ask_flow(last, lane == LANES - 1, last, await);
+      corner = take_flow(last, lane == LANES - 1, last, await);
+      ask_flows((steps - 1) / CHUNK * CHUNK, await);
+    } else {
+      await(right_last - last);
+      corner = load_flow(last);
+    }
 #pragma unroll
     for (int k = 0; k < ORDERS; ++k) carried.pending[k] = lane == LANES - 1 ? corner.diagonal[k] : Real(0);
   }
@@ -541,7 +618,12 @@ struct Strip {
         pass_steps(from, to, last - first, factor, true);
       }
       __syncwarp();  // from here on, flows that other lanes have read may be overwritten
-      if (lane == 0 && index > 0 && first + from < last) publish(last - (first + from));
+      if constexpr (IS_GATHERED) {
+        if (index + 1 < strips && from > 0) ask_flows(from - CHUNK, await);
+        if (index > 0) hand_on_flows(from, to, visited);
+        __syncwarp();
+      }
+      if (lane == 0 && index > 0 && !left_is_outside && first + from < last) publish(last - (first + from));
       if constexpr (Cells::STAGED) {
         __syncwarp();
         cells.write_out(from / CHUNK, status & NOT_A_NUMBER ? Cells::NAN_INSTEAD : plain ? Cells::AS_THEY_ARE : Cells::TIMES,
@@ -563,8 +645,45 @@ struct Strip {
   __device__ __forceinline__ void load_flows(Visits& carried, int from, Await& await) const {
     if (index + 1 == strips) return;
     const int lowest_row = first + from - (LANES - 1);
-    await(right_last - max(lowest_row, right_first));
-    if (lane < CHUNK) carried.rows_of_flow = load_flow(lowest_row + lane);
+    if constexpr (IS_GATHERED) {
+      carried.rows_of_flow = take_flow(lowest_row + lane, lane < CHUNK, lowest_row, await);
+    } else {
+      await(right_last - max(lowest_row, right_first));
+      if (lane < CHUNK) carried.rows_of_flow = load_flow(lowest_row + lane);
+    }
+  }
+
+  template <class Await>
+  __device__ __forceinline__ void ask_flows(int from, Await& await) const {
+    const int lowest_row = first + from - (LANES - 1);
+    ask_flow(lowest_row + lane, lane < CHUNK, lowest_row, await);
+  }
+
+  // What flows to a row, where that to all rows from `lowest` on is about to be needed: asked for, and taken.
+  template <class Await>
+  __device__ __forceinline__ void ask_flow(int row, bool wanted, int lowest, Await& await) const {
+    wanted = wanted && has_flow(row);
+    const auto place = reinterpret_cast<const uint64*>(right_flow) + row;
+    await.ask(place, wanted, right_is_outside, right_last - max(lowest, right_first));
+  }
+
+  template <class Await>
+  __device__ __forceinline__ F take_flow(int row, bool wanted, int lowest, Await& await) const {
+    wanted = wanted && has_flow(row);
+    const auto place = reinterpret_cast<const uint64*>(right_flow) + row;
+    const uint64 word = await.take(place, wanted, right_is_outside, right_last - max(lowest, right_first));
+    return wanted ? from_word<F>(word) : F{};
+  }
+
+  // What lane 0 sent to the left in each of these steps; nothing where none were visited.
+  __device__ __forceinline__ void hand_on_flows(int from, int to, bool visited) const {
+    const int row = from + lane;
+    if (row < to && lane < CHUNK && row < min(last, left_last + 1) - first) {
+      const uint64 word = visited ? gathered[lane] : THERE;
+      uint64* const place = reinterpret_cast<uint64*>(left_flow) + first + row;
+      if (left_is_outside) store_relaxed(place, word);
+      else *place = word;
+    }
   }
 
   // Whether any lane has some. What lane 0 sends to the left has arrived already.
@@ -595,7 +714,7 @@ struct Strip {
   __device__ __forceinline__ void pass_steps(int from, int to, int rows, Cost factor, bool send) {
     int row = to - 1 - lane, place = cells.place(row);
     F* flow = left_flow + first;
-    const bool sends_left = send && lane == 0 && index > 0;
+    const bool sends_left = !IS_GATHERED && send && lane == 0 && index > 0;
     const int rows_on_left = left_last - first + 1;
     Cost results[C];
 #pragma unroll
@@ -637,7 +756,11 @@ struct Strip {
       // Nothing visits the cells of rows outside the strip.
       const bool inside = unsigned(row) < unsigned(rows);
       recross<ENTROPY>(carried, sums, entering, row, inside, place, step - tile_begin, scale);
-      if (inside && sends_left && row < rows_on_left) flow[row] = carried.leaving;
+      if constexpr (IS_GATHERED) {
+        if (sends_left) gathered[step - from] = word_of(carried.leaving);
+      } else {
+        if (inside && sends_left && row < rows_on_left) flow[row] = carried.leaving;
+      }
       if (!WEAK || row % 2 == 0) place = cells.previous(place);
       --row;
     }

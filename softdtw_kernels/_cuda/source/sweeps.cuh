@@ -1,37 +1,7 @@
-// What surrounds the sweeps of a strip, whichever warps do them: waiting for other strips, the status of an item, and
-// what is written once an item or a strip.
+// What surrounds the sweeps of a strip, whichever warps do them: which strips these are, the status of an item, and what is
+// written once an item or a strip.
 #pragma once
 #include "strip.cuh"
-
-// The progress of a strip that another warp may wait for. A bool says whether any warp does. A null pointer can't: where a
-// condition sets a pointer to null, ptxas 13.0 may test it before it is set (seen on an H200).
-struct Flag {
-  int* rows;
-  bool used, in_block;  // in shared memory
-
-  __device__ __forceinline__ int read() const { return in_block ? load_acquire_in_block(rows) : load_acquire(rows); }
-  __device__ __forceinline__ void write(int done) const {
-    if (in_block) store_release_in_block(rows, done);
-    else store_release(rows, done);
-  }
-};
-
-struct AwaitRows {
-  Flag flag;
-  int seen = 0;  // of the last look, which often is enough for several chunks
-
-  __device__ __forceinline__ void operator()(int rows) {
-    if (!flag.used) return;
-    while (seen < rows && (seen = flag.read()) < rows) pause_while_polling();
-  }
-};
-
-struct PublishRows {
-  Flag flag;
-  __device__ __forceinline__ void operator()(int rows) const {
-    if (flag.used) flag.write(rows);
-  }
-};
 
 __device__ __forceinline__ int any_lane(int status) {
   int all = 0;
@@ -98,28 +68,44 @@ struct Work {
   int64 pair;
   int begin, end, stride;  // strips begin, begin + stride, ... of those below end
   bool alone;              // no other warp has strips of this item
-  int* flags;              // of strip 0; of no meaning if alone
-  bool in_block;           // where they lie
+  int block_flags;         // where they begin in shared memory, in bytes
 
-  __device__ __forceinline__ Flag flag(int strip, bool exists = true) const {
-    return {flags + strip, exists && !alone, in_block};
+  // Of a strip, for the one beside it: in shared memory if that is of the same block.
+  __device__ __forceinline__ Flag flag(const Problem& problem, int strip, int other, bool exists = true) const {
+    const int team = int(problem.team), first = problem.ticket ? strip / team * team : 0;
+    const bool in_block = !problem.ticket || (first <= other && other < first + team);
+    DYNAMIC_SHARED(of_block);
+    int* const rows = in_block ? reinterpret_cast<int*>(of_block + block_flags) + (strip - first)
+                               : problem.progress + pair * problem.strips + strip;
+    return {rows, exists && !alone, in_block};
   }
-  __device__ __forceinline__ PublishRows publish(int strip) const { return {flag(strip)}; }
-  __device__ __forceinline__ AwaitRows await_left(int strip) const { return {flag(strip - 1, strip > 0)}; }
-  __device__ __forceinline__ AwaitRows await_right(int strip, int strips) const { return {flag(strip + 1, strip + 1 < strips)}; }
+  __device__ __forceinline__ PublishRows publish_right(const Problem& problem, int strip) const {
+    return {flag(problem, strip, strip + 1)};
+  }
+  __device__ __forceinline__ PublishRows publish_left(const Problem& problem, int strip) const {
+    return {flag(problem, strip, strip - 1)};
+  }
+  __device__ __forceinline__ AwaitRows await_left(const Problem& problem, int strip) const {
+    return {flag(problem, strip - 1, strip, strip > 0)};
+  }
+  __device__ __forceinline__ AwaitRows await_right(const Problem& problem, int strip, int strips) const {
+    return {flag(problem, strip + 1, strip, strip + 1 < strips)};
+  }
   // The last of its strips of an item that has `strips`; before the first if it has none.
   __device__ __forceinline__ int last(int strips) const {
     return begin < strips ? begin + (min(end, strips) - 1 - begin) / stride * stride : begin - 1;
   }
 
-  // One strip, which waits for others by flags in global memory. False if there is no such ticket.
-  __device__ __forceinline__ bool take_strip(const Problem& problem, int ticket) {
+  // One strip of the group of a ticket. Groups wait for each other by flags in global memory, or not by flags at all. False
+  // if there is no such ticket.
+  __device__ __forceinline__ bool take_strip(const Problem& problem, int ticket, int warp) {
+    const int team = int(problem.team), strips = int(problem.strips), groups = (strips + team - 1) / team;
+    int group = int(ticket / problem.pairs);
     pair = ticket % problem.pairs;
-    begin = int(ticket / problem.pairs);
-    if (problem.phases == BACKWARD) begin = int(problem.strips) - 1 - begin;
-    end = begin + 1;
-    flags = problem.progress + pair * problem.strips;
-    return ticket < problem.pairs * problem.strips;
+    if (problem.phases == BACKWARD) group = groups - 1 - group;
+    begin = group * team + warp;
+    end = min(begin + 1, strips);
+    return ticket < problem.pairs * groups;
   }
 };
 
@@ -144,7 +130,7 @@ __device__ __forceinline__ void finish_forward(const Problem& problem, S& strip,
     }
   }
   __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
-  if (strip.lane == LANES - 1) work.publish(s)(strip.last - strip.first + 1);
+  if (strip.lane == LANES - 1) work.publish_right(problem, s)(strip.last - strip.first + 1);
 }
 
 // Both sweeps of the wide arithmetic, whose numbers are large. So that one long item does not take much memory, its strips

@@ -75,15 +75,17 @@ __device__ void run(const double* in, double* out, int* flag, int64 n) {
 #if BUG == 1  // published before the other threads have written: only this thread's barrier would order them
     if (t == 0) *reinterpret_cast<volatile int*>(flag) = 1;
 #elif BUG == 3  // never
+#elif BUG == 4  // for threads of its own block only
+    if (t == 0) emulator_store_as(flag, 1, EMULATE_ORDERED, EMULATE_BLOCK);
 #else
-    if (t == 0) emulator_store_release(flag, 1);
+    if (t == 0) emulator_store_as(flag, 1, EMULATE_ORDERED, EMULATE_DEVICE);
 #endif
   } else {
 #if BUG == 2  // not awaited
 #elif BUG == 1
     while (*reinterpret_cast<volatile int*>(flag) == 0) emulator_yield();
 #else
-    while (emulator_load_acquire(flag) == 0) emulator_yield();
+    while (emulator_load_as(flag, EMULATE_ORDERED, EMULATE_DEVICE) == 0) emulator_yield();
 #endif
     out[blockDim.x + t] = out[blockDim.x - 1 - t] + 1;
   }
@@ -107,7 +109,7 @@ __device__ void run(const double* in, double* out, int*, int64 n) {
     if (lane == 31) *reinterpret_cast<volatile int*>(flag) = 1;
 #elif BUG == 3  // never
 #else
-    if (lane == 31) emulator_store_release(flag, 1);
+    if (lane == 31) emulator_store_as(flag, 1, EMULATE_ORDERED, EMULATE_DEVICE);
 #endif
     out[t] = in[t];
   } else {
@@ -115,9 +117,63 @@ __device__ void run(const double* in, double* out, int*, int64 n) {
     while (*reinterpret_cast<volatile int*>(flag) == 0) emulator_yield();
 #elif BUG == 2  // not awaited
 #else
-    while (emulator_load_acquire(flag) == 0) emulator_yield();
+    while (emulator_load_as(flag, EMULATE_ORDERED, EMULATE_DEVICE) == 0) emulator_yield();
 #endif
     out[t] = shared[31 - lane] + 1;
+  }
+}
+
+#elif KERNEL == 6  // as 3, by relaxed accesses to the flag, between fences
+__device__ void run(const double* in, double* out, int* flag, int64 n) {
+  int t = threadIdx.x;
+  constexpr EmulatorScope scope = BUG == 3 ? EMULATE_BLOCK : EMULATE_DEVICE;
+  if (blockIdx.x == 0) {
+#if BUG == 4  // a fence before what it is for
+    if (t == 0) emulator_fence(scope);
+#endif
+    out[t] = in[t] * 2;
+    __syncthreads();
+    if (t == 0) {
+#if BUG != 1 && BUG != 4  // no fence
+      emulator_fence(scope);
+#endif
+      emulator_store_as(flag, 1, EMULATE_RELAXED, EMULATE_DEVICE);
+    }
+  } else {
+    while (emulator_load_as(flag, EMULATE_RELAXED, EMULATE_DEVICE) == 0) emulator_yield();
+#if BUG != 2  // a poll that acquires nothing
+    emulator_fence(scope);
+#endif
+    out[blockDim.x + t] = out[blockDim.x - 1 - t] + 1;
+  }
+}
+
+#elif KERNEL == 7  // as 3, by data that says itself whether it is there: NaN stands for nothing
+__device__ void run(const double* in, double* out, int* flag, int64 n) {
+  int t = threadIdx.x;
+  if (blockIdx.x == 0) {
+#if BUG == 2  // by a store that may be seen in parts
+    out[t] = in[t] * 2;
+#else
+    emulator_store_as(out + t, in[t] * 2, EMULATE_RELAXED, EMULATE_DEVICE);
+#endif
+    __syncthreads();
+#if BUG == 1  // relaxed accesses to other places order nothing
+    if (t == 0) emulator_store_as(flag, 1, EMULATE_RELAXED, EMULATE_DEVICE);
+#endif
+  } else {
+    const double* data = out + blockDim.x - 1 - t;
+#if BUG == 1
+    while (emulator_load_as(flag, EMULATE_RELAXED, EMULATE_DEVICE) == 0) emulator_yield();
+    double got = emulator_load_as(data, EMULATE_RELAXED, EMULATE_DEVICE);
+#elif BUG == 3  // or by a load that may
+    double got = *data;
+    while (got != got) emulator_yield(), got = *reinterpret_cast<const volatile double*>(data);
+#else
+    double got = emulator_load_as(data, EMULATE_RELAXED, EMULATE_DEVICE);
+    while (got != got) emulator_yield(), got = emulator_load_as(data, EMULATE_RELAXED, EMULATE_DEVICE);
+#endif
+    out[blockDim.x + t] = got + 1;
   }
 }
 
