@@ -145,12 +145,12 @@ import json
 import os
 import sys
 import traceback
+import numba
+import numpy as np
 import torch
 from numba.core import config
-from numba.core.registry import cpu_target
 
-cpu_target.typing_context.refresh()  # what compilation loads
-cpu_target.target_context.refresh()
+numba.njit(lambda a: a[0, 0] + 1)(np.zeros((1, 1)))  # loads what compilation needs
 
 
 def child(code, environment, place):
