@@ -129,6 +129,7 @@ def pytest_collection_finish() -> None:
         raise pytest.UsageError(f"a module of tests has compiled {early[0]} by being imported")
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # Hypothesis and compilers make many objects, and few cycles
 
 
 @pytest.hookimpl(wrapper=True)
