@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 
 class Forked:
@@ -51,3 +53,8 @@ class Forked:
 
     def kill(self) -> None:
         self._process.kill()
+
+
+def run_script(path: Path, *arguments: str) -> None:
+    sys.argv = [str(path), *arguments]
+    runpy.run_path(str(path), run_name="__main__")
