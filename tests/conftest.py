@@ -12,9 +12,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from helpers import Forks
 
 with contextlib.suppress(ImportError):
     from hypothesis.internal.conjecture import providers
@@ -33,6 +37,16 @@ settings.register_profile("fixed", max_examples=25, derandomize=True, **_COMMON)
 settings.register_profile("fuzz", max_examples=25, derandomize=False, **_COMMON)
 settings.register_profile("thorough", max_examples=400, derandomize=False, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "fixed")
+
+
+@pytest.fixture(scope="session")
+def fresh() -> Iterator[Forks]:
+    """Processes that have imported torch alone."""
+    from helpers import Forks  # imports torch, which the tests of fuzz.py have no need of
+
+    with Forks() as started:
+        yield started
+
 
 LONG_SECONDS = 30  # a test that takes longer is to be marked slow
 
@@ -129,6 +143,7 @@ def pytest_collection_finish() -> None:
         raise pytest.UsageError(f"a module of tests has compiled {early[0]} by being imported")
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # Hypothesis and compilers make many objects, and few cycles
 
 
 @pytest.hookimpl(wrapper=True)

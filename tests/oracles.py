@@ -78,6 +78,14 @@ def _exact(x: float) -> int:
     return (numerator << UNIT_BITS) // denominator
 
 
+def _all_exact(values: np.ndarray) -> list[int]:
+    """`_exact` of every finite element."""
+    fraction, exponent = np.frexp(values)
+    digits, shift = np.ldexp(fraction, 53).astype(np.int64), exponent + (UNIT_BITS - 53)
+    pairs = zip(digits.tolist(), shift.tolist(), strict=True)
+    return [d << k if k >= 0 else d >> -k for d, k in pairs]
+
+
 def _to_float(units: int) -> float:
     """Round an integer number of units to the nearest double."""
     return units / (1 << UNIT_BITS)  # true division of integers is correctly rounded
@@ -140,8 +148,9 @@ def recursion(cost: np.ndarray, gamma: float) -> Truth:
     """
     n, m = cost.shape
     forbidden = np.isposinf(cost)
-    exact = np.empty((n, m), dtype=object)
-    exact[...] = [[FORBIDDEN if math.isinf(c) else _exact(c) for c in row] for row in cost.tolist()]
+    exact = np.full((n, m), FORBIDDEN, dtype=object)
+    finite = np.isfinite(cost)
+    exact[finite] = _all_exact(cost[finite])
     total = np.full((n + 1, m + 1), FORBIDDEN, dtype=object)
     total[0, 0] = 0
     weights = np.zeros(
@@ -168,11 +177,7 @@ def recursion(cost: np.ndarray, gamma: float) -> Truth:
             part = np.where(reached & open_cell, part, 0.0)
             share = part.sum(axis=0)
             weights[:, i, j] = part / np.where(share > 0, share, 1.0)
-            sums = (
-                exact[i - 1, j - 1]
-                + least
-                + np.array([_exact(c) for c in correction.tolist()], dtype=object)
-            )
+            sums = exact[i - 1, j - 1] + least + np.array(_all_exact(correction), dtype=object)
             total[i, j] = np.where(open_cell, sums, FORBIDDEN)
     if total[n, m] >= FORBIDDEN // 2:
         return Truth(math.inf, np.zeros((n, m)), 0.0)
@@ -189,7 +194,7 @@ def recursion(cost: np.ndarray, gamma: float) -> Truth:
     return Truth(
         _to_float(total[n, m]),
         visits[1 : n + 1, 1 : m + 1].copy(),
-        -math.fsum((visits * entropy).ravel()) if gamma > 0 else 0.0,
+        -math.fsum((visits * entropy).ravel().tolist()) if gamma > 0 else 0.0,
     )
 
 

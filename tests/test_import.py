@@ -5,15 +5,15 @@ from __future__ import annotations
 import pkgutil
 
 import pytest
-from helpers import run_python
+from helpers import Forks
 
 import softdtw_kernels
 
 pytestmark = pytest.mark.quick
 
 
-def test_import_adds_no_numba_cupy_or_matplotlib() -> None:
-    run_python(
+def test_import_adds_no_numba_cupy_or_matplotlib(fresh: Forks) -> None:
+    fresh.run(
         """
 import sys
 import torch
@@ -25,8 +25,8 @@ assert not found, f"import softdtw_kernels imports {found}"
     )
 
 
-def test_only_the_numba_backend_imports_numba() -> None:
-    run_python(
+def test_only_the_numba_backend_imports_numba(fresh: Forks) -> None:
+    fresh.run(
         """
 import sys
 import torch
@@ -40,8 +40,8 @@ assert "numba" in sys.modules
     )
 
 
-def test_import_registers_no_thread_and_leaves_the_settings_of_torch() -> None:
-    run_python(
+def test_import_registers_no_thread_and_leaves_the_settings_of_torch(fresh: Forks) -> None:
+    fresh.run(
         """
 import threading
 import torch

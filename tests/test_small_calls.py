@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import bits, run_python
+from helpers import Forks, bits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -339,7 +339,7 @@ def test_plain_is_what_the_dispatcher_would_not_change() -> None:
     assert found == [False] * 8
 
 
-def test_a_first_call_in_inference_mode_does_not_hide_what_is_plain() -> None:
+def test_a_first_call_in_inference_mode_does_not_hide_what_is_plain(fresh: Forks) -> None:
     code = """
 import torch
 from softdtw_kernels._modes import is_plain
@@ -348,7 +348,7 @@ with torch.inference_mode():
     assert is_plain((x, x + 1))
 assert is_plain((x, x + 1))
 """
-    run_python(code)
+    fresh.run(code)
 
 
 def test_a_mode_sees_the_operators() -> None:

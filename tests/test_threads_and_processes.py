@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from helpers import bits, run_python
+from helpers import Forks, bits, run_python
 from torch import Tensor
 
 from softdtw_kernels import s2dtw_from_cost, soft_dtw_from_cost
@@ -57,9 +57,9 @@ def test_eight_threads_at_once(inner: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_first_calls_from_eight_threads_of_a_fresh_process() -> None:
+def test_first_calls_from_eight_threads_of_a_fresh_process(fresh: Forks) -> None:
     """The lazy import and compilation happen once, whoever comes first."""
-    run_python(
+    fresh.run(
         """
 import threading
 import torch

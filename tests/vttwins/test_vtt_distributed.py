@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, run_script
 from torch import nn
 
 from examples.vttwins.distributed import CrossRankBatchNorm3d, use_cross_rank_batch_norm
@@ -18,6 +20,12 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 MODES = ["evaluation", "cross-rank"]
+
+
+def run_alone(folder: Path) -> None:
+    process = Forked(partial(run_script, SCRIPT, "0", "1", "", str(folder), *MODES))
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output[-3000:]
 
 
 def run(world: int, folder: Path) -> None:
@@ -42,8 +50,8 @@ def run(world: int, folder: Path) -> None:
 def runs(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of one process and of two; each does all modes, as it is slow to start."""
     folder = tmp_path_factory.mktemp("gradients")
-    for world in (1, 2):
-        run(world, folder)
+    run_alone(folder)
+    run(2, folder)
     return folder
 
 

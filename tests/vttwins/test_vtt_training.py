@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -11,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked, run_script
 
 from examples.vttwins import checkpoint, config, evaluate, pictures, steps, synthetic, train
 from examples.vttwins.words import Vocabulary
@@ -42,6 +43,7 @@ def command(data: Path, out: Path, *options: str, processes: int = 1) -> list[st
 
 
 def launch(line: list[str]) -> subprocess.Popen[str]:
+    """The command itself, in an interpreter of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
         line, cwd=ROOT, env=environment, text=True, start_new_session=True,
@@ -49,7 +51,7 @@ def launch(line: list[str]) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def finish(process: subprocess.Popen[str] | Forked, code: int = 0) -> str:
     try:
         output, _ = process.communicate(timeout=900)
     finally:
@@ -64,7 +66,7 @@ def losses(out: Path) -> list[float]:
     return [entry["loss"] for entry in entries]
 
 
-def wait_for_steps(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for_steps(out: Path, count: int, process: subprocess.Popen[str] | Forked) -> None:
     limit = time.monotonic() + 600
     while len(checkpoint.read_log(out / checkpoint.LOG)) < count:
         assert process.poll() is None, process.communicate()[0][-3000:]
@@ -102,7 +104,7 @@ def test_a_run_killed_and_stopped_again_and_again_continues_to_the_same_losses(
     out, done = tmp_path / "run", 0
     for number, save_every in ((signal.SIGKILL, 1), (signal.SIGINT, 1000), (signal.SIGTERM, 1000)):
         line = command(flawed, out, "--workers", "1", "--save-every", str(save_every))
-        process = launch(line)
+        process = Forked(partial(train.main, line[3:]))
         # Two rounds of one step and the step under way leave room before the last step.
         wait_for_steps(out, done + (2 if number == signal.SIGKILL else 1), process)
         began = time.monotonic()
@@ -116,7 +118,8 @@ def test_a_run_killed_and_stopped_again_and_again_continues_to_the_same_losses(
             assert len(losses(out)) == checkpoint.load_checkpoint(out)["step"]
         done = len(losses(out))
         assert done < STEPS
-    assert f"going on from step {done} of {STEPS}" in finish(launch(line))
+    last = Forked(partial(train.main, line[3:]))
+    assert f"going on from step {done} of {STEPS}" in finish(last)
     print("uninterrupted:", losses(whole), "with interruptions:", losses(out), sep="\n")
     assert losses(out) == losses(whole)
     a, b = (torch.load(folder / checkpoint.LAST, weights_only=True) for folder in (whole, out))
@@ -132,11 +135,15 @@ def test_two_processes_take_the_step_of_one(narrated: Path, compiled: None, tmp_
     # step, as Adam turns the rounding of gradients near 0 into whole steps.
     options = ("--workers", "0", "--cross-rank-bn", "--steps", "1", "--accumulate", "2")
     entries = []
+    script = Path(__file__).with_name("train_in_float64.py")
     for processes in (1, 2):
         line = command(narrated, tmp_path / str(processes), *options, processes=processes)
-        place = line.index("-m", line.index("--rdzv-endpoint") if processes > 1 else 0)
-        line[place : place + 2] = [str(Path(__file__).with_name("train_in_float64.py"))]
-        finish(launch(line))
+        if processes == 1:
+            finish(Forked(partial(run_script, script, *line[3:])))
+        else:
+            place = line.index("-m", line.index("--rdzv-endpoint"))
+            line[place : place + 2] = [str(script)]
+            finish(launch(line))
         entries.append(checkpoint.read_log(tmp_path / str(processes) / checkpoint.LOG))
     (one,), (two,) = entries
     for name in ("loss", "gradient_norm", "learning_rate"):
@@ -297,7 +304,7 @@ def test_every_option_trains_and_survives_unusable_videos(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # torch's own backend would take minutes and a C++ compiler for the whole S3D.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     root, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(narrated, root)
     (root / "videos" / "train_00000.mp4").unlink()
