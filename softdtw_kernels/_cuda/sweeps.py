@@ -113,10 +113,10 @@ def empty_but(zeros: int, size: Sequence[int], dtype: torch.dtype, device: torch
 
 
 def launches_of(
-    fast: Sweeps, wide: Sweeps, counters: Counters, scratch: Any
+    every: Sequence[Sweeps], counters: Counters, scratch: Any
 ) -> Iterator[tuple[Plan, dict[str, Any]]]:
     """All of a call, with the fields that are theirs."""
-    for sweeps in (fast, wide):
+    for sweeps in every:
         plan = sweeps.plan
         memory = sweeps.kept | divide(scratch, plan.scratch_bytes)
         for launch in counters.launches(plan, sweeps.phases):

@@ -107,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) lattice(const __grid_consta
   while (next_work(problem, work, step, lane)) {
     // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
     if (WIDE && !is_for_wide(problem, problem.status[work.pair])) continue;
+    if (!WIDE && problem.left_only && !(problem.status[work.pair] & (problem.value ? LEFT | VALUE_LEFT : LEFT))) continue;
     const Item<WEAK> item(problem, work.pair);
     TheStrip strip(problem, item, by_ticket ? work.pair : worker, tile, Cells(problem, item, reinterpret_cast<COST*>(of_warp)));
     if (by_ticket && work.begin >= strip.strips) continue;  // the item is shorter than others
