@@ -1,7 +1,7 @@
-"""The kernels of source/fixed.cu, for batches: which calls they take, and how these are shared out.
+"""The kernels of source/fixed.cu, for batches: which calls they take, how these are shared out.
 
-Requirements: torch only. What they leave, item by item, the launch of source/lattice.cu that follows
-does; see there, and `lattice`.
+Requirements: torch only. What they leave, item by item, the launch of source/lattice.cu does that
+follows; see there, and `lattice`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from .plan import (
     total,
     warps_wanted,
 )
+from .recipe import Argument
 from .variants import BACKWARD, LANES, Shape, Variant, ceil_divide
 
+FIXED = "fixed"  # a launcher's family that asks for these kernels wherever they do
 # As in source/tiles.cuh.
 SEGMENT = 4
 ROWS = 2  # of a tile
-WORD_BYTES = 8
+WORD_BYTES, KEPT_BYTES_OF_WORD = 8, 6
 COLUMNS = 8  # of a tile, and of a lane
-# Machine instructions a cell of a gradient, forward, recomputing and backward, in the steady loops for
-# sm_90; those of lattice.cu where Narrow holds, and half as many again where it does not.
-OF_FIXED, OF_LATTICE = 66, 95
+# Machine instructions a cell of a gradient, forward, recomputing and backward, in the steady loops
+# for sm_90 (tests/cuda_instructions.py); of lattice.cu where Narrow holds, else half as many again.
+OF_FIXED, OF_LATTICE = 65, 95
+RESIDENT = (12, 8)  # blocks of a multiprocessor for which the kernels of each order have registers
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,6 @@ class FixedVariant(Variant):
     def options(self) -> tuple[str, ...]:
         return (f"-DWITH_ORDER={self.order}",)
 
-    @property
-    def segment_bytes(self) -> int:
-        return SEGMENT * ROWS * self.width * 4
-
 
 def variants() -> list[FixedVariant]:
     return [FixedVariant(torch.float32, False, COLUMNS, False, order) for order in (0, 1)]
@@ -57,7 +56,7 @@ class FixedPlan(Plan):
     """A warp a block, and items one after the other; `span` counts blocks of rows."""
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Argument]:
         return {
             "strips": self.strips,
             "span": self.span,
@@ -69,11 +68,16 @@ class FixedPlan(Plan):
     def swept_bytes(self) -> dict[str, int]:
         items = self.kept_items or self.slots
         swept = self.variant.order > 0 or self.kept_items > 0
-        segments = ceil_divide(self.span + LANES, SEGMENT)
-        words = self.strips * segments * LANES * (ROWS + self.variant.columns)
+        slots = (self.span + SEGMENT - 2) // SEGMENT + 1
+        words = self.strips * slots * LANES * (ROWS + self.variant.columns)
         return {
-            "borders": (self.strips > 1) * items * self.kept_borders * self.span * ROWS * WORD_BYTES,
-            "checkpoints": swept * items * words * WORD_BYTES,
+            "borders": (self.strips > 1)
+            * items
+            * self.kept_borders
+            * self.span
+            * ROWS
+            * WORD_BYTES,
+            "checkpoints": swept * items * words * KEPT_BYTES_OF_WORD,
             "progress": swept * items * self.strips * 4,
         }
 
@@ -89,11 +93,15 @@ class FixedPlan(Plan):
         return 0
 
     def shared_bytes(self, phases: int = BACKWARD) -> int:
-        return (3 if self.variant.order and phases & BACKWARD else 2) * self.variant.segment_bytes
+        """Two segments of costs, and one more of probabilities."""
+        segments = 3 if self.variant.order and phases & BACKWARD else 2
+        return segments * SEGMENT * ROWS * self.variant.width * 4
 
 
-def reason_against(shape: Shape, order: int, multiprocessors: int, family: str | None) -> str | None:
-    """Why source/fixed.cu does not do a call, or None if it does. All that it takes is decided here.
+def reason_against(
+    shape: Shape, order: int, multiprocessors: int, family: str | None
+) -> str | None:
+    """Why source/fixed.cu does not do a call, or None if it does: decided here and nowhere else.
 
     Lengths and strides are no reason. Items that hold what it does not know, it leaves one by one.
     """
@@ -105,7 +113,7 @@ def reason_against(shape: Shape, order: int, multiprocessors: int, family: str |
         return "it sweeps whole strips, of which a band is a small part"
     if order == 2:
         return "tangents need float64"
-    if family == "fixed":
+    if family == FIXED:
         return None
     if family is not None or warps_wanted(shape, multiprocessors) > 1:
         return "a warp for each item would leave multiprocessors idle"
@@ -143,7 +151,8 @@ def fixed_plan(
     if reason_against(shape, order, multiprocessors, family):
         return None
     resident = resident_blocks(1, plan_of(shape, order, 1, 0).shared_bytes(), shared_limit)
-    return plan_of(shape, order, min(shape.pairs, multiprocessors * max(1, resident)), 0)
+    resident = max(1, min(resident, RESIDENT[order]))
+    return plan_of(shape, order, min(shape.pairs, multiprocessors * resident), 0)
 
 
 @lru_cache(maxsize=1024)

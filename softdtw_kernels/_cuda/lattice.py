@@ -18,7 +18,7 @@ from .._backends import in_shape
 from .._problem import Problem
 from . import fields
 from .fields import Layout, leaves_cells, new_like, sum_of_parts, with_few_dimensions
-from .fixed import fixed_plan, fixed_state_plans
+from .fixed import FIXED, fixed_plan, fixed_state_plans
 from .plan import fast_plan, state_plans, wide_plan
 from .recipe import Argument, Device, Launcher, Recipe
 from .sweeps import (
@@ -79,10 +79,11 @@ def recipe_of(
     buffers = recipe.inputs
     task = layout.batch(buffers)
     fixed, plans = sweeps_in_fixed(recipe, order, device, task.shape, state), None
+    # What warps of whole items leave is left to warps; so is what is asked of "fixed" in vain.
+    of_device = device._replace(family="warp") if fixed or device.family == FIXED else device
     if state is not None and not fixed:
-        plans = state_plans(task.shape, *device)
+        plans = state_plans(task.shape, *of_device)
     if state is None or plans is None:
-        of_device = device._replace(family="warp") if fixed else device
         fast = Sweeps(fast_plan(task.shape, order, *of_device), phases_of(order))
     else:
         fast = with_state(recipe, plans, order, state)
@@ -126,9 +127,9 @@ def sweeps_in_fixed(
     """Of source/fixed.cu, where it takes the call."""
     if state is None:
         plan = fixed_plan(shape, order, *device)
-        return plan and Sweeps(plan, phases_of(order))
+        return Sweeps(plan, phases_of(order)) if plan else None
     plans = fixed_state_plans(shape, *device)
-    return plans and with_state(recipe, plans, order, state)
+    return with_state(recipe, plans, order, state) if plans else None
 
 
 def value(launcher: Launcher, problem: Problem) -> Tensor:

@@ -41,7 +41,8 @@ __device__ __forceinline__ void backward(const Problem& problem, TheTiles& tiles
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(32, 1) fixed(const __grid_constant__ Problem problem) {
+// Blocks of a warp that run beside each other on a multiprocessor, as fixed.py counts on.
+extern "C" __global__ void __launch_bounds__(32, WITH_ORDER ? 8 : 12) fixed(const __grid_constant__ Problem problem) {
   DYNAMIC_SHARED(shared);
   for (int64 p = blockIdx.x; p < problem.pairs; p += gridDim.x) {
     const Item<false> item(problem, p);

@@ -83,8 +83,9 @@ struct Long {
   static constexpr uint32 BIAS = MAGIC_BITS;
   static constexpr uint32 BASE = 0xC2200000u;                // -40: arguments of exponentials from -8 units on
   static constexpr float UNBASE = 1099511627776.0f;          // 2^40
-  static constexpr float FAR = 4194304.0f;                   // 2^22 units: 2^32 divides as many of 2^-FRACTION
+  static constexpr float FAR = 1152921504606846976.0f;       // 2^60 units, of which the integer has nothing left
   static constexpr float WRAP = 4294967296.0f / UNITS;
+  static constexpr float MOST_WRAPS = 32000.0f;
 
   float scale, high, units;
   uint32 bits = MAGIC_BITS;
@@ -139,11 +140,15 @@ struct Long {
   __device__ __forceinline__ void look(bool valid, uint32, uint32 all) {
     if (valid) bits |= all;
   }
-  // At the end of a segment: the float is what the integer says, but for what is beyond its range.
+  static __device__ __forceinline__ float modulo(uint32 r) { return float(int(r - BIAS)) * (1.0f / UNITS); }
+  // How often the integer has wrapped, by the float.
+  static __device__ __forceinline__ float wraps(const Word& w) { return rint((w.f - modulo(w.r)) * (1.0f / WRAP)); }
+  static __device__ __forceinline__ Word word_of(uint32 r, float wraps) { return {r, fmaf(wraps, WRAP, modulo(r))}; }
+  // At the end of a segment the float is what the integer says, so that its errors do not add up over more than that.
+  static __device__ __forceinline__ Word settled(const Word& w) { return word_of(w.r, wraps(w)); }
+  // Whether the float was near to that. What is far below anything marks the first row and column.
   __device__ __forceinline__ void compare(const Word& w) {
-    const float rest = w.f - float(int(w.r - BIAS)) * (1.0f / UNITS);
-    apart |= !(fabs(rest - rint(rest * (1.0f / WRAP)) * WRAP) < 4.0f) && w.f > -0.5f * FAR;  // beyond it: the first column
-    apart |= w.f <= -0.5f * FAR && w.f > -0.99f * FAR;
+    apart |= !(fabs(settled(w).f - w.f) < 4.0f && fabs(wraps(w)) < MOST_WRAPS) && !(w.f < -0.5f * FAR);
   }
   // Infinite, NaN, or beyond 2^42: the high parts have another exponent.
   __device__ __forceinline__ bool has_failed() const { return apart || bits >> 23 != MAGIC_BITS >> 23; }
@@ -216,6 +221,7 @@ struct Short {
       bits |= all;
     }
   }
+  static __device__ __forceinline__ LongWord settled(const LongWord& w) { return w; }
   __device__ __forceinline__ void compare(const Word&) {}
   __device__ __forceinline__ bool has_failed() const {
     constexpr int RANGE = 30 - LOW;  // of a high part, in bits

@@ -18,6 +18,8 @@
 //           and BACKWARD are then launches of their own. A strip's predecessor has a lower ticket, so a warp only ever
 //           waits for one that runs already: nothing is assumed about how many blocks are resident.
 //
+// After a launch of fixed.cu it does only what that one left (left_only), always forward first.
+//
 // A gradient goes forward, then backward, or backward alone, from the state that the launch of a value left: borders,
 // checkpoints and the status of every item. WITH_ORDER 0 leaves the same state as 1. It is not written again, by Wide
 // neither, which does both sweeps for the items that the status marks.

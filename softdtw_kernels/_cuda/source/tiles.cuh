@@ -20,7 +20,8 @@ constexpr int SEGMENT = 4;  // as in fixed.py
 
 template <int R, int C>
 struct Tiles {
-  static constexpr int WIDTH = LANES * C, PACK = C < 4 ? C : 4, IN_ROW = C / PACK, PACKS = R * IN_ROW, WORDS = R + C;
+  static constexpr int WIDTH = LANES * C, PACK = C < 4 ? C : 4, IN_ROW = C / PACK, PACKS = R * IN_ROW, WORDS = R + C, KEPT = WORDS * 3 / 2;  // KEPT: of 4 bytes, in a checkpoint
+  static_assert(WORDS % 2 == 0, "two to a word");
   typedef Vector<float, PACK> Pack;
   typedef Vector<LongWord, R> Side;  // of a tile
   typedef float Square[R][C];
@@ -34,7 +35,9 @@ struct Tiles {
   const Scale scale;
   Pack *costs, *lefts;  // two segments of costs; one of probabilities of having come from the left
   const int lane, n, m, blocks, strips, segments;
-  LongWord *borders, *checkpoints;
+  const int slots;  // of checkpoints, a strip
+  LongWord* borders;
+  uint32* checkpoints;
   Flows* flows;
   int* long_from;  // by strip, the first segment in Long
   int strip, begin;
@@ -45,12 +48,11 @@ struct Tiles {
   __device__ __forceinline__ Tiles(const Problem& problem, const Item<false>& item, int64 slot, void* shared)
       : problem(problem), item(item), scale(problem.gamma_of(item.pair)), costs(static_cast<Pack*>(shared)),
         lefts(costs + 2 * SEGMENT * PACKS * LANES), lane(threadIdx.x % LANES), n(item.n), m(item.m), blocks((n + R - 1) / R),
-        strips((m + WIDTH - 1) / WIDTH), segments((blocks + LANES - 1 + SEGMENT - 1) / SEGMENT) {
+        strips((m + WIDTH - 1) / WIDTH), segments((blocks + LANES - 1 + SEGMENT - 1) / SEGMENT), slots(slots_of(blocks)) {
     flows = static_cast<Flows*>(problem.flows) + slot * (2 * problem.span);
     if (problem.kept) slot = item.pair;
-    const int64 most = problem.span + LANES;  // at least as many segments
     borders = static_cast<LongWord*>(problem.borders) + slot * problem.kept_borders * (problem.span * R);
-    checkpoints = static_cast<LongWord*>(problem.checkpoints) + slot * problem.strips * ((most + SEGMENT - 1) / SEGMENT) * (WORDS * LANES);
+    checkpoints = static_cast<uint32*>(problem.checkpoints) + slot * problem.strips * slots_of(int(problem.span)) * (KEPT * LANES);
     long_from = problem.progress + slot * problem.strips;
   }
 
@@ -66,9 +68,45 @@ struct Tiles {
     return begin + C <= m && column == 1 && row * int64(sizeof(float)) % bytes == 0 && reinterpret_cast<uint64>(matrix) % bytes == 0;
   }
   __device__ __forceinline__ LongWord* border_of(int s) const { return borders + s % int(problem.kept_borders) * (problem.span * R); }
-  __device__ __forceinline__ LongWord* checkpoint_at(int segment) const {
-    return checkpoints + (int64(strip) * segments + segment) * (WORDS * LANES) + lane;
+
+  // A lane has no words before its first block, nor after its last: checkpoints are as many as it has segments.
+  static __device__ __forceinline__ int slots_of(int blocks) { return (blocks + SEGMENT - 2) / SEGMENT + 1; }
+  __device__ __forceinline__ bool checkpoint_at(int segment, uint32*& place) const {
+    const int slot = segment - (lane + SEGMENT) / SEGMENT;
+    place = checkpoints + (int64(strip) * slots + slot) * (KEPT * LANES) + lane;
+    return unsigned(slot) < unsigned(slots);
   }
+  static __device__ __forceinline__ LongWord& among(LongWord (&v)[C], LongWord (&edge)[R], int k) {
+    return k < C ? v[k < C ? k : 0] : edge[k < C ? 0 : k - C];
+  }
+  // The integers, then how often each has wrapped, two to a word.
+  __device__ __forceinline__ void save(int segment, LongWord (&v)[C], LongWord (&edge)[R]) const {
+    uint32* place;
+    if (!checkpoint_at(segment, place)) return;
+#pragma unroll
+    for (int k = 0; k < WORDS; k += 2) {
+      uint32 wraps[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const LongWord& w = among(v, edge, k + i);
+        place[(k + i) * LANES] = w.r;
+        wraps[i] = uint32(int(max(min(Long::wraps(w), Long::MOST_WRAPS), -Long::MOST_WRAPS)));
+      }
+      place[(WORDS + k / 2) * LANES] = wraps[0] << 16 | (wraps[1] & 0xffffu);
+    }
+  }
+  __device__ __forceinline__ void load(int segment, LongWord (&v)[C], LongWord (&edge)[R]) const {
+    uint32* place;
+    const bool exists = checkpoint_at(segment, place);
+#pragma unroll
+    for (int k = 0; k < WORDS; k += 2) {
+      const uint32 wraps = exists ? place[(WORDS + k / 2) * LANES] : 0;
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        among(v, edge, k + i) = exists ? Long::word_of(place[(k + i) * LANES], float(int(wraps << 16 * i) >> 16)) : Long::zero();
+    }
+  }
+
   __device__ __forceinline__ Pack* place(Pack* ring, int step) const { return ring + step * (PACKS * LANES) + lane; }
   __device__ __forceinline__ Pack* cost_place(int segment, int k) const { return place(costs, (segment & 1) * SEGMENT + k); }
 
@@ -218,7 +256,7 @@ struct Tiles {
       ++leaving;
     }
     if (KEEP) return true;
-    if (!EDGE) {
+    if (!EDGE || unsigned(last + SEGMENT) < unsigned(blocks)) {
 #pragma unroll
       for (int c = 0; c < C; ++c) form.compare(x[c]);
 #pragma unroll
@@ -226,9 +264,9 @@ struct Tiles {
     }
     if (__any_sync(FULL_WARP, form.has_failed())) return false;
 #pragma unroll
-    for (int c = 0; c < C; ++c) v[c] = Form::to(x[c]);
+    for (int c = 0; c < C; ++c) v[c] = Form::settled(Form::to(x[c]));
 #pragma unroll
-    for (int r = 0; r < R; ++r) edge[r] = Form::to(y[r]);
+    for (int r = 0; r < R; ++r) edge[r] = Form::settled(Form::to(y[r]));
     sum += part;
     return true;
   }
@@ -254,13 +292,7 @@ struct Tiles {
     fetch(0);
 #pragma unroll 1
     for (int k = 0; k < segments && done; ++k) {
-      if (problem.checkpoints) {
-        LongWord* const to = checkpoint_at(k);
-#pragma unroll
-        for (int c = 0; c < C; ++c) to[c * LANES] = v[c];
-#pragma unroll
-        for (int r = 0; r < R; ++r) to[(C + r) * LANES] = edge[r];
-      }
+      if (problem.checkpoints) save(k, v, edge);
       if (k + 1 < segments) fetch(k + 1);
       else commit_copies();
       await_copies<1>();
@@ -358,7 +390,7 @@ struct Tiles {
   // The results of a tile in block b, whose place is given.
   template <bool EDGE>
   __device__ __forceinline__ void store(float* to, int b, const Square& result) const {
-    if (wide_out && (!EDGE || (b + 1) * R <= n)) {
+    if (!EDGE || wide_out && (b + 1) * R <= n) {
 #pragma unroll
       for (int k = 0; k < PACKS; ++k) {
         Pack pack;
@@ -366,13 +398,13 @@ struct Tiles {
         for (int i = 0; i < PACK; ++i) pack.v[i] = result[k / IN_ROW][k % IN_ROW * PACK + i];
         *reinterpret_cast<Pack*>(to + k / IN_ROW * problem.dense_row + k % IN_ROW * PACK) = pack;
       }
-      return;
+    } else {
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int c = 0; c < C; ++c)
+          if (b * R + r < n && begin + c < m) to[r * problem.dense_row + c * problem.dense_column] = result[r][c];
     }
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int c = 0; c < C; ++c)
-        if (b * R + r < n && begin + c < m) to[r * problem.dense_row + c * problem.dense_column] = result[r][c];
   }
 
   // Whether any visits enter a segment, from below or from the strip on the right.
@@ -421,7 +453,8 @@ struct Tiles {
     out = static_cast<float*>(problem.grad_cost) + problem.dense_offset(item.pair) + begin * problem.dense_column;
     wide_out = are_wide(out, problem.dense_row, problem.dense_column);
     const int from = long_from[s];
-    const bool dear = with_entropy || !(fabs(factor) < infinity<float>());
+    // Code without rare cases, for those segments in which all lanes have none.
+    const bool common = fabs(factor) < infinity<float>() && __all_sync(FULL_WARP, wide_out);
     Visits visits;
     if (strip + 1 < strips && lane == LANES - 1) visits.entering = flows[(strip + 1 & 1) * problem.span + blocks - 1];
     int fetched = segments;  // the first segment whose costs are there or on their way
@@ -441,17 +474,13 @@ struct Tiles {
       await_copies<1>();
       note(CHUNK_RECOMPUTED);
       LongWord v[C], edge[R];
-      const LongWord* const place = checkpoint_at(k);
-#pragma unroll
-      for (int c = 0; c < C; ++c) v[c] = place[c * LANES];
-#pragma unroll
-      for (int r = 0; r < R; ++r) edge[r] = place[(C + r) * LANES];
+      load(k, v, edge);
       int64 none = 0;
       if (k < from) go<Short, true>(k, v, edge, none);
       else go<Long, true>(k, v, edge, none);
       if (with_entropy) sweep<true, true>(k, visits, factor, entropy);
-      else if (dear || has_edge(k)) sweep<true, false>(k, visits, factor, entropy);
-      else sweep<false, false>(k, visits, factor, entropy);
+      else if (common && !has_edge(k)) sweep<false, false>(k, visits, factor, entropy);
+      else sweep<true, false>(k, visits, factor, entropy);
       __syncwarp();  // flows that lane 0 writes are read by others in the next strip
     }
     await_copies<0>();
