@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from cuda_registers import MAIN, NVRTC, Budget, Compiler, Kernel, file_of, resources
@@ -78,11 +78,16 @@ def kind_of(count: Counter[str]) -> str | None:
     return format_ + (" recomputing" if count["MUFU.RCP"] else " forward")
 
 
-def table(architecture: str) -> Iterator[tuple[str, str, float]]:
+FIXED, LATTICE = fixed.variants()[1], Variant(torch.float32, False, 2, False, 1)
+
+
+def table(
+    architecture: str, kernels: Sequence[Variant] = (FIXED, LATTICE)
+) -> Iterator[tuple[str, str, float]]:
     """Kernel, loop, and instructions a cell."""
     compiler = Compiler(NVRTC)
-    lattice = Variant(torch.float32, False, 2, False, 1)
-    for variant, cells in ((fixed.variants()[1], fixed.ROWS * fixed.COLUMNS), (lattice, 2 * STEPS)):
+    for variant in kernels:
+        cells = variant.columns * (STEPS if variant is LATTICE else fixed.ROWS)
         kernel = Kernel(variant.source, variant.options, Budget(0, 0))
         code = compiler.compile(kernel, architecture)
         registers, stack = resources(code)
@@ -93,7 +98,7 @@ def table(architecture: str) -> Iterator[tuple[str, str, float]]:
             kind = kind_of(count)
             # Two numbers flow to the left; of lattice.cu each is asked for from two lanes.
             if kind is None and count["STG"] and not count["LDGSTS"]:
-                flows = 2 * fixed.ROWS if variant.source == "fixed" else 4 * STEPS
+                flows = 2 * fixed.ROWS if variant is FIXED else 4 * STEPS
                 kind = "backward" if count["SHFL"] == flows else None
             if kind and len(loop) / cells < best.get(kind, 1e9):
                 best[kind] = len(loop) / cells

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cuda_instructions import FIXED, NVDISASM, table
 from cuda_registers import (
     ARCHITECTURES,
     CUOBJDUMP,
@@ -64,6 +65,23 @@ def test_every_kernel_compiles_within_its_budget(architecture: str) -> None:
     assert not denied, "records that the compiler denies:\n" + "\n".join(denied)
     if version == NVRTC_VERSION:
         assert not stale, "`make registers` records anew:\n" + "\n".join(stale)
+
+
+@needs_nvrtc
+@pytest.mark.skipif(NVDISASM is None, reason="needs the package nvidia-cuda-nvdisasm (extra dev)")
+@pytest.mark.slow
+def test_steady_loops_of_fixed_point_take_few_instructions() -> None:
+    """A cell, on Hopper: what makes these kernels the quickest."""
+    most = {
+        "Short forward": 25,
+        "Short recomputing": 31,
+        "Long forward": 40,
+        "Long recomputing": 46,
+        "backward": 12,
+    }
+    found = {loop: count for _, loop, count in table(MAIN, [FIXED])}
+    assert found.keys() == most.keys()
+    assert all(found[loop] <= count for loop, count in most.items()), found
 
 
 @pytest.mark.parametrize("limit", [48 << 10, 64 << 10, 99 << 10, 227 << 10])

@@ -63,10 +63,10 @@ struct Scale {
   __device__ __forceinline__ double value(int64 sum) const { return double(sum) / double(scale); }
 };
 
-// Costs are rounded to 2^-FRACTION of a unit, and logarithms again: where all are rounded alike, by half of that each, and
-// some more by exponentials.
+// Costs are rounded to 2^-FRACTION of a unit, and logarithms again: where all are rounded alike, by half of that each. The
+// errors of fast_exp2 and fast_log2 are as much as one of these.
 __device__ __forceinline__ bool is_near_zero(int64 sum, int cells) {
-  const double alike = 1.0 / UNITS + 1.7e-7, random = 0.4 / UNITS + 2.5e-7;
+  const double alike = 1.5 / UNITS, random = 0.4 / UNITS + 2.5e-7;
   return fabs(double(sum)) < 1e6 * double(UNITS) * (alike * cells + random * sqrt(double(cells)));
 }
 
