@@ -18,6 +18,7 @@ from softdtw_kernels import _reference as reference
 from softdtw_kernels._cpu import operators as numba_cpu
 from softdtw_kernels._cuda import lattice
 from softdtw_kernels._cuda.fields import SOURCES
+from softdtw_kernels._cuda.fixed import FIXED
 from softdtw_kernels._cuda.plan import FAMILIES, SHARED_BYTES
 from softdtw_kernels._cuda.recipe import Buffer, Launch
 from softdtw_kernels._problem import Problem
@@ -32,7 +33,7 @@ LITTLE, MUCH = SHARED_BYTES, 227 << 10  # shared memory of a block
 def launchers(draw: st.DrawFn, checked: bool) -> EmulatorLauncher:
     return EmulatorLauncher(
         multiprocessors=draw(st.sampled_from((MANY, ONE))),
-        family=draw(st.none() | st.sampled_from(FAMILIES)),
+        family=draw(st.none() | st.sampled_from((*FAMILIES, FIXED))),
         shared_limit=draw(st.sampled_from((LITTLE, MUCH))),
         schedule=draw(st.sampled_from(sorted(SCHEDULES))),
         checked=checked,

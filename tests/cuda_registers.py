@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from cuda_emulator import cache_directory, sources_of
 
-from softdtw_kernels._cuda import features, tiny
+from softdtw_kernels._cuda import features, fixed, tiny
 from softdtw_kernels._cuda.features import FeatureVariant
 from softdtw_kernels._cuda.fields import SOURCES
 from softdtw_kernels._cuda.launcher import COMPILER_OPTIONS
@@ -136,6 +136,10 @@ def kernels() -> list[Kernel]:
     found += [
         Kernel("features", v.options, budget_from_features(v), not v.wide)
         for v in features.variants()
+    ]
+    # Registers for as many warps as run beside each other; nothing in memory.
+    found += [
+        Kernel("fixed", v.options, Budget(255 if v.order else 168, 0)) for v in fixed.variants()
     ]
     found += tiny_kernels()
     for cost in ("float", "double"):

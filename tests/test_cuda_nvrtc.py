@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cuda_instructions import FIXED, NVDISASM, table
 from cuda_registers import (
     ARCHITECTURES,
     CUOBJDUMP,
@@ -76,6 +77,23 @@ def test_a_record_that_is_changed_by_hand_counts_for_nothing() -> None:
         assert record.tells(digest) and not record.tells(digest[::-1])
         for other in ({"registers": record.registers + 1}, {"stack": record.stack + 8}):
             assert not replace(record, **other).tells(digest)
+
+
+@needs_nvrtc
+@pytest.mark.skipif(NVDISASM is None, reason="needs the package nvidia-cuda-nvdisasm (extra dev)")
+@pytest.mark.slow
+def test_steady_loops_of_fixed_point_take_few_instructions() -> None:
+    """A cell, on Hopper: what makes these kernels the quickest."""
+    most = {
+        "Short forward": 25,
+        "Short recomputing": 31,
+        "Long forward": 40,
+        "Long recomputing": 46,
+        "backward": 12,
+    }
+    found = {loop: count for _, loop, count in table(MAIN, [FIXED])}
+    assert found.keys() == most.keys()
+    assert all(found[loop] <= count for loop, count in most.items()), found
 
 
 @pytest.mark.parametrize("limit", [48 << 10, 64 << 10, 99 << 10, 227 << 10])

@@ -36,6 +36,7 @@ from softdtw_kernels import _backends as backends
 from softdtw_kernels import soft_dtw_from_cost
 from softdtw_kernels._cuda import lattice
 from softdtw_kernels._cuda.fields import items_of
+from softdtw_kernels._cuda.fixed import FIXED
 from softdtw_kernels._cuda.operators import Operators
 from softdtw_kernels._cuda.plan import state_plans
 from softdtw_kernels._cuda.variants import Shape
@@ -95,7 +96,7 @@ def test_strips_of_one_item_wait_for_each_other(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, FIXED))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_items_of_every_status_side_by_side(dtype: torch.dtype, family: str) -> None:
     """Plain, NaN, without a path, beyond the fast arithmetic, masked, and of a value that only the

@@ -262,7 +262,7 @@ def recipe_of(
     }
     names = fields.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS")
     names += fields.own_field_names("features.cuh", "SOFTDTW_FEATURE_FIELDS")
-    for plan, launch in launches_of(fast, wide, counters, recipe):
+    for plan, launch in launches_of((fast, wide), counters, recipe):
         form = forms_here[plan.variant.wide]
         if plan.by_ticket:
             launch["grad_x_progress"] = counters.progress(2)

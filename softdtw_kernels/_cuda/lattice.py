@@ -18,6 +18,7 @@ from .._backends import in_shape
 from .._problem import Problem
 from . import fields
 from .fields import Layout, leaves_cells, new_like, sum_of_parts, with_few_dimensions
+from .fixed import FIXED, fixed_plan, fixed_state_plans
 from .plan import fast_plan, state_plans, wide_plan
 from .recipe import Argument, Device, Launcher, Recipe
 from .sweeps import (
@@ -30,7 +31,7 @@ from .sweeps import (
     sums,
     with_state,
 )
-from .variants import LANES, ceil_divide
+from .variants import LANES, Shape, ceil_divide
 
 
 def run(
@@ -77,18 +78,24 @@ def recipe_of(
     recipe = layout.recipe(*others)
     buffers = recipe.inputs
     task = layout.batch(buffers)
-    plans = None if state is None else state_plans(task.shape, *device)
+    fixed, plans = sweeps_in_fixed(recipe, order, device, task.shape, state), None
+    # What warps of whole items leave is left to warps; so is what is asked of "fixed" in vain.
+    of_device = device._replace(family="warp") if fixed or device.family == FIXED else device
+    if state is not None and not fixed:
+        plans = state_plans(task.shape, *of_device)
     if state is None or plans is None:
-        fast = Sweeps(fast_plan(task.shape, order, *device), phases_of(order))
+        fast = Sweeps(fast_plan(task.shape, order, *of_device), phases_of(order))
     else:
         fast = with_state(recipe, plans, order, state)
-    wide = wide_plan(task.shape, order, device.multiprocessors)
-    pairs, parts = task.pairs, max(fast.plan.strips, wide.strips)
+    wide = Sweeps(wide_plan(task.shape, order, device.multiprocessors), phases_of(order))
+    first = fixed or fast  # the first to see an item; each leaves some to the next
+    every = [fixed, fast, wide] if fixed else [fast, wide]
+    pairs, parts = task.pairs, max(sweeps.plan.strips for sweeps in every)
 
     grad_gamma = sums(recipe, pairs, parts, with_parameters)
     grad_dummy = sums(recipe, pairs, parts, with_parameters and task.weak)
-    fast.returns_state(recipe)
-    counters = Counters(recipe, fast, pairs)
+    first.returns_state(recipe)
+    counters = Counters(recipe, first, pairs)
     shared: dict[str, Argument] = {
         **task.fields,
         **{name: buffers[name] for name in others if name != "state"},
@@ -97,11 +104,12 @@ def recipe_of(
         "parts": parts,
         "status": counters.status,
     }
-    for plan, launch in launches_of(fast, Sweeps(wide, phases_of(order)), counters, recipe):
+    for plan, launch in launches_of(every, counters, recipe):
         phases = launch["phases"]
         launch["ring_chunks"] = plan.ring_chunks(phases)
+        launch["left_only"] = int(fixed is not None and plan is fast.plan)
         recipe.launch(
-            "lattice",
+            plan.variant.source,
             plan.variant.options,
             ceil_divide(plan.warps, plan.warps_in_block),
             plan.warps_in_block * LANES,
@@ -109,6 +117,17 @@ def recipe_of(
             fields.struct("problem.cuh", "SOFTDTW_LATTICE_FIELDS", shared | launch),
         )
     return recipe
+
+
+def sweeps_in_fixed(
+    recipe: Recipe, order: int, device: Device, shape: Shape, state: int | None
+) -> Sweeps | None:
+    """Of source/fixed.cu, where it takes the call."""
+    if state is None:
+        plan = fixed_plan(shape, order, *device)
+        return Sweeps(plan, phases_of(order)) if plan else None
+    plans = fixed_state_plans(shape, *device)
+    return with_state(recipe, plans, order, state) if plans else None
 
 
 def value(launcher: Launcher, problem: Problem) -> Tensor:

@@ -79,7 +79,8 @@ class Launcher(Protocol):
     """Runs kernels.
 
     `multiprocessors` says how much work keeps the device busy, `shared_limit` how many bytes of
-    shared memory a block can have, `family` which of the three to take (None: by shape).
+    shared memory a block can have, `family` which of the three to take, or "fixed" (None: by
+    shape).
     """
 
     multiprocessors: int

@@ -118,14 +118,16 @@ def empty_but(zeros: int, size: Sequence[int], dtype: torch.dtype, device: torch
 
 
 def launches_of(
-    fast: Sweeps, wide: Sweeps, counters: Counters, recipe: Recipe
+    every: Sequence[Sweeps], counters: Counters, recipe: Recipe
 ) -> Iterator[tuple[Plan, dict[str, Any]]]:
-    """All of a call, with the fields that are theirs."""
-    # The wide launch comes when the fast ones are done with their memory, whichever is enough.
-    unset, zeroed = (total(sizes) for sizes in (fast.plan.unset_bytes, fast.plan.zeroed_bytes))
-    fits = wide.plan.total_bytes <= zeroed
+    """All of a call, the wide one last, with the fields that are theirs."""
+    # Launches come when those before are done with their memory, whichever is enough.
+    *fast, wide = every
+    unset = max(total(sweeps.plan.unset_bytes) for sweeps in fast)
+    fits = wide.plan.total_bytes <= total(fast[0].plan.zeroed_bytes)
     scratch = recipe.scratch(unset if fits else max(unset, wide.plan.total_bytes))
-    for sweeps, place in ((fast, scratch), (wide, counters.memory if fits else scratch)):
+    for sweeps in every:
+        place = counters.memory if sweeps is wide and fits else scratch
         plan = sweeps.plan
         memory = sweeps.kept | divide(place, plan.unset_bytes)
         for launch in counters.launches(plan, sweeps.phases):

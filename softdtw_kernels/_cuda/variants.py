@@ -62,6 +62,10 @@ class Variant:
     order: int
 
     @property
+    def source(self) -> str:
+        return "lattice"
+
+    @property
     def real_bytes(self) -> int:
         """Of probabilities and visits: float64 in the wide arithmetic."""
         return 8 if self.wide or self.dtype == torch.float64 else 4

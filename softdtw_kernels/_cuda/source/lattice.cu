@@ -18,6 +18,8 @@
 //           strip before them; FORWARD and BACKWARD are then launches of their own. A group's predecessor has a lower
 //           ticket, so a block only ever waits for one that runs already: nothing is assumed about how many are resident.
 //
+// After a launch of fixed.cu it does only what that one left (left_only), always forward first.
+//
 // A gradient goes forward, then backward, or backward alone, from the state that the launch of a value left: borders,
 // checkpoints and the status of every item. WITH_ORDER 0 leaves the same state as 1. It is not written again, by Wide
 // neither, which does both sweeps for the items that the status marks.
@@ -119,6 +121,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) lattice(const __grid_consta
   while (next_work(problem, work, step, warp_in_block, flags)) {
     // A launch of the wide arithmetic follows every other and does what that one marked, mostly nothing.
     if (WIDE && !is_for_wide(problem, problem.status[work.pair])) continue;
+    if (!WIDE && problem.left_only && !(problem.status[work.pair] & (problem.value ? LEFT | VALUE_LEFT : LEFT))) continue;
     const Item<WEAK> item(problem, work.pair);
     TheStrip strip(problem, item, by_ticket ? work.pair : worker, tile, Cells(problem, item, reinterpret_cast<COST*>(ring)),
                    reinterpret_cast<uint64*>(of_warp));

@@ -35,6 +35,8 @@ inline float fast_exp2(float x) {  // as ex2.approx.ftz: what is subnormal is 0,
   const float y = std::exp2(x);
   return y < 1.17549435e-38f ? 0.0f : y;
 }
+inline float fast_log2(float x) { return std::log2(x); }
+inline unsigned absolute_difference(unsigned x, unsigned y, unsigned z) { return (x > y ? x - y : y - x) + z; }
 inline int atomic_add(int* address, int value) { return emulator_atomic_add(address, value); }
 inline void atomic_or(int* address, int value) { emulator_atomic_or(address, value); }
 inline void meet() { emulator_syncthreads(); }
@@ -97,6 +99,16 @@ __device__ __forceinline__ float fast_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// To 2^-22, of the result or in absolute terms, whichever is more; 0 at 1.
+__device__ __forceinline__ float fast_log2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// |x - y| + z
+__device__ __forceinline__ unsigned absolute_difference(unsigned x, unsigned y, unsigned z) { return __usad(x, y, z); }
 
 // To one unit in the last place.
 __device__ __forceinline__ float reciprocal(float x) {

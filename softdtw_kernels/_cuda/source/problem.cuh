@@ -62,7 +62,8 @@
   X(int64, ring_chunks)             /* chunks of rows in the ring of a warp, in shared memory before the tile: a power of two */ \
   X(int64, strips)                                                                                    \
   X(int64, span)                    /* the most rows any strip has */                                 \
-  X(int64, phases)                  /* FORWARD, BACKWARD or both */
+  X(int64, phases)                  /* FORWARD, BACKWARD or both */                                    \
+  X(int64, left_only)               /* 1: only what the launch of fixed.cu before has left */
 
 enum Phase { FORWARD = 1, BACKWARD = 2 };
 

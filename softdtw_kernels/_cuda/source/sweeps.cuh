@@ -12,6 +12,8 @@ __device__ __forceinline__ int any_lane(int status) {
 
 // Of the status of an item, beside those of numbers.cuh: the value alone is left to Wide, the gradient is as good as any.
 constexpr int IMPRECISE = 2 * LAST_STATUS;
+// What fixed.cu leaves to the launch of lattice.cu that follows it: the item, or its value alone.
+constexpr int LEFT = 4 * LAST_STATUS, VALUE_LEFT = 8 * LAST_STATUS;
 
 // Whether a launch leaves the item to the launch of the wide arithmetic that follows it.
 __device__ __forceinline__ bool is_for_wide(const Problem& problem, int status) {
@@ -126,7 +128,7 @@ __device__ __forceinline__ void finish_forward(const Problem& problem, S& strip,
     write_value(problem, strip);
     if (strip.lane == 0) {
       if (!work.alone) atomic_or(problem.status + p, strip.status);
-      else if (!WIDE) problem.status[p] = strip.status;
+      else if (!WIDE) problem.status[p] = strip.status | (problem.left_only ? problem.status[p] : 0);
     }
   }
   __syncwarp();  // borders and checkpoints are read by other lanes than wrote them
