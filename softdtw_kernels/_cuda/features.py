@@ -22,7 +22,17 @@ from . import fields
 from .fields import Layout, few_dimensions, sum_of_parts
 from .plan import WIDE_SCRATCH_BYTES, WIDE_SHARE_OF_COST, Plan, StatePlans, in_groups, total
 from .recipe import Argument, Launcher, Recipe
-from .sweeps import Counters, Sweeps, from_state, launches_of, no_state, phases_of, sums, with_state
+from .sweeps import (
+    Counters,
+    Sweeps,
+    beside,
+    from_state,
+    launches_of,
+    no_state,
+    phases_of,
+    sums,
+    with_state,
+)
 from .variants import BACKWARD, LANES, Shape, Variant, c_type, ceil_divide
 
 # As in source/features.cuh.
@@ -240,12 +250,12 @@ def recipe_of(
     task = of_cost.batch(buffers)
     pairs = task.pairs
     forms_here = [FeatureVariant(dtype, wide, layout.distance, order) for wide in (False, True)]
-    fast, wide = (
-        Sweeps(plan_of(task.shape, form, multiprocessors), phases_of(order)) for form in forms_here
-    )
+    plans_here = [plan_of(task.shape, form, multiprocessors) for form in forms_here]
+    fast = Sweeps(plans_here[0], phases_of(order))
     if state is not None:
         plans = state_plans(task.shape, layout.distance, multiprocessors)
         fast = fast if plans is None else with_state(recipe, plans, order, state)
+    wide = beside(plans_here[1], fast.plan)
     parts = max(fast.plan.strips, wide.plan.strips)
     grad_gamma = sums(recipe, pairs, parts, with_gamma)
     fast.returns_state(recipe)

@@ -24,6 +24,7 @@ from .recipe import Argument, Device, Launcher, Recipe
 from .sweeps import (
     Counters,
     Sweeps,
+    beside,
     from_state,
     launches_of,
     no_state,
@@ -87,7 +88,7 @@ def recipe_of(
         fast = Sweeps(fast_plan(task.shape, order, *of_device), phases_of(order))
     else:
         fast = with_state(recipe, plans, order, state)
-    wide = Sweeps(wide_plan(task.shape, order, device.multiprocessors), phases_of(order))
+    wide = beside(wide_plan(task.shape, order, device.multiprocessors), fast.plan)
     first = fixed or fast  # the first to see an item; each leaves some to the next
     every = [fixed, fast, wide] if fixed else [fast, wide]
     pairs, parts = task.pairs, max(sweeps.plan.strips for sweeps in every)
