@@ -226,6 +226,7 @@ def peers_from_features(arguments: argparse.Namespace) -> dict[str, Loss]:
 
         found["Maghoumi"] = of_maghoumi
     if importlib.util.find_spec("pysdtw"):
+        # Neither this one nor the next is in .venv, where mypy looks.
         import pysdtw  # type: ignore[import-not-found]
 
         pysdtw_loss = pysdtw.SoftDTW(

@@ -170,8 +170,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu_passes.py needs a CUDA device, and torch sees none")
     # Only here: the rest needs no CuPy.
-    from benchmarks.gpu import copy_bandwidth, on_device  # noqa: PLC0415
-    from softdtw_kernels._cuda.launcher import launcher_of  # noqa: PLC0415
+    from benchmarks.gpu import copy_bandwidth, on_device
+    from softdtw_kernels._cuda.launcher import launcher_of
 
     end = time.monotonic() + arguments.seconds
     device = torch.device("cuda", torch.cuda.current_device())

@@ -104,7 +104,7 @@ def run(wanted: Sequence[Step], minutes: float, output: Path, about: dict[str, A
 
 
 def about_the_device() -> dict[str, Any]:
-    import torch  # noqa: PLC0415
+    import torch
 
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu_session.py needs a CUDA device, and torch sees none")

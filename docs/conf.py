@@ -54,6 +54,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_param = False  # arguments that are explained together stay together
 napoleon_custom_sections = ["Shape", ("Costs", "Costs")]
 
 # The gallery: scripts examples/plot_*.py, which are executed once, and again where they changed.
@@ -87,6 +88,7 @@ if SCRIPTS:
         "filename_pattern": r"plot_",
         "image_scrapers": (whole_figure,),
         "show_memory": False,
+        "write_computation_times": False,  # a page with scripts from elsewhere
         "show_signature": False,
         "min_reported_time": 5,
         "abort_on_example_error": True,
@@ -131,13 +133,32 @@ def readable(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
     lines[:] = out
 
 
-def with_gallery(app: Any, docname: str, source: list[str]) -> None:
-    """The gallery stands in the table of contents where there is one."""
-    source[0] = source[0].replace("%GALLERY%", "gallery/index" if SCRIPTS else "")
+def without_private(app: Any, what: str, *found: Any) -> tuple[str, None] | None:
+    """A class that only the package makes is shown without the arguments that it is made of."""
+    signature = found[-2]
+    return ("", None) if what == "class" and ", _" in (signature or "") else None
+
+
+def of_page(app: Any, docname: str, source: list[str]) -> None:
+    """The gallery stands in the table of contents where there is one, and code does not end with
+    the blank line that doctest needs there.
+    """
+    text = source[0].replace("%GALLERY%", "gallery/index" if SCRIPTS else "")
+    source[0] = re.sub(r"\n\n```\n", "\n```\n", text)
+
+
+def with_stops(app: Any, tree: nodes.document, docname: str) -> None:
+    """A formula takes the stop that follows it, which would else begin a line."""
+    for formula in tree.findall(nodes.math):
+        after = formula.next_node(descend=False, siblings=True)
+        if isinstance(after, nodes.Text) and (stop := re.match(r"[.,:;]", after.astext())):
+            formula["stop"] = stop[0]
+            formula.parent.replace(after, nodes.Text(after.astext()[1:]))
 
 
 def visit_math(self: Any, node: nodes.math) -> None:
-    self.body.append(mathml(node, display=False))
+    formula = mathml(node, display=False)
+    self.body.append(f'<span class="whole">{formula}{node.get("stop", "")}</span>')
     raise nodes.SkipNode
 
 
@@ -154,7 +175,9 @@ def mathml(node: nodes.Element, display: bool) -> str:
 def setup(app: Any) -> None:
     # Pages are read again when there are other scripts than before.
     app.add_config_value("gallery_scripts", [script.name for script in SCRIPTS], "env")
-    app.connect("source-read", with_gallery)
+    app.connect("source-read", of_page)
+    app.connect("doctree-resolved", with_stops)
+    app.connect("autodoc-process-signature", without_private)
     app.connect("autodoc-process-docstring", readable, priority=100)  # before napoleon
     app.add_html_math_renderer(
         "mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None)

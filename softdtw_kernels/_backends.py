@@ -97,9 +97,9 @@ def load(name: str) -> Engine:
 def _import(name: str) -> Engine:
     engine: Engine
     if name == "cuda":
-        from ._cuda.operators import OF_GPUS as engine  # noqa: PLC0415
+        from ._cuda.operators import OF_GPUS as engine
     else:
-        from ._cpu import operators as engine  # noqa: PLC0415
+        from ._cpu import operators as engine
     _loaded[name] = engine
     return engine
 

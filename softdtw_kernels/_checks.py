@@ -48,6 +48,7 @@ def outside_of_traces(check: Callable[..., Any]) -> Callable[..., Any]:
         state = torch._C._get_tracing_state()
         if state is None:
             return check(*args)
+        # torch's types do not have this function.
         torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
         try:
             return check(*args)

@@ -151,6 +151,12 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """A round that is interrupted after a failure has failed."""
     if session.testsfailed and session.exitstatus == pytest.ExitCode.INTERRUPTED:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    # xdist ends a worker that takes longer than ten seconds to exit, and what this has measured for
+    # `make coverage` would be lost with it.
+    if coverage := sys.modules.get("coverage"):
+        measurement = coverage.Coverage.current()
+        if measurement is not None:
+            measurement.save()
     return (yield)
 
 

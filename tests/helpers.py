@@ -120,17 +120,24 @@ def _passed(
     return done
 
 
+def _fresh(code: str) -> list[str]:
+    """The command that runs `code` with the working directory off the path."""
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-P", "-c", code]
+    return [sys.executable, "-c", f"import sys; sys.path.pop(0)\n{code}"]
+
+
 def run_python(
     code: str, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 150
 ) -> subprocess.CompletedProcess[str]:
     """Run `code` in a fresh interpreter; a hang fails the test instead of blocking it.
 
-    -P keeps the working directory off the path; what runs is the package that is tested here, be
-    another checkout's installed, or the one that PYTHONPATH names.
+    What runs is the package that is tested here, be another checkout's installed, or the one that
+    PYTHONPATH names.
     """
     return _passed(
         subprocess.run(
-            [sys.executable, "-P", "-c", code, *arguments],
+            [*_fresh(code), *arguments],
             env={**_with_package(), **(environment or {})},
             capture_output=True,
             text=True,
@@ -198,7 +205,7 @@ class Forks:
 
     def __enter__(self) -> Forks:
         self._server = subprocess.Popen(
-            [sys.executable, "-P", "-c", _FORKS, *self._imported],
+            [*_fresh(_FORKS), *self._imported],
             env=_with_package(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

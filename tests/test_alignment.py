@@ -36,7 +36,7 @@ def _data(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def _flat(paths: object, index: tuple[int, ...]) -> torch.Tensor:
     for k in index:
-        paths = paths[k]  # type: ignore[index]
+        paths = paths[k]
     assert isinstance(paths, torch.Tensor)
     return paths
 

@@ -148,7 +148,7 @@ def test_bits_depend_on_nothing_but_the_pair(dtype: torch.dtype) -> None:
         assert all(bits(a) == bits(b) for a, b in zip(results[0], other, strict=True))
     for k in (0, 6):
         tensors = (t[k : k + 1] for t in given[:5])
-        alone = FeatureProblem(*tensors, *given[5:])  # type: ignore[arg-type]
+        alone = FeatureProblem(*tensors, *given[5:])
         its = [ops.fused_value(*alone), *ops.fused_gradient(*alone, ones[:1], *ALL)]
         assert all(bits(a[k]) == bits(b[0]) for a, b in zip(results[0], its, strict=True))
     shared = given._replace(x=given.x[:1].expand_as(given.x))

@@ -122,7 +122,7 @@ def squares_of(x: Tensor, y: Tensor) -> Tensor:
 class Nothing(TorchDispatchMode):
     """A mode in which no call is plain."""
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
 
 

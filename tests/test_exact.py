@@ -30,7 +30,7 @@ def _check_all(problem: Problem, backend: str, oracle: object) -> None:
         soft_dtw_from_cost, problem.cost, backend=backend, **problem.arguments
     )
     for index, cost in problem.items():
-        truth = oracle(cost, problem.gamma)  # type: ignore[operator]
+        truth = oracle(cost, problem.gamma)
         n, m = cost.shape
         assert_item(
             cost,

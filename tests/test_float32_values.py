@@ -81,7 +81,7 @@ def _check(cost: torch.Tensor, name: str, weak: bool, **arguments: object) -> No
     if weak:
         arguments["smoothing"] = False
     function = s2dtw_from_cost if weak else soft_dtw_from_cost
-    _assert_values(function(cost, **arguments), function(cost.double(), **arguments), name)  # type: ignore[operator]
+    _assert_values(function(cost, **arguments), function(cost.double(), **arguments), name)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from examples.japanese_vowels import data, model
 
 pytest.importorskip("matplotlib", reason="the pictures need matplotlib, of the extra plot")
 
-from examples.japanese_vowels.pictures import write_pictures  # noqa: E402  (after its requirement)
+from examples.japanese_vowels.pictures import write_pictures
 
 
 def text_of(utterances: data.Utterances) -> str:

@@ -130,7 +130,7 @@ def test_lengths_are_slices_of_the_features(function: Callable[..., Tensor], bac
 def test_lengths_of_any_integer_kind(kind: object, backend: str) -> None:
     cost = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))
     sizes = [4, 1, 3]
-    lengths = sizes if kind is list else torch.tensor(sizes, dtype=kind)  # type: ignore[call-overload]
+    lengths = sizes if kind is list else torch.tensor(sizes, dtype=kind)
     value = soft_dtw_from_cost(cost, x_lengths=lengths, backend=backend)
     for k, n in enumerate(sizes):
         assert torch.equal(value[k], soft_dtw_from_cost(cost[k, :n], backend=backend))

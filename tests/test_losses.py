@@ -54,9 +54,9 @@ def test_losses_are_the_functions(reduction: str, backend: str) -> None:
 @pytest.mark.parametrize("function", [soft_dtw, s2dtw, soft_dtw_divergence])
 def test_reductions(function: object, backend: str) -> None:
     x, y = _pair()
-    values = function(x, y, backend=backend)  # type: ignore[operator]
+    values = function(x, y, backend=backend)
     for name, truth in (("mean", values.mean()), ("sum", values.sum())):
-        got = function(x, y, reduction=name, backend=backend)  # type: ignore[operator]
+        got = function(x, y, reduction=name, backend=backend)
         assert got.shape == ()
         assert_close(got, truth, 1e-12 * values.abs().sum().item(), name)
 

@@ -69,7 +69,7 @@ LONG = 40, 35  # enough to be fused
 
 def sequences(*batch: int, sides: tuple[int, int] = (6, 5)) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(3)
-    return tuple(torch.randn(*batch, k, 3, generator=random, dtype=torch.float64) for k in sides)  # type: ignore[return-value]
+    return tuple(torch.randn(*batch, k, 3, generator=random, dtype=torch.float64) for k in sides)
 
 
 @pytest.mark.parametrize("pairwise", [False, True])

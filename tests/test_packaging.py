@@ -8,13 +8,17 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
 
 import softdtw_kernels
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 pytestmark = pytest.mark.quick
 

@@ -10,7 +10,7 @@ import torch
 plt = pytest.importorskip("matplotlib.pyplot", reason="plots need matplotlib, of the extra plot")
 
 from softdtw_kernels import s2dtw_alignment, soft_dtw_alignment  # noqa: E402  (after its requirement)
-from softdtw_kernels.plot import (  # noqa: E402
+from softdtw_kernels.plot import (  # noqa: E402  (likewise)
     plot_alignment,
     plot_barycenter,
     plot_connections,

@@ -93,6 +93,7 @@ class SoftDTWMemory:
     def track_extra_memory(self, dtype: str) -> float:
         return peak_bytes(lambda: train(self.cost)) / self.cost.nbytes - 1.0
 
+    # asv reads attributes of functions, which mypy does not know.
     track_extra_memory.unit = "share of the cost matrix"  # type: ignore[attr-defined]
 
 

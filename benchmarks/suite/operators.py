@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,10 +75,10 @@ def trained_dilate() -> Call:
     return gradient(lambda z: dilate_loss(z, y, alpha=0.5, gamma=0.01), x)
 
 
-def trained_pairs(**settings: object) -> Call:
+def trained_pairs(**settings: Any) -> Call:
     """From features, 32 pairs of 128 x 128."""
     y = random(32, 128, 8)
-    function: Callable[..., Tensor] = partial(soft_dtw, **settings)  # type: ignore[arg-type]
+    function: Callable[..., Tensor] = partial(soft_dtw, **settings)
     return gradient(lambda x: function(x, y), random(32, 128, 8).flip(0))
 
 

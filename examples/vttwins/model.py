@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,12 +122,12 @@ class Inception(nn.Module):
         self, in_channels: int, b0: int, b1: tuple[int, int], b2: tuple[int, int], b3: int
     ) -> None:
         super().__init__()
-        cube = {"kernel": (3, 3, 3), "padding": (1, 1, 1), "separable": True}
+        cube: dict[str, Any] = {"kernel": (3, 3, 3), "padding": (1, 1, 1), "separable": True}
         self.conv_b0 = ConvUnit(in_channels, b0)
         self.conv_b1_a = ConvUnit(in_channels, b1[0])
-        self.conv_b1_b = ConvUnit(b1[0], b1[1], **cube)  # type: ignore[arg-type]
+        self.conv_b1_b = ConvUnit(b1[0], b1[1], **cube)
         self.conv_b2_a = ConvUnit(in_channels, b2[0])
-        self.conv_b2_b = ConvUnit(b2[0], b2[1], **cube)  # type: ignore[arg-type]
+        self.conv_b2_b = ConvUnit(b2[0], b2[1], **cube)
         self.conv_b3_b = ConvUnit(in_channels, b3)
         self.gating_b0 = Gate(b0)
         self.gating_b1 = Gate(b1[1])

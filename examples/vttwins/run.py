@@ -126,6 +126,7 @@ class Run:
                 vocabulary = Vocabulary.load(words) if words else None
                 self.model, self.vocabulary = task.model(vocabulary)
         self.model.to(place.device)
+        # torch's types do not know this overload.
         self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(task.groups(self.model), lr=settings.learning_rate)
         if saved is not None:
@@ -162,6 +163,7 @@ class Run:
     def _network(self) -> nn.Module:
         network: nn.Module = self.model
         if self.settings.compile:
+            # A module makes a module, which torch's types do not say.
             network = torch.compile(network)  # type: ignore[assignment]
         if self.place.world > 1:
             cuda = self.place.device.type == "cuda"

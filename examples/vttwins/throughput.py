@@ -45,6 +45,7 @@ def measure(settings: Settings, repeats: int = 3) -> dict[str, tuple[float, floa
         vocabulary = build.vocabulary_of(build.build_dataset(settings, videos, Vocabulary([])))
     model, vocabulary = build.build_model(settings, vocabulary)
     model.to(device)
+    # torch's types do not know this overload.
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     loss = build.build_loss(settings)
     optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)

@@ -32,8 +32,8 @@ def import_cupy() -> Any:
             "tensors with .cpu()"
         )
     try:
-        import cupy  # noqa: PLC0415
-        import cupy.cuda  # noqa: PLC0415
+        import cupy
+        import cupy.cuda
     except ImportError as error:
         major = (torch.version.cuda or "").split(".")[0]
         extras = [f"softdtw-kernels[cuda{v}]" for v in ("12", "13") if major in ("", v)]

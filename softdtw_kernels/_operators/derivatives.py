@@ -66,7 +66,7 @@ def _differentiated(name: str, args: tuple[Any, ...]) -> Any:
         )
     if not in_transform():
         return function.apply_at_this_level(*args)
-    from torch._functorch.autograd_function import (  # noqa: PLC0415
+    from torch._functorch.autograd_function import (
         enable_single_level_autograd_function,
     )
 
@@ -76,7 +76,7 @@ def _differentiated(name: str, args: tuple[Any, ...]) -> Any:
 
 def _is_reverse_mode() -> bool:
     """Of the transform at hand."""
-    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter  # noqa: PLC0415
+    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
     interpreter = retrieve_current_functorch_interpreter()
     return bool(interpreter.key() == torch._C._functorch.TransformType.Grad)

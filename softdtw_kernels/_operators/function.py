@@ -93,6 +93,7 @@ class EagerFunction(BatchedFunction):
         """`apply` for the package itself, which has checked the arguments."""
         if in_transform():
             return super().apply(*args)
+        # Here and below: past Function.apply, to a class of torch's C++ that mypy does not see.
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
     @classmethod

@@ -400,11 +400,12 @@ def test_work_is_done_on_the_current_stream() -> None:
 def test_torch_compile_vmap_and_autocast() -> None:
     cost = torch.rand(3, 20, 30, device="cuda", requires_grad=True)
     expected = softdtw_kernels.soft_dtw_from_cost(cost, gamma=0.1)
-    compiled = torch.compile(
-        lambda c: softdtw_kernels.soft_dtw_from_cost(c, gamma=0.1), fullgraph=True
-    )
+
+    def one(c: torch.Tensor) -> torch.Tensor:
+        return softdtw_kernels.soft_dtw_from_cost(c, gamma=0.1)
+
+    compiled = torch.compile(one, fullgraph=True)
     torch.testing.assert_close(compiled(cost), expected)
-    one = lambda c: softdtw_kernels.soft_dtw_from_cost(c, gamma=0.1)  # noqa: E731
     torch.testing.assert_close(torch.func.vmap(one)(cost), expected)
     with torch.autocast("cuda", torch.float16):
         x, y = torch.randn(2, 9, 4, device="cuda"), torch.randn(2, 8, 4, device="cuda")

@@ -11,8 +11,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # examples/ is no installed package
 
-from examples.vttwins import synthetic  # noqa: E402
-from examples.vttwins.loss import SequenceLoss  # noqa: E402
+from examples.vttwins import synthetic  # noqa: E402  (after the path)
+from examples.vttwins.loss import SequenceLoss  # noqa: E402  (likewise)
 
 
 @pytest.fixture(scope="session")

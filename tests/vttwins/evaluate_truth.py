@@ -15,10 +15,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import color_world  # noqa: E402
+import color_world
 
-from examples.vttwins import evaluate, weights  # noqa: E402
-from examples.vttwins.benchmarks import cache, extraction  # noqa: E402
+from examples.vttwins import evaluate, weights
+from examples.vttwins.benchmarks import cache, extraction
 
 OPENED: list[str] = []
 
@@ -32,8 +32,8 @@ class Reader(extraction.VideoReader):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     # Stand-ins of other types, on purpose.
-    extraction.VideoReader = Reader  # type: ignore[misc]
+    extraction.VideoReader = Reader
     cache.ITEMS_OF_A_PART = 2
-    weights.load_model = lambda path: color_world.Truth()  # type: ignore[assignment]
+    weights.load_model = lambda path: color_world.Truth()
     evaluate.main(sys.argv[2:])
     Path(f"{sys.argv[1]}.{os.environ['RANK']}").write_text("\n".join(OPENED), encoding="utf-8")

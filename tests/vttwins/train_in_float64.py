@@ -7,7 +7,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.vttwins import train  # noqa: E402
+from examples.vttwins import train
 
 torch.set_default_dtype(torch.float64)
 train.main()

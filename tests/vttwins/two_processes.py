@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.vttwins import train  # noqa: E402
-from examples.vttwins.distributed import Place, use_cross_rank_batch_norm  # noqa: E402
-from examples.vttwins.loss import SequenceLoss  # noqa: E402
-from examples.vttwins.model import VideoTextModel  # noqa: E402
+from examples.vttwins import train
+from examples.vttwins.distributed import Place, use_cross_rank_batch_norm
+from examples.vttwins.loss import SequenceLoss
+from examples.vttwins.model import VideoTextModel
 
 SEQUENCES, CLIPS, CAPTIONS = 4, 2, 3
 
