@@ -23,7 +23,7 @@ from cuda_calls import (
 )
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorError, EmulatorLauncher
 
-from softdtw_kernels._cuda import lattice, plan, variants
+from softdtw_kernels._cuda import lattice, plan, variants, wide
 from softdtw_kernels._cuda.fields import SOURCES, Layout, item_buffers, items_of
 from softdtw_kernels._problem import Problem
 
@@ -214,7 +214,7 @@ def test_strips_in_groups_give_the_same_bits(
     ones, doubles = torch.ones(2, dtype=dtype), torch.ones(2, dtype=torch.float64)
 
     def results(checked: bool) -> bytes:
-        for cached in (plan.wide_plan, lattice.recipe_of):
+        for cached in (wide.wide_plan, lattice.recipe_of):
             cached.cache_clear()
         launcher = EmulatorLauncher(ONE, "random", checked)
         grads = lattice.gradient(launcher, problem, ones, True)
@@ -223,11 +223,11 @@ def test_strips_in_groups_give_the_same_bits(
 
     truth = results(False)
     with monkeypatch.context() as few_bytes:
-        few_bytes.setattr(plan, "WIDE_ITEM_BYTES", 0)
+        few_bytes.setattr(wide, "WIDE_ITEM_BYTES", 0)
         assert results(True) == results(False) == truth
         shape = plan.Shape(dtype, 2, 30, 1000, False, -1)
-        assert plan.wide_plan(shape, 1, ONE).group == 3
-    plan.wide_plan.cache_clear()
+        assert wide.wide_plan(shape, 1, ONE).group == 3
+    wide.wide_plan.cache_clear()
     lattice.recipe_of.cache_clear()
 
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from softdtw_kernels import _reference as reference
 from softdtw_kernels._checks import KINDS
-from softdtw_kernels._cuda import distances, features, lattice, plan
+from softdtw_kernels._cuda import distances, features, lattice, wide
 from softdtw_kernels._problem import FeatureProblem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -218,7 +218,7 @@ def test_strips_in_groups_give_the_same_bits(
 
     truth = results(False)
     with monkeypatch.context() as few_bytes:
-        few_bytes.setattr(plan, "WIDE_ITEM_BYTES", 0)
+        few_bytes.setattr(wide, "WIDE_ITEM_BYTES", 0)
         assert results(True) == results(False) == truth
     features.plan_of.cache_clear()
     features.recipe_of.cache_clear()

@@ -29,6 +29,7 @@ from .expansion import (
     store_parts,
     unreached,
 )
+from .hard_paths import adjoint, trace
 from .hard_patterns import (
     begin_in_lanes,
     begin_in_strip,
@@ -39,7 +40,7 @@ from .hard_patterns import (
     pattern_of,
 )
 from .jit import inline, jit, outlined, plain
-from .lattice import band_of, entry, give, has_pairs, lattice_of, length, of_cost, size_of
+from .lattice import band_of, entry, has_pairs, lattice_of, length, of_cost, size_of
 from .scaling import AGAIN, SURE
 from .simd import like, store
 from .strips import lane_steps, strip_columns
@@ -86,50 +87,6 @@ def conclude(total, nan_sum, lost, parts, cost, theta, n, m, bandwidth):
         return np.nan, SURE
     sure = len(parts) == 3 or (lost << 1 == 0 and nan_sum > -np.inf)
     return total, SURE if sure else AGAIN
-
-
-@outlined
-def trace(bits, height, stride, lane, low, i, j, steps):
-    """The cells of the cheapest path that ends at (i, j), last first; their number.
-
-    bits: those of `height` rows stand together, each row a step behind the row above it, and its
-    bit one further than that row's; the first is `lane`.
-    """
-    count = 0
-    while True:
-        steps[count, 0], steps[count, 1] = i, j
-        count += 1
-        group, k = i // height, i % height
-        at = group * stride + 2 * (j - max(0, group * height + low) + k)
-        up, left = bits[at] >> (lane + k) & 1, bits[at + 1] >> (lane + k) & 1
-        if up == 0 and left == 0 and (i == 0 or j == 0):
-            return count
-        if left == 0:
-            i -= 1
-        if left == 1 or up == 0:
-            j -= 1
-
-
-@outlined
-def adjoint(
-    value, bits, height, stride, lane, low, weak, n, m, end, factor, clean, steps, grad
-):  # fmt: skip
-    """The gradient of factor times the value, of a path that ends at a cell; returns what goes to
-    the dummy cost, and factor times the frames that are left out before the path.
-
-    clean: the gradient is 0 before.
-    """
-    if not math.isfinite(value):
-        broken = 0.0 if value == np.inf else np.nan
-        if not clean or value != np.inf:
-            grad[:n, :m] = broken
-        return broken, broken
-    if not clean:
-        grad[:n, :m] = 0.0
-    dummies, count = 0.0, trace(bits, height, stride, lane, low, end[0], end[1], steps)
-    for k in range(count):
-        dummies += give(grad, weak, steps[k, 0], steps[k, 1], factor)
-    return dummies, factor * (steps[count - 1, 0] + steps[count - 1, 1])
 
 
 # One pair: lanes are rows -------------------------------------------------------------------------

@@ -20,12 +20,11 @@ from .._checks import is_distance
 from .._problem import FeatureProblem
 from . import fields
 from .fields import Layout, few_dimensions, sum_of_parts
-from .plan import WIDE_SCRATCH_BYTES, WIDE_SHARE_OF_COST, Plan, StatePlans, in_groups, total
+from .plan import Plan, StatePlans, total
 from .recipe import Argument, Launcher, Recipe
 from .sweeps import (
     Counters,
     Sweeps,
-    beside,
     from_state,
     launches_of,
     no_state,
@@ -34,6 +33,7 @@ from .sweeps import (
     with_state,
 )
 from .variants import BACKWARD, LANES, Shape, Variant, c_type, ceil_divide
+from .wide import WIDE_SCRATCH_BYTES, WIDE_SHARE_OF_COST, beside, in_groups
 
 # As in source/features.cuh.
 PACK_BYTES, STAGE_PACKS, WORKERS = 16, 4, 4
@@ -255,7 +255,7 @@ def recipe_of(
     if state is not None:
         plans = state_plans(task.shape, layout.distance, multiprocessors)
         fast = fast if plans is None else with_state(recipe, plans, order, state)
-    wide = beside(plans_here[1], fast.plan)
+    wide = Sweeps(beside(plans_here[1], fast.plan), phases_of(order))
     parts = max(fast.plan.strips, wide.plan.strips)
     grad_gamma = sums(recipe, pairs, parts, with_gamma)
     fast.returns_state(recipe)

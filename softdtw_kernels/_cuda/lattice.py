@@ -19,12 +19,11 @@ from .._problem import Problem
 from . import fields
 from .fields import Layout, leaves_cells, new_like, sum_of_parts, with_few_dimensions
 from .fixed import FIXED, fixed_plan, fixed_state_plans
-from .plan import fast_plan, state_plans, wide_plan
+from .plan import fast_plan, state_plans
 from .recipe import Argument, Device, Launcher, Recipe
 from .sweeps import (
     Counters,
     Sweeps,
-    beside,
     from_state,
     launches_of,
     no_state,
@@ -33,6 +32,7 @@ from .sweeps import (
     with_state,
 )
 from .variants import LANES, Shape, ceil_divide
+from .wide import beside, wide_plan
 
 
 def run(
@@ -88,7 +88,8 @@ def recipe_of(
         fast = Sweeps(fast_plan(task.shape, order, *of_device), phases_of(order))
     else:
         fast = with_state(recipe, plans, order, state)
-    wide = beside(wide_plan(task.shape, order, device.multiprocessors), fast.plan)
+    plan = beside(wide_plan(task.shape, order, device.multiprocessors), fast.plan)
+    wide = Sweeps(plan, phases_of(order))
     first = fixed or fast  # the first to see an item; each leaves some to the next
     every = [fixed, fast, wide] if fixed else [fast, wide]
     pairs, parts = task.pairs, max(sweeps.plan.strips for sweeps in every)

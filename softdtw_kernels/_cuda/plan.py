@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import ceil, sqrt
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from .recipe import Argument, round_up
 from .variants import (
@@ -17,7 +16,6 @@ from .variants import (
     CHUNK,
     FORWARD,
     LANES,
-    WIDE_COLUMNS,
     Shape,
     Variant,
     ceil_divide,
@@ -29,7 +27,6 @@ from .variants import (
 )
 
 FAMILIES = ("warp", "block", "long")
-
 # Dynamic shared memory of a block that every GPU gives without asking.
 SHARED_BYTES = 48 << 10
 RESERVED_BYTES = 1 << 10  # beside them, of each block: a multiprocessor has the most and this
@@ -43,8 +40,7 @@ STRIPS_IN_GROUP = 4
 # every other cycle [measured on an H200].
 BUSY_WARPS = 8
 MOST_WARPS = 12  # of a multiprocessor: what 168 registers a thread have room for
-# Above, strips of one item go to several multiprocessors.
-STRIPS_OF_BLOCK = 512
+STRIPS_OF_BLOCK = 512  # above, strips of one item go to several multiprocessors
 # Chunks of steps between two checkpoints, at most: with twice as many, checkpoints take half the
 # memory and tiles twice as much.
 MOST_TILE_CHUNKS = 4
@@ -55,9 +51,6 @@ SHARE_OF_COST = 0.1  # for what a gradient keeps, of one very long item
 KEPT_SHARE_OF_COST = 0.4
 KEPT_BYTES = 32 << 20
 BATCH_BYTES = 25 << 10  # of shared memory, at most, for a warp that is one of many: nine run
-WIDE_SCRATCH_BYTES = 32 << 20
-WIDE_SHARE_OF_COST = 0.05
-WIDE_ITEM_BYTES = 16 << 20  # above, the strips of one item go backward in groups
 
 
 @dataclass(frozen=True)
@@ -402,34 +395,6 @@ def shared_out(
             key=itemgetter(1),
         )
         warps = min(shape.pairs, multiprocessors * max(1, resident))
-        warps = ceil_divide(warps, in_block) * in_block
-        slots = warps
+        slots = warps = ceil_divide(warps, in_block) * in_block
     steps = CHUNK * max(1, tile_chunks)
     return Plan(variant, family, warps, in_block, steps, strips, span, slots)
-
-
-PlanLike = TypeVar("PlanLike", bound=Plan)
-
-
-def in_groups(plan: PlanLike) -> PlanLike:
-    """A plan for one item in the wide arithmetic, so that it takes little memory."""
-    if not plan.variant.order or plan.total_bytes <= WIDE_ITEM_BYTES:
-        return plan
-    # As many borders between groups as in one.
-    return replace(plan, group=max(2, ceil(sqrt(plan.strips))))
-
-
-@lru_cache(maxsize=1024)
-def wide_plan(shape: Shape, order: int, multiprocessors: int) -> Plan:
-    """Of the arithmetic for what the fast one marks.
-
-    Tiles are long and lie in global memory, which leaves little to keep between the sweeps.
-    """
-    variant = Variant(shape.dtype, True, WIDE_COLUMNS, shape.weak, order)
-    strips, span = strips_of(shape.m, WIDE_COLUMNS), shape.span(variant.width)
-    # The power of two at or below an eighth of the rows.
-    tile_steps = max(32, 1 << (min(512, span // 8) | 1).bit_length() - 1)
-    one = in_groups(Plan(variant, "warp", 1, 1, tile_steps, strips, span, 1))
-    budget = max(WIDE_SCRATCH_BYTES, int(WIDE_SHARE_OF_COST * shape.cost_bytes))
-    warps = max(1, min(shape.pairs, 4 * multiprocessors, budget // max(1, one.total_bytes)))
-    return replace(one, warps=warps, slots=warps)

@@ -7,7 +7,6 @@ Requirements: torch only. `lattice` and `features` make their recipes of these.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from .plan import Plan, StatePlans, divide, total
 from .recipe import Recipe, round_up
-from .variants import BACKWARD, FORWARD, ceil_divide
+from .variants import BACKWARD, FORWARD
 
 
 class Counters:
@@ -95,17 +94,6 @@ class Sweeps(NamedTuple):
         """As the next result of the recipe, where this leaves one."""
         left = None if self.phases & BACKWARD else self.state
         recipe.returns(left, total(self.plan.state_bytes), dtype=torch.uint8)
-
-
-def beside(wide: Plan, fast: Plan) -> Sweeps:
-    """The wide sweeps with so few warps that their memory, and the zeros that the fast plan needs
-    besides, are together what they were allowed; at least one.
-    """
-    zeroed, of_warp = total(fast.zeroed_bytes), ceil_divide(wide.total_bytes, wide.warps)
-    if 0 < zeroed < wide.total_bytes:  # else they take the zeros themselves
-        warps = max(1, wide.warps - ceil_divide(zeroed, of_warp))
-        wide = replace(wide, warps=warps, slots=warps)
-    return Sweeps(wide, phases_of(wide.variant.order))
 
 
 def with_state(recipe: Recipe, plans: StatePlans, order: int, given: int) -> Sweeps:
