@@ -128,7 +128,7 @@ def budget_from_features(variant: FeatureVariant) -> Budget:
     """
     if variant.wide:
         return Budget(255, 192)
-    return Budget(128, 32) if variant.dtype == torch.float32 else Budget(168, 64)
+    return Budget(128, 32) if variant.dtype == torch.float32 else Budget(168, 72)
 
 
 def kernels() -> list[Kernel]:

@@ -13,6 +13,7 @@
 // out among blocks as in lattice.cu among warps: whole items, or strips that wait for each other. The part of a strip in
 // grad_x is added after that of the strip on the right, in either case. As there, a gradient may start from the state that
 // a value has left.
+#define FLAGS_IN_BLOCK 0
 #include "features.cuh"
 
 typedef WITH_COST COST;

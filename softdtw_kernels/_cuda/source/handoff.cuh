@@ -10,6 +10,10 @@
 #pragma once
 #include "portability.cuh"
 
+#ifndef FLAGS_IN_BLOCK
+#define FLAGS_IN_BLOCK 1  // 0 where no two strips share a block: what would choose at run time takes registers
+#endif
+
 constexpr uint64 THERE = uint64(1) << 31;
 
 __device__ __forceinline__ bool is_there(uint64 word) { return word & THERE; }
@@ -43,10 +47,10 @@ struct Flag {
   int* rows;
   bool used, in_block;  // in shared memory
 
-  __device__ __forceinline__ int read() const { return in_block ? load_acquire_in_block(rows) : load_acquire(rows); }
-  __device__ __forceinline__ int look() const { return in_block ? load_acquire_in_block(rows) : load_relaxed(rows); }
+  __device__ __forceinline__ int read() const { return FLAGS_IN_BLOCK && in_block ? load_acquire_in_block(rows) : load_acquire(rows); }
+  __device__ __forceinline__ int look() const { return FLAGS_IN_BLOCK && in_block ? load_acquire_in_block(rows) : load_relaxed(rows); }
   __device__ __forceinline__ void write(int done) const {
-    if (in_block) store_release_in_block(rows, done);
+    if (FLAGS_IN_BLOCK && in_block) store_release_in_block(rows, done);
     else store_release(rows, done);
   }
 };
