@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from .floating import scaled, split_exponent
 from .jit import inline
-from .scaling import LOG2_E, Precision, usable
+from .scaling import DOUBLE, LOG2_E, SINGLE, Precision, usable
 from .simd import larger, like, load, store
 
 # Rows of the sums that the kernels return with open ends, after those of dummies and entropies: of
@@ -273,6 +274,30 @@ def ends_of(
     given: Open, gamma: np.ndarray, price: np.ndarray, sizes: tuple[int, int], precision: Precision
 ) -> Ends:
     """gamma and price: (P,) or (1,); sizes: of the matrices."""
+    if gamma.size == price.size == 1:
+        settings = float(gamma[0]), float(price[0])
+        return _for_all(given.begin, given.end, given.repeat, *settings, sizes, precision.lanes)
+    return _for_each(given, gamma, price, sizes, precision)
+
+
+@lru_cache(maxsize=64)  # small arrays, which take longer to make than small calls
+def _for_all(
+    begin: str,
+    end: str,
+    repeat: str,
+    gamma: float,
+    price: float,
+    sizes: tuple[int, int],
+    lanes: int,
+) -> Ends:
+    precision = SINGLE if lanes == SINGLE.lanes else DOUBLE
+    given = Open(begin, end, repeat, np.empty(0))
+    return _for_each(given, np.array([gamma]), np.array([price]), sizes, precision)
+
+
+def _for_each(
+    given: Open, gamma: np.ndarray, price: np.ndarray, sizes: tuple[int, int], precision: Precision
+) -> Ends:
     rows, columns = sizes
     soft = np.where(usable.py_func(gamma), gamma, 1.0)
     with np.errstate(over="ignore"):
