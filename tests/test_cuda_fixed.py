@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_calls import MUCH, ONE, check_against_oracle, costs_rounded_alike, no_limits
+from cuda_calls import MUCH, ONE, check_against_oracle, costs_rounded_alike, no_limits, planted
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorLauncher
 from helpers import bits
 
@@ -111,16 +111,6 @@ def results(cost: torch.Tensor, gamma: float, multiprocessors: int) -> list[list
     for a, b in zip(found, lattice.gradient(launcher, problem, ones, True)[:2], strict=True):
         assert bits(a) == bits(b)
     return [[bits(t[k].contiguous()) for t in (value, *found)] for k in range(len(cost))]
-
-
-def planted(tmp_path: Path, file: str, right: str, wrong: str) -> Path:
-    for source in SOURCES.glob("*.cu*"):
-        text = source.read_text()
-        if source.name == file:
-            assert text.count(right) == 1, f"{file} has changed: plant the mistake anew"
-            text = text.replace(right, wrong)
-        (tmp_path / source.name).write_text(text)
-    return tmp_path
 
 
 @pytest.mark.parametrize("is_planted", [False, True])

@@ -80,7 +80,7 @@ def test_a_record_that_is_changed_by_hand_counts_for_nothing() -> None:
 
 
 @needs_nvrtc
-@pytest.mark.skipif(NVDISASM is None, reason="needs the package nvidia-cuda-nvdisasm (extra dev)")
+@pytest.mark.skipif(NVDISASM is None, reason="needs the package nvidia-cuda-nvdisasm (group dev)")
 @pytest.mark.slow
 def test_steady_loops_of_fixed_point_take_few_instructions() -> None:
     """A cell, on Hopper: what makes these kernels the quickest."""

@@ -24,16 +24,11 @@ def solve_open(task: Batch, problem: PatternProblem, skip: np.ndarray, results: 
     gradients = results.by_tiers(task)
     if gradients is None:
         return
-    sure = results.status == SURE
     if results.with_settings:
         skipped, bits = _begun(task, task.open, gradients)
-        n, m = task.lengths
-        scale = gradients.scale.astype(np.float64)
-        visits = results.grad.sum((2, 3), dtype=np.float64).reshape(-1)
-        results.sums[0] = -np.log(2.0) * (gradients.sums[1] - bits)
-        results.sums[1] = 2.0 * visits - (n + m) * scale + skipped
-        results.sums[2] = skipped
-        results.sums[:, ~sure | (results.values == np.inf)] = 0.0
+        items = np.flatnonzero(results.status == SURE)
+        by_gamma = -np.log(2.0) * (gradients.sums[1] - bits)
+        _set_sums(task, gradients, items, by_gamma[items], skipped[items], results)
     spread(results, task, np.flatnonzero(results.status == NOT_A_NUMBER), np.nan)
 
 
@@ -48,13 +43,27 @@ def solve_hard(task: Batch, problem: PatternProblem, skip: np.ndarray, results: 
     hard_minimum(task, gradients, items, results.values, results.status)
     if gradients is None or not results.with_settings:
         return
+    skipped = gradients.sums[LEFT_OUT, items]
+    by_gamma = np.where(np.isnan(skipped), np.nan, 0.0)
+    _set_sums(task, gradients, items, by_gamma, skipped, results)
+
+
+def _set_sums(
+    task: Batch,
+    gradients: Gradients,
+    items: np.ndarray,
+    by_gamma: np.ndarray,
+    skipped: np.ndarray,
+    results: Results,
+) -> None:
+    """The gradients by the settings of some pairs, given how many frames they leave out: 0 of those
+    without a path. 2 K = steps that repeat + N + M - frames left out, for a path of K pairs.
+    """
     n, m = task.lengths
-    scale, skipped = gradients.scale[items].astype(np.float64), gradients.sums[LEFT_OUT, items]
     visits = results.grad.sum((2, 3), dtype=np.float64).reshape(-1)[items]
-    by_warp = 2.0 * visits - (n + m)[items] * scale + skipped
-    results.sums[0, items] = np.where(np.isnan(visits), np.nan, 0.0)
-    results.sums[1, items] = np.where(results.values[items] == np.inf, 0.0, by_warp)
-    results.sums[2, items] = skipped
+    by_warp = 2.0 * visits - (n + m)[items] * gradients.scale[items].astype(np.float64) + skipped
+    has_path = results.values[items] != np.inf
+    results.sums[:, items] = np.where(has_path, (by_gamma, by_warp, skipped), 0.0)
 
 
 def _begun(task: Batch, ends: Open, gradients: Gradients) -> tuple[np.ndarray, np.ndarray]:

@@ -85,10 +85,8 @@ def without_path(
     status: np.ndarray,
 ) -> None:
     """Finish those of the pairs that have no path: the hard minimum tells at a glance."""
-    prices, opened = None, task.open
-    if opened is not None:
-        prices = Prices.of(opened.begin, opened.end, opened.repeat, NO_PRICE, NO_PRICE)
-    if opened is None or opened.repeat == "xy":
+    prices = prices_of(task, free=True)
+    if task.open is None or task.open.repeat == "xy":
         items = with_infinity(task, items)
     if items.size == 0:
         return
@@ -226,14 +224,12 @@ def copied_to_float64(
             gradients.put(some, theirs, task.cost.shape[1])
 
 
-def prices_of(task: Batch) -> Prices | None:
-    """What the hard minimum needs to know of a pattern, None if there is nothing."""
-    if task.open is None and task.warp.size == 0:
-        return None
-    warp = task.warp if task.warp.size else NO_PRICE
+def prices_of(task: Batch, free: bool = False) -> Prices | None:
+    """What the hard minimum needs to know of a pattern; free: only which paths there are."""
     if task.open is None:
-        return Prices.of("", "", "xy", warp, NO_PRICE)
-    return Prices.of(task.open.begin, task.open.end, task.open.repeat, warp, task.open.skip)
+        return None
+    warp, skip = (NO_PRICE, NO_PRICE) if free else (task.warp, task.open.skip)
+    return Prices.of(task.open.begin, task.open.end, task.open.repeat, warp, skip)
 
 
 def hard_in_lanes(task: Batch) -> bool:

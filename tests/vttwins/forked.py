@@ -27,7 +27,7 @@ class Forked:
         context = multiprocessing.get_context("fork")
         self._process = context.Process(target=self._run, args=(work,))
         self._process.start()
-        self.pid: int = self._process.pid  # type: ignore[assignment]
+        self.pid: int = self._process.pid
 
     def _run(self, work: Callable[[], object]) -> None:
         os.setsid()
