@@ -1,0 +1,213 @@
+"""Small calls on the CPU in plain eager mode, with numbers as settings: prepared once.
+
+Checks of such a call, and the way to its kernels, take longer than these. But they look at nothing
+besides shapes, types and arguments, and what they find is kept by them for the next call. A call of
+another kind, or one that a check refuses, goes the way of all calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import LARGEST_GAMMA, batch_parameter, check_features, check_tensor
+from .._modes import PLAIN_TYPES, is_plain
+from .._problem import FeatureProblem, Problem, SmoothedProblem
+from . import from_features, recursion, smoothing
+from .function import EagerFunction, gradient_is_due, may_be_differentiated
+
+if TYPE_CHECKING:
+    from .._cpu.prepared import PreparedCall, Settings, Shape
+
+KINDS = 256  # of calls that are kept
+MOST_PAIRS = 1024  # of such a call: a few numbers are kept for each
+SMALLEST_GAMMA = 1 / LARGEST_GAMMA  # above which a minimum is soft
+TYPES = (torch.float32, torch.float64)
+NUMBERS = (float, int)
+
+Wanted = Sequence[bool]
+Gradients = tuple[Tensor | None, ...]
+
+
+class Kind(NamedTuple):
+    """What is kept of a kind of call: what the engine has prepared, and the gradients that all
+    calls have, of settings, tensors given, gradient of the value, and which of them are wanted.
+    """
+
+    call: PreparedCall
+    gradients: Callable[[Settings, tuple[Tensor, ...], Tensor, Wanted], Gradients]
+
+    def value(self, settings: Settings, given: tuple[Tensor, ...]) -> Tensor:
+        if gradient_is_due(given):
+            result: Tensor = PreparedValue.apply_keeping(self, (settings, *given))
+            return result
+        return self.call.value(settings, given)
+
+
+class PreparedValue(EagerFunction):
+    """The value of a prepared call. A derivative that is to be differentiated, or that finds
+    nothing kept or what hooks have made of it, is that of all calls.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kind: Kind, settings: Settings, *given: Tensor) -> Tensor:
+        _, _, *wanted = ctx.needs_input_grad
+        value, kept = kind.call.value_and_kept(settings, given, wanted)
+        ctx.kind, ctx.settings = kind, settings
+        ctx.save_for_backward(*given, *kept)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        _, _, *wanted = ctx.needs_input_grad
+        given, kept = saved[: len(wanted)], saved[len(wanted) :]
+        args = ctx.settings, given, grad_value, wanted
+        if not kept or may_be_differentiated() or not is_plain((grad_value, *saved)):
+            return None, None, *ctx.kind.gradients(*args)
+        return None, None, *ctx.kind.call.gradients(kept, *args)
+
+
+def takes(gamma: Any, backend: str | None, tensors: tuple[Any, ...]) -> bool:
+    return (
+        type(gamma) in NUMBERS
+        and SMALLEST_GAMMA < gamma <= LARGEST_GAMMA
+        and (backend is None or backend == "numba")
+        and all([type(t) in PLAIN_TYPES for t in tensors])
+        and is_plain(tensors)
+    )
+
+
+def of_features(
+    x: Tensor, y: Tensor, gamma: Any, bandwidth: int | None, backend: str | None
+) -> Tensor | None:
+    """Soft-DTW of squared distances between whole sequences; None if that is not prepared."""
+    if not takes(gamma, backend, (x, y)):
+        return None
+    kind = kind_of_features(x.shape, y.shape, x.dtype, y.dtype, bandwidth)
+    return None if kind is None else kind.value((gamma,), (x, y))
+
+
+def of_costs(
+    cost: Tensor, gamma: Any, dummy: Any, bandwidth: int | None, backend: str | None
+) -> Tensor | None:
+    """The recursion on whole matrices; None if that is not prepared."""
+    if not (takes(gamma, backend, (cost,)) and is_number(dummy) and cost.is_contiguous()):
+        return None
+    kind = kind_of_costs(cost.shape, cost.dtype, dummy is not None, bandwidth)
+    return None if kind is None else kind.value(settings_of(gamma, dummy), (cost,))
+
+
+def of_smoothed_costs(
+    cost: Tensor, gamma: Any, dummy: Any, origin_count: float, backend: str | None
+) -> Tensor | None:
+    """S2DTW of whole matrices; None if that is not prepared."""
+    if not (takes(gamma, backend, (cost,)) and is_number(dummy) and cost.is_contiguous()):
+        return None
+    kind = kind_of_smoothed_costs(cost.shape, cost.dtype, dummy is not None, origin_count)
+    return None if kind is None else kind.value(settings_of(gamma, dummy), (cost,))
+
+
+def is_number(dummy: Any) -> bool:
+    """Or None."""
+    return dummy is None or type(dummy) in NUMBERS and abs(dummy) < math.inf
+
+
+def settings_of(gamma: float, dummy: float | None) -> Settings:
+    return (gamma,) if dummy is None else (gamma, dummy)
+
+
+def stand_in(shape: Shape, dtype: torch.dtype) -> Tensor:
+    """A tensor for checks of its shape and type."""
+    return torch.empty((), dtype=dtype, device="cpu").expand(shape)
+
+
+def is_small(shape: Shape, dtype: torch.dtype) -> bool:
+    cells, pairs = math.prod(shape), math.prod(shape[:-2])
+    few = 0 < cells < from_features.SMALL_CALL and pairs <= MOST_PAIRS
+    return few and dtype in TYPES and len(shape) <= 4
+
+
+@lru_cache(maxsize=KINDS)
+def kind_of_features(
+    x_shape: Shape,
+    y_shape: Shape,
+    x_type: torch.dtype,
+    y_type: torch.dtype,
+    bandwidth: int | None,
+) -> Kind | None:
+    x, y = stand_in(x_shape, x_type), stand_in(y_shape, y_type)
+    check_features(x, y, False)
+    batch = x_shape[:-2]
+    small = x_type == y_type and is_small((*x_shape[:-1], y_shape[-2]), x_type)
+    if batch != y_shape[:-2] or not small:
+        return None
+
+    def gradients(
+        settings: Settings, given: tuple[Tensor, ...], grad_value: Tensor, wanted: Wanted
+    ) -> Gradients:
+        gamma = batch_parameter(settings[0], "gamma", batch, given[0].device)
+        x, y = given
+        problem = FeatureProblem(x, y, gamma, None, None, bandwidth, "sqeuclidean")
+        return from_features.gradient_by_inputs(problem, None, grad_value, (*wanted, False))[:2]
+
+    from .._cpu import prepared as engine
+
+    fused = from_features.without_matrix(x, y, bandwidth, "sqeuclidean")
+    prepare = engine.WithoutMatrix if fused else engine.OfFeatures
+    return Kind(prepare(x_shape, y_shape, x_type, bandwidth), gradients)
+
+
+@lru_cache(maxsize=KINDS)
+def kind_of_costs(
+    shape: Shape, dtype: torch.dtype, weak: bool, bandwidth: int | None
+) -> Kind | None:
+    check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
+    if not is_small(shape, dtype):
+        return None
+
+    def gradients(
+        settings: Settings, given: tuple[Tensor, ...], grad_value: Tensor, wanted: Wanted
+    ) -> Gradients:
+        (cost,) = given
+        problem = Problem(cost, *_parameters(settings, cost), None, None, bandwidth)
+        needs = *wanted, False, False
+        return recursion.gradient_by_inputs(problem, None, grad_value, needs)[:1]
+
+    from .._cpu import prepared as engine
+
+    return Kind(engine.OfCosts(shape, dtype, weak, bandwidth), gradients)
+
+
+@lru_cache(maxsize=KINDS)
+def kind_of_smoothed_costs(
+    shape: Shape, dtype: torch.dtype, weak: bool, origin_count: float
+) -> Kind | None:
+    check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
+    if not is_small(shape, dtype):
+        return None
+
+    def gradients(
+        settings: Settings, given: tuple[Tensor, ...], grad_value: Tensor, wanted: Wanted
+    ) -> Gradients:
+        (cost,) = given
+        parameters = _parameters(settings, cost)
+        problem = SmoothedProblem(cost, *parameters, None, None, origin_count)
+        needs = *wanted, False, False
+        return smoothing.gradient_by_inputs(problem, None, grad_value, needs)[:1]
+
+    from .._cpu import prepared as engine
+
+    return Kind(engine.OfSmoothedCosts(shape, dtype, weak, origin_count), gradients)
+
+
+def _parameters(settings: Settings, cost: Tensor) -> tuple[Tensor, Tensor | None]:
+    batch, device = cost.shape[:-2], cost.device
+    gamma, *dummy = settings
+    by_name = batch_parameter(gamma, "gamma", batch, device)
+    return by_name, batch_parameter(dummy[0], "dummy_cost", batch, device) if dummy else None
