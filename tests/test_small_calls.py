@@ -287,7 +287,7 @@ def test_what_is_kept_is_small() -> None:
 def test_a_kind_of_call_is_prepared_once(find: Any, function: Any, size: int) -> None:
     inputs = [random(2, size, size), random(2, size, size)][: 2 if function is soft_dtw else 1]
     find.cache_clear()
-    for k, gamma in enumerate((1.0, 0.5, 1)):  # a gamma that is annealed is no other kind
+    for k, gamma in enumerate((1.0, 0.5, 1)):  # one that is annealed makes no other kind
         leaves = [t.clone().requires_grad_() for t in inputs]
         function(*leaves, gamma=gamma).sum().backward()
         assert (find.cache_info().misses, find.cache_info().hits) == (1, k)

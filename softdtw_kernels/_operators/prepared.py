@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from .._checks import LARGEST_GAMMA, batch_parameter, check_features, check_tensor
-from .._modes import PLAIN_TYPES, is_plain
+from .._modes import are_plain_tensors
 from .._problem import FeatureProblem, Problem, SmoothedProblem
 from . import from_features, recursion, smoothing
-from .function import EagerFunction, gradient_is_due, may_be_differentiated
+from .function import EagerFunction, gradient_is_due
 
 if TYPE_CHECKING:
     from .._cpu.prepared import PreparedCall, Settings, Shape
@@ -68,7 +68,7 @@ class PreparedValue(EagerFunction):
         _, _, *wanted = ctx.needs_input_grad
         given, kept = saved[: len(wanted)], saved[len(wanted) :]
         args = ctx.settings, given, grad_value, wanted
-        if not kept or may_be_differentiated() or not is_plain((grad_value, *saved)):
+        if not kept or torch.is_grad_enabled() or not are_plain_tensors((grad_value, *saved)):
             return None, None, *ctx.kind.gradients(*args)
         return None, None, *ctx.kind.call.gradients(kept, *args)
 
@@ -78,8 +78,7 @@ def takes(gamma: Any, backend: str | None, tensors: tuple[Any, ...]) -> bool:
         type(gamma) in NUMBERS
         and SMALLEST_GAMMA < gamma <= LARGEST_GAMMA
         and (backend is None or backend == "numba")
-        and all([type(t) in PLAIN_TYPES for t in tensors])
-        and is_plain(tensors)
+        and are_plain_tensors(tensors)
     )
 
 
@@ -90,7 +89,7 @@ def of_features(
     if not takes(gamma, backend, (x, y)):
         return None
     kind = kind_of_features(x.shape, y.shape, x.dtype, y.dtype, bandwidth)
-    return None if kind is None else kind.value((gamma,), (x, y))
+    return None if kind is None else kind.value(settings_of(gamma, None), (x, y))
 
 
 def of_costs(
@@ -119,7 +118,7 @@ def is_number(dummy: Any) -> bool:
 
 
 def settings_of(gamma: float, dummy: float | None) -> Settings:
-    return (gamma,) if dummy is None else (gamma, dummy)
+    return (float(gamma),) if dummy is None else (float(gamma), float(dummy))
 
 
 def stand_in(shape: Shape, dtype: torch.dtype) -> Tensor:
