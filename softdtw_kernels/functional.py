@@ -198,7 +198,7 @@ def soft_dtw_from_cost(
     pattern = check_pattern(warp_cost, repeat, open_begin, open_end, skip_cost, bandwidth)
     value = None
     if pattern is None and x_lengths is y_lengths is None:
-        value = prepared.of_costs(cost, gamma, None, bandwidth, backend)
+        value = prepared.of_costs(cost, gamma, None, backend, bandwidth)
     if value is None:
         costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
         value = costs.value(gamma, bandwidth, pattern)
@@ -311,10 +311,8 @@ def s2dtw_from_cost(
     origin_count = check_origin_count(origin_count)
     value = None
     if x_lengths is y_lengths is None:
-        if smoothing:
-            value = prepared.of_smoothed_costs(cost, gamma, dummy_cost, origin_count, backend)
-        else:
-            value = prepared.of_costs(cost, gamma, dummy_cost, None, backend)
+        count = origin_count if smoothing else None
+        value = prepared.of_costs(cost, gamma, dummy_cost, backend, origin_count=count)
     if value is None:
         costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
         value = _weak_value(costs, gamma, smoothing, dummy_cost, origin_count)

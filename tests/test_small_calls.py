@@ -280,7 +280,7 @@ def test_what_is_kept_is_small() -> None:
         (prepared.kind_of_features, soft_dtw, 4),
         (prepared.kind_of_features, soft_dtw, 33),
         (prepared.kind_of_costs, soft_dtw_from_cost, 4),
-        (prepared.kind_of_smoothed_costs, s2dtw_from_cost, 4),
+        (prepared.kind_of_costs, s2dtw_from_cost, 4),
         (prepared.kind_of_costs, functools.partial(s2dtw_from_cost, smoothing=False), 4),
     ],
 )

@@ -8,6 +8,7 @@ another kind, or one that a check refuses, goes the way of all calls.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,7 +78,7 @@ def takes(gamma: Any, backend: str | None, tensors: tuple[Any, ...]) -> bool:
     return (
         type(gamma) in NUMBERS
         and SMALLEST_GAMMA < gamma <= LARGEST_GAMMA
-        and (backend is None or backend == "numba")
+        and (backend is None or (type(backend) is str and backend == "numba"))
         and are_plain_tensors(tensors)
     )
 
@@ -93,28 +94,25 @@ def of_features(
 
 
 def of_costs(
-    cost: Tensor, gamma: Any, dummy: Any, bandwidth: int | None, backend: str | None
+    cost: Tensor,
+    gamma: Any,
+    dummy: Any,
+    backend: str | None,
+    bandwidth: int | None = None,
+    origin_count: float | None = None,
 ) -> Tensor | None:
-    """The recursion on whole matrices; None if that is not prepared."""
+    """The recursion on whole matrices, which are smoothed first where there is an origin_count;
+    None if that is not prepared.
+    """
     if not (takes(gamma, backend, (cost,)) and is_number(dummy) and cost.is_contiguous()):
         return None
-    kind = kind_of_costs(cost.shape, cost.dtype, dummy is not None, bandwidth)
-    return None if kind is None else kind.value(settings_of(gamma, dummy), (cost,))
-
-
-def of_smoothed_costs(
-    cost: Tensor, gamma: Any, dummy: Any, origin_count: float, backend: str | None
-) -> Tensor | None:
-    """S2DTW of whole matrices; None if that is not prepared."""
-    if not (takes(gamma, backend, (cost,)) and is_number(dummy) and cost.is_contiguous()):
-        return None
-    kind = kind_of_smoothed_costs(cost.shape, cost.dtype, dummy is not None, origin_count)
+    kind = kind_of_costs(cost.shape, cost.dtype, dummy is not None, bandwidth, origin_count)
     return None if kind is None else kind.value(settings_of(gamma, dummy), (cost,))
 
 
 def is_number(dummy: Any) -> bool:
     """Or None."""
-    return dummy is None or type(dummy) in NUMBERS and abs(dummy) < math.inf
+    return dummy is None or type(dummy) in NUMBERS and abs(dummy) <= sys.float_info.max
 
 
 def settings_of(gamma: float, dummy: float | None) -> Settings:
@@ -164,7 +162,11 @@ def kind_of_features(
 
 @lru_cache(maxsize=KINDS)
 def kind_of_costs(
-    shape: Shape, dtype: torch.dtype, weak: bool, bandwidth: int | None
+    shape: Shape,
+    dtype: torch.dtype,
+    weak: bool,
+    bandwidth: int | None,
+    origin_count: float | None,
 ) -> Kind | None:
     check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
     if not is_small(shape, dtype):
@@ -174,39 +176,22 @@ def kind_of_costs(
         settings: Settings, given: tuple[Tensor, ...], grad_value: Tensor, wanted: Wanted
     ) -> Gradients:
         (cost,) = given
-        problem = Problem(cost, *_parameters(settings, cost), None, None, bandwidth)
-        needs = *wanted, False, False
-        return recursion.gradient_by_inputs(problem, None, grad_value, needs)[:1]
+        parameters, needs = parameters_of(settings, cost), (*wanted, False, False)
+        if origin_count is None:
+            problem = Problem(cost, *parameters, None, None, bandwidth)
+            return recursion.gradient_by_inputs(problem, None, grad_value, needs)[:1]
+        smoothed = SmoothedProblem(cost, *parameters, None, None, origin_count)
+        return smoothing.gradient_by_inputs(smoothed, None, grad_value, needs)[:1]
 
     from .._cpu import prepared as engine
 
-    return Kind(engine.OfCosts(shape, dtype, weak, bandwidth), gradients)
-
-
-@lru_cache(maxsize=KINDS)
-def kind_of_smoothed_costs(
-    shape: Shape, dtype: torch.dtype, weak: bool, origin_count: float
-) -> Kind | None:
-    check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
-    if not is_small(shape, dtype):
-        return None
-
-    def gradients(
-        settings: Settings, given: tuple[Tensor, ...], grad_value: Tensor, wanted: Wanted
-    ) -> Gradients:
-        (cost,) = given
-        parameters = _parameters(settings, cost)
-        problem = SmoothedProblem(cost, *parameters, None, None, origin_count)
-        needs = *wanted, False, False
-        return smoothing.gradient_by_inputs(problem, None, grad_value, needs)[:1]
-
-    from .._cpu import prepared as engine
-
+    if origin_count is None:
+        return Kind(engine.OfCosts(shape, dtype, weak, bandwidth), gradients)
     return Kind(engine.OfSmoothedCosts(shape, dtype, weak, origin_count), gradients)
 
 
-def _parameters(settings: Settings, cost: Tensor) -> tuple[Tensor, Tensor | None]:
+def parameters_of(settings: Settings, cost: Tensor) -> tuple[Tensor, Tensor | None]:
     batch, device = cost.shape[:-2], cost.device
     gamma, *dummy = settings
-    by_name = batch_parameter(gamma, "gamma", batch, device)
-    return by_name, batch_parameter(dummy[0], "dummy_cost", batch, device) if dummy else None
+    of_gamma = batch_parameter(gamma, "gamma", batch, device)
+    return of_gamma, batch_parameter(dummy[0], "dummy_cost", batch, device) if dummy else None
