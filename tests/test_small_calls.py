@@ -142,6 +142,40 @@ def test_bits_from_features(dtype: torch.dtype, data: st.DataObject) -> None:
         assert constant == bits(call(*inputs))
 
 
+SIDES = st.sampled_from(["", "x", "y", "xy"])
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bits_of_other_patterns(dtype: torch.dtype, data: st.DataObject) -> None:
+    draw = data.draw
+    lead = draw(st.sampled_from([(), (3,), (17,), (2, 3)]))
+    rows, columns = (draw(st.integers(1, 12) | st.integers(30, 40)) for _ in "xy")
+    kind = draw(st.sampled_from([name for name in SPECIAL if name != "near 0"]))
+    special = SPECIAL[kind](random(1, rows, columns).abs())[0]
+    cost = special * (1 + random(*lead, 1, 1, seed=2).abs())
+    settings: dict[str, Any] = {
+        "gamma": draw(st.sampled_from([1.0, 0.1, 1e-4])),
+        "warp_cost": draw(st.sampled_from([0.0, 0.3, -0.1, 1e30])),
+        "skip_cost": draw(st.sampled_from([0.0, 0.2, -0.3, 1e30])),
+        "open_begin": draw(SIDES),
+        "open_end": draw(SIDES),
+        "repeat": draw(st.just("xy") | SIDES),
+    }
+    pairs = cost.shape[:-2].numel()
+    factor = FACTORS[draw(st.sampled_from(list(FACTORS)))](pairs).to(dtype).reshape(lead)
+    inputs = [cost.to(dtype).contiguous()]
+
+    def call(cost: Tensor) -> Tensor:
+        return soft_dtw_from_cost(cost, **settings)
+
+    found, constant = results(call, inputs, factor), bits(call(*inputs))
+    with pytest.MonkeyPatch.context() as patch:
+        no_call_is_small(patch)
+        assert found == results(call, inputs, factor)
+        assert constant == bits(call(*inputs))
+
+
 def test_a_pair_has_the_same_bits_in_a_small_call_and_in_a_large_one() -> None:
     pairs = 900
     x, y = random(pairs, 8, 3), random(pairs, 9, 3, seed=1)
@@ -164,6 +198,9 @@ VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "soft_dtw lengths": lambda x, y: soft_dtw(x, y, x_lengths=[3, 2], y_lengths=[1, 4]),
     "soft_dtw_from_cost": lambda x, y: soft_dtw_from_cost(x @ y.mT),
     "s2dtw_from_cost": lambda x, y: s2dtw_from_cost(x @ y.mT),
+    "open ends": lambda x, y: soft_dtw(x, y, gamma=0.5, open_begin="y", open_end="xy"),
+    "warped": lambda x, y: soft_dtw_from_cost(x @ y.mT, warp_cost=0.3, bandwidth=2),
+    "cosine": lambda x, y: soft_dtw(x, y, gamma=0.3, cost="cosine"),
     "s2dtw raw": lambda x, y: s2dtw(x, y, smoothing=False),
     "s2dtw": lambda x, y: s2dtw(x, y, gamma=0.4),
 }
@@ -202,7 +239,7 @@ def test_an_input_changed_in_place_is_noticed_or_does_no_harm(name: str) -> None
         value = VALUES[name](*inputs)
         with torch.no_grad():
             inputs[changed] += 1
-        if name in ("soft_dtw lengths", "s2dtw", "s2dtw raw"):
+        if name in ("soft_dtw lengths", "s2dtw", "s2dtw raw", "cosine"):
             for a, b in zip(torch.autograd.grad(value.sum(), (x, y)), plain, strict=True):
                 assert bits(a) == bits(b)
         else:

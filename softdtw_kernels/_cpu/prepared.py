@@ -18,13 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._problem import PatternProblem
 from . import distance_kernels, features, small, strips
 from . import smoothing as smoothing_kernels
 from .arrays import NOTHING, NUMPY_TYPE
 from .batch import ALL, Batch
+from .ends import Ends, Open, ends_of
+from .pattern import pattern_value
 from .scaling import precision_of
 from .solve import solve
 from .task import band_of
+from .warping import clipped
 
 Settings = tuple[float, ...]
 Shape = tuple[int, ...]
@@ -81,22 +85,27 @@ class OfCosts:
     def from_costs(self, settings: Settings, cost: np.ndarray) -> Tensor:
         plan, arguments = self.plan, self.arguments(settings, cost)
         value, status = np.empty(self.pairs, self.dtype), np.empty(self.pairs, np.uint8)
-        no_gradient = False, value, False, cost, NOTHING[None]
-        plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *no_gradient, None)
+        no_gradient = False, value, False, cost, NOTHING[None], self.ends(settings)
+        plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *no_gradient)
         if status.any():
-            value = self.in_tiers(arguments)
+            value = self.in_tiers(settings, cost)
         return torch.from_numpy(value.reshape(self.batch))
 
     def both_from_costs(self, settings: Settings, cost: np.ndarray) -> Both:
-        arguments = self.arguments(settings, cost)
-        sure, value, mass = small.value_and_mass(self.plan, arguments)
+        arguments, ends = self.arguments(settings, cost), self.ends(settings)
+        sure, value, mass = small.value_and_mass(self.plan, arguments, ends)
         if sure != small.RETURNED:
-            value = self.in_tiers(arguments)
+            value = self.in_tiers(settings, cost)
         kept = () if sure == small.NOTHING_SURE else (torch.from_numpy(mass),)
         return torch.from_numpy(value.reshape(self.batch)), kept
 
-    def in_tiers(self, arguments: tuple[Any, ...]) -> np.ndarray:
-        cost, gamma, _, dummy, *rest = arguments
+    def ends(self, settings: Settings) -> Ends | None:
+        """Of the alignments, where they are open."""
+        return None
+
+    def in_tiers(self, settings: Settings, cost: np.ndarray) -> np.ndarray:
+        """Values that the first tier alone does not certify."""
+        _, gamma, _, dummy, *rest = self.arguments(settings, cost)
         return solve(Batch(cost, gamma, dummy, *rest), None)
 
     def by_costs(self, kept: Given, grad_value: Tensor) -> np.ndarray:
@@ -106,6 +115,43 @@ class OfCosts:
         grad = np.empty(of_sum.shape, self.dtype)
         small.scaled(of_sum, dense(grad_value, (self.pairs,)), ALL, ALL, self.band, grad)
         return grad
+
+
+class OfPattern(OfCosts):
+    """Costs (*, N, M) of alignments with a cost of warping or with open ends. settings: gamma, the
+    cost of warping, and the price of a frame left out.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        bandwidth: int | None,
+        repeat: str,
+        begin: str,
+        end: str,
+    ) -> None:
+        super().__init__(shape, dtype, False, bandwidth)
+        self.bandwidth, self.sides = bandwidth, (repeat, begin, end)
+
+    def arguments(self, settings: Settings, cost: np.ndarray) -> tuple[Any, ...]:
+        gamma, warp, _ = (np.array([number]) for number in settings)
+        return cost, gamma, clipped(warp), NOTHING, ALL, ALL, self.band
+
+    def ends(self, settings: Settings) -> Ends | None:
+        repeat, begin, end = self.sides
+        if not (begin or end):
+            return None
+        gamma, warp, skip = (np.array([number]) for number in settings)
+        opened, (_, _, rows, columns) = Open(begin, end, repeat, skip), self.four
+        price, precision = skip + clipped(warp), precision_of(self.plan.ones)
+        return ends_of(opened, gamma, price, (rows, columns), precision)
+
+    def in_tiers(self, settings: Settings, cost: np.ndarray) -> np.ndarray:
+        gamma, warp, skip = (torch.full(self.four[:2], n, dtype=torch.float64) for n in settings)
+        rest = None, None, self.bandwidth, *self.sides
+        problem = PatternProblem(torch.from_numpy(cost), gamma, warp, skip, *rest)
+        return pattern_value(problem).numpy()
 
 
 class OfFeatures:

@@ -23,6 +23,7 @@ from .._problem import FeatureProblem, Problem
 from . import distance_kernels, lanes, strips
 from .arrays import NOTHING, as_array, flat, from_array, three_dimensional
 from .batch import ALL, Batch
+from .ends import SUMS, Ends
 from .jit import jit, plain
 from .lattice import lattice_of, length
 from .scaling import SURE, UNIT, WANTED, precision_of
@@ -105,14 +106,16 @@ def plan_of(shape: tuple[int, ...], itemsize: int, weak: bool, bandwidth: int) -
     return Plan(kernel, units, precision.kernel_arguments, ones, limits)
 
 
-def value_and_mass(plan: Plan, arguments: tuple[Any, ...]) -> tuple[int, np.ndarray, np.ndarray]:
+def value_and_mass(
+    plan: Plan, arguments: tuple[Any, ...], ends: Ends | None = None
+) -> tuple[int, np.ndarray, np.ndarray]:
     """How far they are certified; values, and the gradient of their sum by the costs."""
     cost, gamma, *_ = arguments
     pairs, dtype = plan.ones.size, cost.dtype
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)
-    mass, sums = np.zeros(cost.shape, dtype), np.empty((2, pairs))
+    mass, sums = np.zeros(cost.shape, dtype), np.empty((SUMS, pairs))
     to_gradients = True, plan.ones, False, mass, sums
-    plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *to_gradients, None)
+    plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *to_gradients, ends)
     return worth(status, value, gamma, *plan.limits), value, mass
 
 

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from .._checks import LARGEST_GAMMA, batch_parameter, check_features, check_tensor
 from .._modes import are_plain_tensors
-from .._problem import FeatureProblem, Problem, SmoothedProblem
+from .._pattern import Pattern
+from .._problem import FeatureProblem, PatternProblem, Problem, SmoothedProblem
 from . import from_features, recursion, smoothing
+from . import pattern as patterns
 from .function import EagerFunction, gradient_is_due
 
 if TYPE_CHECKING:
@@ -110,6 +112,20 @@ def of_costs(
     return None if kind is None else kind.value(settings_of(gamma, dummy), (cost,))
 
 
+def of_pattern(
+    cost: Tensor, gamma: Any, pattern: Pattern, bandwidth: int | None, backend: str | None
+) -> Tensor | None:
+    """As `of_costs`, of another pattern than the plain one."""
+    warp, repeat, begin, end, skip = pattern
+    if not (takes(gamma, backend, (cost,)) and type(warp) in NUMBERS and type(skip) in NUMBERS):
+        return None
+    if not cost.is_contiguous():
+        return None
+    kind = kind_of_pattern(cost.shape, cost.dtype, bandwidth, repeat, begin, end)
+    settings = float(gamma), float(warp), float(skip)
+    return None if kind is None else kind.value(settings, (cost,))
+
+
 def is_number(dummy: Any) -> bool:
     """Or None."""
     return dummy is None or type(dummy) in NUMBERS and abs(dummy) <= sys.float_info.max
@@ -188,6 +204,32 @@ def kind_of_costs(
     if origin_count is None:
         return Kind(engine.OfCosts(shape, dtype, weak, bandwidth), gradients)
     return Kind(engine.OfSmoothedCosts(shape, dtype, weak, origin_count), gradients)
+
+
+@lru_cache(maxsize=KINDS)
+def kind_of_pattern(
+    shape: Shape, dtype: torch.dtype, bandwidth: int | None, repeat: str, begin: str, end: str
+) -> Kind | None:
+    check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
+    # Values of alignments with fewer repeats are not what the kernels return.
+    if not is_small(shape, dtype) or not (repeat == "xy" or begin or end):
+        return None
+
+    def gradients(
+        settings: Settings, given: tuple[Tensor, ...], grad_value: Tensor, wanted: Wanted
+    ) -> Gradients:
+        (cost,) = given
+        gamma, warp, skip = (
+            batch_parameter(value, name, shape[:-2], cost.device)
+            for value, name in zip(settings, ("gamma", "warp_cost", "skip_cost"), strict=True)
+        )
+        rest = None, None, bandwidth, repeat, begin, end
+        problem, needs = PatternProblem(cost, gamma, warp, skip, *rest), (*wanted, *3 * (False,))
+        return patterns.gradient_by_inputs(problem, grad_value, needs)[:1]
+
+    from .._cpu import prepared as engine
+
+    return Kind(engine.OfPattern(shape, dtype, bandwidth, repeat, begin, end), gradients)
 
 
 def parameters_of(settings: Settings, cost: Tensor) -> tuple[Tensor, Tensor | None]:
