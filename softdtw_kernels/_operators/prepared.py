@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _backends as backends
 from .._checks import LARGEST_GAMMA, batch_parameter, check_features, check_tensor
 from .._modes import are_plain_tensors
 from .._pattern import Pattern
@@ -82,6 +83,7 @@ def takes(gamma: Any, backend: str | None, tensors: tuple[Any, ...]) -> bool:
         and SMALLEST_GAMMA < gamma <= LARGEST_GAMMA
         and (backend is None or (type(backend) is str and backend == "numba"))
         and are_plain_tensors(tensors)
+        and hasattr(backends.load("numba"), "prepared")
     )
 
 
