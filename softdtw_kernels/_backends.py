@@ -20,7 +20,7 @@ class Engine(Protocol):
     Two leading dimensions at most; every tensor is checked and expanded. An engine may also have
     the operators on features, and `value_and_state` with `gradient_from_state`, where that gains
     something. That of the CPU also has both for smoothed costs, for plain calls, which come to it
-    without an operator.
+    without an operator, and calls that are `prepared`.
     """
 
     def value(self, problem: Problem) -> Tensor: ...

@@ -26,7 +26,7 @@ from ._checks import (
     check_tensor,
     same_shape,
 )
-from ._operators import differentiable, from_features, recursion
+from ._operators import differentiable, from_features, prepared, recursion
 from ._operators import pattern as patterns
 from ._pattern import Pattern
 from ._problem import FeatureProblem, PatternProblem, Problem, SmoothedProblem, Smoothing
@@ -72,10 +72,23 @@ class Costs(NamedTuple):
 
     def value(self, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None) -> Tensor:
         """Of a pattern, or of the plain lattice, differentiable."""
+        found = self.prepared(gamma, bandwidth, pattern)
+        if found is not None:
+            return found
         problem = self.of_pattern(gamma, pattern, bandwidth)
         if isinstance(problem, PatternProblem):
             return operators_of_patterns(self.backend).value(problem)
         return self.operators.value(problem)
+
+    def prepared(
+        self, gamma: Number, bandwidth: int | None, pattern: Pattern | None
+    ) -> Tensor | None:
+        """The value, if such a call is prepared."""
+        if self.backend != "numba" or not self.x_lengths is self.y_lengths is None:
+            return None
+        if pattern is None:
+            return prepared.of_costs(self.cost, gamma, None, self.backend, bandwidth)
+        return prepared.of_pattern(self.cost, gamma, pattern, bandwidth, self.backend)
 
     def smoothed(
         self, gamma: Number, dummy_cost: Number | None, origin_count: float

@@ -96,6 +96,17 @@ def is_plain(args: Iterable[Any]) -> bool:
     return True
 
 
+def are_plain_tensors(args: Iterable[Any]) -> bool:
+    """As `is_plain`, and all of them tensors."""
+    if not in_plain_mode():
+        return False
+    plain = _keys_of_plain_tensors()
+    for arg in args:
+        if type(arg) not in PLAIN_TYPES or dispatch_keys(arg).raw_repr() not in plain:
+            return False
+    return True
+
+
 @functools.cache
 def _keys_of_plain_tensors() -> tuple[int, int]:
     """Those of the CPU; asked for where no mode is active that would make other tensors."""

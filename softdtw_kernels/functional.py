@@ -14,6 +14,7 @@ from ._checks import (
     check_reduction,
 )
 from ._inputs import Costs, costs_of_matrix, reduce, sequences
+from ._operators import prepared
 from ._pattern import Sides, check_pattern
 from .costs import Cost
 
@@ -131,8 +132,18 @@ def soft_dtw(
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
     pattern = check_pattern(warp_cost, repeat, open_begin, open_end, skip_cost, bandwidth)
-    checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
-    return reduce(checked.value(cost, gamma, bandwidth, pattern), reduction)
+    value = None
+    if (
+        pattern is None
+        and cost == "sqeuclidean"
+        and not pairwise
+        and x_lengths is y_lengths is None
+    ):
+        value = prepared.of_features(x, y, gamma, bandwidth, backend)
+    if value is None:
+        checked = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend)
+        value = checked.value(cost, gamma, bandwidth, pattern)
+    return reduce(value, reduction)
 
 
 def soft_dtw_from_cost(
@@ -185,8 +196,13 @@ def soft_dtw_from_cost(
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
     pattern = check_pattern(warp_cost, repeat, open_begin, open_end, skip_cost, bandwidth)
-    costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
-    return reduce(costs.value(gamma, bandwidth, pattern), reduction)
+    value = None
+    if pattern is None and x_lengths is y_lengths is None:
+        value = prepared.of_costs(cost, gamma, None, backend, bandwidth)
+    if value is None:
+        costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
+        value = costs.value(gamma, bandwidth, pattern)
+    return reduce(value, reduction)
 
 
 def s2dtw(
@@ -293,8 +309,14 @@ def s2dtw_from_cost(
     """
     check_reduction(reduction)
     origin_count = check_origin_count(origin_count)
-    costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
-    return reduce(_weak_value(costs, gamma, smoothing, dummy_cost, origin_count), reduction)
+    value = None
+    if x_lengths is y_lengths is None:
+        count = origin_count if smoothing else None
+        value = prepared.of_costs(cost, gamma, dummy_cost, backend, origin_count=count)
+    if value is None:
+        costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
+        value = _weak_value(costs, gamma, smoothing, dummy_cost, origin_count)
+    return reduce(value, reduction)
 
 
 def _weak_value(

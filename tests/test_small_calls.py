@@ -4,8 +4,9 @@ the costs made beside the value. Nothing but the time may tell.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,22 +30,17 @@ from softdtw_kernels import (
 )
 from softdtw_kernels._cpu import small
 from softdtw_kernels._modes import is_plain
-from softdtw_kernels._operators import from_features
+from softdtw_kernels._operators import from_features, prepared
 
 Call = Callable[[], Tensor]
 
 
-@pytest.fixture
-def no_call_is_small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
-    """Switches the way of small calls off, or on again."""
-
-    def switch(off: bool) -> None:
-        monkeypatch.setattr(small, "LARGEST", 0 if off else largest)
-        monkeypatch.setattr(from_features, "SMALL_CALL", 0 if off else cells)
-
-    largest, cells = small.LARGEST, from_features.SMALL_CALL
-    assert largest == cells
-    yield switch
+def no_call_is_small(patch: pytest.MonkeyPatch) -> None:
+    """Every call goes the way of all."""
+    assert small.LARGEST == from_features.SMALL_CALL
+    patch.setattr(small, "LARGEST", 0)
+    patch.setattr(from_features, "SMALL_CALL", 0)
+    patch.setattr(prepared, "takes", lambda *_: False)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -107,7 +103,7 @@ def test_bits_are_those_of_all_calls(
 
     found = results(call, inputs, factor)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small, "LARGEST", 0)
+        no_call_is_small(patch)
         assert found == results(call, inputs, factor)
 
 
@@ -116,7 +112,8 @@ def test_bits_are_those_of_all_calls(
 def test_bits_from_features(dtype: torch.dtype, data: st.DataObject) -> None:
     draw = data.draw
     lead = draw(st.sampled_from([(), (1,), (3,), (17,), (2, 3), (2, 1, 2, 2)]))
-    rows, columns, size = (draw(st.integers(1, top)) for top in (12, 12, 6))
+    sizes = st.integers(1, 12) | st.integers(30, 40)  # with a matrix, and without
+    rows, columns, size = draw(sizes), draw(sizes), draw(st.integers(1, 6))
     x, y = random(*lead, rows, size, dtype=dtype), random(*lead, columns, size, seed=1, dtype=dtype)
     settings: dict[str, Any] = {"gamma": draw(st.sampled_from([1.0, 0.1, 1e-4, 0.0]))}
     if draw(st.booleans()):
@@ -140,8 +137,41 @@ def test_bits_from_features(dtype: torch.dtype, data: st.DataObject) -> None:
     inputs = [(x, y)[k] for k in which]
     found, constant = results(call, inputs, factor), bits(call(*inputs))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small, "LARGEST", 0)
-        patch.setattr(from_features, "SMALL_CALL", 0)
+        no_call_is_small(patch)
+        assert found == results(call, inputs, factor)
+        assert constant == bits(call(*inputs))
+
+
+SIDES = st.sampled_from(["", "x", "y", "xy"])
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bits_of_other_patterns(dtype: torch.dtype, data: st.DataObject) -> None:
+    draw = data.draw
+    lead = draw(st.sampled_from([(), (3,), (17,), (2, 3)]))
+    rows, columns = (draw(st.integers(1, 12) | st.integers(30, 40)) for _ in "xy")
+    kind = draw(st.sampled_from([name for name in SPECIAL if name != "near 0"]))
+    special = SPECIAL[kind](random(1, rows, columns).abs())[0]
+    cost = special * (1 + random(*lead, 1, 1, seed=2).abs())
+    settings: dict[str, Any] = {
+        "gamma": draw(st.sampled_from([1.0, 0.1, 1e-4])),
+        "warp_cost": draw(st.sampled_from([0.0, 0.3, -0.1, 1e30])),
+        "skip_cost": draw(st.sampled_from([0.0, 0.2, -0.3, 1e30])),
+        "open_begin": draw(SIDES),
+        "open_end": draw(SIDES),
+        "repeat": draw(st.just("xy") | SIDES),
+    }
+    pairs = cost.shape[:-2].numel()
+    factor = FACTORS[draw(st.sampled_from(list(FACTORS)))](pairs).to(dtype).reshape(lead)
+    inputs = [cost.to(dtype).contiguous()]
+
+    def call(cost: Tensor) -> Tensor:
+        return soft_dtw_from_cost(cost, **settings)
+
+    found, constant = results(call, inputs, factor), bits(call(*inputs))
+    with pytest.MonkeyPatch.context() as patch:
+        no_call_is_small(patch)
         assert found == results(call, inputs, factor)
         assert constant == bits(call(*inputs))
 
@@ -168,6 +198,9 @@ VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "soft_dtw lengths": lambda x, y: soft_dtw(x, y, x_lengths=[3, 2], y_lengths=[1, 4]),
     "soft_dtw_from_cost": lambda x, y: soft_dtw_from_cost(x @ y.mT),
     "s2dtw_from_cost": lambda x, y: s2dtw_from_cost(x @ y.mT),
+    "open ends": lambda x, y: soft_dtw(x, y, gamma=0.5, open_begin="y", open_end="xy"),
+    "warped": lambda x, y: soft_dtw_from_cost(x @ y.mT, warp_cost=0.3, bandwidth=2),
+    "cosine": lambda x, y: soft_dtw(x, y, gamma=0.3, cost="cosine"),
     "s2dtw raw": lambda x, y: s2dtw(x, y, smoothing=False),
     "s2dtw": lambda x, y: s2dtw(x, y, gamma=0.4),
 }
@@ -206,7 +239,7 @@ def test_an_input_changed_in_place_is_noticed_or_does_no_harm(name: str) -> None
         value = VALUES[name](*inputs)
         with torch.no_grad():
             inputs[changed] += 1
-        if name in ("soft_dtw lengths", "s2dtw", "s2dtw raw"):
+        if name in ("soft_dtw lengths", "s2dtw", "s2dtw raw", "cosine"):
             for a, b in zip(torch.autograd.grad(value.sum(), (x, y)), plain, strict=True):
                 assert bits(a) == bits(b)
         else:
@@ -276,6 +309,46 @@ def test_what_is_kept_is_small() -> None:
         ):
             soft_dtw_from_cost(cost)
         assert (sum(sizes) > cost.nbytes + 100) == kept
+
+
+@pytest.mark.parametrize(
+    "find, function, size",
+    [
+        (prepared.kind_of_features, soft_dtw, 4),
+        (prepared.kind_of_features, soft_dtw, 33),
+        (prepared.kind_of_costs, soft_dtw_from_cost, 4),
+        (prepared.kind_of_costs, s2dtw_from_cost, 4),
+        (prepared.kind_of_costs, functools.partial(s2dtw_from_cost, smoothing=False), 4),
+    ],
+)
+def test_a_kind_of_call_is_prepared_once(find: Any, function: Any, size: int) -> None:
+    inputs = [random(2, size, size), random(2, size, size)][: 2 if function is soft_dtw else 1]
+    find.cache_clear()
+    for k, gamma in enumerate((1.0, 0.5, 1)):  # one that is annealed makes no other kind
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        function(*leaves, gamma=gamma).sum().backward()
+        assert (find.cache_info().misses, find.cache_info().hits) == (1, k)
+    for other in (0, 0.0, torch.ones(2, dtype=torch.float64)):
+        function(*inputs, gamma=other)
+    function(*inputs, x_lengths=[size, 1])
+    with torch.no_grad():
+        function(*inputs, backend="reference")
+    assert (find.cache_info().misses, find.cache_info().hits) == (1, 2)
+
+
+@pytest.mark.parametrize("wrong", [None, "x", 1.0, [[1.0]], random(3), random(2, 3).to(torch.int)])
+def test_what_is_wrong_is_refused_as_ever(wrong: Any) -> None:
+    right = random(2, 4, 3)
+    for call in (
+        lambda: soft_dtw(wrong, right),
+        lambda: soft_dtw(right, wrong),
+        lambda: soft_dtw_from_cost(wrong),
+        lambda: s2dtw_from_cost(wrong),
+        lambda: soft_dtw(right, right, cost=right),  # type: ignore[arg-type]
+        lambda: soft_dtw(right, right, gamma=True),
+    ):
+        with pytest.raises((TypeError, ValueError), match="got"):
+            call()
 
 
 # ---- what is plain

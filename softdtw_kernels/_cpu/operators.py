@@ -18,6 +18,7 @@ from .._problem import FeatureProblem, Monotonic, Problem, SmoothedProblem, Smoo
 from . import directional as directional
 from . import features, second_order, small
 from . import monotonic as monotonic_kernels
+from . import prepared as prepared
 from . import smoothing as smoothing_kernels
 from .arrays import (
     NUMPY_TYPE,

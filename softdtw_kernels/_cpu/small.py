@@ -23,6 +23,7 @@ from .._problem import FeatureProblem, Problem
 from . import distance_kernels, lanes, strips
 from .arrays import NOTHING, as_array, flat, from_array, three_dimensional
 from .batch import ALL, Batch
+from .ends import SUMS, Ends
 from .jit import jit, plain
 from .lattice import lattice_of, length
 from .scaling import SURE, UNIT, WANTED, precision_of
@@ -32,24 +33,25 @@ from .task import band_of, batch_of, with_settings
 from .threads import SMALLEST_SHARE
 
 ONE = np.ones(1)
+NOTHING_SURE, MASS, RETURNED = 0, 1, 2  # what `worth` finds
 
 
 @jit
 def worth(status, value, gamma, rows, columns, bounds):
-    """What is certified: the gradients of all pairs and their values to be returned, 2; without the
-    values, 1; or 0.
+    """What is certified: the gradients of all pairs, and their values to be returned, or without
+    the values, or nothing.
 
     As `scaling.conclude`, which knows the sizes of each pair and the value before it was rounded:
     what is sure here is sure there.
     """
     rounding = bounds[UNIT] * (math.sqrt(rows + columns) + 2 * max(rows, columns))
-    result = 2
+    result = RETURNED
     for q in range(value.size):
         if status[q] != SURE:
-            return 0
+            return NOTHING_SURE
         least = 1.000001 * rounding * gamma[min(q, gamma.size - 1)]
         if not abs(value[q]) * bounds[WANTED] > least:
-            result = 1
+            result = MASS
     return result
 
 
@@ -104,19 +106,27 @@ def plan_of(shape: tuple[int, ...], itemsize: int, weak: bool, bandwidth: int) -
     return Plan(kernel, units, precision.kernel_arguments, ones, limits)
 
 
-def value_and_mass(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
-    """Values, and the gradient of their sum by the costs; None if this is not certified."""
-    cost, gamma, _, dummy, _, _, bandwidth = arguments = task.kernel_arguments
-    plan = plan_of(cost.shape, cost.itemsize, dummy.size > 0, bandwidth)
+def value_and_mass(
+    plan: Plan, arguments: tuple[Any, ...], ends: Ends | None = None
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """How far they are certified; values, and the gradient of their sum by the costs."""
+    cost, gamma, *_ = arguments
     pairs, dtype = plan.ones.size, cost.dtype
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)
-    mass, sums = np.zeros(cost.shape, dtype), np.empty((2, pairs))
+    mass, sums = np.zeros(cost.shape, dtype), np.empty((SUMS, pairs))
     to_gradients = True, plan.ones, False, mass, sums
-    plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *to_gradients, None)
-    certified = worth(status, value, gamma, *plan.limits)
-    if certified == 0:
+    plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *to_gradients, ends)
+    return worth(status, value, gamma, *plan.limits), value, mass
+
+
+def certified(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
+    """The same, values to be returned; None if the gradient is not certified."""
+    cost, dummy = task.cost, task.dummy
+    plan = plan_of(cost.shape, cost.itemsize, dummy.size > 0, task.bandwidth)
+    sure, value, mass = value_and_mass(plan, task.kernel_arguments)
+    if sure == NOTHING_SURE:
         return None
-    return value if certified == 2 else solve(task, None), mass
+    return value if sure == RETURNED else solve(task, None), mass
 
 
 def gradient_of(problem: Problem | FeatureProblem, state: Tensor, scale: np.ndarray) -> Any:
@@ -150,7 +160,7 @@ def value_and_state(problem: Problem) -> tuple[Tensor, Tensor] | None:
     cost = problem.cost
     if not (is_small(cost.numel()) and cost.is_contiguous()):
         return None
-    return _results(value_and_mass(batch_of(problem)), cost.shape[:-2])
+    return _results(certified(batch_of(problem)), cost.shape[:-2])
 
 
 def small_task(problem: FeatureProblem) -> Batch | None:
@@ -172,7 +182,7 @@ def fused_value(problem: FeatureProblem) -> Tensor | None:
 
 def fused_value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor] | None:
     task = small_task(problem)
-    return None if task is None else _results(value_and_mass(task), problem.x.shape[:-2])
+    return None if task is None else _results(certified(task), problem.x.shape[:-2])
 
 
 def features_of(

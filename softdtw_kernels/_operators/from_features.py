@@ -123,7 +123,7 @@ class _FusedValueTwin(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         problem = FeatureProblem(*[*ctx.saved_tensors, ctx.bandwidth, ctx.kind])
-        return _gradient_by_inputs(problem, None, grad_value, ctx.needs_input_grad)
+        return gradient_by_inputs(problem, None, grad_value, ctx.needs_input_grad)
 
 
 class FusedValue(EagerFunction, _FusedValueTwin):
@@ -184,17 +184,17 @@ class _FusedValueWithState(EagerFunction):
         problem = FeatureProblem(*[*tensors, ctx.bandwidth, ctx.kind])
         _, *needs = ctx.needs_input_grad
         state = goes_on(ctx.calls, state, grad_value)
-        return None, *_gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
+        return None, *gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
 
 
-def _gradient_by_inputs(
+def gradient_by_inputs(
     problem: FeatureProblem,
     state: Tensor | None,
     grad_value: Tensor,
     needs: Sequence[bool],
     calls: Any = None,
 ) -> tuple[Any, ...]:
-    """As `recursion._gradient_by_inputs`."""
+    """As `recursion.gradient_by_inputs`."""
     wanted = needs[:3]
     if may_be_differentiated():
         grads = composed_gradient(problem, grad_value, *wanted)

@@ -161,13 +161,20 @@ class _PatternValueTwin(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         problem = PatternProblem(*[*ctx.saved_tensors, *ctx.rest])
-        needs = ctx.needs_input_grad[:4]
-        rest = grad_value, any(needs[1:])
-        if may_be_differentiated():
-            grads = PatternGradient.apply(*problem, *rest)
-        else:
-            grads = kernels.pattern_gradient(problem, *rest)
-        return *only(grads, needs), *[None] * (FIELDS - 4)
+        return gradient_by_inputs(problem, grad_value, ctx.needs_input_grad)
+
+
+def gradient_by_inputs(
+    problem: PatternProblem, grad_value: Tensor, needs: Sequence[bool]
+) -> tuple[Any, ...]:
+    """As `recursion.gradient_by_inputs`."""
+    needs = needs[:4]
+    rest = grad_value, any(needs[1:])
+    if may_be_differentiated():
+        grads = PatternGradient.apply(*problem, *rest)
+    else:
+        grads = kernels.pattern_gradient(problem, *rest)
+    return *only(grads, needs), *[None] * (FIELDS - 4)
 
 
 class PatternValue(EagerFunction, _PatternValueTwin):

@@ -131,7 +131,7 @@ class _ValueTwin(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         problem = Problem(*[*ctx.saved_tensors, ctx.bandwidth])
-        return _gradient_by_inputs(problem, None, grad_value, ctx.needs_input_grad)
+        return gradient_by_inputs(problem, None, grad_value, ctx.needs_input_grad)
 
 
 class SoftDTWFunction(EagerFunction, _ValueTwin):
@@ -229,10 +229,10 @@ class _ValueWithState(EagerFunction):
         problem = Problem(*[*tensors, ctx.bandwidth])
         _, *needs = ctx.needs_input_grad
         state = goes_on(ctx.calls, state, grad_value)
-        return None, *_gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
+        return None, *gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
 
 
-def _gradient_by_inputs(
+def gradient_by_inputs(
     problem: Problem,
     state: Tensor | None,
     grad_value: Tensor,

@@ -121,17 +121,17 @@ class _S2DTWTwin(BatchedFunction):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
         problem = SmoothedProblem(*[*ctx.saved_tensors, ctx.origin_count])
-        return _gradient_by_inputs(problem, None, grad_value, ctx.needs_input_grad)
+        return gradient_by_inputs(problem, None, grad_value, ctx.needs_input_grad)
 
 
-def _gradient_by_inputs(
+def gradient_by_inputs(
     problem: SmoothedProblem,
     state: Tensor | None,
     grad_value: Tensor,
     needs: Sequence[bool],
     calls: Any = None,
 ) -> tuple[Any, ...]:
-    """As `recursion._gradient_by_inputs`."""
+    """As `recursion.gradient_by_inputs`."""
     by_cost, by_gamma, by_dummy, *_ = needs
     with_parameters = by_gamma or by_dummy
     if may_be_differentiated():
@@ -323,7 +323,7 @@ class _S2DTWWithState(EagerFunction):
         problem = SmoothedProblem(*[*tensors, ctx.origin_count])
         _, *needs = ctx.needs_input_grad
         state = goes_on(ctx.calls, state, grad_value)
-        return None, *_gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
+        return None, *gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
 
 
 def smoothed_value(problem: SmoothedProblem) -> Tensor:

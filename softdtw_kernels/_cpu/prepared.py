@@ -1,0 +1,287 @@
+"""Small calls whose settings are numbers, prepared once for all calls of the same shapes.
+
+What the engine derives from shapes, types and bandwidth is kept here; what remains of a call is to
+hand its arrays to the kernels. Bits are those of the same call through `operators`. A call that the
+first tier does not certify goes there, and nothing is kept of it.
+
+All calls have one interface, which `_operators.prepared` makes a Function of. settings: gamma, and
+the dummy cost of a weak lattice; given: the tensors of the call, dense ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._problem import PatternProblem
+from . import distance_kernels, features, small, strips
+from . import smoothing as smoothing_kernels
+from .arrays import NOTHING, NUMPY_TYPE
+from .batch import ALL, Batch
+from .ends import Ends, Open, ends_of
+from .pattern import pattern_value
+from .scaling import precision_of
+from .solve import solve
+from .task import band_of
+from .warping import clipped
+
+Settings = tuple[float, ...]
+Shape = tuple[int, ...]
+Given = tuple[Tensor, ...]
+Wanted = Sequence[bool]
+Both = tuple[Tensor, tuple[Tensor, ...]]
+Gradients = tuple[Tensor | None, ...]
+
+
+class PreparedCall(Protocol):
+    def value(self, settings: Settings, given: Given) -> Tensor: ...
+
+    def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
+        """The value, and what `gradients` needs; nothing where the first tier is not sure."""
+        ...
+
+    def gradients(
+        self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted
+    ) -> Gradients: ...
+
+
+def dense(x: Tensor, shape: Shape) -> np.ndarray:
+    return np.ascontiguousarray(x.detach().numpy()).reshape(shape)
+
+
+class OfCosts:
+    """Costs (*, N, M)."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, weak: bool, bandwidth: int | None) -> None:
+        *batch, rows, columns = shape
+        self.batch, self.dtype = tuple(batch), NUMPY_TYPE[dtype]
+        self.pairs = math.prod(batch)
+        self.band = band_of(bandwidth, rows, columns)
+        self.shape, self.four = shape, tuple((1,) * (4 - len(shape)) + shape)
+        self.plan = small.plan_of(self.four, dtype.itemsize, weak, self.band)
+
+    def arguments(self, settings: Settings, cost: np.ndarray) -> tuple[Any, ...]:
+        gamma, *dummy = (np.array([number]) for number in settings)
+        return cost, gamma, NOTHING, *(dummy or (NOTHING,)), ALL, ALL, self.band
+
+    def value(self, settings: Settings, given: Given) -> Tensor:
+        (cost,) = given
+        return self.from_costs(settings, dense(cost, self.four))
+
+    def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
+        (cost,) = given
+        return self.both_from_costs(settings, dense(cost, self.four))
+
+    def gradients(
+        self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted
+    ) -> Gradients:
+        return (torch.from_numpy(self.by_costs(kept, grad_value).reshape(self.shape)),)
+
+    def from_costs(self, settings: Settings, cost: np.ndarray) -> Tensor:
+        plan, arguments = self.plan, self.arguments(settings, cost)
+        value, status = np.empty(self.pairs, self.dtype), np.empty(self.pairs, np.uint8)
+        no_gradient = False, value, False, cost, NOTHING[None], self.ends(settings)
+        plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *no_gradient)
+        if status.any():
+            value = self.in_tiers(settings, cost)
+        return torch.from_numpy(value.reshape(self.batch))
+
+    def both_from_costs(self, settings: Settings, cost: np.ndarray) -> Both:
+        arguments, ends = self.arguments(settings, cost), self.ends(settings)
+        sure, value, mass = small.value_and_mass(self.plan, arguments, ends)
+        if sure != small.RETURNED:
+            value = self.in_tiers(settings, cost)
+        kept = () if sure == small.NOTHING_SURE else (torch.from_numpy(mass),)
+        return torch.from_numpy(value.reshape(self.batch)), kept
+
+    def ends(self, settings: Settings) -> Ends | None:
+        """Of the alignments, where they are open."""
+        return None
+
+    def in_tiers(self, settings: Settings, cost: np.ndarray) -> np.ndarray:
+        """Values that the first tier alone does not certify."""
+        _, gamma, _, dummy, *rest = self.arguments(settings, cost)
+        return solve(Batch(cost, gamma, dummy, *rest), None)
+
+    def by_costs(self, kept: Given, grad_value: Tensor) -> np.ndarray:
+        """Gradients (P, N, M)."""
+        (mass,) = kept
+        of_sum = mass.numpy().reshape(self.pairs, *self.shape[-2:])
+        grad = np.empty(of_sum.shape, self.dtype)
+        small.scaled(of_sum, dense(grad_value, (self.pairs,)), ALL, ALL, self.band, grad)
+        return grad
+
+
+class OfPattern(OfCosts):
+    """Costs (*, N, M) of alignments with a cost of warping or with open ends. settings: gamma, the
+    cost of warping, and the price of a frame left out.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        bandwidth: int | None,
+        repeat: str,
+        begin: str,
+        end: str,
+    ) -> None:
+        super().__init__(shape, dtype, False, bandwidth)
+        self.bandwidth, self.sides = bandwidth, (repeat, begin, end)
+
+    def arguments(self, settings: Settings, cost: np.ndarray) -> tuple[Any, ...]:
+        gamma, warp, _ = (np.array([number]) for number in settings)
+        return cost, gamma, clipped(warp), NOTHING, ALL, ALL, self.band
+
+    def ends(self, settings: Settings) -> Ends | None:
+        repeat, begin, end = self.sides
+        if not (begin or end):
+            return None
+        gamma, warp, skip = (np.array([number]) for number in settings)
+        opened, (_, _, rows, columns) = Open(begin, end, repeat, skip), self.four
+        price, precision = skip + clipped(warp), precision_of(self.plan.ones)
+        return ends_of(opened, gamma, price, (rows, columns), precision)
+
+    def in_tiers(self, settings: Settings, cost: np.ndarray) -> np.ndarray:
+        gamma, warp, skip = (torch.full(self.four[:2], n, dtype=torch.float64) for n in settings)
+        rest = None, None, self.bandwidth, *self.sides
+        problem = PatternProblem(torch.from_numpy(cost), gamma, warp, skip, *rest)
+        return pattern_value(problem).numpy()
+
+
+class OfFeatures:
+    """Squared distances of features (*, N, D) and (*, M, D), in memory."""
+
+    def __init__(self, x: Shape, y: Shape, dtype: torch.dtype, bandwidth: int | None) -> None:
+        shape = *x[:-1], y[-2]
+        self.costs = OfCosts(shape, dtype, False, bandwidth)
+        self.shapes, pairs = (x, y), self.costs.pairs
+        self.three = tuple((pairs, *of_one[-2:]) for of_one in self.shapes)
+        self.rows = pairs * x[-2]
+        starts = np.arange(pairs + 1)
+        self.own = starts[:-1], starts, starts[:-1], starts[:-1]
+
+    def distances(self, x: Tensor, y: Tensor) -> np.ndarray:
+        xs, ys = (dense(t, of_t) for t, of_t in zip((x, y), self.three, strict=True))
+        cost = np.empty(self.costs.four, self.costs.dtype)
+        out = cost.reshape(1, *self.three[0][:2], -1)
+        distance_kernels.squared_distances(xs[None], ys[None], 0, self.rows, out)
+        return cost
+
+    def value(self, settings: Settings, given: Given) -> Tensor:
+        return self.costs.from_costs(settings, self.distances(*given))
+
+    def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
+        return self.costs.both_from_costs(settings, self.distances(*given))
+
+    def gradients(
+        self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted
+    ) -> Gradients:
+        by_cost = self.costs.by_costs(kept, grad_value)
+        of_given = zip(given, self.three, wanted, strict=True)
+        arrays = [(dense(t, shape), is_wanted) for t, shape, is_wanted in of_given]
+        grads = [np.empty(a.shape if wanted else (0, 0, 0), a.dtype) for a, wanted in arrays]
+        distance_kernels.squared_distances_vjp(
+            *self.own, *(a for a, _ in arrays), by_cost, *wanted, 0, self.costs.pairs, *grads
+        )
+        return tuple(
+            torch.from_numpy(grad.reshape(shape)) if is_wanted else None
+            for grad, shape, is_wanted in zip(grads, self.shapes, wanted, strict=True)
+        )
+
+
+class WithoutMatrix:
+    """Features whose distances are not stored: their gradients come with the value."""
+
+    def __init__(self, x: Shape, y: Shape, dtype: torch.dtype, bandwidth: int | None) -> None:
+        self.batch, self.dtype, pairs = x[:-2], NUMPY_TYPE[dtype], math.prod(x[:-2])
+        self.shapes = x, y
+        self.three = tuple((pairs, *of_one[-2:]) for of_one in self.shapes)
+        self.own, self.band = np.arange(pairs), band_of(bandwidth, x[-2], y[-2])
+        self.ones, self.nothing = np.ones(pairs, self.dtype), np.empty((0, 0, 0), self.dtype)
+        self.precision = precision_of(self.ones).kernel_arguments
+
+    def value(self, settings: Settings, given: Given) -> Tensor:
+        unused = np.empty(0, self.dtype), False, (self.nothing, self.nothing, NOTHING, NOTHING)
+        return self.solve(settings, given, (False, *unused))[0]
+
+    def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
+        """Kept are the gradients of the sum of the values; of what is not wanted, nothing."""
+        grads = [
+            np.zeros(shape, self.dtype) if is_wanted else self.nothing
+            for shape, is_wanted in zip(self.three, wanted, strict=True)
+        ]
+        sink = *grads, NOTHING, NOTHING
+        value, is_sure = self.solve(settings, given, (True, self.ones, False, sink))
+        return value, tuple(torch.from_numpy(a) for a in grads) if is_sure else ()
+
+    def gradients(
+        self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted
+    ) -> Gradients:
+        scale = dense(grad_value, (-1, 1, 1))
+        return tuple(
+            torch.from_numpy((of_sum.numpy() * scale).reshape(shape)) if is_wanted else None
+            for of_sum, shape, is_wanted in zip(kept, self.shapes, wanted, strict=True)
+        )
+
+    def solve(
+        self, settings: Settings, given: Given, to_gradients: tuple[Any, ...]
+    ) -> tuple[Tensor, bool]:
+        """Values, and whether all that was computed is certified."""
+        x, y = (dense(t, shape) for t, shape in zip(given, self.three, strict=True))
+        source = x, self.own, y, self.own, True, True
+        gamma, pairs = np.array(settings), self.own.size
+        value, status = np.empty(pairs, self.dtype), np.empty(pairs, np.uint8)
+        strips.solve(
+            *(0, pairs, source, gamma, NOTHING, NOTHING, ALL, ALL, self.band),
+            *(*self.precision, value, status, *to_gradients, np.zeros((2, pairs)), None),
+        )
+        is_sure = not status.any()
+        if not is_sure:
+            task = features.FeatureBatch(x, self.own, y, self.own, True, gamma, ALL, ALL, self.band)
+            value = features.solve(task, None)
+        return torch.from_numpy(value.reshape(self.batch)), is_sure
+
+
+class OfSmoothedCosts:
+    """Costs (*, N, M) to be smoothed."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, weak: bool, origin_count: float) -> None:
+        self.costs = OfCosts(shape, dtype, weak, None)
+        four = self.costs.four
+        *_, rows, columns = four
+        self.strides = math.prod(four[1:]), rows * columns, columns, 1
+        precision = precision_of(np.empty(0, self.costs.dtype))
+        self.end = ALL, ALL, precision.bounds, math.log(origin_count)
+
+    def arguments(self, settings: Settings, cost: Tensor) -> tuple[Any, ...]:
+        """Of the kernels that smooth."""
+        memory, gamma = dense(cost, (-1,)), np.array(settings[:1])
+        return 0, self.costs.pairs, memory, self.costs.four, self.strides, gamma, *self.end
+
+    def smoothed(self, settings: Settings, cost: Tensor) -> np.ndarray:
+        out = np.empty(self.costs.four, self.costs.dtype)
+        smoothing_kernels.smooth(*self.arguments(settings, cost), out.reshape(-1), self.strides)
+        return out
+
+    def value(self, settings: Settings, given: Given) -> Tensor:
+        return self.costs.from_costs(settings, self.smoothed(settings, *given))
+
+    def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
+        return self.costs.both_from_costs(settings, self.smoothed(settings, *given))
+
+    def gradients(
+        self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted
+    ) -> Gradients:
+        by_smoothed = self.costs.by_costs(kept, grad_value).reshape(-1)
+        grad, by_gamma = np.empty_like(by_smoothed), np.zeros(self.costs.pairs)
+        smoothing_kernels.smooth_vjp(
+            *self.arguments(settings, *given),
+            *(by_smoothed, self.strides, grad, self.strides, by_gamma),
+        )
+        return (torch.from_numpy(grad.reshape(self.costs.shape)),)
