@@ -66,8 +66,8 @@ class OfCosts:
         self.plan = small.plan_of(self.four, dtype.itemsize, weak, self.band)
 
     def arguments(self, settings: Settings, cost: np.ndarray) -> tuple[Any, ...]:
-        gamma, *dummy = (np.array([number]) for number in settings)
-        return cost, gamma, NOTHING, *(dummy or (NOTHING,)), ALL, ALL, self.band
+        dummy = np.array(settings[1:])  # empty without
+        return cost, np.array(settings[:1]), NOTHING, dummy, ALL, ALL, self.band
 
     def value(self, settings: Settings, given: Given) -> Tensor:
         (cost,) = given
@@ -162,14 +162,15 @@ class OfFeatures:
         self.costs = OfCosts(shape, dtype, False, bandwidth)
         self.shapes, pairs = (x, y), self.costs.pairs
         self.three = tuple((pairs, *of_one[-2:]) for of_one in self.shapes)
-        self.rows = pairs * x[-2]
+        self.rows, self.out = pairs * x[-2], (1, pairs, *shape[-2:])
         starts = np.arange(pairs + 1)
         self.own = starts[:-1], starts, starts[:-1], starts[:-1]
 
     def distances(self, x: Tensor, y: Tensor) -> np.ndarray:
-        xs, ys = (dense(t, of_t) for t, of_t in zip((x, y), self.three, strict=True))
+        x_shape, y_shape = self.three
+        xs, ys = dense(x, x_shape), dense(y, y_shape)
         cost = np.empty(self.costs.four, self.costs.dtype)
-        out = cost.reshape(1, *self.three[0][:2], -1)
+        out = cost.reshape(self.out)
         distance_kernels.squared_distances(xs[None], ys[None], 0, self.rows, out)
         return cost
 
@@ -182,16 +183,18 @@ class OfFeatures:
     def gradients(
         self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted
     ) -> Gradients:
-        by_cost = self.costs.by_costs(kept, grad_value)
-        of_given = zip(given, self.three, wanted, strict=True)
-        arrays = [(dense(t, shape), is_wanted) for t, shape, is_wanted in of_given]
-        grads = [np.empty(a.shape if wanted else (0, 0, 0), a.dtype) for a, wanted in arrays]
+        # No loops over both: in Python these take as long as the kernel.
+        (x, y), (x_shape, y_shape), (with_x, with_y) = given, self.three, wanted
+        by_cost, dtype = self.costs.by_costs(kept, grad_value), self.costs.dtype
+        by_x = np.empty(x_shape if with_x else (0, 0, 0), dtype)
+        by_y = np.empty(y_shape if with_y else (0, 0, 0), dtype)
         distance_kernels.squared_distances_vjp(
-            *self.own, *(a for a, _ in arrays), by_cost, *wanted, 0, self.costs.pairs, *grads
+            *(*self.own, dense(x, x_shape), dense(y, y_shape), by_cost),
+            *(with_x, with_y, 0, self.costs.pairs, by_x, by_y),
         )
-        return tuple(
-            torch.from_numpy(grad.reshape(shape)) if is_wanted else None
-            for grad, shape, is_wanted in zip(grads, self.shapes, wanted, strict=True)
+        return (
+            torch.from_numpy(by_x.reshape(self.shapes[0])) if with_x else None,
+            torch.from_numpy(by_y.reshape(self.shapes[1])) if with_y else None,
         )
 
 
