@@ -74,12 +74,12 @@ def check_prices(warp: Tensor, skip: Tensor, is_open: bool) -> None:
     for name, price in (("warp_cost", warp), *((("skip_cost", skip),) if is_open else ())):
         bad = ~price.isfinite()
         if is_seen(bad):
-            got = price[bad].flatten()[0].item()
-            raise ValueError(f"{name} must be finite, got {got}" + _remedy(name))
+            raise price_error(price[bad].flatten()[0].item(), name)
 
 
-def _remedy(name: str) -> str:
-    return "; to forbid the steps pass repeat" if name == "warp_cost" else ""
+def price_error(got: float, name: str) -> ValueError:
+    remedy = "; to forbid the steps pass repeat" if name == "warp_cost" else ""
+    return ValueError(f"{name} must be finite, got {got}{remedy}")
 
 
 def in_range(warp: Tensor, skip: Tensor, is_open: bool) -> Tensor:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .._operators import compositions
-from .._pattern import check_prices
 from .._problem import PatternProblem
 from . import pattern_kernels as kernels
 from .arrays import (
@@ -28,11 +27,12 @@ from .arrays import (
     matrix_like,
     one_or_all,
 )
+from .batch import Batch
 from .open_ends import solve_hard, solve_open
 from .results import Results
 from .scaling import AGAIN
 from .solve import EXACT_COST
-from .task import band_of, batch_of, checked_gamma, checked_lengths
+from .task import batch_of, checked_price
 from .threads import run_chunks
 from .warping import clipped, keeps_digits, solve_fewest, solve_warped
 
@@ -40,7 +40,7 @@ NOWHERE = np.empty((0, 0, 0, 0))
 
 
 class _Task(NamedTuple):
-    """What the kernels take of a problem after the first and the last pair to do."""
+    """What the kernels of the scalar tier take after the first and the last pair to do."""
 
     cost: np.ndarray  # (A, B, N, M)
     gamma: np.ndarray  # (P,) or (1,), like warp and skip
@@ -57,19 +57,22 @@ class _Task(NamedTuple):
 
 
 def _task(problem: PatternProblem) -> _Task:
-    cost, gamma, warp, skip, x_lengths, y_lengths, bandwidth, *_ = problem
-    rows, columns = cost.shape[-2:]
-    check_prices(warp, skip, bool(problem.open_begin or problem.open_end))
-    return _Task(
-        as_array(four_dimensional(cost)),
-        checked_gamma(gamma),
-        one_or_all(warp),
-        one_or_all(skip),
-        checked_lengths(x_lengths, rows, "x_lengths"),
-        checked_lengths(y_lengths, columns, "y_lengths"),
-        band_of(bandwidth, rows, columns),
-        _number(problem),
-    )
+    return _scalar_task(problem, batch_of(problem.of(problem.cost)), *_prices(problem))
+
+
+def _scalar_task(
+    problem: PatternProblem, plain: Batch, warp: np.ndarray, skip: np.ndarray
+) -> _Task:
+    rest = plain.n, plain.m, plain.bandwidth, _number(problem)
+    return _Task(plain.cost, plain.gamma, warp, skip, *rest)
+
+
+def _prices(problem: PatternProblem) -> tuple[np.ndarray, np.ndarray]:
+    """Of a step that repeats a frame and of a frame left out, their values checked."""
+    warp = checked_price(problem.warp, "warp_cost")
+    if problem.open_begin or problem.open_end:
+        return warp, checked_price(problem.skip, "skip_cost")
+    return warp, one_or_all(problem.skip)
 
 
 def _number(problem: PatternProblem) -> int:
@@ -98,27 +101,28 @@ def _solve(
     problem: PatternProblem, scale: np.ndarray | None, grad: np.ndarray, with_settings: bool
 ) -> Results:
     """By the kernels of plain lattices where these know the pattern, else by the scalar tier."""
-    task, plain = _task(problem), batch_of(problem.of(problem.cost))
-    pairs, status = task.pairs, np.full(task.pairs, AGAIN, np.uint8)
+    plain, (warp, skip) = batch_of(problem.of(problem.cost)), _prices(problem)
+    pairs, status = plain.pairs, np.full(plain.pairs, AGAIN, np.uint8)
     sums = np.zeros((3, pairs))
     results = Results(np.empty(pairs), status, scale, with_settings, grad, sums)
     begin, end = problem.open_begin, problem.open_end
-    plain.warp = clipped(task.warp)
-    zeros = pairs > 0 and not task.gamma.all()
-    if pairs and task.gamma.any():
+    plain.warp = clipped(warp)
+    zeros = pairs > 0 and not plain.gamma.all()
+    if pairs and plain.gamma.any():
         if problem.warps_alone:
             solve_warped(plain, results)
         elif begin or end:
-            solve_open(plain, problem, task.skip, results)
+            solve_open(plain, problem, skip, results)
         else:
-            solve_fewest(plain, problem.repeat, task.warp, results)
+            solve_fewest(plain, problem.repeat, warp, results)
     if zeros:
-        hard = replace(plain, warp=task.warp, open=None)
-        solve_hard(hard, problem, task.skip, results)
+        hard = replace(plain, warp=warp, open=None)
+        solve_hard(hard, problem, skip, results)
     rest = np.flatnonzero(status == AGAIN)
     if rest.size == 0:
         return results
     results.clear(rest)
+    task = _scalar_task(problem, plain, warp, skip)
     of_costs = (True, scale, grad) if scale is not None else (False, results.values, task.cost)
 
     def work(first: int, last: int) -> None:

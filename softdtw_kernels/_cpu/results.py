@@ -37,7 +37,7 @@ class Results(NamedTuple):
 
 def spread(results: Results, task: Batch, items: np.ndarray, number: float) -> None:
     """One number as all gradients of some pairs."""
-    if results.scale is None:
+    if results.scale is None or items.size == 0:
         return
     n, m = task.lengths
     for q in items:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .._checks import LARGEST_GAMMA, gamma_error
+from .._pattern import price_error
 from .._problem import Problem, Smoothing
 from .arrays import flat, matrices, one_or_all
 from .batch import ALL, Batch
@@ -20,6 +21,14 @@ def checked_gamma(gamma: Tensor) -> np.ndarray:
     right = (values >= 0) & (values <= LARGEST_GAMMA)
     if not right.all():
         raise gamma_error(values[~right][0])
+    return values
+
+
+def checked_price(price: Tensor, name: str) -> np.ndarray:
+    values = one_or_all(price)
+    finite = np.isfinite(values)
+    if not finite.all():
+        raise price_error(values[~finite][0], name)
     return values
 
 
