@@ -215,7 +215,9 @@ def pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 def test_derivatives(name: str) -> None:
     x, y = pair()
     function = VALUES[name]
-    assert torch.autograd.gradcheck(function, (x, y), check_forward_ad=True)
+    assert torch.autograd.gradcheck(
+        function, (x, y), check_forward_ad=True, check_batched_grad=True
+    )
     assert torch.autograd.gradgradcheck(function, (x, y))
     value = function(x, y)  # first without, then with a graph of the gradient
     first = torch.autograd.grad(value.sum(), (x, y), retain_graph=True)
@@ -223,6 +225,11 @@ def test_derivatives(name: str) -> None:
     for a, b in zip(first, again, strict=True):
         torch.testing.assert_close(a, b)
         assert b.requires_grad and not a.requires_grad
+    hessians = [
+        torch.autograd.functional.hessian(lambda a: function(a, y).sum(), x, vectorize=vectorize)
+        for vectorize in (False, True)  # the latter by another vmap than that of torch.func
+    ]
+    torch.testing.assert_close(*hessians)
     with torch.autograd.detect_anomaly():
         function(x, y).sum().backward()
     for leaf, grad in zip((x, y), first, strict=True):

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from .. import _backends as backends
 from .. import _reference as reference
 from .._checks import Lengths, Number, check_origin_count
-from .._modes import is_recorded
+from .._modes import is_plain
 from .._problem import SmoothedProblem, Smoothing
 from . import kernels
 from .function import (
@@ -207,9 +207,8 @@ def _second_order(
     it is called where nobody looks on.
     """
     args = smoothing, grad_s, by_cost, by_gamma
-    in_memory = type(smoothing.cost) is Tensor and not smoothing.cost.is_meta  # not a fake either
-    seen = torch.compiler.is_compiling() or is_recorded() or may_be_differentiated()
-    if in_memory and not seen:
+    plain = is_plain((*smoothing, grad_s, by_cost, by_gamma))  # of the CPU, and not a wrapper
+    if plain and not may_be_differentiated():
         engine = backends.load(backends.select(None, smoothing.cost))
         kernel = getattr(engine, "smooth_second_order", None)
         grads: tuple[Tensor, Tensor, Tensor] | None = kernel(*args) if kernel else None
