@@ -24,8 +24,9 @@ from ._checks import (
     check_reduction,
     check_scalar,
 )
-from ._inputs import Sequences, expand, reduce, sequences
+from ._inputs import Sequences, expand, operators_of, reduce, sequences
 from ._modes import is_recorded
+from ._operators import from_features, kernels
 from ._operators.function import (
     BatchedFunction,
     EagerFunction,
@@ -35,10 +36,12 @@ from ._operators.function import (
     zeros_if_none,
 )
 from ._pattern import Pattern, check_pattern
+from ._problem import FeatureProblem, Problem
 from .costs import Cost
 
 BLOCK = 1 << 20  # cells whose float64 costs are in memory at a time
 LEAST_ITEMS = 16
+ALLOWED = 5e-6  # of a divergence, for roundings of gamma
 
 
 def soft_dtw_divergence(
@@ -108,13 +111,18 @@ def soft_dtw_divergence(
     of_x = _term(_to_itself(pairs, pairs.x, pairs.x_lengths, *own), *settings)
     of_y = _term(_to_itself(pairs, pairs.y, pairs.y_lengths, *own), *settings)
     if pairwise:
-        slope = of_x.slope
-        of_x = _Term(of_x.value[:, None], slope if slope is None else slope[:, None])
+        slope, error = (None if t is None else t[:, None] for t in of_x[1:])
+        of_x = _Term(of_x.value[:, None], slope, error)
     value = _combine(of_pairs.value, of_x.value, of_y.value)
     # All pairs may be rounded in another order than sequences with themselves. Programs that are
     # recorded keep that rounding of float64: they can't compare sizes that they don't know.
     if not is_recorded():
         value = torch.where(_equal(pairs) & value.isfinite(), 0, value)
+    if of_pairs.error is not None and of_x.error is not None and of_y.error is not None:
+        error = of_pairs.error + 0.5 * (of_x.error + of_y.error)
+        unsure = (error > ALLOWED * value.abs()) & (value != 0)
+        if unsure.any():
+            value[unsure] = _certified(pairs, unsure, *settings)
     value = reduce(value, reduction).to(pairs.x.dtype)
     if of_pairs.slope is None:
         return value
@@ -123,10 +131,13 @@ def soft_dtw_divergence(
 
 
 class _Term(NamedTuple):
-    """A soft-DTW value in float64, and a tensor of any value that has its derivatives, or None."""
+    """A soft-DTW value in float64; a tensor of any value that has its derivatives, or None; and
+    what roundings of gamma may have added to the value, None if it is certified.
+    """
 
     value: Tensor
     slope: Tensor | None
+    error: Tensor | None = None
 
 
 def _term(
@@ -149,9 +160,9 @@ def _term(
         return _Term(value, None) if is_recorded() else _Term(value.detach(), value)
     constant = gamma.detach() if isinstance(gamma, Tensor) else gamma
     wide = wide._replace(x=wide.x.detach(), y=wide.y.detach())
-    value = _in_blocks(wide, cost, constant, bandwidth)
+    value, error = _in_blocks(wide, cost, constant, bandwidth)
     slope = checked.slope(cost, gamma, bandwidth) if derivative_is_due((x, y, gamma)) else None
-    return _Term(value, slope)
+    return _Term(value, slope, error)
 
 
 def _of_function(
@@ -175,19 +186,69 @@ def _of_function(
     return costs.value(gamma, bandwidth, pattern)
 
 
-def _in_blocks(wide: Sequences, cost: Cost, gamma: Number, bandwidth: int | None) -> Tensor:
-    """The value, on the CPU of some items after others: costs that fit a cache take less time."""
+def _within_gamma(
+    checked: Sequences, cost: Cost, gamma: Number, bandwidth: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The value, and what it may be off by. The value of a sequence with itself is next to 0, to
+    which only the slowest kernels are exact; next to the third term that rarely counts.
+    """
+    problem: FeatureProblem | Problem | None = checked.without_matrix(cost, gamma, bandwidth)
+    if problem is None:
+        problem = checked.costs(cost).problem(gamma, bandwidth=bandwidth)
+    engine = kernels.engine_of_plain_call(problem)
+    if hasattr(engine, "value_within_gamma"):
+        found: tuple[Tensor, Tensor] = engine.value_within_gamma(problem)
+        return found
+    if isinstance(problem, FeatureProblem):
+        return from_features.value(problem), None
+    return operators_of(checked.backend).value(problem), None
+
+
+def _certified(
+    pairs: Sequences,
+    which: Tensor,
+    gamma: Number,
+    cost: Cost,
+    bandwidth: int | None,
+    pattern: Pattern | None,
+) -> Tensor:
+    """The divergence of some of the pairs, as exact as its terms."""
+    batch, pairwise = pairs.batch, pairs.pairwise
+    settings = (
+        cost,
+        batch_parameter(gamma, "gamma", batch, pairs.x.device)[which].detach(),
+        bandwidth,
+    )
+    x, y = pairs.x.detach().double(), pairs.y.detach().double()
+    if pairwise:
+        x, y = x[:, None], y[None]
+    x, y = (t.expand(*batch, *t.shape[-2:])[which] for t in (x, y))
+    n, m = (None if t is None else t[which] for t in pairs.lengths)
+    some = pairs.backend, x.shape[:1]
+    terms = [
+        Sequences(*some, a, b, a_lengths, b_lengths, False).value(*settings)
+        for a, a_lengths, b, b_lengths in ((x, n, y, m), (x, n, x, n), (y, m, y, m))
+    ]
+    return _combine(*terms)
+
+
+def _in_blocks(
+    wide: Sequences, cost: Cost, gamma: Number, bandwidth: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """As `_within_gamma`, on the CPU some items after others: costs that fit a cache take less
+    time.
+    """
     _, batch, x, y, x_lengths, y_lengths, pairwise = wide
     # Neither compiled code nor a transform gains by blocks.
     step = _items(wide) if wide.backend == "numba" and not derivative_is_due(()) else 0
     if step == 0:
-        return wide.value(cost, gamma, bandwidth)
+        return _within_gamma(wide, cost, gamma, bandwidth)
     gamma = batch_parameter(gamma, "gamma", batch, x.device)
     if not pairwise:
         x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
         y_lengths = expand(y_lengths, batch)
     x_lengths = expand(x_lengths, batch[:1] if pairwise else batch)
-    values = []
+    values, errors = [], []
     for first in range(0, batch[0], step):
         rows = slice(first, first + step)
         block = wide._replace(
@@ -197,8 +258,10 @@ def _in_blocks(wide: Sequences, cost: Cost, gamma: Number, bandwidth: int | None
             x_lengths=None if x_lengths is None else x_lengths[rows],
             y_lengths=y_lengths if pairwise or y_lengths is None else y_lengths[rows],
         )
-        values.append(block.value(cost, gamma[rows], bandwidth))
-    return torch.cat(values)
+        value, error = _within_gamma(block, cost, gamma[rows], bandwidth)
+        values.append(value)
+        errors += [] if error is None else [error]
+    return torch.cat(values), torch.cat(errors) if errors else None
 
 
 def _items(wide: Sequences) -> int:

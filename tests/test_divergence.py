@@ -83,6 +83,45 @@ def test_all_variants_are_exact_and_zero_at_equal_sequences(
         assert torch.equal(zero, torch.zeros_like(zero))
 
 
+@settings(max_examples=30)
+@given(
+    seed=seeds(),
+    noises=st.lists(st.sampled_from([0.0, 1e-9, 1e-7, 1e-5, 1e-3, 1.0]), min_size=1, max_size=5),
+    frames=st.sampled_from([3, 9, 40]),
+    gamma=gammas(1e-3, 10.0),
+    cost=st.sampled_from(COSTS),
+    pairwise=st.booleans(),
+    lengths=st.booleans(),
+    own_gammas=st.booleans(),
+)
+def test_near_and_far_pairs_of_one_batch(
+    seed: int, noises: list[float], frames: int, gamma: float, cost: Any, pairwise: bool,
+    lengths: bool, own_gammas: bool,
+) -> None:  # fmt: skip
+    """Terms next to 0 are certified only where that counts, of each pair by itself."""
+    pairs = [_near(1, frames, 2, noise=noise, seed=seed + k) for k, noise in enumerate(noises)]
+    x, y = (torch.cat(side) for side in zip(*pairs, strict=True))
+    count = len(noises)
+    arguments: dict[str, Any] = {"cost": cost, "pairwise": pairwise, "gamma": gamma}
+    if own_gammas and not pairwise:
+        arguments["gamma"] = gamma * torch.arange(1, count + 1, dtype=torch.float64)
+    if lengths:
+        some = 1 + torch.arange(count) % frames
+        arguments |= {"x_lengths": some, "y_lengths": some}
+    _assert_exact(x, y, **arguments)
+    if pairwise:
+        return
+    whole = soft_dtw_divergence(x, y, **arguments)
+    for k in range(count):
+        alone = {
+            name: value[k : k + 1] if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+        }
+        assert torch.equal(
+            soft_dtw_divergence(x[k : k + 1], y[k : k + 1], **alone), whole[k : k + 1]
+        )
+
+
 def test_equal_within_their_lengths_is_zero() -> None:
     x = torch.randn(3, 9, 2, generator=torch.Generator().manual_seed(0))
     y = torch.cat((x[:, :7], torch.full((3, 40, 2), math.nan)), dim=1)

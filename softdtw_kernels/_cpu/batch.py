@@ -10,7 +10,7 @@ import numpy as np
 from .._lattice import band_limits, lattice_size
 from .arrays import NOTHING
 from .ends import SUMS, Open
-from .scaling import SMALLEST_GAMMA, precision_of
+from .scaling import SMALLEST_GAMMA, Precision, precision_of
 
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
 SMALL = 1600  # lattice cells of a small pair
@@ -32,6 +32,7 @@ class Batch:
     # (P,) or (1,), of a plain lattice; or empty for no cost of warping.
     warp: np.ndarray = field(default_factory=lambda: NOTHING)
     open: Open | None = None  # of a plain lattice without a band
+    precision: Precision | None = None  # of the first tier, if not that of the costs
     order: np.ndarray | None = field(default=None, init=False)  # what in_order has found
 
     @property

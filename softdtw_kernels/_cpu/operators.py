@@ -45,7 +45,7 @@ from .pattern import (
 from .pattern import (
     pattern_value as pattern_value,
 )
-from .scaling import precision_of
+from .scaling import WITHIN_GAMMA, precision_of, roundings
 from .solve import cheapest_paths, solve
 from .task import batch_of, batch_to_smooth, checked_lengths
 from .threads import run_chunks
@@ -283,6 +283,27 @@ def fused_gradient_from_state(
     if by_cost is None:
         return fused_gradient(problem, grad_value, *wanted)
     return *small.features_of(by_cost, x, y, with_x, with_y), grad_value  # the last: not wanted
+
+
+def value_within_gamma(problem: Problem | FeatureProblem) -> tuple[Tensor, Tensor]:
+    """Values of float64, and what they are off by at most for roundings of gamma: near 0 more than
+    `value` and `fused_value` are.
+    """
+    rows, columns = (
+        problem.cost.shape[-2:]
+        if isinstance(problem, Problem)
+        else (problem.x.shape[-2], problem.y.shape[-2])
+    )
+    error = problem.gamma * (2.0**-53 * roundings.py_func(rows, columns))
+    if isinstance(problem, FeatureProblem):
+        if without_matrix(problem):
+            task = features.batch_of(problem)
+            values = features.solve(task, None, returned=False)
+            return from_array(values, problem.x.shape[:-2]), error
+        problem = problem.of(squared_distances(problem.x, problem.y))
+    batch = batch_of(problem)
+    batch.precision = WITHIN_GAMMA
+    return from_array(solve(batch, None), problem.cost.shape[:-2]), error
 
 
 def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ as mantissa and exponent, with the lowest cost that was seen.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class Precision:
     floor - limit fits the integers. rise: bound on what negative costs may add along a path.
     tiny: a smaller mass is taken for 0, so that none is subnormal and tiles with next to no mass
     are passed over; all of it together is far below any rounding. wanted: relative error of values.
+    near_0: whether values near 0 are held to that, or are good to some roundings of gamma.
     """
 
     floats: np.ndarray  # empty: kernels read the type off it
@@ -43,6 +44,7 @@ class Precision:
     rise: float
     tiny: float
     wanted: float
+    near_0: bool = True
 
     @property
     def lanes(self) -> int:
@@ -51,7 +53,7 @@ class Precision:
     @property
     def bounds(self) -> tuple[float, ...]:
         unit = 2.0**-24 if self.floats.itemsize == 4 else 2.0**-53
-        return self.limit, self.rise, self.tiny, self.wanted, unit
+        return self.limit, self.rise, self.tiny, self.wanted, unit * self.near_0
 
     @property
     def kernel_arguments(self) -> tuple:
@@ -73,6 +75,9 @@ DOUBLE = Precision(
     1e-60,
     1e-12,
 )
+
+
+WITHIN_GAMMA = replace(DOUBLE, near_0=False)
 
 
 def precision_of(costs: np.ndarray) -> Precision:
@@ -175,6 +180,12 @@ def out_of_range(first, last, gamma, floor, bounds):
 
 
 @inline
+def roundings(rows, columns):
+    """Of gamma, that the error of a value is not above."""
+    return math.sqrt(rows + columns) + 2 * max(rows, columns)
+
+
+@inline
 def conclude(
     mantissa, exponent, lowest, nan_sum, gamma, warp, rows, columns, floor, bounds, to_return,
     more=0.0,
@@ -213,6 +224,8 @@ def conclude(
         others = whole + (rows + columns) * (2.0 + max(0.0, lowest * rate))
         sure = sure and exponent - steps * whole > others + 64.0
     if to_return:
-        rounding = bounds[UNIT] * (math.sqrt(rows + columns) + 2 * max(rows, columns))
-        sure = sure and abs(value) * bounds[WANTED] > rounding * gamma
+        # Equal only where no rounding counts.
+        sure = (
+            sure and abs(value) * bounds[WANTED] >= bounds[UNIT] * roundings(rows, columns) * gamma
+        )
     return value, SURE if sure else AGAIN

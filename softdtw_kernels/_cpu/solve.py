@@ -139,7 +139,8 @@ def vectorized(
     task: Batch, gradients: Gradients | None, out: np.ndarray, status: np.ndarray
 ) -> None:
     """Values, and which of them (and of the gradients written) are certified."""
-    common = arguments(task, gradients, precision_of(task.cost), out, status)
+    precision = task.precision or precision_of(task.cost)
+    common = arguments(task, gradients, precision, out, status)
     in_lanes = task.in_lanes(gradients is not None and gradients.with_gamma)
     if not in_lanes:
         in_strips(task, np.arange(task.pairs), common)
