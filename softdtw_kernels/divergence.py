@@ -279,8 +279,10 @@ def _to_itself(
     pairs: Sequences, z: Tensor, lengths: Tensor | None, gamma: Number, warp_cost: Number
 ) -> Sequences:
     """Each sequence of one side with itself: as many as differ in frames, length or setting."""
-    shapes = (t.shape for t in (lengths, gamma, warp_cost) if isinstance(t, Tensor))
-    batch = torch.broadcast_shapes(z.shape[:-2], *shapes)
+    shapes = [t.shape for t in (lengths, gamma, warp_cost) if isinstance(t, Tensor)]
+    batch = z.shape[:-2]
+    if shapes:  # which torch takes some tens of microseconds to combine
+        batch = torch.broadcast_shapes(batch, *shapes)
     z = z.expand(*batch, *z.shape[-2:])
     return Sequences(pairs.backend, batch, z, z, lengths, lengths, False)
 
