@@ -234,6 +234,7 @@ def results(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
         "squared_distances_vjp": (cost, cost, cost @ cost.mT, True, True),
         "fused_value": fused,
         "fused_gradient": (*fused, ones, True, True, True),
+        "fused_value_and_state": fused,
         "monotonic_sum": (cost, None, None, True),
         "monotonic_product": (cost, None, None, cost),
         "monotonic_path": (cost, None, None),
@@ -241,12 +242,23 @@ def results(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
         "pattern_gradient": (*of_pattern, ones, True),
         "pattern_hessian_product": (*of_pattern, ones, direction, gamma, gamma, gamma),
     }
+    if name == "gradient_from_state":
+        arguments[name] = (*problem, ops.value_and_state(*problem)[1], ones, False)
+    if name == "fused_gradient_from_state":
+        state = ops.fused_value_and_state(*fused)[1]
+        arguments[name] = (*fused, state, ones, True, True, False)
+        by_y = ops.fused_gradient_from_state(*fused, state, ones, False, True, False)
+        assert by_y[0].shape == (*shape[:-1], 0)
     found = getattr(ops, name)(*arguments[name])
-    yield from (found,) if isinstance(found, Tensor) else found
+    found = (found,) if isinstance(found, Tensor) else found
+    given = {t.data_ptr() for t in arguments[name] if isinstance(t, Tensor)} - {0}
+    assert not given & {result.data_ptr() for result in found}
+    yield from found
 
 
 SHAPES = [(4, 5), (3, 4, 5), (2, 1, 4, 5), (2, 3, 2, 4, 5), (0, 4, 5)]
 PLAIN = [name for name in ops.OPERATORS if "state" not in name]
+WITH_STATE = [name for name in ops.OPERATORS if "state" in name]
 
 
 def check_results(name: str, shape: tuple[int, ...]) -> None:
@@ -257,7 +269,7 @@ def check_results(name: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", [*PLAIN, *WITH_STATE])
 def test_no_operator_returns_a_view(name: str, shape: tuple[int, ...]) -> None:
     check_results(name, shape)
 

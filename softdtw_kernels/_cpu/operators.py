@@ -282,7 +282,8 @@ def fused_gradient_from_state(
         by_cost = small.gradient_of(problem, state, scale_of(grad_value, x))
     if by_cost is None:
         return fused_gradient(problem, grad_value, *wanted)
-    return *small.features_of(by_cost, x, y, with_x, with_y), grad_value  # the last: not wanted
+    not_wanted = torch.zeros(grad_value.shape, dtype=torch.float64)
+    return *small.features_of(by_cost, x, y, with_x, with_y), not_wanted
 
 
 def value_within_gamma(problem: Problem | FeatureProblem) -> tuple[Tensor, Tensor]:

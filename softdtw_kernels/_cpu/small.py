@@ -188,8 +188,8 @@ def fused_value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor] | No
 def features_of(
     by_cost: np.ndarray, x: Tensor, y: Tensor, with_x: bool, with_y: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by the features, of those (P, N, M) by their distances; anything in place of those
-    that are not wanted.
+    """Gradients by the features, of those (P, N, M) by their distances; without any feature where
+    they are not wanted.
     """
     xs, ys = as_array(three_dimensional(x)), as_array(three_dimensional(y))
     by_x = np.empty(xs.shape if with_x else (0, 0, 0), xs.dtype)
@@ -200,4 +200,7 @@ def features_of(
         *(own, starts, own, own, xs, ys, by_cost),
         *(with_x, with_y, 0, len(xs), by_x, by_y),
     )
-    return from_array(by_x, x.shape) if with_x else x, from_array(by_y, y.shape) if with_y else y
+    return (
+        from_array(by_x, x.shape) if with_x else x.new_empty(*x.shape[:-1], 0),
+        from_array(by_y, y.shape) if with_y else y.new_empty(*y.shape[:-1], 0),
+    )
