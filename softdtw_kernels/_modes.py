@@ -98,7 +98,7 @@ def is_plain(args: Iterable[Any], device: str = "cpu") -> bool:
 
 
 @functools.cache
-def _keys_of_plain_tensors(device: str) -> tuple[int, ...]:
+def _keys_of_plain_tensors(device: str = "cpu") -> tuple[int, ...]:
     """Of the device and the CPU; asked for where no mode is active that would make others."""
     devices = dict.fromkeys((device, "cpu"))
     with torch.inference_mode(False):
