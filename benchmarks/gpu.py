@@ -1,6 +1,6 @@
 """Times and memory of the CUDA backend, against the bandwidth of the device and against peers.
 
-    python benchmarks/gpu.py --output build/gpu.json
+    python -m benchmarks.gpu --output build/gpu.json
         [--maghoumi FILE] [--sdtw-cuda-torch DIRECTORY] [--quick] [--only REGEX]
 
 `make gpu` runs it after the GPU tests. For each shape: forward, and forward + backward, as called
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import re
 import statistics
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor
 
 import softdtw_kernels as sk
+from benchmarks.gpu_passes import COSTS, UNIFORM
 
 FROM_COST = [
     (512, 64, 64),
@@ -39,6 +41,12 @@ FROM_COST = [
     (8, 4096, 4096),
     (1, 16384, 16384),
 ]
+# Beside U[0, 1], which flatters: costs in use leave the quickest numbers, and have less mass.
+IN_USE = (
+    "z-normed walks, 4 features",
+    "squared distances, 64 features",
+    "cosine, 64 features",
+)
 FROM_FEATURES = [(32, 512, 512, 64)]
 ALL_PAIRS = [128, 1024]  # sequences of 8 on each side
 GAMMA = 0.1
@@ -268,9 +276,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         add(f"{name}, from a view", "ours", lambda c: sk.s2dtw_from_cost(c).sum(), [cost], least)
         del cost
     peers = peers_from_features(arguments)
-    for shape in FROM_COST:
-        cost = torch.rand(shape, device="cuda")
+    for shape, kind in itertools.product(FROM_COST, (UNIFORM, *IN_USE)):
         name = " x ".join(map(str, shape))
+        if kind != UNIFORM:
+            name += f", {kind}"
+        if not re.search(arguments.only, name):
+            continue
+        cost = COSTS[kind](shape, torch.device("cuda"))
         add(
             name,
             "ours",

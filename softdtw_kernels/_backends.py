@@ -83,7 +83,7 @@ class OfPatterns(Protocol):
     def path(self, problem: PatternProblem) -> list[Tensor]: ...
 
 
-_BY_DEVICE = {"cpu": "numba", "cuda": "cuda"}
+BY_DEVICE = {"cpu": "numba", "cuda": "cuda"}
 _DEVICES = {"numba": "cpu", "cuda": "cuda"}
 _WITHOUT_FLOAT64 = ("mps",)  # in which the reference computes
 _loaded: dict[str, Engine] = {}
@@ -122,8 +122,8 @@ def select(backend: str | None, x: Tensor) -> str:
             "and the result back: gradients follow"
         )
     if backend is None:
-        if device in _BY_DEVICE:
-            return _BY_DEVICE[device]
+        if device in BY_DEVICE:
+            return BY_DEVICE[device]
         if device == "meta":  # shapes only: any kernel backend tells them
             return "numba"
         raise ValueError(

@@ -206,7 +206,8 @@ def check_scalar(value: Any, name: str, where: str) -> None:
 
 def check_number(value: Any, name: str) -> float:
     """A finite real number, NumPy's included; gamma in its range."""
-    value = _number(value, name, "a number or a tensor (0-d, or one value an item)")
+    if type(value) is not float:
+        value = _number(value, name, "a number or a tensor (0-d, or one value an item)")
     # Comparisons, not math.isfinite: torch.compile makes numbers symbolic.
     if name == "gamma":
         if not 0 <= value <= LARGEST_GAMMA:

@@ -113,13 +113,12 @@ def costs_of_matrix(
 ) -> Costs:
     check_tensor(cost, "cost", "(*, N, M)")
     name = backends.select(backend, cost)
-    batch = cost.shape[:-2]
-    return Costs(
-        name,
-        cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else cost,
-        expand(check_lengths(x_lengths, "x_lengths", batch, cost.device), batch),
-        expand(check_lengths(y_lengths, "y_lengths", batch, cost.device), batch),
-    )
+    if x_lengths is not None or y_lengths is not None:
+        batch = cost.shape[:-2]
+        x_lengths = expand(check_lengths(x_lengths, "x_lengths", batch, cost.device), batch)
+        y_lengths = expand(check_lengths(y_lengths, "y_lengths", batch, cost.device), batch)
+    half = cost.dtype in (torch.float16, torch.bfloat16)
+    return Costs(name, cost.float() if half else cost, x_lengths, y_lengths)
 
 
 class Sequences(NamedTuple):

@@ -76,16 +76,17 @@ def in_plain_mode() -> bool:
     )
 
 
-def is_plain(args: Iterable[Any]) -> bool:
+def is_plain(args: Iterable[Any], device: str = "cpu") -> bool:
     """Whether torch's dispatcher would do nothing with an operator of these arguments but call the
-    CPU's engine. It takes longer over that than small kernels do.
+    engine of that kind of device. It takes longer over that than small kernels do.
 
     Not with a subclass, a tensor elsewhere, a wrapper of functorch, one that stands for its
-    negative, or in any but plain eager mode.
+    negative, or in any but plain eager mode. Beside tensors of a GPU there may be some in host
+    memory.
     """
     if not in_plain_mode():
         return False
-    plain = _keys_of_plain_tensors()
+    plain = _keys_of_plain_tensors(device)
     for arg in args:
         kind = type(arg)
         if kind in PLAIN_TYPES:
@@ -108,13 +109,14 @@ def are_plain_tensors(args: Iterable[Any]) -> bool:
 
 
 @functools.cache
-def _keys_of_plain_tensors() -> tuple[int, int]:
-    """Those of the CPU; asked for where no mode is active that would make other tensors."""
+def _keys_of_plain_tensors(device: str = "cpu") -> tuple[int, ...]:
+    """Of the device and the CPU; asked for where no mode is active that would make others."""
+    devices = dict.fromkeys((device, "cpu"))
     with torch.inference_mode(False):
-        normal = torch.empty(0, device="cpu")
+        normal = [torch.empty(0, device=each) for each in devices]
     with torch.inference_mode():
-        inference = torch.empty(0, device="cpu")
-    return dispatch_keys(normal).raw_repr(), dispatch_keys(inference).raw_repr()
+        inference = [torch.empty(0, device=each) for each in devices]
+    return tuple(dispatch_keys(tensor).raw_repr() for tensor in (*normal, *inference))
 
 
 @functools.lru_cache(maxsize=64)

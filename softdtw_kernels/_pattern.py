@@ -22,6 +22,9 @@ Sides = Literal["xy", "x", "y", ""]  # one of the two sequences, both, or none
 SIDES: tuple[str, ...] = get_args(Sides)
 
 
+_STRINGS, _FLOATS = (str, str, str), (float, float)
+
+
 class Pattern(NamedTuple):
     """What differs from the plain recursion; where nothing does there is None in its place."""
 
@@ -41,6 +44,14 @@ def check_pattern(
     bandwidth: int | None = None,
 ) -> Pattern | None:
     """The options of a call; None if they are those of the plain recursion."""
+    # As nearly always: what all the checks below take longer to find.
+    if (
+        (type(repeat), type(open_begin), type(open_end)) == _STRINGS
+        and (type(warp_cost), type(skip_cost)) == _FLOATS
+        and repeat == "xy"
+        and not (open_begin or open_end or warp_cost or skip_cost)
+    ):
+        return None
     check_sides(repeat, open_begin, open_end)
     check_no_band(open_begin, open_end, bandwidth)
     warp_cost = check_parameter(warp_cost, "warp_cost")

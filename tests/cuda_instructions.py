@@ -87,15 +87,17 @@ def table(
     """Kernel, loop, and instructions a cell."""
     compiler = Compiler(NVRTC)
     for variant in kernels:
-        cells = variant.columns * (STEPS if variant is LATTICE else fixed.ROWS)
+        of_step = variant.columns * (STEPS if variant is LATTICE else fixed.ROWS)
         kernel = Kernel(variant.source, variant.options, Budget(0, 0))
         code = compiler.compile(kernel, architecture)
         registers, stack = resources(code)
         name = f"{variant.source}, {registers} registers, {stack} bytes of stack"
         best: dict[str, float] = {}  # of loops for edges and without, the latter
         for loop in loops(text_of(code)):
-            count = names(loop)
+            count, cells = names(loop), of_step
             kind = kind_of(count)
+            if variant is FIXED and kind:  # some loops do two tiles
+                cells = count["MUFU.EX2"] // 2
             # Two numbers flow to the left; of lattice.cu each is asked for from two lanes.
             if kind is None and count["STG"] and not count["LDGSTS"]:
                 flows = 2 * fixed.ROWS if variant is FIXED else 4 * STEPS

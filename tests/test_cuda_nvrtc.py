@@ -85,8 +85,8 @@ def test_a_record_that_is_changed_by_hand_counts_for_nothing() -> None:
 def test_steady_loops_of_fixed_point_take_few_instructions() -> None:
     """A cell, on Hopper: what makes these kernels the quickest."""
     most = {
-        "Short forward": 25,
-        "Short recomputing": 31,
+        "Short forward": 24,
+        "Short recomputing": 29,
         "Long forward": 40,
         "Long recomputing": 46,
         "backward": 12,

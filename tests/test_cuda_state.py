@@ -316,6 +316,15 @@ def test_what_is_no_state_of_the_call_is_refused(called: list[str], wrong: str) 
         ops.gradient_from_state(*problem, state, torch.ones(2), True)
 
 
+def test_the_operator_returns_tensors_where_the_engine_gives_nothing(called: list[str]) -> None:
+    problem = torch.rand(2, 5, 70), torch.ones(2, dtype=torch.float64), *[None] * 4
+    _, state = ops.value_and_state(*problem)
+    grads = ops.gradient_from_state(*problem, state, torch.ones(2), False)
+    expected = ops.gradient(*problem, torch.ones(2), False)
+    assert bits(grads[0]) == bits(expected[0])
+    assert [(g.shape, g.dtype) for g in grads] == [(g.shape, g.dtype) for g in expected]
+
+
 def test_from_features_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the emulator in the place of what the CPU has for the fused operators."""
     launcher, names = EmulatorLauncher(MANY), []

@@ -391,6 +391,9 @@ def test_plain_is_what_the_dispatcher_would_not_change() -> None:
         assert is_plain((x, x + 1))
     with torch.no_grad(), torch.autocast("cpu"):
         assert is_plain((x,))
+    elsewhere = x.to("meta")  # as on a GPU, beside numbers in host memory
+    assert is_plain((elsewhere, x, None), "meta")
+    assert not is_plain((elsewhere, x.as_subclass(Subclass)), "meta")
     leaked = []
     torch.func.grad(lambda a: (leaked.append(a), a.sum())[1])(x)
     others = {

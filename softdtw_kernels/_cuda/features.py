@@ -316,7 +316,7 @@ def gradient(
     with_y: bool,
     with_gamma: bool,
     state: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """In x and y, without any feature where it is not wanted, and gamma, which may then hold
     anything. With a state of the value that is not empty, without sweeping forward.
     """
@@ -337,5 +337,5 @@ def gradient(
     return (
         unpacked(by_x, x.shape[-1]),
         unpacked(by_y, y.shape[-1]),
-        sum_of_parts(in_gamma, x.shape[:-2], x, with_gamma),
+        sum_of_parts(in_gamma, x.shape[:-2], x) if with_gamma else None,
     )

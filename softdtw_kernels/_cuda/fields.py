@@ -42,21 +42,19 @@ def field_names(file: str, macro: str) -> tuple[str, ...]:
 # What a tensor with one entry an item can be: no tensor; one number for all items, on the device or
 # read from host memory; or an entry each.
 ABSENT, ONE, NUMBER, EACH = "absent", "one", "number", "each"
+NOTHING: tuple[str, Buffer] = ABSENT, None
 
 
-def item_buffer(tensor: Tensor | None, device: torch.device) -> tuple[str, Buffer]:
-    """One of the four forms and what goes to the kernels; an expanded scalar is not copied.
+def item_buffer(tensor: Tensor, device: torch.device) -> tuple[str, Buffer]:
+    """Its form and what goes to the kernels; an expanded scalar is not copied.
 
     A scalar in host memory becomes a plain number: reading it waits for nothing.
     """
-    if tensor is None:
-        return ABSENT, None
     stride, at_home = tensor.stride(), tensor.device == device
-    single = tensor.numel() == 1
-    if single or all(s == 0 or n == 1 for s, n in zip(stride, tensor.shape, strict=True)):
+    if not any(stride) or all(s == 0 or n == 1 for s, n in zip(stride, tensor.shape, strict=True)):
         if at_home:
             return ONE, tensor
-        return NUMBER, (tensor if single else tensor.as_strided((), ())).item()
+        return NUMBER, (tensor if tensor.numel() == 1 else tensor.as_strided((), ())).item()
     if not at_home:
         tensor = tensor.to(device, non_blocking=True)
     return EACH, tensor if stride == (1,) else tensor.reshape(-1)
@@ -66,8 +64,13 @@ def item_buffers(
     tensors: Sequence[Tensor | None], device: torch.device
 ) -> tuple[tuple[str, ...], tuple[Buffer, ...]]:
     """The forms and the buffers."""
-    forms, buffers = zip(*[item_buffer(tensor, device) for tensor in tensors], strict=True)
-    return forms, buffers
+    forms: list[str] = []
+    buffers: list[Buffer] = []
+    for tensor in tensors:
+        form, buffer = NOTHING if tensor is None else item_buffer(tensor, device)
+        forms.append(form)
+        buffers.append(buffer)
+    return tuple(forms), tuple(buffers)
 
 
 def item_fields(name: str, form: str, buffer: Any) -> dict[str, Argument]:
@@ -228,10 +231,8 @@ def items_of(problem: Problem, *grad_value: Tensor) -> tuple[Tensor | None, ...]
     return (problem.gamma, problem.dummy, problem.x_lengths, problem.y_lengths, *grad_value)
 
 
-def sum_of_parts(parts: Tensor | None, batch: torch.Size, like: Tensor, wanted: bool) -> Tensor:
-    """(pairs, parts) to the shape `batch`; zeros if None, or anything where it is not wanted."""
+def sum_of_parts(parts: Tensor | None, batch: torch.Size, like: Tensor) -> Tensor:
+    """(pairs, parts) to the shape `batch`; zeros if None."""
     if parts is not None:
         return in_shape(parts if parts.shape[-1] == 1 else parts.sum(-1), batch)
-    # Zeros would be one more launch.
-    new = torch.zeros if wanted else torch.empty
-    return new(batch, dtype=torch.float64, device=like.device)
+    return torch.zeros(batch, dtype=torch.float64, device=like.device)

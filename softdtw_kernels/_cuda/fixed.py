@@ -30,7 +30,7 @@ WORD_BYTES, KEPT_BYTES_OF_WORD = 8, 6
 COLUMNS = 8  # of a tile, and of a lane
 # Machine instructions a cell of a gradient, forward, recomputing and backward, in the steady loops
 # for sm_90 (tests/cuda_instructions.py); of lattice.cu where Narrow holds, else half as many again.
-OF_FIXED, OF_LATTICE = 65, 95
+OF_FIXED, OF_LATTICE = 62, 95
 RESIDENT = (12, 8)  # blocks of a multiprocessor for which the kernels of each order have registers
 
 

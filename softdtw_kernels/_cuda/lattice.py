@@ -8,8 +8,9 @@ described in source/lattice.cu and source/strip.cuh.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,13 +35,16 @@ from .sweeps import (
 from .variants import LANES, Shape, ceil_divide
 from .wide import beside, wide_plan
 
+# By cost, gamma and dummy cost; None where it is not wanted.
+Gradients: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
+
 
 def run(
     launcher: Launcher,
     order: int,
     problem: Problem,
     items: tuple[Tensor | None, ...],
-    others: dict[str, Tensor | None],
+    others: Mapping[str, Tensor | None],
     dense: tuple[int, ...] | None = None,
     with_parameters: bool = False,
     state: int | None = None,
@@ -53,17 +57,22 @@ def run(
     many bytes.
     """
     cost = problem.cost
-    forms, buffers = fields.item_buffers(items, cost.device)
-    recipe = recipe_of(
-        order,
-        Device.of(launcher),
-        Layout.of(cost, forms, problem.bandwidth, dense),
-        tuple(name for name, tensor in others.items() if tensor is not None),
-        with_parameters,
-        state,
+    device = cost.device
+    forms, buffers = fields.item_buffers(items, device)
+    others = {name: tensor for name, tensor in others.items() if tensor is not None}
+    recipe = recipe_of_call(
+        *(order, launcher.multiprocessors, launcher.shared_limit, launcher.family),
+        *(cost.dtype, cost.shape, cost.stride(), forms, problem.bandwidth, dense),
+        *(tuple(others), with_parameters, state),
     )
-    given = [tensor for tensor in others.values() if tensor is not None]
-    return recipe.follow(launcher, cost.device, (cost, *buffers, *given))
+    return recipe.follow(launcher, device, (cost, *buffers, *others.values()))
+
+
+@lru_cache(maxsize=1024)
+def recipe_of_call(*call: Any) -> Recipe:
+    """That of `run`, by plain fields: to make tuples with names of them takes a call too long."""
+    order, (device, layout), rest = call[0], (call[1:4], call[4:10]), call[10:]
+    return recipe_of(order, Device(*device), Layout(*layout), *rest)
 
 
 @lru_cache(maxsize=1024)
@@ -144,7 +153,9 @@ def value_and_state(launcher: Launcher, problem: Problem) -> tuple[Tensor, Tenso
 
 def _value(launcher: Launcher, problem: Problem, state: int | None) -> tuple[Tensor, Tensor | None]:
     """`state` as in `run`."""
-    out, kept = problem.cost.new_empty(problem.cost.shape[:-2]), None
+    cost = problem.cost
+    out = torch.empty(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
+    kept = None
     if out.numel():
         problem = with_few_dimensions(problem)
         items = fields.items_of(problem)
@@ -158,28 +169,21 @@ def gradient(
     grad_value: Tensor,
     with_parameters: bool,
     state: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """With a state of the value that is not empty, without sweeping forward."""
     shape, problem = problem.cost.shape, with_few_dimensions(problem)
     out = new_like(problem.cost, leaves_cells(problem))
     in_gamma = in_dummy = None
     if out.numel():
         kept, size = from_state(state)
-        in_gamma, in_dummy, _ = run(
-            launcher,
-            1,
-            problem,
-            fields.items_of(problem, grad_value),
-            {"grad_cost": out, **kept},
-            out.stride(),
-            with_parameters,
-            size,
-        )
-    return (
-        in_shape(out, shape),
-        sum_of_parts(in_gamma, shape[:-2], out, with_parameters),
-        sum_of_parts(in_dummy, shape[:-2], out, with_parameters),
-    )
+        others, items = {"grad_cost": out, **kept}, fields.items_of(problem, grad_value)
+        rest = out.stride(), with_parameters, size
+        in_gamma, in_dummy, _ = run(launcher, 1, problem, items, others, *rest)
+    by_cost = in_shape(out, shape)
+    if not with_parameters:
+        return by_cost, None, None
+    by_gamma, by_dummy = (sum_of_parts(by, shape[:-2], out) for by in (in_gamma, in_dummy))
+    return by_cost, by_gamma, by_dummy
 
 
 def hessian_product(
@@ -210,8 +214,8 @@ def hessian_product(
     return (
         tangent_value,
         in_shape(out, shape),
-        sum_of_parts(in_gamma, shape[:-2], cost, True),
-        sum_of_parts(in_dummy, shape[:-2], cost, True),
+        sum_of_parts(in_gamma, shape[:-2], cost),
+        sum_of_parts(in_dummy, shape[:-2], cost),
     )
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
 from . import distances, features, lattice, smoothing, tiny
-from .fields import sum_of_parts
 from .launcher import launcher_for
 from .recipe import Launcher
 from .sweeps import no_state
@@ -34,7 +34,10 @@ class Operators:
     def gradient(
         self, problem: Problem, grad_value: Tensor, with_parameters: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return self._gradient(problem, grad_value, with_parameters, None)
+        cost = problem.cost
+        by_cost, *others = self._gradient(problem, grad_value, with_parameters, None)
+        by_gamma, by_dummy = (_no_parameter(cost) if by is None else by for by in others)
+        return by_cost, by_gamma, by_dummy
 
     def value_and_state(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """The tiny kernels keep nothing: their gradients go forward in registers."""
@@ -45,16 +48,16 @@ class Operators:
 
     def gradient_from_state(
         self, problem: Problem, state: Tensor, grad_value: Tensor, with_parameters: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> lattice.Gradients:
         return self._gradient(problem, grad_value, with_parameters, state)
 
     def _gradient(
         self, problem: Problem, grad_value: Tensor, with_parameters: bool, state: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        cost, launcher = problem.cost, self.launcher_for(problem.cost)
+    ) -> lattice.Gradients:
+        cost = problem.cost
+        launcher = self.launcher_for(cost)
         if not with_parameters and tiny.applies(cost, launcher.multiprocessors):
-            by_cost = tiny.gradient(launcher, problem, grad_value)
-            return by_cost, _no_parameter(cost), _no_parameter(cost)
+            return tiny.gradient(launcher, problem, grad_value), None, None
         return lattice.gradient(launcher, problem, grad_value, with_parameters, state)
 
     def hessian_product(
@@ -94,7 +97,9 @@ class Operators:
         problem = task.of(smoothing.smooth(launcher, task.smoothing))
         by_s, by_gamma, by_dummy = lattice.gradient(launcher, problem, grad_value, with_parameters)
         by_cost, by_smoothing = smoothing.smooth_vjp(launcher, task.smoothing, by_s)
-        return by_cost, by_gamma + by_smoothing if with_parameters else by_gamma, by_dummy
+        if by_gamma is None or by_dummy is None:
+            return by_cost, by_smoothing, _no_parameter(cost)
+        return by_cost, by_gamma + by_smoothing, by_dummy
 
     def squared_distances(self, x: Tensor, y: Tensor) -> Tensor:
         return distances.squared_distances(self.launcher_for(x), x, y)
@@ -110,8 +115,10 @@ class Operators:
         with_y: bool,
         with_gamma: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = with_x, with_y, with_gamma
-        return features.gradient(self.launcher_for(problem.x), problem, grad_value, *wanted)
+        x, wanted = problem.x, (with_x, with_y, with_gamma)
+        grads = features.gradient(self.launcher_for(x), problem, grad_value, *wanted)
+        by_x, by_y, by_gamma = grads
+        return by_x, by_y, _no_parameter(x) if by_gamma is None else by_gamma
 
     def fused_value_and_state(self, problem: FeatureProblem) -> tuple[Tensor, Tensor]:
         return features.value_and_state(self.launcher_for(problem.x), problem)
@@ -124,15 +131,15 @@ class Operators:
         with_x: bool,
         with_y: bool,
         with_gamma: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         wanted = with_x, with_y, with_gamma
         launcher = self.launcher_for(problem.x)
         return features.gradient(launcher, problem, grad_value, *wanted, state)
 
 
 def _no_parameter(cost: Tensor) -> Tensor:
-    """The gradient in gamma or the dummy cost where it is not wanted."""
-    return sum_of_parts(None, cost.shape[:-2], cost, False)
+    """The gradient in gamma or the dummy cost where it is not wanted: anything."""
+    return cost.new_empty(cost.shape[:-2], dtype=torch.float64)
 
 
 OF_GPUS = Operators(launcher_for)

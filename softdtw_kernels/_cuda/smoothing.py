@@ -36,7 +36,7 @@ def smooth_vjp(launcher: Launcher, smoothing: Smoothing, grad_s: Tensor) -> tupl
     if out.numel():
         matrices = {"out": out, "grad_s": fields.with_strides_of(out, grad_s)}
         in_gamma = run(launcher, 1, cost, smoothing, matrices)
-    return in_shape(out, shape), sum_of_parts(in_gamma, shape[:-2], cost, True)
+    return in_shape(out, shape), sum_of_parts(in_gamma, shape[:-2], cost)
 
 
 def run(

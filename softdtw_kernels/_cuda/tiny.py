@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -98,9 +99,11 @@ def variants() -> list[TinyVariant]:
 
 def applies(cost: Tensor, multiprocessors: int) -> bool:
     """Whether the kernels of `lattice` would do worse."""
-    if max(cost.shape[-2:]) > COLUMNS[cost.dtype][-1]:
+    *batch, rows, columns = cost.shape
+    widest = COLUMNS[cost.dtype][-1]
+    if rows > widest or columns > widest:
         return False
-    return PAIRS_OF_MULTIPROCESSOR * multiprocessors <= cost.shape[:-2].numel() < 2**31
+    return PAIRS_OF_MULTIPROCESSOR * multiprocessors <= prod(batch) < 2**31
 
 
 def variant_of(task: Batch, order: int, smoothing: bool, aligned: bool) -> TinyVariant:

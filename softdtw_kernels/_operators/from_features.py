@@ -22,9 +22,9 @@ from .function import (
     BatchedFunction,
     EagerFunction,
     choose,
+    evaluate,
     forward_rule,
     goes_on,
-    keeping_state,
     may_be_differentiated,
 )
 from .recursion import only
@@ -86,11 +86,8 @@ def _is_small_call(x: Tensor, y: Tensor, pairwise: bool, kind: str) -> bool:
 
 def value(problem: FeatureProblem) -> Tensor:
     """`ops.fused_value`, differentiable."""
-    calls = keeping_state("fused_value_and_state", problem)
-    if calls is not None:
-        result: Tensor = _FusedValueWithState.apply_keeping(calls, problem)
-    else:
-        result = choose(FusedValue, _FusedValueTwin, problem)
+    functions = _FusedValueWithState, FusedValue, _FusedValueTwin
+    result: Tensor = evaluate("fused_value", problem, *functions)
     return result
 
 

@@ -98,7 +98,7 @@ class EagerFunction(BatchedFunction):
 
     @classmethod
     def apply_keeping(cls, calls: Any, problem: tuple[Any, ...]) -> Any:
-        """`apply` to what `keeping_state` returns: nothing is transformed, or even a wrapper."""
+        """`apply` to what `_keeping_state` returns: nothing is transformed, or even a wrapper."""
         args = unwrap_dead_wrappers(problem) if calls is kernels else problem
         return super(Function, cls).apply(calls, *args)  # type: ignore[misc]
 
@@ -108,14 +108,33 @@ class EagerFunction(BatchedFunction):
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
-def keeping_state(operator: str, problem: tuple[Any, ...]) -> Any:
-    """Who has `operator` for a problem, and what continues its gradient with the state: in plain
-    eager mode the CPU's engine, else `kernels`. None where nothing is to be kept: not in eager
-    mode, no gradient is due, or the backend has no such operator.
+def evaluate(
+    operator: str,
+    problem: tuple[Any, ...],
+    keeping: type[EagerFunction],
+    function: type[EagerFunction],
+    twin: type[BatchedFunction],
+) -> Any:
+    """The operator of a problem, differentiable by its first three fields: by the engine where
+    torch would do nothing else, by the Function `keeping` a state where that pays, or as `choose`.
     """
-    if torch.compiler.is_compiling() or not gradient_is_due(problem[:3]):
-        return None
-    engine, first = kernels.engine_of_plain_call(problem), problem[0]
+    if not torch.compiler.is_compiling():
+        engine, due = kernels.plain_engine(problem), gradient_is_due(problem[:3])
+        if due:
+            calls = _keeping_state(f"{operator}_and_state", problem, engine)
+            if calls is not None:
+                return keeping.apply_keeping(calls, problem)
+        elif engine is not None and (kernel := getattr(engine, operator, None)):
+            return kernel(problem)
+    return choose(function, twin, problem)
+
+
+def _keeping_state(operator: str, problem: tuple[Any, ...], engine: Any) -> Any:
+    """Who has `operator` for a problem of which a gradient is due, and what continues its gradient
+    with the state: in plain eager mode the engine, else `kernels`. None where nothing is to be
+    kept: the backend has no such operator.
+    """
+    first = problem[0]
     if engine is not None:
         return engine if hasattr(engine, operator) else None
     # On the CPU a mode, or whatever else is not plain, meets the operators that have no state.
@@ -129,7 +148,9 @@ def goes_on(calls: Any, state: Tensor, grad_value: Tensor) -> Tensor | None:
     """The state, for a backward to go on with; None if `calls` was the engine of plain calls and
     this is no longer one, by what comes in or by what hooks have made of what was saved.
     """
-    return state if calls is kernels or is_plain((grad_value, state)) else None
+    if calls is kernels or is_plain((grad_value, state), state.device.type):
+        return state
+    return None
 
 
 def may_be_differentiated() -> bool:

@@ -23,23 +23,32 @@ from .._problem import (
 )
 from . import ops
 
+TYPES = (torch.float32, torch.float64)
+
 Two = tuple[Tensor, Tensor]
 Three = tuple[Tensor, Tensor, Tensor]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def engine_of_plain_call(args: tuple[Any, ...]) -> Any:
+    """As `plain_engine`, if it is the CPU's: for what that one alone has."""
+    return plain_engine(args) if args[0].device.type == "cpu" else None
+
+
+def plain_engine(args: tuple[Any, ...]) -> Any:
     """What torch would end up in with an operator of these arguments, having checked them: the
-    CPU's engine, if all is plain. None where torch has to tell.
+    engine of the device, if all is plain. None where torch has to tell.
     """
     first = args[0]
-    if first.dtype not in (torch.float32, torch.float64) or first.dim() > 4:
+    if first.dtype not in TYPES or first.dim() > 4:
         return None  # what operators refuse, or fold
-    return backends.load("numba") if is_plain(args) else None
+    device = first.device.type
+    name = backends.BY_DEVICE.get(device)
+    return backends.load(name) if name and is_plain(args, device) else None
 
 
 def _plain_kernel(name: str, args: tuple[Any, ...]) -> Any:
-    return getattr(engine_of_plain_call(args), name, None)
+    return getattr(plain_engine(args), name, None)
 
 
 def _call(name: str, problem: tuple[Any, ...], *rest: Any) -> Any:

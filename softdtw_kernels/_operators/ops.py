@@ -11,6 +11,7 @@ allowed):
            values unless with_parameters is set; without a dummy cost the last one is then 0
     value_and_state(.. of value) -> value (*), state
     gradient_from_state(.. of value, state, grad_value (*), with_parameters) -> as gradient
+        (engines may return None in place of meaningless values)
         of the same arguments on the same device: the bits of value and gradient, without sweeping
         forward twice. The state is bytes (K) of a layout that only the backend knows, empty where
         it keeps nothing, and is only read. Backends that gain nothing have neither of the two.
@@ -273,16 +274,23 @@ def _on_costs(name: str, engine: Callable[[], Any]) -> Callable[..., Any]:
         kernel = getattr(engine(), name)
         cost = args[0]
         if cost.dim() <= 4:
-            return kernel(takes(*args[:count]), *args[count:])
+            return _whole(kernel(takes(*args[:count]), *args[count:]), cost)
         batch = cost.shape[:-2]
         folded = batch[0], batch[1:].numel()
         few = tuple(_replace_batch(arg, len(batch), folded) for arg in args)
-        result = kernel(*operator.grouped(few))
+        result = _whole(kernel(*operator.grouped(few)), few[0])
         if isinstance(result, Tensor):
             return _unfolded(result, batch)
         return tuple(_unfolded(part, batch) for part in result)
 
     return run
+
+
+def _whole(result: Any, cost: Tensor) -> Any:
+    """A result, with anything where an engine gives nothing, as nobody asked for it."""
+    if not isinstance(result, tuple):
+        return result
+    return tuple(shapes.item(cost) if part is None else part for part in result)
 
 
 def _replace_batch(arg: Any, count: int, batch: tuple[int, ...]) -> Any:
@@ -304,7 +312,7 @@ def on_features(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         check(name, args)
-        return kernel(*operator.grouped(args))
+        return _whole(kernel(*operator.grouped(args)), args[0])
 
     return run
 

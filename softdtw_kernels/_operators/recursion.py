@@ -33,9 +33,9 @@ from .function import (
     EagerFunction,
     LastDerivative,
     choose,
+    evaluate,
     forward_rule,
     goes_on,
-    keeping_state,
     may_be_differentiated,
     zeros_if_none,
 )
@@ -225,8 +225,8 @@ class _ValueWithState(EagerFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
-        *tensors, state = ctx.saved_tensors
-        problem = Problem(*[*tensors, ctx.bandwidth])
+        cost, gamma, dummy, x_lengths, y_lengths, state = ctx.saved_tensors
+        problem = Problem(cost, gamma, dummy, x_lengths, y_lengths, ctx.bandwidth)
         _, *needs = ctx.needs_input_grad
         state = goes_on(ctx.calls, state, grad_value)
         return None, *gradient_by_inputs(problem, state, grad_value, needs, ctx.calls)
@@ -308,11 +308,7 @@ def only(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
 
 def value(problem: Problem) -> Tensor:
     """`ops.value`, differentiable."""
-    calls = keeping_state("value_and_state", problem)
-    if calls is not None:
-        result: Tensor = _ValueWithState.apply_keeping(calls, problem)
-    else:
-        result = choose(SoftDTWFunction, _ValueTwin, problem)
+    result: Tensor = evaluate("value", problem, _ValueWithState, SoftDTWFunction, _ValueTwin)
     return result
 
 

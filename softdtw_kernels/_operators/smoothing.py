@@ -24,9 +24,9 @@ from .function import (
     BatchedFunction,
     EagerFunction,
     choose,
+    evaluate,
     forward_rule,
     goes_on,
-    keeping_state,
     may_be_differentiated,
     zeros_if_none,
 )
@@ -327,9 +327,5 @@ class _S2DTWWithState(EagerFunction):
 
 def smoothed_value(problem: SmoothedProblem) -> Tensor:
     """The value of the smoothed costs, differentiable."""
-    calls = keeping_state("smoothed_value_and_state", problem)
-    if calls is not None:
-        result: Tensor = _S2DTWWithState.apply_keeping(calls, problem)
-    else:
-        result = choose(S2DTWFunction, _S2DTWTwin, problem)
+    result: Tensor = evaluate("smoothed_value", problem, _S2DTWWithState, S2DTWFunction, _S2DTWTwin)
     return result

@@ -168,13 +168,13 @@ struct Short {
   static constexpr float HIGH_MAGIC = MAGIC + float(Q >> LOW);
   static_assert(OF_EXP2 == 2, "what LEAST and the range of the costs are made for");
 
+  // Two by a shuffle: so the compiler does not know BIAS, nor does it compute them anew in every step.
   float scale, high;
-  uint32 lowest = 0xffffffffu, bits = MAGIC_BITS;
-  uint32 bias;  // BIAS, but the compiler must not know
+  uint32 lowest = 0xffffffffu, bits = MAGIC_BITS, bias;
   bool outside = false;
 
   __device__ __forceinline__ explicit Short(const Scale& s)
-      : scale(s.scale), high(s.scale * (1.0f / (1 << LOW))), bias(BIAS + (s.scale == -1.0f ? 1 : 0)) {}
+      : scale(s.scale), high(__shfl_sync(FULL_WARP, s.scale * (1.0f / (1 << LOW)), 0)), bias(__shfl_sync(FULL_WARP, BIAS, 0)) {}
 
   struct Cost {
     uint32 h;

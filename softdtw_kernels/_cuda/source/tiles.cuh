@@ -220,12 +220,15 @@ struct Tiles {
 #pragma unroll
     for (int r = 0; r < R; ++r)
       y[r] = EDGE && (last < 0 || last >= blocks || last == 0 && r == 0) ? Form::zero() : form.from(edge[r]);
-    const Side* entering = reinterpret_cast<const Side*>(border_of(strip - 1)) + s * SEGMENT;
+    const Side* entering = reinterpret_cast<const Side*>(border_of(strip - 1)) + (s * SEGMENT + 1);
     Side* leaving = reinterpret_cast<Side*>(border_of(strip)) + (s * SEGMENT - lane);
     Side beside;
-    if (enters && (!EDGE || s * SEGMENT < blocks)) beside = *entering;
-#pragma unroll 1
-    for (int k = 0; k < SEGMENT; ++k) {
+    if (enters && (!EDGE || s * SEGMENT < blocks)) beside = entering[-1];
+    // Of Short, where it is the common case: what a step leaves in other registers is copied in every other one.
+    constexpr int UNROLLED = EDGE || sizeof(typename Form::Word) > sizeof(uint32) ? 1 : 2;
+    Pack *here = cost_place(s, 0), *beneath = place(lefts, 0);
+#pragma unroll UNROLLED
+    for (int k = 0; k < SEGMENT; ++k, here += PACKS * LANES, beneath += PACKS * LANES) {
       const int b = s * SEGMENT + k - lane;
       const bool valid = !EDGE || unsigned(b) < unsigned(blocks);
       typename Form::Word u[R];
@@ -234,18 +237,17 @@ struct Tiles {
       if (enters && valid) {
 #pragma unroll
         for (int r = 0; r < R; ++r) u[r] = EDGE && b == 0 && r == 0 ? Form::zero() : form.from(beside.v[r]);
-        ++entering;
         if (!EDGE || b + 1 < blocks) beside = *entering;
       }
+      ++entering;
       Square d, up, left;
-      Pack* const here = cost_place(s, k);
       read(here, d);
       cross<Form, EDGE, KEEP>(form, x, u, d, b, corner_column, part, up, left);
 #pragma unroll
       for (int r = 0; r < R; ++r) y[r] = u[r];
       if (KEEP) {
         write(here, up);
-        write(place(lefts, k), left);
+        write(beneath, left);
       }
       if (leaves && valid) {
         Side side;
