@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,18 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # examples/ is no installed package
 
-from examples.vttwins import synthetic  # noqa: E402  (after the path)
+from narrow import BLOCKS  # noqa: E402  (after the path)
+
+from examples.vttwins import model, synthetic  # noqa: E402  (likewise)
 from examples.vttwins.loss import SequenceLoss  # noqa: E402  (likewise)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """The models of a module's tests have few channels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "INCEPTION", BLOCKS)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,10 @@ from examples.vttwins import checkpoint, config, loading, stopping, train
 from examples.vttwins.distributed import Place
 from examples.vttwins.steps import NotFinite, Stepper
 
-pytestmark = pytest.mark.slow  # the tests share a run
+pytestmark = [
+    pytest.mark.slow,  # the tests share a run
+    pytest.mark.usefixtures("narrow"),
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,7 +21,10 @@ from forked import Forked, run_script
 from examples.vttwins import checkpoint, config, evaluate, pictures, steps, synthetic, train
 from examples.vttwins.words import Vocabulary
 
-pytestmark = pytest.mark.slow  # the tests share one run
+pytestmark = [
+    pytest.mark.slow,  # the tests share one run
+    pytest.mark.usefixtures("narrow"),
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -135,7 +138,7 @@ def test_two_processes_take_the_step_of_one(narrated: Path, compiled: None, tmp_
     # step, as Adam turns the rounding of gradients near 0 into whole steps.
     options = ("--workers", "0", "--cross-rank-bn", "--steps", "1", "--accumulate", "2")
     entries = []
-    script = Path(__file__).with_name("train_in_float64.py")
+    script = Path(__file__).with_name("narrow.py")
     for processes in (1, 2):
         line = command(narrated, tmp_path / str(processes), *options, processes=processes)
         if processes == 1:
