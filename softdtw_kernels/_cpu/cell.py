@@ -29,7 +29,7 @@ from .floating import (
     to_float,
     to_integer,
 )
-from .jit import inline
+from .jit import HELPER, inline
 from .simd import larger, like, smaller
 
 # 2^f on [-1/2, 1/2], Chebyshev fits: relative errors 2e-9 and 3e-18 before rounding. The first
@@ -70,7 +70,7 @@ def power_of_fraction(f: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(power_of_fraction, jit_options={"forceinline": True, "nogil": True})
+@overload(power_of_fraction, jit_options=HELPER | {"forceinline": True})
 def _power_of_fraction(f):
     if f.dtype == types.float32:
 
@@ -107,7 +107,7 @@ def artanh(z: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(artanh, jit_options={"forceinline": True, "nogil": True})
+@overload(artanh, jit_options=HELPER | {"forceinline": True})
 def _artanh(z):
     terms = 5 if z.dtype == types.float32 else 11  # of the series z + z^3 / 3 + z^5 / 5 ...
 

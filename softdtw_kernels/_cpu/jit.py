@@ -21,6 +21,8 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
+from .parts import part_options
+
 
 def sources() -> list[Path]:
     """What the compiled kernels may depend on: every module of their folder, whatever its name."""
@@ -222,29 +224,29 @@ def jit_reassociated(function: Callable[..., Any]) -> Any:
 
 # Nothing but a kernel calls a helper, so it needs no entry from Python or C. Nor does it count who
 # holds an array: those atomic additions took a tenth of the time of small pairs.
-_HELPER: dict[str, Any] = {
+HELPER: Any = {
     "nopython": True,
     "nogil": True,
     "error_model": "numpy",
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
     "_nrt": False,
-}
+} | part_options()
 
 
 def inline(function: Callable[..., Any]) -> Any:
     """Compile a helper that is inlined into the entry points which call it."""
-    return numba.jit(**_HELPER, forceinline=True)(function)
+    return numba.jit(**HELPER, forceinline=True)(function)
 
 
 def outlined(function: Callable[..., Any]) -> Any:
     """Compile a helper that stays a function of its own: large, called once for many cells."""
-    return numba.jit(**_HELPER)(function)
+    return numba.jit(**HELPER)(function)
 
 
 def allocating(function: Callable[..., Any]) -> Any:
     """As outlined, for a helper that makes arrays."""
-    return numba.jit(**_HELPER | {"_nrt": True})(function)
+    return numba.jit(**HELPER | {"_nrt": True})(function)
 
 
 @intrinsic

@@ -20,7 +20,7 @@ from numba.extending import overload
 
 from .blocks import common, load_block, store_block
 from .floating import fma, fnma
-from .jit import inline
+from .jit import HELPER, inline
 from .lattice import cost_at, give, length
 from .simd import first_lane, like, limits, shift_down, store, where_between
 from .simd import load_double as load
@@ -34,7 +34,7 @@ def chosen_by_type(stub: Any, returns_arrays: bool = False) -> Any:
 
     Only what returns arrays counts who holds them: as the helpers of `jit`.
     """
-    options: Any = {"nogil": True, "error_model": "numpy", "_nrt": returns_arrays}
+    options: Any = HELPER | {"_nrt": returns_arrays}
     return overload(stub, jit_options=options)
 
 
