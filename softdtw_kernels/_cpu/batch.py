@@ -132,17 +132,31 @@ class Batch:
     @property
     def price(self) -> np.ndarray:
         """Of a frame that is left out, which is also one of the steps that repeat a frame less."""
-        skip = self.open.skip if self.open is not None else NOTHING
-        return skip + self.warp if self.warp.size else skip
+        if self.open is None:
+            return NOTHING
+        return self.open.skip + self.warp if self.warp.size else self.open.skip
 
     @property
     def exact_arguments(self) -> tuple:
         """Of the exact tier, which knows no cost of warping."""
         return self.cost, self.gamma, self.dummy, self.n, self.m, self.bandwidth
 
-    def part(self, items: np.ndarray) -> Batch:
-        """Some of the pairs, in float64."""
-        cost = self.cost[np.divmod(items, self.cost.shape[1])].astype(np.float64)[None]
+    def matrices(self, items: np.ndarray, rows: int | None = None) -> np.ndarray:
+        """The costs of some pairs, (P, N, M), or their first rows; a view if the pairs are
+        neighbors.
+        """
+        cost, size = self.cost[:, :, :rows], items.size
+        a, b = divmod(int(items[0]), cost.shape[1])
+        if size == 1 or (items[-1] - items[0] == size - 1 and (items[1:] > items[:-1]).all()):
+            if cost.shape[1] == 1:
+                return cost[a : a + size, 0]
+            if b + size <= cost.shape[1]:
+                return cost[a, b : b + size]
+        return cost[np.divmod(items, cost.shape[1])]
+
+    def part(self, items: np.ndarray, costs: np.ndarray | None = None) -> Batch:
+        """Some of the pairs, with a copy of their costs in float64 if no others are given."""
+        cost = (self.matrices(items).astype(np.float64) if costs is None else costs)[None]
         settings = self.gamma, self.dummy, self.warp
         gamma, dummy, warp = (a[items] if a.size > 1 else a for a in settings)
         n, m = (a[items] if a.size else a for a in (self.n, self.m))
@@ -183,6 +197,10 @@ class Gradients:
         """dV/dgamma = - sum of the visits times the entropies, in nats."""
         return -np.log(2.0) * self.sums[1]
 
-    def put(self, items: np.ndarray, part: Gradients, pairs: int) -> None:
-        self.cost[np.divmod(items, pairs)] = part.cost[0]
-        self.sums[:, items] = part.sums
+    def put(
+        self, items: np.ndarray, part: Gradients, pairs: int, kept: np.ndarray | None = None
+    ) -> None:
+        """The gradients of some pairs from a part, or of those of it that are kept."""
+        some = slice(None) if kept is None or kept.size == part.scale.size else kept
+        self.cost[np.divmod(items, pairs)] = part.cost[0, some]
+        self.sums[:, items] = part.sums[:, some]

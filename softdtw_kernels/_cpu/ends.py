@@ -308,8 +308,8 @@ def _for_each(
     log_factor = log_sum if (of_y and up) or (of_x and left) else np.zeros_like(log_r)
     log_corner = np.zeros_like(log_r)
     if of_y and up and of_x and left:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_corner = np.log2(-np.expm1(log_r * np.log(2.0)))  # NaN where r > 1
+        with np.errstate(all="ignore"):  # NaN where r > 1, which may be beyond float64
+            log_corner = np.log2(-np.expm1(log_r * np.log(2.0)))
     nowhere = np.full((log_r.shape[0], precision.lanes * 2), -np.inf)
 
     def border(size: int, is_open: bool, repeats: bool) -> np.ndarray:

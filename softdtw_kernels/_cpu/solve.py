@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .._lattice import band_limits, lattice_size
-from . import exact, hard, lanes, strips, together, unbounded
+from . import exact, hard, lanes, strips, together, unbounded, walls
 from .arrays import NOTHING
 from .batch import ALL, LANES, LANES_ROW, Batch, Gradients
 from .ends import ends_of
@@ -60,13 +60,59 @@ def in_tiers(task: Batch, gradients: Gradients | None, out: np.ndarray, status: 
         spread(np.nan, task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
     if task.dummy.size == 0:
         without_path(task, gradients, np.flatnonzero(status == AGAIN), out, status)
+    with_bars(task, gradients, soft_of(task, status), out, status)
     if task.cost.dtype == np.float32:
-        soft = np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
+        soft = soft_of(task, status)
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
     rest = np.flatnonzero(status == AGAIN)
     if rest.size and knows_all:
         in_exact_tier(task, gradients, rest, out)
         status[rest] = SURE
+
+
+def soft_of(task: Batch, status: np.ndarray) -> np.ndarray:
+    """The pairs that are to be done again, but for those of gamma = 0."""
+    return np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
+
+
+def with_bars(
+    task: Batch,
+    gradients: Gradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """Finish those of the pairs that hold one number of huge size; see `walls`."""
+    for some, part, bars, more in walls.with_bars(task, items):
+        values, sure = np.empty(some.size, part.cost.dtype), np.empty(some.size, np.uint8)
+        theirs, in_place = None, gradients is not None and some.size == 1
+        if gradients is not None and in_place:  # a long pair: no room for another gradient
+            a, b = divmod(int(some[0]), task.cost.shape[1])
+            matrix = gradients.cost[a : a + 1, b : b + 1]
+            matrix[:] = 0.0
+            theirs = Gradients(gradients.scale[some], gradients.with_gamma, matrix)
+        elif gradients is not None:
+            theirs = part_of(gradients, some, part)
+        in_tiers(part, theirs, values, sure)
+        kept = np.flatnonzero(sure != AGAIN)
+        some = some[kept]
+        with np.errstate(over="ignore"):  # a float32 value of some 1e38 is infinite
+            out[some] = walls.values_without_bars(values, bars, more)[kept]
+        status[some] = sure[kept]
+        if gradients is None or theirs is None:
+            continue
+        if in_place:
+            gradients.sums[:, some] = theirs.sums[:, kept]
+        else:
+            gradients.put(some, theirs, task.cost.shape[1], kept)
+
+
+def part_of(gradients: Gradients | None, items: np.ndarray, part: Batch) -> Gradients | None:
+    """Room for the gradients of some pairs, whose problem is the part."""
+    if gradients is None:
+        return None
+    scale = gradients.scale[items].astype(part.cost.dtype)
+    return Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
 
 
 def spread(gradient: float, task: Batch, gradients: Gradients, items: np.ndarray) -> None:
@@ -111,9 +157,11 @@ def with_infinity(task: Batch, items: np.ndarray) -> np.ndarray:
     found = [items[:0]]
     for first in range(0, items.size, block):
         some = items[first : first + block]
-        a, b = np.divmod(some, task.cost.shape[1])
-        costs = task.cost[a, b] if some.size > 1 else task.cost[a[0], b[0]][None]  # no copy
-        found.append(some[np.fmax.reduce(costs, axis=(1, 2)) == np.inf])
+        costs = task.matrices(some)
+        largest = costs.max((1, 2))
+        for k in np.flatnonzero(np.isnan(largest)):
+            largest[k] = np.fmax.reduce(costs[k], axis=None)
+        found.append(some[largest == np.inf])
     return np.concatenate(found)
 
 
@@ -214,11 +262,9 @@ def copied_to_float64(
     block = COPIED // (task.cost.shape[2] * task.cost.shape[3])
     for first in range(0, items.size, block):
         some = items[first : first + block]
-        part, theirs = task.part(some), None
+        part = task.part(some)
         values, sure = np.empty(some.size), np.empty(some.size, np.uint8)
-        if gradients is not None:
-            scale = gradients.scale[some].astype(np.float64)
-            theirs = Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
+        theirs = part_of(gradients, some, part)
         in_tiers(part, theirs, values, sure)
         out[some], status[some] = values, sure
         if gradients is not None and theirs is not None:

@@ -1,0 +1,162 @@
+"""Pairs that hold one number of huge size, a mask of 1e30 say, beside costs that fit.
+
+The tiers on vectors cannot hold its exponent. Where paths have to cross it, another number does: a
+bar that is far above all that the other costs of a path come to, and fits.
+
+Let H be the number, b the bar of the same sign and smaller size, S a bound on the size of the other
+costs (with what a cost of warping or the price of a frame left out may add to a cell), and T the
+rows and columns of the lattice, more than a path has cells. A path with l cells of H costs l H + s,
+|s| <= T S. Let L be the least l of all paths, or the largest if H < 0. Since there are fewer than
+3^T paths, those with other l weigh together, over those with L, less than
+
+    3^T exp(-(|H| - 2 T S) / gamma),
+
+which is below exp(-800), nothing in float64, if 2 T (S + gamma log 3) + 800 gamma <= |H|. The same
+holds with b for H, if it holds for b. Of what is left both problems have the same paths, whose
+costs differ by L (H - b), the same for all: so they have the same gradients, and values that differ
+by as much. And |V_b - L b| <= T (S + gamma log 3) < |b| / 2 tells L from the value of the problem
+with the bar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .batch import Batch
+from .jit import jit
+from .scaling import DOUBLE, FEWEST, LOG2_E, Precision, precision_of
+
+BLOCK = 2**17  # cells that are looked at, and copied, at a time
+SHARE = 4  # copied at a time is at most this part of the costs, if that is more
+LOG_3, NOTHING_LEFT = 1.1, 800.0
+LARGEST = 1e300  # of H: with T of them a value fits float64 (T is less than 1e8)
+
+
+@jit
+def survey(bits, sign, infinity, least, top, rest):
+    """Sizes as the integers that their bits are: the largest of each pair, with its sign,
+    and the second largest; the largest once more if it is not above the least, or has
+    both signs. What is infinite, or no number, is passed over.
+    """
+    nothing = infinity ^ infinity
+    for p in range(bits.shape[0]):
+        most = nothing
+        for i in range(bits.shape[1]):
+            for j in range(bits.shape[2]):
+                size = bits[p, i, j] & ~sign
+                most = max(most, size if size < infinity else nothing)
+        top[p] = rest[p] = most
+        if most <= least[p]:
+            continue
+        second, positive, negative = nothing, nothing, nothing
+        for i in range(bits.shape[1]):
+            for j in range(bits.shape[2]):
+                here = bits[p, i, j]
+                size = here & ~sign
+                second = max(second, size if size < most else nothing)
+                positive |= here == most
+                negative |= here == (most | sign)
+        if positive == nothing:
+            top[p] = most | sign
+        if positive == nothing or negative == nothing:
+            rest[p] = second
+
+
+@jit
+def exchange(bits, old, new, out):
+    """Copy the bits of some pairs, in each of them one number for another."""
+    for p in range(bits.shape[0]):
+        before, after = old[p], new[p]
+        for i in range(bits.shape[1]):
+            for j in range(bits.shape[2]):
+                here = bits[p, i, j]
+                out[p, i, j] = after if here == before else here
+
+
+def with_bars(
+    task: Batch, items: np.ndarray
+) -> Iterator[tuple[np.ndarray, Batch, np.ndarray, np.ndarray]]:
+    """Of those of the pairs that have such a number, a block at a time: the pairs, their problem
+    with bars, these, and H - b. None of few long pairs, whose copies are large.
+    """
+    if items.size == 0 or task.warp.max(initial=0.0) >= FEWEST:
+        return
+    rows, columns = task.cost.shape[2:]
+    if rows * columns > max(BLOCK, task.cost.size // SHARE):
+        return
+    # Of most pairs without such a number the first row tells that other costs are too large.
+    first_rows = np.ascontiguousarray(task.matrices(items, 1))
+    items = items[_bars(task, items, first_rows, True)[1] != 0.0]
+    block, room = max(1, BLOCK // (rows * columns)), None
+    for first in range(0, items.size, block):
+        some = items[first : first + block]
+        costs = np.ascontiguousarray(task.matrices(some))
+        heights, bars = _bars(task, some, costs, False)
+        have = np.flatnonzero(bars)
+        if have.size == 0:
+            continue
+        if have.size < some.size:
+            some, costs, heights, bars = some[have], costs[have], heights[have], bars[have]
+        if room is None:  # of one block after another
+            room = np.empty((min(block, items.size), rows, columns), costs.dtype)
+        part = task.part(some, room[: some.size])
+        old, new = (_bits(a.astype(costs.dtype)) for a in (heights, bars))
+        exchange(_bits(costs), old, new, _bits(part.cost[0]))
+        if part.dummy.size:
+            dummy = np.broadcast_to(part.dummy, some.size)
+            part.dummy = np.where(dummy == heights, bars, dummy)
+        yield some, part, bars, heights - bars
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    return values.view(np.int32 if values.itemsize == 4 else np.int64)
+
+
+def _bars(
+    task: Batch, items: np.ndarray, costs: np.ndarray, at_all: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """H of each pair, of some of its costs, and the bar that stands for it, 0 if there is none; or,
+    at all, if there is none whatever H is in its other costs.
+    """
+    gamma, dummy, warp, price = (
+        a[items] if a.size > 1 else a if a.size else np.zeros(1)
+        for a in (task.gamma, task.dummy, task.warp, task.price)
+    )
+    span, kind = sum(task.lattice), costs.dtype
+    choices = [_bar(gamma, span, precision) for precision in (precision_of(costs), DOUBLE)]
+    least = np.full(items.size, -1.0)
+    if not at_all:
+        least[:] = choices[0]
+    ends = np.array([-0.0, np.inf], kind)
+    top, rest = np.empty(items.size, kind), np.empty(items.size, kind)
+    survey(_bits(costs), *_bits(ends), _bits(least.astype(kind)), _bits(top), _bits(rest))
+    heights, others = top.astype(np.float64), rest.astype(np.float64)
+    dummy = np.where(np.isfinite(dummy), dummy, 0.0)
+    larger = np.abs(dummy) > np.abs(heights)
+    others = np.where(larger, np.abs(heights), np.maximum(others, (dummy != heights) * abs(dummy)))
+    heights = np.where(larger, dummy, heights)
+    others = others + 2.0 * np.abs(warp) + np.abs(price)
+    with np.errstate(over="ignore"):
+        needed = 2.0 * span * (others + LOG_3 * gamma) + NOTHING_LEFT * gamma
+    bars = np.zeros(items.size)
+    for bar in choices:
+        fits = (needed <= bar) & ((bar < np.abs(heights)) | at_all)
+        bars = np.where((bars == 0.0) & fits & (np.abs(heights) < LARGEST), bar, bars)
+    return heights, np.copysign(bars, heights)
+
+
+def _bar(gamma: np.ndarray, span: int, precision: Precision) -> np.ndarray:
+    """A path of bars stays far from the limits of exponents. A power of 2, which float32 knows."""
+    largest = -precision.floor / 16.0 / span * (gamma / LOG2_E)
+    bar = np.exp2(np.floor(np.log2(largest)))
+    return np.where((bar > 2.0**-126) & (bar < 2.0**127), bar, 2.0 * LARGEST)
+
+
+def values_without_bars(values: np.ndarray, bars: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Values of the problems with H, from those with bars."""
+    values = values.astype(np.float64)
+    finite = np.isfinite(values)
+    crossed = np.rint(np.where(finite, values, 0.0) / bars)
+    return np.where(finite, (values - crossed * bars) + crossed * (more + bars), values)
