@@ -69,29 +69,34 @@ def test_long_pairs_are_those_of_the_reference(
 ) -> None:
     random = np.random.default_rng(0)
     cost = torch.from_numpy(make_cost("walk", shape, 3)).float().double()
-    lengths = {}
-    for name, size in (("x_lengths", shape[1]), ("y_lengths", shape[2])):
-        lengths[name] = torch.from_numpy(random.integers(size // 2, size + 1, shape[:1]))
-    for gamma, warp, skip in SETTINGS:
-        for limits in ({}, lengths):
-            runs = []
-            for dtype, backend in (
-                (torch.float64, "reference"),
-                (torch.float64, "numba"),
-                (torch.float32, "numba"),
-            ):
-                leaves = cost.to(dtype).requires_grad_(), *map(number, (gamma, warp, skip))
-                value = value_of({**options, **limits, "backend": backend}, *leaves)
-                finite = torch.where(value.isfinite(), value, 0).double().sum()
-                runs.append((value.detach().double(), *torch.autograd.grad(finite, leaves)))
-            truth, *others = runs
-            for (value, by_cost, *by_settings), exact in zip(others, (True, False), strict=True):
-                close = {"rtol": 1e-12 if exact else 1e-6, "atol": 0.0}
-                torch.testing.assert_close(value, truth[0], **close)
-                assert_close(by_cost.double(), truth[1], 1e-9 if exact else 5e-5, "by cost")
-                for got, of_it in zip(by_settings, truth[2:], strict=True):
-                    scale = max(1.0, abs(of_it.item()))
-                    assert abs(got - of_it) <= (1e-9 if exact else 1e-4) * scale
+    full = [torch.full(shape[:1], size) for size in shape[1:]]
+    short = [torch.from_numpy(random.integers(k // 2, k + 1, shape[:1])) for k in shape[1:]]
+    cases = [(numbers, limits) for numbers in SETTINGS for limits in (None, short)]
+
+    def run(leaves: tuple[Tensor, ...], **more: Any) -> tuple[Tensor, ...]:
+        value = value_of({**options, **more}, *leaves)
+        finite = torch.where(value.isfinite(), value, 0).double().sum()
+        return value.detach().double(), *torch.autograd.grad(finite, leaves)
+
+    # The reference takes all cases at once: it is slow, and as slow for one.
+    lengths = (torch.stack([(limits or full)[k] for _, limits in cases]) for k in (0, 1))
+    columns = torch.tensor([numbers for numbers, _ in cases], dtype=torch.float64).T[..., None]
+    leaves = (t.clone().requires_grad_() for t in (cost.expand(len(cases), *shape), *columns))
+    names = "x_lengths", "y_lengths"
+    truths = run(tuple(leaves), backend="reference", **dict(zip(names, lengths, strict=True)))
+    for (numbers, limits), (value_truth, by_cost_truth, *of_settings) in zip(
+        cases, zip(*truths, strict=True), strict=True
+    ):
+        for dtype, exact in ((torch.float64, True), (torch.float32, False)):
+            leaves = cost.to(dtype).requires_grad_(), *map(number, numbers)
+            more = {} if limits is None else dict(zip(names, limits, strict=True))
+            value, by_cost, *by_settings = run(leaves, backend="numba", **more)
+            close = {"rtol": 1e-12 if exact else 1e-6, "atol": 0.0}
+            torch.testing.assert_close(value, value_truth, **close)
+            assert_close(by_cost.double(), by_cost_truth, 1e-9 if exact else 5e-5, "by cost")
+            for got, of_it in zip(by_settings, of_settings, strict=True):
+                scale = max(1.0, abs(of_it.item()))
+                assert abs(got - of_it) <= (1e-9 if exact else 1e-4) * scale
 
 
 @pytest.mark.parametrize("options", ON_VECTORS)
