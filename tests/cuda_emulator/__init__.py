@@ -30,6 +30,15 @@ from softdtw_kernels._cuda.recipe import Argument, Buffer, Launch, addresses_of,
 HERE = Path(__file__).parent
 SCHEDULES = {"ascending": 0, "descending": 1, "random": 2, "one warp ahead": 3}
 COUNTED = ("fetched", "recomputed", "visited", "passed")  # chunks; as in notes.cuh
+# Most kernels are compiled for a few small problems: passes that take longer than they save are
+# left out, a quarter of the time. Values stay in registers, as at -O1, for what is in memory is
+# checked, access by access.
+WITHOUT = (
+    "-fno-tree-loop-optimize", "-fno-ivopts", "-fno-tree-loop-im", "-fno-move-loop-invariants",
+    "-fno-tree-dominator-opts", "-fno-tree-pta", "-fno-ipa-modref", "-fno-tree-sink",
+    "-fno-tree-slsr", "-fno-cprop-registers", "-fno-if-conversion", "-fno-if-conversion2",
+    "-fno-reorder-blocks", "-fno-shrink-wrap", "-fno-compare-elim", "-fira-algorithm=priority",
+)  # fmt: skip
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 NO_COMPILER = "the CUDA emulator needs a C++ compiler: none found as $CXX or g++"
 
@@ -65,8 +74,8 @@ def cache_directory() -> Path:
 
 
 @cache
-def _supports(flag: str) -> bool:
-    command = [str(COMPILER), flag, "-x", "c++", "-fsyntax-only", os.devnull]
+def _supports(*flags: str) -> bool:
+    command = [str(COMPILER), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
@@ -137,11 +146,9 @@ def load(
         sources_of(HERE, runtime_source.name),
         ".so",
     )
-    # Most kernels are compiled for a few small problems: what takes longer to compile than it saves
-    # is left out. Contraction is off and fma explicit in the kernels: the same arithmetic here and
-    # on the GPU.
+    # Contraction is off and fma explicit in the kernels: the same arithmetic here and on the GPU.
     flags = (
-        "-O1", "-ffp-contract=off", "-w",
+        "-O1", *(WITHOUT if _supports(*WITHOUT) else ()), "-ffp-contract=off", "-w",
         "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables",
     )  # fmt: skip
     flags += ("-mfma",) if _supports("-mfma") else ()
