@@ -67,6 +67,7 @@ def masked_costs(draw: st.DrawFn, dtype: torch.dtype) -> Tensor:
     return cost.to(dtype)
 
 
+@pytest.mark.slow  # most of it compiles
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_results_are_those_of_the_exact_tier(dtype: torch.dtype, data: st.DataObject) -> None:
@@ -126,13 +127,21 @@ def test_a_pair_has_the_same_bits_wherever_it_stands(dtype: torch.dtype) -> None
 
 def test_the_number_of_walls_that_a_path_crosses_is_told_for_long_pairs() -> None:
     """Of as many paths as there are, each with one wall: their entropy is thousands of gamma."""
-    size = 700
-    cost = torch.zeros(4, size, size, dtype=torch.float64)
+    size = 500
+    cost = torch.zeros(1, size, size, dtype=torch.float64)
     cost[:, 300] = 1e30
     value = soft_dtw_from_cost(cost, gamma=1.0)
     with pytest.MonkeyPatch.context() as patch:
         without_walls(patch)
         torch.testing.assert_close(value, soft_dtw_from_cost(cost, gamma=1.0), rtol=1e-12, atol=0)
+
+
+def test_a_long_pair_has_the_same_bits_in_any_batch() -> None:
+    for size in (400, 600):  # with another number in place of the mask, and without
+        cost = random(9, size, size).float()
+        cost[:, size // 2] = 1e30
+        many, one = (soft_dtw_from_cost(c, gamma=0.1) for c in (cost, cost[4:5].clone()))
+        assert bits(many[4:5]) == bits(one)
 
 
 def test_most_masks_have_bars() -> None:

@@ -29,7 +29,7 @@ from .jit import jit
 from .scaling import DOUBLE, FEWEST, LOG2_E, Precision, precision_of
 
 BLOCK = 2**17  # cells that are looked at, and copied, at a time
-SHARE = 4  # copied at a time is at most this part of the costs, if that is more
+LONG = 2**18  # cells of a pair whose copy takes too much memory
 LOG_3, NOTHING_LEFT = 1.1, 800.0
 LARGEST = 1e300  # of H: with T of them a value fits float64 (T is less than 1e8)
 
@@ -79,12 +79,12 @@ def with_bars(
     task: Batch, items: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Batch, np.ndarray, np.ndarray]]:
     """Of those of the pairs that have such a number, a block at a time: the pairs, their problem
-    with bars, these, and H - b. None of few long pairs, whose copies are large.
+    with bars, these, and H - b. None of long pairs, whose copies are large.
     """
     if items.size == 0 or task.warp.max(initial=0.0) >= FEWEST:
         return
     rows, columns = task.cost.shape[2:]
-    if rows * columns > max(BLOCK, task.cost.size // SHARE):
+    if rows * columns > LONG:  # whatever the batch is: bits of a pair must not depend on it
         return
     # Of most pairs without such a number the first row tells that other costs are too large.
     first_rows = np.ascontiguousarray(task.matrices(items, 1))
@@ -137,7 +137,8 @@ def _bars(
     larger = np.abs(dummy) > np.abs(heights)
     others = np.where(larger, np.abs(heights), np.maximum(others, (dummy != heights) * abs(dummy)))
     heights = np.where(larger, dummy, heights)
-    others = others + 2.0 * np.abs(warp) + np.abs(price)
+    # Of a cost of warping 2 a cell are added, and 1 a frame is taken off.
+    others = others + 3.0 * np.abs(warp) + np.abs(price)
     with np.errstate(over="ignore"):
         needed = 2.0 * span * (others + LOG_3 * gamma) + NOTHING_LEFT * gamma
     bars = np.zeros(items.size)
