@@ -99,21 +99,19 @@ def test_strips_of_one_item_wait_for_each_other(
 @pytest.mark.parametrize("family", (*FAMILIES, FIXED))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_items_of_every_status_side_by_side(dtype: torch.dtype, family: str) -> None:
-    """Plain, NaN, without a path, beyond the fast arithmetic, masked, and of a value that only the
-    slow arithmetic gives precisely.
+    """Plain ones of every kind of gamma, NaN, without a path, beyond the fast arithmetic, masked,
+    and of a value that only the slow arithmetic gives precisely.
     """
-    cost = torch.rand(6, 20, 150, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    cost[1, 7, 9] = math.nan
-    cost[2, 10] = math.inf
-    cost[3, :, 70] = 1e30
-    cost[4, :19, 70] = 1e30
-    gamma = torch.full((6,), 0.5, dtype=torch.float64)
-    gamma[5] = 1e12
-    for bad in (0.5, 0.0, -1.0, math.nan):
-        gamma[0] = bad
-        call = no_limits(cost, gamma.clone())
-        for multiprocessors in (ONE, MANY):
-            check(EmulatorLauncher(multiprocessors, "random", True, family=family), call)
+    gamma = torch.tensor([0.5, 0.0, -1.0, math.nan, *[0.5] * 4, 1e12], dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    cost = torch.rand(len(gamma), 20, 150, dtype=dtype, generator=random)
+    cost[4, 7, 9] = math.nan
+    cost[5, 10] = math.inf
+    cost[6, :, 70] = 1e30
+    cost[7, :19, 70] = 1e30
+    call = no_limits(cost, gamma)
+    for multiprocessors in (ONE, MANY):
+        check(EmulatorLauncher(multiprocessors, "random", True, family=family), call)
 
 
 def test_what_is_kept_is_a_small_part_of_the_cost() -> None:

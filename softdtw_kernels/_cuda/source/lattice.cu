@@ -48,6 +48,8 @@ __device__ __forceinline__ void forward(const Problem& problem, TheStrip& strip,
     AwaitRows left = work.await_left(problem, s);
     strip.select(s);
     strip.forward(left, work.publish_right(problem, s));
+    // What such a gamma leaves is garbage, and the status is kept: a gradient that sweeps forward again must find the same.
+    if (!is_gamma(strip.gamma)) strip.status = NOT_A_NUMBER, strip.end = strip.nothing();
     finish_forward<WIDE>(problem, strip, work, left);
   }
 }
