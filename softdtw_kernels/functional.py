@@ -135,6 +135,7 @@ def soft_dtw(
     value = None
     if (
         pattern is None
+        and isinstance(cost, str)
         and cost == "sqeuclidean"
         and not pairwise
         and x_lengths is y_lengths is None
