@@ -307,6 +307,12 @@ def _as_tensors(
     return by_x, by_y, in_shape(grads[2], problem.x.shape[:-2])
 
 
+def times(of_sum: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The gradients (P, ...) of values times their factors, from those of the sum of the values."""
+    with np.errstate(invalid="ignore"):  # 0 times an infinite factor is NaN, as in torch
+        return of_sum * scale.reshape(-1, *(1,) * (of_sum.ndim - 1))
+
+
 HEADER = 8  # bytes of a state before the gradients: which of them it holds
 
 
@@ -343,9 +349,11 @@ def gradient_from_state(
     by_gamma, by_x, by_y = _held(problem, kept, sizes)
     dtype = NUMPY_TYPE[problem.x.dtype]
     scale = flat(grad_value).astype(dtype, copy=False)
-    factor = scale[:, None, None]
-    grads = by_x * factor if wanted[0] else by_x, by_y * factor if wanted[1] else by_y
-    by_gamma = by_gamma * scale if wanted[2] else np.zeros(scale.size)
+    grads = (
+        times(of_sum, scale) if is_wanted else of_sum
+        for of_sum, is_wanted in zip((by_x, by_y), wanted, strict=False)
+    )
+    by_gamma = times(by_gamma, scale) if wanted[2] else np.zeros(scale.size)
     return _as_tensors(problem, [torch.from_numpy(g) for g in (*grads, by_gamma)], wanted)
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from .._problem import PatternProblem
-from . import distance_kernels, features, small, strips
+from . import features, small
 from . import smoothing as smoothing_kernels
-from .arrays import NOTHING, NUMPY_TYPE
+from .arrays import NOTHING, NUMPY_TYPE, dense
 from .batch import ALL, Batch
 from .ends import Ends, Open, ends_of
 from .pattern import pattern_value
@@ -48,10 +48,6 @@ class PreparedCall(Protocol):
     def gradients(
         self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted
     ) -> Gradients: ...
-
-
-def dense(x: Tensor, shape: Shape) -> np.ndarray:
-    return np.ascontiguousarray(x.detach().numpy()).reshape(shape)
 
 
 class OfCosts:
@@ -158,40 +154,27 @@ class OfFeatures:
     """Squared distances of features (*, N, D) and (*, M, D), in memory."""
 
     def __init__(self, x: Shape, y: Shape, dtype: torch.dtype, bandwidth: int | None) -> None:
-        shape = *x[:-1], y[-2]
-        self.costs = OfCosts(shape, dtype, False, bandwidth)
-        self.shapes, pairs = (x, y), self.costs.pairs
-        self.three = tuple((pairs, *of_one[-2:]) for of_one in self.shapes)
-        self.rows, self.out = pairs * x[-2], (1, pairs, *shape[-2:])
-        starts = np.arange(pairs + 1)
-        self.own = starts[:-1], starts, starts[:-1], starts[:-1]
+        self.costs = OfCosts((*x[:-1], y[-2]), dtype, False, bandwidth)
+        pairs = self.costs.pairs
+        self.shapes, self.units = (x, y), small.each_alone(pairs)
+        self.three = (pairs, *x[-2:]), (pairs, *y[-2:])
 
-    def distances(self, x: Tensor, y: Tensor) -> np.ndarray:
-        x_shape, y_shape = self.three
-        xs, ys = dense(x, x_shape), dense(y, y_shape)
-        cost = np.empty(self.costs.four, self.costs.dtype)
-        out = cost.reshape(self.out)
-        distance_kernels.squared_distances(xs[None], ys[None], 0, self.rows, out)
-        return cost
+    def sequences(self, given: Given) -> tuple[np.ndarray, np.ndarray]:
+        (x, y), (x_shape, y_shape) = given, self.three
+        return dense(x, x_shape), dense(y, y_shape)
 
     def value(self, settings: Settings, given: Given) -> Tensor:
-        return self.costs.from_costs(settings, self.distances(*given))
+        return self.costs.from_costs(settings, small.distances(*self.sequences(given)))
 
     def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
-        return self.costs.both_from_costs(settings, self.distances(*given))
+        return self.costs.both_from_costs(settings, small.distances(*self.sequences(given)))
 
     def gradients(
         self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted
     ) -> Gradients:
-        # No loops over both: in Python these take as long as the kernel.
-        (x, y), (x_shape, y_shape), (with_x, with_y) = given, self.three, wanted
-        by_cost, dtype = self.costs.by_costs(kept, grad_value), self.costs.dtype
-        by_x = np.empty(x_shape if with_x else (0, 0, 0), dtype)
-        by_y = np.empty(y_shape if with_y else (0, 0, 0), dtype)
-        distance_kernels.squared_distances_vjp(
-            *(*self.own, dense(x, x_shape), dense(y, y_shape), by_cost),
-            *(with_x, with_y, 0, self.costs.pairs, by_x, by_y),
-        )
+        (xs, ys), (with_x, with_y) = self.sequences(given), wanted
+        by_costs = self.costs.by_costs(kept, grad_value)
+        by_x, by_y = small.distances_vjp(self.units, xs, ys, by_costs, with_x, with_y)
         return (
             torch.from_numpy(by_x.reshape(self.shapes[0])) if with_x else None,
             torch.from_numpy(by_y.reshape(self.shapes[1])) if with_y else None,
@@ -206,49 +189,40 @@ class WithoutMatrix:
         self.shapes = x, y
         self.three = tuple((pairs, *of_one[-2:]) for of_one in self.shapes)
         self.own, self.band = np.arange(pairs), band_of(bandwidth, x[-2], y[-2])
-        self.ones, self.nothing = np.ones(pairs, self.dtype), np.empty((0, 0, 0), self.dtype)
-        self.precision = precision_of(self.ones).kernel_arguments
+        self.ones = np.ones(pairs, self.dtype)
+
+    def task(self, settings: Settings, given: Given) -> features.FeatureBatch:
+        x, y = (dense(t, shape) for t, shape in zip(given, self.three, strict=True))
+        gamma = np.array(settings)
+        return features.FeatureBatch(x, self.own, y, self.own, True, gamma, ALL, ALL, self.band)
 
     def value(self, settings: Settings, given: Given) -> Tensor:
-        unused = np.empty(0, self.dtype), False, (self.nothing, self.nothing, NOTHING, NOTHING)
-        return self.solve(settings, given, (False, *unused))[0]
+        return torch.from_numpy(
+            features.solve(self.task(settings, given), None).reshape(self.batch)
+        )
 
     def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
         """Kept are the gradients of the sum of the values; of what is not wanted, nothing."""
-        grads = [
-            np.zeros(shape, self.dtype) if is_wanted else self.nothing
-            for shape, is_wanted in zip(self.three, wanted, strict=True)
-        ]
-        sink = *grads, NOTHING, NOTHING
-        value, is_sure = self.solve(settings, given, (True, self.ones, False, sink))
-        return value, tuple(torch.from_numpy(a) for a in grads) if is_sure else ()
+        task, value = self.task(settings, given), np.empty(self.own.size, self.dtype)
+        with_x, with_y = wanted
+        gradients = features.FeatureGradients.room(task, self.ones, (with_x, with_y, False))
+        kept: tuple[Tensor, ...] = ()
+        if features.without_matrix(task, gradients, value, True).any():
+            value = features.solve(task, None)
+        else:
+            kept = torch.from_numpy(gradients.x), torch.from_numpy(gradients.y)
+        return torch.from_numpy(value.reshape(self.batch)), kept
 
     def gradients(
         self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted
     ) -> Gradients:
-        scale = dense(grad_value, (-1, 1, 1))
+        scale = dense(grad_value, (-1,))
         return tuple(
-            torch.from_numpy((of_sum.numpy() * scale).reshape(shape)) if is_wanted else None
+            torch.from_numpy(features.times(of_sum.numpy(), scale).reshape(shape))
+            if is_wanted
+            else None
             for of_sum, shape, is_wanted in zip(kept, self.shapes, wanted, strict=True)
         )
-
-    def solve(
-        self, settings: Settings, given: Given, to_gradients: tuple[Any, ...]
-    ) -> tuple[Tensor, bool]:
-        """Values, and whether all that was computed is certified."""
-        x, y = (dense(t, shape) for t, shape in zip(given, self.three, strict=True))
-        source = x, self.own, y, self.own, True, True
-        gamma, pairs = np.array(settings), self.own.size
-        value, status = np.empty(pairs, self.dtype), np.empty(pairs, np.uint8)
-        strips.solve(
-            *(0, pairs, source, gamma, NOTHING, NOTHING, ALL, ALL, self.band),
-            *(*self.precision, value, status, *to_gradients, np.zeros((2, pairs)), None),
-        )
-        is_sure = not status.any()
-        if not is_sure:
-            task = features.FeatureBatch(x, self.own, y, self.own, True, gamma, ALL, ALL, self.band)
-            value = features.solve(task, None)
-        return torch.from_numpy(value.reshape(self.batch)), is_sure
 
 
 class OfSmoothedCosts:

@@ -10,7 +10,6 @@ or the dummy cost, nothing is kept, and they are computed so.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,12 +20,12 @@ from torch import Tensor
 from .._checks import is_distance
 from .._problem import FeatureProblem, Problem
 from . import distance_kernels, lanes, strips
-from .arrays import NOTHING, as_array, flat, from_array, three_dimensional
+from .arrays import NOTHING, dense, flat, from_array
 from .batch import ALL, Batch
 from .ends import SUMS, Ends
 from .jit import jit, plain
 from .lattice import lattice_of, length
-from .scaling import SURE, UNIT, WANTED, precision_of
+from .scaling import SURE, UNIT, WANTED, precision_of, roundings
 from .solve import solve
 from .subnormal import flush_subnormals, restore
 from .task import band_of, batch_of, with_settings
@@ -44,7 +43,7 @@ def worth(status, value, gamma, rows, columns, bounds):
     As `scaling.conclude`, which knows the sizes of each pair and the value before it was rounded:
     what is sure here is sure there.
     """
-    rounding = bounds[UNIT] * (math.sqrt(rows + columns) + 2 * max(rows, columns))
+    rounding = bounds[UNIT] * roundings(rows, columns)
     result = RETURNED
     for q in range(value.size):
         if status[q] != SURE:
@@ -168,11 +167,22 @@ def small_task(problem: FeatureProblem) -> Batch | None:
     x, y, gamma, x_lengths, y_lengths, bandwidth, kind = problem
     if not (is_distance(kind) and is_small(x.shape[:-1].numel() * y.shape[-2])):
         return None
-    xs, ys = as_array(three_dimensional(x)), as_array(three_dimensional(y))
+    return with_settings(
+        distances(sequences_of(x), sequences_of(y)), gamma, None, x_lengths, y_lengths, bandwidth
+    )
+
+
+def sequences_of(x: Tensor) -> np.ndarray:
+    """(*, N, D) as (P, N, D), of one pair or more."""
+    return dense(x, (-1, *x.shape[-2:]))
+
+
+def distances(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Squared, (1, P, N, M)."""
     (pairs, rows, _), columns = xs.shape, ys.shape[1]
     cost = np.empty((1, pairs, rows, columns), xs.dtype)
     distance_kernels.squared_distances(xs[None], ys[None], 0, pairs * rows, cost)
-    return with_settings(cost, gamma, None, x_lengths, y_lengths, bandwidth)
+    return cost
 
 
 def fused_value(problem: FeatureProblem) -> Tensor | None:
@@ -191,16 +201,29 @@ def features_of(
     """Gradients by the features, of those (P, N, M) by their distances; without any feature where
     they are not wanted.
     """
-    xs, ys = as_array(three_dimensional(x)), as_array(three_dimensional(y))
-    by_x = np.empty(xs.shape if with_x else (0, 0, 0), xs.dtype)
-    by_y = np.empty(ys.shape if with_y else (0, 0, 0), xs.dtype)
-    starts = np.arange(len(xs) + 1)
-    own = starts[:-1]
-    distance_kernels.squared_distances_vjp(
-        *(own, starts, own, own, xs, ys, by_cost),
-        *(with_x, with_y, 0, len(xs), by_x, by_y),
-    )
+    xs, ys = sequences_of(x), sequences_of(y)
+    by_x, by_y = distances_vjp(each_alone(len(xs)), xs, ys, by_cost, with_x, with_y)
     return (
         from_array(by_x, x.shape) if with_x else x.new_empty(*x.shape[:-1], 0),
         from_array(by_y, y.shape) if with_y else y.new_empty(*y.shape[:-1], 0),
     )
+
+
+Units = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def each_alone(pairs: int) -> Units:
+    """Of `squared_distances_vjp`: every pair has sequences of its own."""
+    starts = np.arange(pairs + 1)
+    return starts[:-1], starts, starts[:-1], starts[:-1]
+
+
+def distances_vjp(
+    units: Units, xs: np.ndarray, ys: np.ndarray, by_cost: np.ndarray, with_x: bool, with_y: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nothing where it is not wanted."""
+    by_x = np.empty(xs.shape if with_x else (0, 0, 0), xs.dtype)
+    by_y = np.empty(ys.shape if with_y else (0, 0, 0), xs.dtype)
+    wanted = with_x, with_y, 0, len(xs), by_x, by_y
+    distance_kernels.squared_distances_vjp(*units, xs, ys, by_cost, *wanted)
+    return by_x, by_y
