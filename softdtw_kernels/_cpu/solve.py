@@ -85,25 +85,14 @@ def with_bars(
     """Finish those of the pairs that hold one number of huge size; see `walls`."""
     for some, part, bars, more in walls.with_bars(task, items):
         values, sure = np.empty(some.size, part.cost.dtype), np.empty(some.size, np.uint8)
-        theirs, in_place = None, gradients is not None and some.size == 1
-        if gradients is not None and in_place:  # a long pair: no room for another gradient
-            a, b = divmod(int(some[0]), task.cost.shape[1])
-            matrix = gradients.cost[a : a + 1, b : b + 1]
-            matrix[:] = 0.0
-            theirs = Gradients(gradients.scale[some], gradients.with_gamma, matrix)
-        elif gradients is not None:
-            theirs = part_of(gradients, some, part)
+        theirs = part_of(gradients, some, part)
         in_tiers(part, theirs, values, sure)
         kept = np.flatnonzero(sure != AGAIN)
         some = some[kept]
         with np.errstate(over="ignore"):  # a float32 value of some 1e38 is infinite
             out[some] = walls.values_without_bars(values, bars, more)[kept]
         status[some] = sure[kept]
-        if gradients is None or theirs is None:
-            continue
-        if in_place:
-            gradients.sums[:, some] = theirs.sums[:, kept]
-        else:
+        if gradients is not None and theirs is not None:
             gradients.put(some, theirs, task.cost.shape[1], kept)
 
 
