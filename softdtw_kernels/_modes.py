@@ -6,7 +6,7 @@ All that asks torch about itself below its documented names is here, and says wh
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -76,13 +76,15 @@ def in_plain_mode() -> bool:
     )
 
 
-def is_plain(args: Iterable[Any], device: str = "cpu") -> bool:
+def is_plain(
+    args: Iterable[Any], device: str = "cpu", others: Container[type] = _NO_TENSORS
+) -> bool:
     """Whether torch's dispatcher would do nothing with an operator of these arguments but call the
     engine of that kind of device. It takes longer over that than small kernels do.
 
     Not with a subclass, a tensor elsewhere, a wrapper of functorch, one that stands for its
     negative, or in any but plain eager mode. Beside tensors of a GPU there may be some in host
-    memory.
+    memory. others: the types that may stand beside tensors.
     """
     if not in_plain_mode():
         return False
@@ -92,20 +94,14 @@ def is_plain(args: Iterable[Any], device: str = "cpu") -> bool:
         if kind in PLAIN_TYPES:
             if dispatch_keys(arg).raw_repr() not in plain:
                 return False
-        elif kind not in _NO_TENSORS:
+        elif kind not in others:
             return False
     return True
 
 
 def are_plain_tensors(args: Iterable[Any]) -> bool:
     """As `is_plain`, and all of them tensors."""
-    if not in_plain_mode():
-        return False
-    plain = _keys_of_plain_tensors()
-    for arg in args:
-        if type(arg) not in PLAIN_TYPES or dispatch_keys(arg).raw_repr() not in plain:
-            return False
-    return True
+    return is_plain(args, others=())
 
 
 @functools.cache
