@@ -24,9 +24,9 @@ from ._checks import (
     check_reduction,
     check_scalar,
 )
-from ._inputs import Sequences, expand, operators_of, reduce, sequences
+from ._inputs import Sequences, expand, reduce, sequences
 from ._modes import is_recorded
-from ._operators import from_features, kernels
+from ._operators import kernels
 from ._operators.function import (
     BatchedFunction,
     EagerFunction,
@@ -122,7 +122,7 @@ def soft_dtw_divergence(
         error = of_pairs.error + 0.5 * (of_x.error + of_y.error)
         unsure = (error > ALLOWED * value.abs()) & (value != 0)
         if unsure.any():
-            value[unsure] = _certified(pairs, unsure, *settings)
+            value[unsure] = _certified(pairs, unsure, gamma, cost, bandwidth)
     value = reduce(value, reduction).to(pairs.x.dtype)
     if of_pairs.slope is None:
         return value
@@ -192,33 +192,23 @@ def _within_gamma(
     """The value, and what it may be off by. The value of a sequence with itself is next to 0, to
     which only the slowest kernels are exact; next to the third term that rarely counts.
     """
+    tensors = checked.x, checked.y, gamma if isinstance(gamma, Tensor) else None
+    engine = kernels.engine_of_plain_call(tensors)
+    if not hasattr(engine, "value_within_gamma"):
+        return checked.value(cost, gamma, bandwidth), None
     problem: FeatureProblem | Problem | None = checked.without_matrix(cost, gamma, bandwidth)
     if problem is None:
         problem = checked.costs(cost).problem(gamma, bandwidth=bandwidth)
-    engine = kernels.engine_of_plain_call(problem)
-    if hasattr(engine, "value_within_gamma"):
-        found: tuple[Tensor, Tensor] = engine.value_within_gamma(problem)
-        return found
-    if isinstance(problem, FeatureProblem):
-        return from_features.value(problem), None
-    return operators_of(checked.backend).value(problem), None
+    found: tuple[Tensor, Tensor] = engine.value_within_gamma(problem)
+    return found
 
 
 def _certified(
-    pairs: Sequences,
-    which: Tensor,
-    gamma: Number,
-    cost: Cost,
-    bandwidth: int | None,
-    pattern: Pattern | None,
+    pairs: Sequences, which: Tensor, gamma: Number, cost: Cost, bandwidth: int | None
 ) -> Tensor:
     """The divergence of some of the pairs, as exact as its terms."""
     batch, pairwise = pairs.batch, pairs.pairwise
-    settings = (
-        cost,
-        batch_parameter(gamma, "gamma", batch, pairs.x.device)[which].detach(),
-        bandwidth,
-    )
+    gamma = batch_parameter(gamma, "gamma", batch, pairs.x.device)[which].detach()
     x, y = pairs.x.detach().double(), pairs.y.detach().double()
     if pairwise:
         x, y = x[:, None], y[None]
@@ -226,7 +216,7 @@ def _certified(
     n, m = (None if t is None else t[which] for t in pairs.lengths)
     some = pairs.backend, x.shape[:1]
     terms = [
-        Sequences(*some, a, b, a_lengths, b_lengths, False).value(*settings)
+        Sequences(*some, a, b, a_lengths, b_lengths, False).value(cost, gamma, bandwidth)
         for a, a_lengths, b, b_lengths in ((x, n, y, m), (x, n, x, n), (y, m, y, m))
     ]
     return _combine(*terms)

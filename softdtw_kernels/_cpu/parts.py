@@ -31,7 +31,7 @@ def part_options() -> dict[str, Any]:
     if pipeline is None or not all(hasattr(library, name) for name in [*changed, "codegen"]):
         return {}
 
-    class Part(library):  # type: ignore[misc, valid-type]
+    class Part(library):  # type: ignore[misc, valid-type]  # a class found at run time
         """The library of a helper."""
 
         @property
@@ -47,7 +47,7 @@ def part_options() -> dict[str, Any]:
         def get_pointer_to_function(self, name: str) -> int:
             return 0  # as of any function without an entry from Python
 
-    class PartCompiler(pipeline):  # type: ignore[misc, valid-type]
+    class PartCompiler(pipeline):  # type: ignore[misc, valid-type]  # likewise
         """Numba's compiler, which writes into the library that it is given."""
 
         def __init__(self, typing: Any, target: Any, given: Any, *arguments: Any) -> None:
