@@ -22,7 +22,7 @@ from . import sources, strips, together
 from .arrays import NOTHING, NUMPY_TYPE, as_array, flat, from_array
 from .batch import Batch, Gradients
 from .distances import squared_distances, squared_distances_vjp
-from .scaling import AGAIN, NOT_A_NUMBER, precision_of
+from .scaling import AGAIN, NOT_A_NUMBER, UNIT, WANTED, precision_of, roundings
 from .task import band_of, checked_gamma, checked_lengths
 from .threads import run_chunks, threads_for
 
@@ -168,7 +168,7 @@ def solve(
     if task.pairs == 0:
         return out
     if not task.gamma.any():
-        with_matrix(task, gradients, np.arange(task.pairs), out)
+        with_matrix(task, gradients, np.arange(task.pairs), out, returned)
         return out
     status = without_matrix(task, gradients, out, returned)
     if not status.any():
@@ -180,7 +180,7 @@ def solve(
     if task.x.dtype == np.float32:
         status[again[~zero]] = in_float64(task, gradients, again[~zero], out, returned)
         again = np.flatnonzero(status == AGAIN)
-    with_matrix(task, gradients, again, out)
+    with_matrix(task, gradients, again, out, returned)
     return out
 
 
@@ -253,7 +253,11 @@ def spread_nan(task: FeatureBatch, gradients: FeatureGradients, items: np.ndarra
 
 
 def with_matrix(
-    task: FeatureBatch, gradients: FeatureGradients | None, items: np.ndarray, out: np.ndarray
+    task: FeatureBatch,
+    gradients: FeatureGradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    returned: bool,
 ) -> None:
     """Some pairs through their costs, a block of pairs at a time."""
     size = max(1, BLOCK // max(1, task.x.shape[1] * task.y.shape[1]))
@@ -270,7 +274,10 @@ def with_matrix(
             continue
         theirs = gradients.like(some, part.x.dtype)
         of_costs = Gradients(theirs.scale, theirs.with_gamma, np.zeros_like(costs))
-        out[some] = tiers.solve(batch, of_costs)
+        values = tiers.solve(batch, of_costs)
+        if returned and near_0(batch, values).any():
+            values = tiers.solve(batch, None)
+        out[some] = values
         by_cost = torch.from_numpy(of_costs.cost[0])
         if part.distance:
             by_x, by_y = squared_distances_vjp(x, y, by_cost, True, True)
@@ -279,6 +286,14 @@ def with_matrix(
             by_x, by_y = minus @ y.double(), minus.mT @ x.double()
         theirs.x, theirs.y, theirs.gamma = by_x.numpy(), by_y.numpy(), of_costs.gamma
         gradients.put(some, theirs)
+
+
+def near_0(batch: Batch, values: np.ndarray) -> np.ndarray:
+    """Which values the tiers do not certify beside gradients, or a few more."""
+    bounds = precision_of(values).bounds
+    rounding = 1.000001 * bounds[UNIT] * roundings.py_func(*batch.lattice)
+    found: np.ndarray = np.abs(values) * bounds[WANTED] <= rounding * batch.gamma
+    return found
 
 
 def value(problem: FeatureProblem) -> Tensor:
