@@ -19,9 +19,11 @@ from softdtw_kernels import (
     S2DTWFunction,
     SoftDTWFunction,
     _problem,
+    dilate_loss,
     s2dtw,
     s2dtw_from_cost,
     soft_dtw,
+    soft_dtw_alignment,
     soft_dtw_alignment_from_cost,
     soft_dtw_divergence,
     soft_dtw_from_cost,
@@ -172,6 +174,29 @@ def test_compile_fullgraph_from_cost(function: Callable[..., Tensor]) -> None:
     (got,) = torch.autograd.grad(compiled(cost).sum(), cost)
     (truth,) = torch.autograd.grad(function(cost, gamma=0.2).sum(), cost)
     assert torch.equal(got, truth)
+
+
+WITHOUT_LENGTHS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "divergence": soft_dtw_divergence,
+    "divergences of all pairs": lambda x, y: soft_dtw_divergence(x, y, pairwise=True),
+    "dilate_loss": lambda x, y: dilate_loss(x, y, gamma=0.3),
+    "entropy": lambda x, y: soft_dtw_alignment(x, y).entropy,
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_LENGTHS)
+def test_compile_of_sizes_that_become_equal(name: str) -> None:
+    torch._dynamo.reset()
+    function = WITHOUT_LENGTHS[name]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows, columns in ((5, 6), (4, 4), (7, 3)):
+        x, y = _data(3, rows, 2).requires_grad_(), _data(3, columns, 2, seed=1)
+        if rows == columns:
+            y[0] = x[0].detach()
+        got, truth = compiled(x, y), function(x, y)
+        assert_close(got.detach(), truth.detach(), 1e-12, "value")
+        gradients = (torch.autograd.grad(v.sum(), x)[0] for v in (got, truth))
+        assert_close(*gradients, 1e-11, "gradient")
 
 
 def test_compile_of_the_expected_alignment() -> None:
