@@ -21,6 +21,7 @@ from ._checks import (
     check_tensor,
     check_tolerance,
     lengths_in_range,
+    tensor_of,
 )
 from .costs import Cost, computing_dtype
 from .functional import soft_dtw
@@ -91,7 +92,7 @@ def soft_dtw_barycenter(
     check_tensor(sequences, "sequences", "(B, N, D)")
     if sequences.dim() != 3 or sequences.shape[0] == 0:
         raise ValueError(f"sequences must have shape (B, N, D), got {tuple(sequences.shape)}")
-    lengths = check_lengths(lengths, "lengths", sequences.shape[:1], sequences.device)
+    lengths = own_lengths(lengths, sequences)
     dtype = sequences.dtype
     # Leaves inference mode, whose tensors cannot be saved for a backward pass.
     with torch.inference_mode(False), torch.enable_grad():
@@ -124,7 +125,8 @@ def soft_dtw_barycenter(
 
 def padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tensor]:
     """Sequences (N_i, D) as one tensor (B, max N, D) and their lengths."""
-    if isinstance(sequences, PackedSequence):  # a tuple, but not of sequences
+    # A tuple, but not of sequences; or an array, to be converted as a whole.
+    if isinstance(sequences, PackedSequence) or hasattr(sequences, "__array__"):
         check_tensor(sequences, "sequences", "(B, N, D)")
     if not hasattr(sequences, "__len__"):
         raise TypeError(
@@ -153,13 +155,27 @@ def padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tenso
     return torch.stack([pad(s, (0, 0, 0, longest - s.shape[0])) for s in sequences]), lengths
 
 
+def own_lengths(lengths: Lengths, sequences: Tensor) -> Tensor | None:
+    """Integers (B,), each 1..N, of sequences (B, N, D); read, for which the host waits."""
+    lengths = check_lengths(lengths, "lengths", sequences.shape[:1], sequences.device)
+    if lengths is None:
+        return None
+    wrong = lengths[~lengths_in_range(lengths, sequences.shape[1])].tolist()
+    if wrong:
+        raise ValueError(
+            f"lengths must lie in 1..{sequences.shape[1]}, the size of that dimension, "
+            f"got {wrong[0]}"
+        )
+    return lengths.expand(sequences.shape[:1])
+
+
 def _shares(weights: Tensor | Sequence[float] | None, sequences: Tensor) -> Tensor:
     """The weights as float64 that sum to 1."""
     count = sequences.shape[0]
     if weights is None:
-        weights = torch.ones(count)
+        weights = [1.0] * count
     try:
-        weights = torch.as_tensor(weights).detach()
+        weights = (weights if isinstance(weights, Tensor) else tensor_of(weights)).detach()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"weights must be None or {count} numbers, one a sequence, got {type(weights).__name__}"
@@ -187,15 +203,9 @@ def _start(
             raise ValueError(f"init must have shape (L, {features}), got {tuple(init.shape)}")
         return init.detach().to(sequences)
     if lengths is None:
-        own = torch.full(sequences.shape[:1], sequences.shape[1])
+        own = torch.full(sequences.shape[:1], sequences.shape[1], device="cpu")
     else:
-        own = lengths.expand(sequences.shape[:1]).cpu()
-        wrong = own[~lengths_in_range(own, sequences.shape[1])]
-        if len(wrong):
-            raise ValueError(
-                f"lengths must lie in 1..{sequences.shape[1]}, the size of that dimension, "
-                f"got {wrong[0].item()}"
-            )
+        own = lengths.cpu()
     if init is None:
         size = max(1, round(float(own.double() @ shares.cpu())))
     else:

@@ -281,7 +281,10 @@ def _distortion(
     area = n * m
     if torch.compiler.is_compiling() and not isinstance(area, Tensor):
         area = torch.full((), area, dtype=torch.float64, device=device)  # follows other sizes
-    weight = torch.as_tensor((1 - alpha) / area, dtype=dtype, device=device)
+    weight = (1 - alpha) / area
+    if isinstance(weight, Tensor):
+        return (i[:, None] - j).square_(), weight.to(device, dtype)
+    weight = torch.as_tensor(weight, dtype=dtype, device=device)
     return (i[:, None] - j).square_(), weight
 
 

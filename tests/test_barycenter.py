@@ -113,7 +113,6 @@ def _minus_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return -(x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cost", ["negative_dot", _minus_squares])
 def test_an_objective_without_a_bottom_is_an_error(dtype: torch.dtype, cost: object) -> None:

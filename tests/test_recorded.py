@@ -195,9 +195,13 @@ def test_a_trace_in_training_and_one_without_gradient() -> None:
 def test_a_traced_program_differentiates(name: str) -> None:
     """Of other shapes too, but for the reference, whose steps are unrolled: that raises."""
     program = PROGRAMS[name]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", torch.jit.TracerWarning)
-        traced = torch.jit.trace(program, SMALL)
+    torch.set_warn_always(True)  # or only the first program that is recorded may warn
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", torch.jit.TracerWarning)
+            traced = torch.jit.trace(program, SMALL)
+    finally:
+        torch.set_warn_always(False)
     loaded = saved_and_loaded(traced, torch.jit)
     for module in (traced, loaded):
         check(module, program, *SMALL)
