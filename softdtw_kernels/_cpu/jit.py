@@ -17,13 +17,15 @@ from typing import Any
 
 import numba
 from numba import types
-from numba.core import config
+from numba.core import config as numba_config
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 from .parts import part_options
+
+config: Any = numba_config  # sets its names at run time
 
 
 def sources() -> list[Path]:
