@@ -242,6 +242,18 @@ def _number(value: Any, name: str, expected: str) -> float:
     return float(plain)
 
 
+def tensor_of(numbers: Any) -> Tensor:
+    """A tensor in host memory, whatever the default device is. torch refuses arrays with negative
+    strides, or with bytes in another order: these are lists first.
+    """
+    try:
+        return torch.as_tensor(numbers, device="cpu")
+    except (TypeError, ValueError):
+        if not hasattr(numbers, "tolist"):
+            raise
+        return torch.as_tensor(numbers.tolist(), device="cpu")
+
+
 def check_lengths(
     lengths: Lengths, name: str, expected: tuple[int, ...], device: torch.device
 ) -> Tensor | None:
@@ -254,7 +266,7 @@ def check_lengths(
     if not isinstance(lengths, Tensor):
         as_tensor = f"torch.tensor({name})"
         try:
-            lengths = torch.as_tensor(lengths)
+            lengths = tensor_of(lengths)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
                 f"{name} must be an integer tensor or a sequence of integers, "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ._checks import Backend, Lengths, Number, check_bandwidth, check_origin_count
 from ._inputs import Costs, costs_of_matrix, operators_of, operators_of_patterns, sequences
+from ._modes import is_recorded
 from ._operators.function import is_transformed
 from ._pattern import Sides, check_pattern
 from ._problem import PatternProblem, Problem
@@ -39,6 +39,8 @@ class Alignment:
     _problem: Problem | PatternProblem
     _versions: tuple[int, ...] = ()
     _differentiable: Problem | PatternProblem | None = None  # the same problem, with its graph
+    # Not functools.cached_property, whose lock before Python 3.12 torch.compile cannot trace.
+    _kept: dict[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         shapes = tuple(self.value.shape), tuple(self.expected.shape)
@@ -63,7 +65,7 @@ class Alignment:
                 paths = operators_of(self._backend).path(self._problem)
         return _nested(paths, self._problem.cost.shape[:-2])
 
-    @functools.cached_property
+    @property
     def entropy(self) -> Tensor:
         """The entropy of the distribution of the alignments, in nats (*).
 
@@ -77,6 +79,11 @@ class Alignment:
         Computed at its first use, at the cost of the backward pass. A RuntimeError tells that
         gamma, costs, lengths or dummy cost were changed in place since.
         """
+        if "entropy" not in self._kept:
+            self._kept["entropy"] = self._computed_entropy()
+        return self._kept["entropy"]
+
+    def _computed_entropy(self) -> Tensor:
         problem = self._problem if self._differentiable is None else self._differentiable
         self._check_versions("entropy", "entropy", 0)
         ones = torch.ones_like(self.value.detach())
@@ -315,7 +322,8 @@ def _align(costs: Costs, problem: Problem | PatternProblem) -> Alignment:
     if torch.compiler.is_compiling():  # what was traced has no version that its path could check
         return Alignment(value, expected, costs.backend, problem)
     own = type(problem)(*[_own(part) for part in problem])
-    tracked = problem if value.requires_grad or is_transformed() else None
+    due = value.requires_grad or is_transformed() or is_recorded()
+    tracked = problem if due else None
     return Alignment(value, expected, costs.backend, own, _versions(own), tracked)
 
 

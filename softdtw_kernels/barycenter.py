@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,8 +22,9 @@ from ._checks import (
     check_tensor,
     check_tolerance,
     lengths_in_range,
+    tensor_of,
 )
-from .costs import Cost, computing_dtype
+from .costs import Cost, computing_dtype, repeat_first_beyond
 from .functional import soft_dtw
 
 
@@ -91,7 +93,7 @@ def soft_dtw_barycenter(
     check_tensor(sequences, "sequences", "(B, N, D)")
     if sequences.dim() != 3 or sequences.shape[0] == 0:
         raise ValueError(f"sequences must have shape (B, N, D), got {tuple(sequences.shape)}")
-    lengths = check_lengths(lengths, "lengths", sequences.shape[:1], sequences.device)
+    lengths = own_lengths(lengths, sequences)
     dtype = sequences.dtype
     # Leaves inference mode, whose tensors cannot be saved for a backward pass.
     with torch.inference_mode(False), torch.enable_grad():
@@ -119,12 +121,14 @@ def soft_dtw_barycenter(
                 total = total - 0.5 * own.double()
             return total
 
-        return _minimize(objective, start, max_iter, tol).to(dtype)
+        spread = _spread(sequences, lengths)
+        return _minimize(objective, start, spread, float(gamma), max_iter, tol).to(dtype)
 
 
 def padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tensor]:
     """Sequences (N_i, D) as one tensor (B, max N, D) and their lengths."""
-    if isinstance(sequences, PackedSequence):  # a tuple, but not of sequences
+    # A tuple, but not of sequences; or an array, to be converted as a whole.
+    if isinstance(sequences, PackedSequence) or hasattr(sequences, "__array__"):
         check_tensor(sequences, "sequences", "(B, N, D)")
     if not hasattr(sequences, "__len__"):
         raise TypeError(
@@ -153,13 +157,27 @@ def padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tenso
     return torch.stack([pad(s, (0, 0, 0, longest - s.shape[0])) for s in sequences]), lengths
 
 
+def own_lengths(lengths: Lengths, sequences: Tensor) -> Tensor | None:
+    """Integers (B,), each 1..N, of sequences (B, N, D); read, for which the host waits."""
+    lengths = check_lengths(lengths, "lengths", sequences.shape[:1], sequences.device)
+    if lengths is None:
+        return None
+    wrong = lengths[~lengths_in_range(lengths, sequences.shape[1])].tolist()
+    if wrong:
+        raise ValueError(
+            f"lengths must lie in 1..{sequences.shape[1]}, the size of that dimension, "
+            f"got {wrong[0]}"
+        )
+    return lengths.expand(sequences.shape[:1])
+
+
 def _shares(weights: Tensor | Sequence[float] | None, sequences: Tensor) -> Tensor:
     """The weights as float64 that sum to 1."""
     count = sequences.shape[0]
     if weights is None:
-        weights = torch.ones(count)
+        weights = [1.0] * count
     try:
-        weights = torch.as_tensor(weights).detach()
+        weights = (weights if isinstance(weights, Tensor) else tensor_of(weights)).detach()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"weights must be None or {count} numbers, one a sequence, got {type(weights).__name__}"
@@ -187,15 +205,9 @@ def _start(
             raise ValueError(f"init must have shape (L, {features}), got {tuple(init.shape)}")
         return init.detach().to(sequences)
     if lengths is None:
-        own = torch.full(sequences.shape[:1], sequences.shape[1])
+        own = torch.full(sequences.shape[:1], sequences.shape[1], device="cpu")
     else:
-        own = lengths.expand(sequences.shape[:1]).cpu()
-        wrong = own[~lengths_in_range(own, sequences.shape[1])]
-        if len(wrong):
-            raise ValueError(
-                f"lengths must lie in 1..{sequences.shape[1]}, the size of that dimension, "
-                f"got {wrong[0].item()}"
-            )
+        own = lengths.cpu()
     if init is None:
         size = max(1, round(float(own.double() @ shares.cpu())))
     else:
@@ -225,16 +237,39 @@ def _length(init: Any, features: int) -> int:
     return size
 
 
+def _spread(sequences: Tensor, lengths: Tensor | None) -> float:
+    """A power of 2 about as large as what frames are away from their mean."""
+    frames = repeat_first_beyond(sequences, lengths).double().flatten(0, 1)
+    for size in (float((frames - frames.mean(0)).abs().max()), float(frames.abs().max())):
+        if 0 < size < math.inf:
+            return _power_of_2(size)
+    return 1.0
+
+
+def _power_of_2(size: float) -> float:
+    """By which numbers are divided without rounding."""
+    return 2.0 ** max(-1000, math.frexp(size)[1])
+
+
 def _minimize(
-    objective: Callable[[Tensor], Tensor], start: Tensor, max_iter: int, tol: float
+    objective: Callable[[Tensor], Tensor],
+    start: Tensor,
+    spread: float,
+    gamma: float,
+    max_iter: int,
+    tol: float,
 ) -> Tensor:
-    """L-BFGS with strong Wolfe line search, down to `tol` times the first gradient."""
-    z = start.clone().requires_grad_()
+    """L-BFGS with strong Wolfe line search, down to `tol` times the first gradient.
+
+    It has thresholds for steps, changes and curvatures. So that these mean the same in all units,
+    it sees sequences in units of their spread, and an objective in units of its own size.
+    """
+    u, size = (start / spread).requires_grad_(), 1.0
 
     def evaluate() -> Tensor:
-        value = objective(z)
+        value = objective(u * spread) / size
         # Not backward(): parameters of a callable cost keep their own gradients.
-        (z.grad,) = torch.autograd.grad(value, z)
+        (u.grad,) = torch.autograd.grad(value, u)
         return value
 
     first = evaluate()
@@ -243,22 +278,27 @@ def _minimize(
             f"the objective at the initial barycenter is {first.item()}: "
             "sequences and init must be finite within their lengths"
         )
-    assert z.grad is not None
-    resolution = torch.finfo(z.dtype).eps * max(1.0, abs(first.item()))
+    assert u.grad is not None
+    steepest = float(u.grad.abs().max())
+    # A value may be near 0 by chance: gamma, and what a step changes, are of its size too.
+    largest = max(abs(first.item()), steepest, gamma)
+    if 0 < largest < math.inf:
+        size = _power_of_2(largest)
     optimizer = torch.optim.LBFGS(
-        [z],
+        [u],
         max_iter=max_iter,
-        tolerance_grad=tol * float(z.grad.abs().max()),
-        tolerance_change=resolution,
+        tolerance_grad=tol * steepest / size,
+        tolerance_change=torch.finfo(u.dtype).eps,
         line_search_fn="strong_wolfe",
     )
     optimizer.step(evaluate)
     last = evaluate()
     # Far below, no digit of the first value is left: nothing bounds the descent but its iterations.
-    bottom = -max(1.0, abs(first.item())) / torch.finfo(torch.float64).eps
-    if not bool((last > bottom) & last.isfinite() & z.isfinite().all()):
+    bottom = -1 / torch.finfo(torch.float64).eps
+    if not bool((last > bottom) & last.isfinite() & u.isfinite().all()):
         raise ValueError(
-            f"the objective went from {first.item()} to {last.item()}: it must be bounded below, "
-            'which a cost like "negative_dot" is not without divergence=True, and differentiable'
+            f"the objective went from {first.item()} to {last.item() * size}: it must be bounded "
+            'below, which a cost like "negative_dot" is not without divergence=True, and '
+            "differentiable"
         )
-    return z.detach()
+    return u.detach() * spread

@@ -169,15 +169,15 @@ class _OfCosts(Function):
         problem = problem._replace(cost=cost)
         loss, by_cost = _weighted(problem, squares, weight, alpha, True)
         ctx.x_lengths, ctx.y_lengths, ctx.bandwidth = problem[3:]
-        ctx.save_for_backward(by_cost, loss)
+        ctx.save_for_backward(by_cost, loss == math.inf)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        by_cost, loss = ctx.saved_tensors
+        by_cost, without_path = ctx.saved_tensors
         # Without a path 0, even if the gradient of the loss is not finite.
-        grad = torch.where(loss == math.inf, 0, grad)
+        grad = torch.where(without_path, 0, grad)
         lengths = ctx.x_lengths, ctx.y_lengths
         engine = kernels.engine_of_plain_call((by_cost, grad, *lengths))
         if engine is not None:
@@ -225,14 +225,14 @@ class _OfFeatures(Function):
         problem = problem._replace(x=x, y=y)
         wanted = ctx.needs_input_grad[:2]
         loss, by_x, by_y = engine.directional.of_features(problem, squares, factors, *wanted)
-        ctx.save_for_backward(loss, by_x, by_y)
+        ctx.save_for_backward(loss == math.inf, by_x, by_y)  # a caller may change the loss
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        loss, *by_features = ctx.saved_tensors
-        grad = torch.where(loss == math.inf, 0, grad)[..., None, None]
+        without_path, *by_features = ctx.saved_tensors
+        grad = torch.where(without_path, 0, grad)[..., None, None]
         wanted = zip(by_features, ctx.needs_input_grad, strict=False)
         grads = [by * grad if is_wanted else None for by, is_wanted in wanted]
         return *grads, None, None, None, None
@@ -278,7 +278,13 @@ def _distortion(
     i, j = (torch.arange(size, dtype=dtype, device=device) for size in shape)
     sizes = zip(shape, lengths, strict=True)
     n, m = (size if own is None else own.to(dtype) for size, own in sizes)
-    weight = torch.as_tensor((1 - alpha) / (n * m), dtype=dtype, device=device)
+    area = n * m
+    if torch.compiler.is_compiling() and not isinstance(area, Tensor):
+        area = torch.full((), area, dtype=torch.float64, device=device)  # follows other sizes
+    weight = (1 - alpha) / area
+    if isinstance(weight, Tensor):
+        return (i[:, None] - j).square_(), weight.to(device, dtype)
+    weight = torch.as_tensor(weight, dtype=dtype, device=device)
     return (i[:, None] - j).square_(), weight
 
 

@@ -291,6 +291,8 @@ def _equal(pairs: Sequences) -> Tensor:
     of_y: Tensor | int = y.shape[-2] if pairs.y_lengths is None else pairs.y_lengths
     if pairwise and isinstance(of_x, Tensor):
         of_x = of_x[..., None]
+    if torch.compiler.is_compiling() and not isinstance(of_x, Tensor):
+        of_x = torch.full((), of_x, device=x.device)  # the sizes of other calls may be equal or not
     as_long = torch.as_tensor(of_x == of_y, device=x.device)
     size = min(x.shape[-2], y.shape[-2])
     x, y = x[..., :size, :].flatten(-2), y[..., :size, :].flatten(-2)

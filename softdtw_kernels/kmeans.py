@@ -15,12 +15,11 @@ from ._checks import (
     Number,
     check_bandwidth,
     check_count,
-    check_lengths,
     check_scalar,
     check_tensor,
     check_tolerance,
 )
-from .barycenter import padded, resampled, soft_dtw_barycenter
+from .barycenter import own_lengths, padded, resampled, soft_dtw_barycenter
 from .costs import Cost, check_cost, computing_dtype
 from .divergence import soft_dtw_divergence
 from .functional import soft_dtw
@@ -122,11 +121,14 @@ def soft_dtw_kmeans(
     check_tensor(sequences, "sequences", "(B, N, D)")
     if sequences.dim() != 3 or sequences.shape[0] == 0:
         raise ValueError(f"sequences must have shape (B, N, D), got {tuple(sequences.shape)}")
-    lengths = check_lengths(lengths, "lengths", sequences.shape[:1], sequences.device)
-    if lengths is not None:
-        lengths = lengths.expand(sequences.shape[:1])
+    lengths = own_lengths(lengths, sequences)
     k = _check_k(k, sequences.shape[0])
     _check_init(init, k, sequences.shape[-1])
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(
+            f"generator must be None or a torch.Generator, got {type(generator).__name__}; of a "
+            "seed pass torch.Generator().manual_seed(seed)"
+        )
     dtype = sequences.dtype
     constant = gamma.detach() if isinstance(gamma, Tensor) else gamma
     settings: dict[str, Any] = {
@@ -235,6 +237,11 @@ def _check_k(k: Any, count: int) -> int:
 def _check_init(init: Any, k: int, features: int) -> None:
     if init is None:
         return
+    if isinstance(init, (list, tuple)):
+        raise TypeError(
+            f"init must be a torch.Tensor of shape (k, L, D), got {type(init).__name__}; centers "
+            "of one length make one by torch.stack(init)"
+        )
     check_tensor(init, "init", "(k, L, D)")
     if init.dim() != 3 or init.shape[0] != k or init.shape[2] != features:
         raise ValueError(f"init must have shape ({k}, L, {features}), got {tuple(init.shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import seeds
 
-from softdtw_kernels import soft_dtw, soft_dtw_barycenter
+from softdtw_kernels import soft_dtw, soft_dtw_barycenter, soft_dtw_kmeans
 
 
 def _walks(count: int, n: int, seed: int = 0) -> torch.Tensor:
@@ -109,11 +110,33 @@ def test_dtype_and_length_of_the_result(dtype: torch.dtype, backend: str) -> Non
     assert soft_dtw_barycenter(x, init=x[1, :3], backend=backend).shape == (3, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unit", [2.0**-20, 2.0**13])
+@pytest.mark.parametrize("cost, power", [("sqeuclidean", 2), ("euclidean", 1)])
+def test_units_change_nothing(cost: str, power: int, unit: float, dtype: torch.dtype) -> None:
+    """Volts or microvolts: gamma is in units of the cost."""
+    x, lengths = _walks(4, 12).to(dtype), [12, 9, 10, 7]
+    settings: dict[str, Any] = {"lengths": lengths, "cost": cost, "divergence": cost[0] == "s"}
+    plain = soft_dtw_barycenter(x, gamma=0.5, **settings)
+    scaled = soft_dtw_barycenter(x * unit, gamma=0.5 * unit**power, **settings)
+    assert_close(scaled / unit, plain, 1e-5, "barycenter")
+    centers, labels, inertia = soft_dtw_kmeans(x, 2, init=x[:2], gamma=0.5, lengths=lengths)
+    far = soft_dtw_kmeans(x * unit, 2, init=x[:2] * unit, gamma=0.5 * unit**2, lengths=lengths)
+    assert_close(far.centers / unit, centers, 1e-5, "centers")
+    assert_close(far.inertia / unit**2, inertia, 1e-4, "inertia")
+    assert torch.equal(far.labels, labels)
+
+
+def test_an_offset_of_all_frames_is_no_reason_to_stop() -> None:
+    x = _walks(4, 12)
+    plain = soft_dtw_barycenter(x)
+    assert_close(soft_dtw_barycenter(x + 1000.0) - 1000.0, plain, 1e-3, "barycenter")
+
+
 def _minus_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return -(x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cost", ["negative_dot", _minus_squares])
 def test_an_objective_without_a_bottom_is_an_error(dtype: torch.dtype, cost: object) -> None:

@@ -38,7 +38,7 @@ ALIGNMENTS = {
         "s2dtw_alignment",
         "s2dtw_alignment_from_cost",
     )
-    for part in ("value", "expected")
+    for part in ("value", "expected", "entropy")
 }
 VALUES: dict[str, Callable[..., Tensor]] = {
     "soft_dtw": lambda x, y, c, **k: sk.soft_dtw(x, y, **k),
@@ -62,6 +62,14 @@ VALUES: dict[str, Callable[..., Tensor]] = {
     "soft_dtw_divergence": lambda x, y, c, **k: sk.soft_dtw_divergence(x, y, **k),
     "SoftDTWLoss": lambda x, y, c, **k: sk.SoftDTWLoss(reduction="none", **k)(x, y),
     "S2DTWLoss": lambda x, y, c, **k: sk.S2DTWLoss(reduction="sum", **k)(x, y),
+}
+# On CUDA these have no kernels that the emulator could run.
+WITHOUT_CUDA: dict[str, Callable[..., Tensor]] = {
+    "forward_sum": lambda x, y, c, **k: sk.forward_sum(c.mT, **k),
+    "dilate_loss": lambda x, y, c, **k: sk.dilate_loss(x, y, gamma=0.1, **k),
+    "dilate_loss euclidean": lambda x, y, c, **k: sk.dilate_loss(x, y, cost="euclidean", **k),
+    "dilate_loss shape alone": lambda x, y, c, **k: sk.dilate_loss(x, y, alpha=1, **k),
+    "DILATELoss": lambda x, y, c, **k: sk.DILATELoss(gamma=0.1, reduction="none", **k)(x, y),
 }
 COST_MATRICES: dict[str, Callable[..., Tensor]] = {
     f"cost_matrix {name} {pairwise}": lambda x, y, c, name=name, pairwise=pairwise, **k: (
@@ -139,6 +147,12 @@ def test_gradients_are_those_of_the_program_out_of_place(
     program = PROGRAMS[name]
     for dtype in (torch.float32, torch.float64):
         check_program(program, dtype, settings)
+
+
+@pytest.mark.parametrize("name", WITHOUT_CUDA)
+def test_gradients_of_losses_of_other_lattices(name: str, backend: str) -> None:
+    for dtype in (torch.float32, torch.float64):
+        check_program(WITHOUT_CUDA[name], dtype, {"backend": backend})
 
 
 def check_program(

@@ -74,6 +74,18 @@ def test_processes_that_race_on_a_cold_cache(forks: Forks, folder: Path) -> None
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.nb?")} == before
 
 
+def test_kernels_are_compiled_where_numba_is_told_not_to(
+    forks: Forks, folder: Path, tmp_path: Path
+) -> None:
+    """NUMBA_DISABLE_JIT, as those set it who measure the coverage of their own kernels."""
+    disabled = "import numba\nnumba.config.DISABLE_JIT = 1\n"
+    still = "plain = lambda: 0\nassert numba.config.DISABLE_JIT and numba.njit(plain) is plain\n"
+    [truth] = forks.run(CALL, {"NUMBA_CACHE_DIR": str(folder)})
+    for cache in (folder, tmp_path):
+        [done] = forks.run(disabled + CALL + still, {"NUMBA_CACHE_DIR": str(cache)})
+        assert done.stdout == truth.stdout
+
+
 def _damage(folder: Path, ending: str, damage: Callable[[bytes], bytes]) -> list[Path]:
     files = list(folder.rglob(f"*{ending}"))
     assert files, "nothing was cached"

@@ -109,6 +109,9 @@ def test_bad_arguments() -> None:
         (ValueError, "0-d tensor with k-means", {"k": 2, "gamma": torch.ones(3)}),
         (ValueError, "cost must be one of", {"k": 2, "cost": "l1"}),
         (ValueError, "lengths must be integers of shape", {"k": 2, "lengths": [1, 2]}),
+        (ValueError, r"^lengths must lie in 1..\d+, .*got 0", {"k": 2, "lengths": [1, 0, 1]}),
+        (TypeError, r"generator must be .*got int; .*manual_seed\(", {"k": 2, "generator": 42}),
+        (TypeError, r"init must be .*got list; .*torch.stack\(init\)", {"k": 1, "init": [x[0]]}),
     ):
         with pytest.raises(error, match=message):
             soft_dtw_kmeans(x, **arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_close, derivative, value_and_gradient
@@ -18,6 +19,7 @@ from softdtw_kernels import (
     s2dtw_from_cost,
     soft_dtw,
     soft_dtw_alignment_from_cost,
+    soft_dtw_barycenter,
     soft_dtw_divergence,
     soft_dtw_from_cost,
 )
@@ -134,6 +136,18 @@ def test_lengths_of_any_integer_kind(kind: object, backend: str) -> None:
     value = soft_dtw_from_cost(cost, x_lengths=lengths, backend=backend)
     for k, n in enumerate(sizes):
         assert torch.equal(value[k], soft_dtw_from_cost(cost[k, :n], backend=backend))
+
+
+@pytest.mark.parametrize("lengths", [np.array([3, 1, 4])[::-1], np.array([4, 1, 3], ">i8")])
+def test_arrays_that_torch_refuses(lengths: np.ndarray) -> None:
+    """As sorting in descending order and files make them."""
+    x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(
+        soft_dtw(x, x + 1, x_lengths=lengths), soft_dtw(x, x + 1, x_lengths=[4, 1, 3])
+    )
+    weights = lengths.astype(lengths.dtype.kind + "8")[::-1]
+    for settings in ({"lengths": lengths}, {"weights": lengths}, {"weights": weights}):
+        assert soft_dtw_barycenter(x, **settings, max_iter=1).isfinite().all()
 
 
 @given(problem=problems(largest=6), seed=seeds())

@@ -57,6 +57,13 @@ class Program(nn.Module):
         return (result.value, result.expected) if isinstance(result, sk.Alignment) else result
 
 
+class Entropy(nn.Module):
+    """Where nothing asks for a derivative while the program is recorded."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return sk.soft_dtw_alignment(x, y, gamma=0.5).entropy
+
+
 EACH_COST = {
     f"{function.__name__} {cost}": Program(function, cost=cost)
     for function in (sk.soft_dtw, sk.cost_matrix)
@@ -68,6 +75,7 @@ LOSSES = {
         gamma=nn.Parameter(torch.tensor(0.5)), dummy_cost=nn.Parameter(torch.tensor(0.4))
     ),
     "no smoothing": sk.S2DTWLoss(smoothing=False, reduction="none"),
+    "DILATELoss": sk.DILATELoss(gamma=0.3),
 }
 PROGRAMS: dict[str, nn.Module] = {
     **EACH_COST,
@@ -78,6 +86,7 @@ PROGRAMS: dict[str, nn.Module] = {
     "soft_dtw_from_cost": Program(sk.soft_dtw_from_cost),
     "s2dtw_from_cost": Program(sk.s2dtw_from_cost),
     "soft_dtw_alignment": Program(sk.soft_dtw_alignment),
+    "entropy": Entropy(),
     "s2dtw_alignment": Program(sk.s2dtw_alignment),
     "reference": Program(sk.soft_dtw, backend="reference"),
 }
@@ -130,7 +139,7 @@ def test_an_exported_program_differentiates(name: str) -> None:
     check(exported(program, *SMALL).module(), program, *SMALL)
 
 
-@pytest.mark.parametrize("name", [*FEW, "pairwise"])
+@pytest.mark.parametrize("name", [*FEW, "pairwise", "DILATELoss", "entropy"])
 def test_with_dynamic_shapes_and_saved(name: str) -> None:
     program = PROGRAMS[name]
     shapes = dynamic(*SMALL, pairwise=name == "pairwise")
@@ -186,9 +195,13 @@ def test_a_trace_in_training_and_one_without_gradient() -> None:
 def test_a_traced_program_differentiates(name: str) -> None:
     """Of other shapes too, but for the reference, whose steps are unrolled: that raises."""
     program = PROGRAMS[name]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", torch.jit.TracerWarning)
-        traced = torch.jit.trace(program, SMALL)
+    torch.set_warn_always(True)  # or only the first program that is recorded may warn
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", torch.jit.TracerWarning)
+            traced = torch.jit.trace(program, SMALL)
+    finally:
+        torch.set_warn_always(False)
     loaded = saved_and_loaded(traced, torch.jit)
     for module in (traced, loaded):
         check(module, program, *SMALL)

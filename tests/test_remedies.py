@@ -26,6 +26,7 @@ from softdtw_kernels import (
     soft_dtw_barycenter,
     soft_dtw_divergence,
     soft_dtw_from_cost,
+    soft_dtw_kmeans,
 )
 from softdtw_kernels import _backends as backends
 from softdtw_kernels._cuda.launcher import import_cupy
@@ -169,6 +170,30 @@ def test_a_barycenter_of_packed_or_nested_sequences() -> None:
     for layout in (torch.jagged, torch.strided):
         x = nested(layout)
         raised(TypeError, ["sequences", "to_padded_tensor"], lambda x=x: soft_dtw_barycenter(x))
+
+
+def test_arrays_of_sequences_are_converted_as_a_whole() -> None:
+    for function in (soft_dtw_barycenter, lambda x: soft_dtw_kmeans(x, 1)):
+        raised(TypeError, ["sequences must", "torch.as_tensor(sequences)"], lambda f=function: f(
+            X.numpy()
+        ))  # fmt: skip
+
+
+@pytest.mark.parametrize("lengths", [[0, 3], [3, 5]])
+@pytest.mark.parametrize("init", [None, torch.rand(3, 3)])
+def test_lengths_of_sequences_by_their_own_name(lengths: list[int], init: Tensor | None) -> None:
+    message = raised(ValueError, ["lengths must lie in 1..4", "got "], lambda: soft_dtw_barycenter(
+        X, lengths=lengths, init=init
+    ))  # fmt: skip
+    assert message.startswith("lengths")
+
+
+def test_a_named_cost_is_no_cost_function_that_failed() -> None:
+    with torch.inference_mode():
+        x = X.clone()
+    y = Y.clone().requires_grad_()
+    message = raised(RuntimeError, ["Inference"], lambda: soft_dtw(x, y, cost="manhattan"))
+    assert "cost function" not in message
 
 
 @pytest.mark.parametrize(

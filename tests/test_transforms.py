@@ -19,12 +19,17 @@ from softdtw_kernels import (
     S2DTWFunction,
     SoftDTWFunction,
     _problem,
+    dilate_loss,
+    forward_sum,
     s2dtw,
     s2dtw_from_cost,
     soft_dtw,
+    soft_dtw_alignment,
     soft_dtw_alignment_from_cost,
+    soft_dtw_barycenter,
     soft_dtw_divergence,
     soft_dtw_from_cost,
+    soft_dtw_kmeans,
 )
 from softdtw_kernels import _backends as backends
 from softdtw_kernels._operators import ops
@@ -172,6 +177,29 @@ def test_compile_fullgraph_from_cost(function: Callable[..., Tensor]) -> None:
     (got,) = torch.autograd.grad(compiled(cost).sum(), cost)
     (truth,) = torch.autograd.grad(function(cost, gamma=0.2).sum(), cost)
     assert torch.equal(got, truth)
+
+
+WITHOUT_LENGTHS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "divergence": soft_dtw_divergence,
+    "divergences of all pairs": lambda x, y: soft_dtw_divergence(x, y, pairwise=True),
+    "dilate_loss": lambda x, y: dilate_loss(x, y, gamma=0.3),
+    "entropy": lambda x, y: soft_dtw_alignment(x, y).entropy,
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_LENGTHS)
+def test_compile_of_sizes_that_become_equal(name: str) -> None:
+    torch._dynamo.reset()
+    function = WITHOUT_LENGTHS[name]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows, columns in ((5, 6), (4, 4), (7, 3)):
+        x, y = _data(3, rows, 2).requires_grad_(), _data(3, columns, 2, seed=1)
+        if rows == columns:
+            y[0] = x[0].detach()
+        got, truth = compiled(x, y), function(x, y)
+        assert_close(got.detach(), truth.detach(), 1e-12, "value")
+        gradients = (torch.autograd.grad(v.sum(), x)[0] for v in (got, truth))
+        assert_close(*gradients, 1e-11, "gradient")
 
 
 def test_compile_of_the_expected_alignment() -> None:
@@ -377,3 +405,28 @@ def test_a_change_in_place_between_forward_and_backward_is_noticed() -> None:
     scaled.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.backward()
+
+
+def test_the_default_device_is_not_that_of_the_sequences() -> None:
+    x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(1))
+    lengths = [4, 1, 3]
+    calls: list[Callable[[], Tensor]] = [
+        lambda: soft_dtw(x, x + 1, x_lengths=lengths, y_lengths=lengths),
+        lambda: s2dtw(x, x + 1, pairwise=True, x_lengths=lengths),
+        lambda: soft_dtw_divergence(x, x + 1, y_lengths=lengths),
+        lambda: soft_dtw_divergence(x, x + 1, pairwise=True),
+        lambda: dilate_loss(x, x + 1, input_lengths=lengths),
+        lambda: soft_dtw_alignment(x, x + 1, open_end="x", warp_cost=1.0).expected,
+        lambda: forward_sum(x, x_lengths=[4, 2, 3]),
+        lambda: soft_dtw_barycenter(x, lengths=lengths, weights=[1.0, 2.0, 1.0]),
+        lambda: soft_dtw_barycenter(list(x)),
+        lambda: soft_dtw_kmeans(x, 2, lengths=lengths, generator=seeded()).centers,
+    ]
+    for call in calls:
+        with torch.device("meta"):
+            found = call()
+        assert_close(found, call(), 1e-5, "the same")
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator(device="cpu").manual_seed(0)

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 NOTHING = np.empty(0)
 NUMPY_TYPE = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+def without_warnings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Infinite and NaN numbers are results, as in torch: NumPy does not warn of them.
+
+    Around what computes with numbers of the caller by NumPy. It takes some microseconds, which are
+    too many for small calls: these have but kernels, which never warn.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **settings: Arguments.kwargs) -> Result:
+        with np.errstate(all="ignore"):
+            return function(*args, **settings)
+
+    return call
 
 
 def four_dimensional(x: Tensor) -> Tensor:

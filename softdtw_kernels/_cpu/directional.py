@@ -21,6 +21,7 @@ from .arrays import (
     from_array,
     matrix_like,
     three_dimensional,
+    without_warnings,
 )
 from .batch import Batch
 from .scaling import DOUBLE, UNIT, WANTED
@@ -97,6 +98,7 @@ def _factors(factors: Factors, batch: tuple[int, ...]) -> np.ndarray:
     return both
 
 
+@without_warnings
 def _losses(
     task: Batch, along: np.ndarray, factors: np.ndarray, with_grad: bool, out: np.ndarray
 ) -> np.ndarray:
@@ -105,8 +107,7 @@ def _losses(
     (value, slope), _ = directional(task, (along, none, none), of_grad, out, False)
     if factors[0].any():
         _near_zero(task, value)
-    with np.errstate(invalid="ignore"):  # 0 times +inf
-        loss = factors[0] * value + factors[1] * slope
+    loss = factors[0] * value + factors[1] * slope
     loss[value == np.inf] = np.inf  # whatever its factor is
     return loss.astype(out.dtype, copy=False)
 

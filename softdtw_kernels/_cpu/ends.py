@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import without_warnings
 from .floating import scaled, split_exponent
 from .jit import inline
 from .scaling import DOUBLE, LOG2_E, SINGLE, Precision, usable
@@ -295,21 +296,21 @@ def _for_all(
     return _for_each(given, np.array([gamma]), np.array([price]), sizes, precision)
 
 
+@without_warnings
 def _for_each(
     given: Open, gamma: np.ndarray, price: np.ndarray, sizes: tuple[int, int], precision: Precision
 ) -> Ends:
     rows, columns = sizes
     soft = np.where(usable.py_func(gamma), gamma, 1.0)
-    with np.errstate(over="ignore"):
-        log_r = np.clip(-(price / soft) * LOG2_E, -(2.0**60), 2.0**60)[:, None]
+    log_r = np.clip(-(price / soft) * LOG2_E, -(2.0**60), 2.0**60)[:, None]
     up, left = "y" in given.repeat, "x" in given.repeat
     of_x, of_y = "x" in given.begin, "y" in given.begin
     log_sum = np.logaddexp2(0.0, log_r)  # of 1 + r
     log_factor = log_sum if (of_y and up) or (of_x and left) else np.zeros_like(log_r)
     log_corner = np.zeros_like(log_r)
     if of_y and up and of_x and left:
-        with np.errstate(all="ignore"):  # NaN where r > 1, which may be beyond float64
-            log_corner = np.log2(-np.expm1(log_r * np.log(2.0)))
+        # NaN where r > 1, which may be beyond float64.
+        log_corner = np.log2(-np.expm1(log_r * np.log(2.0)))
     nowhere = np.full((log_r.shape[0], precision.lanes * 2), -np.inf)
 
     def border(size: int, is_open: bool, repeats: bool) -> np.ndarray:

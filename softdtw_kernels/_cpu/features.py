@@ -19,7 +19,7 @@ from .._lattice import band_limits
 from .._problem import FeatureProblem
 from . import solve as tiers
 from . import sources, strips, together
-from .arrays import NOTHING, NUMPY_TYPE, as_array, flat, from_array
+from .arrays import NOTHING, NUMPY_TYPE, as_array, flat, from_array, without_warnings
 from .batch import Batch, Gradients
 from .distances import squared_distances, squared_distances_vjp
 from .scaling import AGAIN, NOT_A_NUMBER, UNIT, WANTED, precision_of, roundings
@@ -160,6 +160,7 @@ def sequences_of(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return features, of_item
 
 
+@without_warnings
 def solve(
     task: FeatureBatch, gradients: FeatureGradients | None, returned: bool = True
 ) -> np.ndarray:
@@ -322,10 +323,10 @@ def _as_tensors(
     return by_x, by_y, in_shape(grads[2], problem.x.shape[:-2])
 
 
+@without_warnings  # 0 times an infinite factor is NaN
 def times(of_sum: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """The gradients (P, ...) of values times their factors, from those of the sum of the values."""
-    with np.errstate(invalid="ignore"):  # 0 times an infinite factor is NaN, as in torch
-        return of_sum * scale.reshape(-1, *(1,) * (of_sum.ndim - 1))
+    return of_sum * scale.reshape(-1, *(1,) * (of_sum.ndim - 1))
 
 
 HEADER = 8  # bytes of a state before the gradients: which of them it holds

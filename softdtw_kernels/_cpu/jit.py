@@ -17,11 +17,15 @@ from typing import Any
 
 import numba
 from numba import types
+from numba.core import config as numba_config
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 from .parts import part_options
+
+config: Any = numba_config  # sets its names at run time
 
 
 def sources() -> list[Path]:
@@ -168,6 +172,25 @@ def _of_contiguous(signature: Signature) -> Signature:
     return signature if all(t.layout == "C" for t in matrices) else _of_any_strides(signature)
 
 
+def enabled(call: Callable[..., Any], *arguments: Any) -> Any:
+    """A call of Numba's compiler, whatever NUMBA_DISABLE_JIT says: it is for functions of which
+    somebody wants to see or count the lines, and ours use instructions that Python does not have.
+    """
+    if not config.DISABLE_JIT:
+        return call(*arguments)
+    with global_compiler_lock:
+        before, config.DISABLE_JIT = config.DISABLE_JIT, 0
+        try:
+            return call(*arguments)
+        finally:
+            config.DISABLE_JIT = before
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """A function that Numba compiles at its first call."""
+    return enabled(lambda: numba.jit(**options)(function))
+
+
 def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> None:
     """Let the first call with other types than before choose its form."""
     compile_form = dispatcher._compile_for_args
@@ -178,8 +201,8 @@ def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> 
         own = tuple(map(dispatcher.typeof_pyval, arguments))
         form = form_of(own)
         if form == own:
-            return compile_form(*arguments)
-        entry = dispatcher.compile(form)
+            return enabled(compile_form, *arguments)
+        entry = enabled(dispatcher.compile, form)
         with lock:  # once: of two that are the same, Numba finds none, and each call comes here
             if own not in known:
                 known.add(own)
@@ -201,7 +224,7 @@ def jit(
     """
     function.__qualname__ = f"{function.__name__}_{_DIGEST}"
     options |= {"nopython": True, "nogil": True, "error_model": "numpy"}
-    dispatcher = numba.jit(**options)(function)
+    dispatcher = compiled(function, **options)
     _share_forms(dispatcher, form_of)
     try:
         dispatcher._cache = _Cache(function)
@@ -236,17 +259,17 @@ HELPER: Any = {
 
 def inline(function: Callable[..., Any]) -> Any:
     """Compile a helper that is inlined into the entry points which call it."""
-    return numba.jit(**HELPER, forceinline=True)(function)
+    return compiled(function, **HELPER, forceinline=True)
 
 
 def outlined(function: Callable[..., Any]) -> Any:
     """Compile a helper that stays a function of its own: large, called once for many cells."""
-    return numba.jit(**HELPER)(function)
+    return compiled(function, **HELPER)
 
 
 def allocating(function: Callable[..., Any]) -> Any:
     """As outlined, for a helper that makes arrays."""
-    return numba.jit(**HELPER | {"_nrt": True})(function)
+    return compiled(function, **HELPER | {"_nrt": True})
 
 
 @intrinsic

@@ -29,6 +29,7 @@ from .arrays import (
     from_array,
     matrices,
     matrix_like,
+    without_warnings,
 )
 from .batch import Batch, Gradients
 from .distances import squared_distances as squared_distances
@@ -153,6 +154,7 @@ def smooth(smoothing: Smoothing) -> Tensor:
     return result
 
 
+@without_warnings
 def smooth_vjp(smoothing: Smoothing, grad_s: Tensor) -> tuple[Tensor, Tensor]:
     cost, task = smoothing.cost, batch_to_smooth(smoothing)
     result = matrix_like(cost, zeros=task.partial)
@@ -307,6 +309,7 @@ def value_within_gamma(problem: Problem | FeatureProblem) -> tuple[Tensor, Tenso
     return from_array(solve(batch, None), problem.cost.shape[:-2]), error
 
 
+@without_warnings
 def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> tuple[Tensor, Tensor]:
     x = monotonic.log_probs
     memory, batch = _memory(monotonic), x.shape[:-2]
@@ -322,6 +325,7 @@ def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> tuple[Tensor, Te
     return from_array(values, batch), from_array(expected, shape)
 
 
+@without_warnings
 def monotonic_product(monotonic: Monotonic, tangent: Tensor) -> Tensor:
     """In float64: one kernel less to compile, for what is asked for seldom."""
     x = monotonic.log_probs

@@ -26,6 +26,7 @@ from .arrays import (
     matrices,
     matrix_like,
     one_or_all,
+    without_warnings,
 )
 from .batch import Batch
 from .open_ends import solve_hard, solve_open
@@ -81,12 +82,14 @@ def _number(problem: PatternProblem) -> int:
     return sum(1 << k for k, given in enumerate(sides) if given)
 
 
+@without_warnings
 def pattern_value(problem: PatternProblem) -> Tensor:
     cost = problem.cost
     values = _solve(problem, None, NOWHERE, False).values
     return from_array(values.astype(NUMPY_TYPE[cost.dtype], copy=False), cost.shape[:-2])
 
 
+@without_warnings
 def pattern_gradient(
     problem: PatternProblem, grad_value: Tensor, with_parameters: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -133,6 +136,7 @@ def _solve(
     return results
 
 
+@without_warnings
 def pattern_hessian_product(
     problem: PatternProblem,
     grad_value: Tensor,

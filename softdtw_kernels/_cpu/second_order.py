@@ -19,6 +19,7 @@ import math
 import numpy as np
 
 from . import exact_second_order
+from .arrays import without_warnings
 from .batch import Batch, Gradients
 from .jit import allocating, inline, jit, outlined, plain
 from .lattice import entry, lattice_of, length
@@ -288,6 +289,7 @@ def solve(
     return values[1], sums
 
 
+@without_warnings
 def directional(
     task: Batch,
     tangents: tuple[np.ndarray, np.ndarray, np.ndarray],

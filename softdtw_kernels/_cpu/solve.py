@@ -15,7 +15,7 @@ import numpy as np
 
 from .._lattice import band_limits, lattice_size
 from . import exact, hard, lanes, strips, together, unbounded, walls
-from .arrays import NOTHING
+from .arrays import NOTHING, without_warnings
 from .batch import ALL, LANES, LANES_ROW, Batch, Gradients
 from .ends import ends_of
 from .hard_patterns import Prices
@@ -32,6 +32,7 @@ VECTOR_COST = 3  # the same, on vectors
 NO_PRICE = np.zeros(1)
 
 
+@without_warnings
 def solve(task: Batch, gradients: Gradients | None) -> np.ndarray:
     """Values of all pairs, and their gradients if asked for."""
     out, status = np.empty(task.pairs, task.cost.dtype), np.empty(task.pairs, np.uint8)
@@ -89,8 +90,7 @@ def with_bars(
         in_tiers(part, theirs, values, sure)
         kept = np.flatnonzero(sure != AGAIN)
         some = some[kept]
-        with np.errstate(over="ignore"):  # a float32 value of some 1e38 is infinite
-            out[some] = walls.values_without_bars(values, bars, more)[kept]
+        out[some] = walls.values_without_bars(values, bars, more)[kept]
         status[some] = sure[kept]
         if gradients is not None and theirs is not None:
             gradients.put(some, theirs, task.cost.shape[1], kept)

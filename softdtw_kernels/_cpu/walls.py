@@ -139,8 +139,7 @@ def _bars(
     heights = np.where(larger, dummy, heights)
     # Of a cost of warping 2 a cell are added, and 1 a frame is taken off.
     others = others + 3.0 * np.abs(warp) + np.abs(price)
-    with np.errstate(over="ignore"):
-        needed = 2.0 * span * (others + LOG_3 * gamma) + NOTHING_LEFT * gamma
+    needed = 2.0 * span * (others + LOG_3 * gamma) + NOTHING_LEFT * gamma
     bars = np.zeros(items.size)
     for bar in choices:
         fits = (needed <= bar) & ((bar < np.abs(heights)) | at_all)

@@ -83,8 +83,8 @@ def solve_fewest(task: Batch, repeat: str, warp: np.ndarray, results: Results) -
     finite = sure & (results.values < np.inf)
     results.values[finite] += (np.abs(more) * warp)[finite]
     if results.scale is not None:
-        with np.errstate(invalid="ignore"):  # a factor of inf times no step is NaN, as in torch
-            results.sums[1, finite] = (np.abs(more) * results.scale)[finite]
+        # A factor of inf times no step is NaN, as in torch.
+        results.sums[1, finite] = (np.abs(more) * results.scale)[finite]
     without = np.flatnonzero(none & sure)
     results.values[without] = np.inf
     spread(results, task, without, 0.0)

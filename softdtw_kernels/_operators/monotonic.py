@@ -90,21 +90,23 @@ class _SumTwin(BatchedFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:3], *output)
+        value, expected = output
+        # Not the value itself, which a caller may change.
+        ctx.save_for_backward(*inputs[:3], value == math.inf, expected)
         ctx.save_for_forward(*inputs[:3])
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(expected)
         ctx.with_expected = inputs[3]
 
     @staticmethod
     def backward(ctx: Any, by_value: Tensor | None, _: Any) -> tuple[Any, ...]:
         if by_value is None:
             return None, None, None, None
-        *args, value, expected = ctx.saved_tensors
+        *args, without_alignment, expected = ctx.saved_tensors
         # Without them: a program that was recorded where no derivative was due.
         if may_be_differentiated() or not ctx.with_expected:
             expected = derivative(Expected, _expected, tuple(args))
         # Without an alignment 0, even if the gradient of the value is not finite.
-        scale = torch.where(value == math.inf, 0, -by_value)
+        scale = torch.where(without_alignment, 0, -by_value)
         return _times(expected, scale[..., None, None]), None, None, None
 
 
