@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 from .._backends import in_shape
-from .._checks import lengths_in_range
-from .._pattern import in_range
 from .._problem import PatternProblem
 from . import fields
 from .fields import Layout, few_dimensions, leaves_cells, new_like, sum_of_parts
@@ -180,6 +178,14 @@ def gradient(
     visits = by_cost.sum((-2, -1), dtype=torch.float64)
     by_warp = 2 * visits - frames(problem) * grad_value.double() + by_skip
     return by_cost, by_gamma, torch.where(visits == 0, 0, by_warp), by_skip
+
+
+def path(launcher: Launcher, problem: PatternProblem) -> list[Tensor]:
+    """As `lattice.path`: where the gradient at gamma = 0 is."""
+    cost = problem.cost.detach()
+    hard = problem._replace(cost=cost, gamma=torch.zeros_like(problem.gamma))
+    visits = gradient(launcher, hard, cost.new_ones(cost.shape[:-2]), False)[0]
+    return [item.nonzero() for item in (visits > 0).reshape(-1, *cost.shape[-2:])]
 
 
 ZERO = torch.zeros((), dtype=torch.float64)

@@ -114,7 +114,11 @@ __device__ __forceinline__ bool next_work(const Problem& problem, Work& work, in
   return work.take_strip(problem, flags[team], warp_in_block);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) lattice(const __grid_constant__ Given problem) {
+// Of a block, at most. A pattern asks for the registers of more, 168, so that twelve warps may run beside each other, as of
+// plain kernels: what it has more is needed outside of the steady loops.
+constexpr int THREADS = !PATTERN || WIDE || (sizeof(COST) == 8 && WITH_ORDER > 0) ? 256 : 384;
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) lattice(const __grid_constant__ Given problem) {
   // By way of a shuffle the compiler sees that all lanes of a warp have the same, and so all that follows from it.
   const int warp_in_block = from_lane(int(threadIdx.x) / LANES, 0);
   const int warps_in_block = blockDim.x / LANES;

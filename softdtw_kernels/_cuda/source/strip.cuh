@@ -17,6 +17,9 @@
 // Second order (Mensch and Blondel 2018): the tangent R' = Z + sum p_k R'_k rides along the forward sweep, with
 // p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep.
 //
+// Other steps, begins and ends than those of the plain recursion: pattern.cuh has the rules, pattern_strip.cuh what they ask of
+// a strip. Nothing of them is left in the forms for plain problems.
+//
 // The file is long since both sweeps are one class: what they share is registers, which nothing outside can hold.
 #pragma once
 #include "cells.cuh"
