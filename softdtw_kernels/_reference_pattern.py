@@ -157,8 +157,8 @@ def hessian_product(
         return value(problem._replace(cost=cost, gamma=gamma, warp=warp, skip=skip))
 
     def of_inputs(*inputs: Tensor) -> tuple[Tensor, ...]:
-        found, pull = torch.func.vjp(value_of, *inputs)
-        return found, *pull(grad_value)
+        found = torch.func.vjp(value_of, *inputs)
+        return found[0], *found[1](grad_value)
 
     products: tuple[Tensor, ...] = torch.func.jvp(of_inputs, inputs, tangents)[1]
     return products

@@ -88,7 +88,7 @@ def budget_of(variant: Variant) -> Budget:
     """
     if variant.wide:
         return Budget(255, 192)
-    if variant.pattern:  # the compiler is told to keep to 168; gradients of doubles have no room left
+    if variant.pattern:  # the compiler is told to keep to 168, but not in gradients of doubles
         dear = variant.dtype == torch.float64 and variant.order == 1
         return Budget(255, 64) if dear else Budget(168, 128)
     two_doubles = variant.dtype == torch.float64 and variant.columns == 2
@@ -146,6 +146,11 @@ def kernels() -> list[Kernel]:
         Kernel("fixed", v.options, Budget(255 if v.order else 168, 0)) for v in fixed.variants()
     ]
     found += tiny_kernels()
+    # A stack for what is computed once an item; compiled for one GPU, as most forms of tiny.cu.
+    found += [
+        Kernel("tiny_pattern", v.options, Budget(168, 256), main_only=True)
+        for v in pattern.tiny_variants()
+    ]
     for cost in ("float", "double"):
         define = f"-DWITH_COST={cost}"
         for order in (0, 1):

@@ -1,5 +1,5 @@
-"""Open ends by the kernels of plain alignments, an oracle of those that know them: a frame of prices
-around the costs.
+"""Open ends by the kernels of plain alignments, an oracle of those that know them: a frame of
+prices around the costs.
 
 At an open end of y a row of prices is put beside the first or last row, with +inf beside the first
 or last column and 0 in the corner. A path that leaves out frames goes along the prices. From a pair

@@ -1,8 +1,9 @@
 """The operators on CUDA tensors.
 
 Here is asked which kernels a call goes to: those of `tiny` for many small pairs, those of `lattice`
-for all others, in a form of their own with a `pattern`, those of `features` where no cost is stored. Nothing reads a value from the device:
-an item whose gamma, dummy cost or length is out of range is NaN.
+for all others, those of `features` where no cost is stored, forms of the first two with a
+`pattern`. Nothing reads a value from the device: an item whose gamma, dummy cost, price or length
+is out of range is NaN.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Requirements: torch only. Nothing here waits for the device, nor depends on what tensors hold. All
 patterns have one compiled form: which steps there are, and what is open, are fields of the call.
+Many small pairs go to source/tiny_pattern.cu first, a thread for each.
 
 A cost of warping is added to the costs, in float64, where it may count: of a path of K pairs that
 leaves out S frames, 2 K - n - m + S steps repeat a frame, so the value is that of costs C + 2 w and
@@ -10,7 +11,8 @@ of prices p + w, less (n + m) w.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,16 +21,17 @@ from torch import Tensor
 
 from .._backends import in_shape
 from .._problem import PatternProblem
-from . import fields
-from .fields import Layout, few_dimensions, leaves_cells, new_like, sum_of_parts
+from . import fields, tiny
+from .fields import Batch, Layout, few_dimensions, leaves_cells, new_like, sum_of_parts
 from .fixed import FIXED
 from .plan import Plan, fast_plan
 from .recipe import Argument, Device, Launcher, Recipe
 from .sweeps import Counters, Sweeps, launches_of, phases_of, sums
-from .variants import LANES, WIDE_COLUMNS, Variant, ceil_divide, columns_offered
+from .variants import LANES, WIDE_COLUMNS, Variant, c_type, ceil_divide, columns_offered
 from .wide import beside, wide_plan
 
 SIDES = {"": 0, "x": 1, "y": 2, "xy": 3}  # as in source/pattern.cuh
+BLOCKS_OF_VALUES = 16  # of a multiprocessor, where a thread needs next to no memory
 HEAD = 2  # nodes of an item before those of its ends
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -49,6 +52,37 @@ def of_pattern(plan: Plan) -> Plan:
     return replace(plan, variant=replace(plan.variant, pattern=True))
 
 
+@dataclass(frozen=True)
+class TinyPattern:
+    """One compiled form of tiny_pattern.cu: a thread for each pair."""
+
+    dtype: torch.dtype
+    columns: int
+    order: int
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (
+            f"-DWITH_COST={c_type(self.dtype)}",
+            f"-DWITH_COLUMNS={self.columns}",
+            f"-DWITH_ORDER={self.order}",
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a thread: the node of the last column, and the probabilities of a row."""
+        return 2 * self.dtype.itemsize * (1 + self.order * self.columns)
+
+
+def tiny_variants() -> list[TinyPattern]:
+    return [
+        TinyPattern(dtype, columns, order)
+        for dtype, offered in tiny.COLUMNS.items()
+        for columns in offered
+        for order in (0, 1)
+    ]
+
+
 @lru_cache(maxsize=1024)
 def recipe_of(
     order: int,
@@ -57,6 +91,7 @@ def recipe_of(
     skip_form: str,
     sides: tuple[str, str, str],
     with_parameters: bool,
+    is_tiny: bool,
 ) -> Recipe:
     """Inputs are the cost, the items, the prices, and the value or the gradient by the cost."""
     output = "grad_cost" if order else "value"
@@ -93,7 +128,11 @@ def recipe_of(
         *fields.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS"),
         *fields.own_field_names("pattern.cuh", "SOFTDTW_PATTERN_FIELDS"),
     )
+    if is_tiny:
+        first_of_tiny(recipe, order, device, task, names, shared)
     for plan, launch in launches_of(every, counters, recipe):
+        if is_tiny and plan is fast.plan:
+            continue
         phases = launch["phases"]
         launch["ring_chunks"] = plan.ring_chunks(phases)
         recipe.launch(
@@ -105,6 +144,24 @@ def recipe_of(
             fields.in_order(names, shared | launch),
         )
     return recipe
+
+
+def first_of_tiny(
+    recipe: Recipe,
+    order: int,
+    device: Device,
+    task: Batch,
+    names: Sequence[str],
+    shared: dict[str, Argument],
+) -> None:
+    """A thread for each pair, in place of the launches that see an item first."""
+    width = next(c for c in tiny.COLUMNS[task.dtype] if c >= max(task.rows, task.columns))
+    variant = TinyPattern(task.dtype, width, order)
+    most = (BLOCKS_OF_VALUES, tiny.BLOCKS_OF_MULTIPROCESSOR)[order] * device.multiprocessors
+    blocks = min(ceil_divide(task.pairs, tiny.THREADS), most)
+    scratch = recipe.scratch(blocks * tiny.THREADS * task.rows * variant.row_bytes)
+    launch = fields.in_order(names, {**shared, "tiles": scratch})
+    recipe.launch("tiny_pattern", variant.options, blocks, tiny.THREADS, 0, launch)
 
 
 def run(
@@ -128,6 +185,7 @@ def run(
         skip_form,
         (problem.repeat, problem.open_begin, problem.open_end),
         with_parameters,
+        tiny.applies(cost, launcher.multiprocessors),
     )
     return recipe.follow(launcher, device, (cost, *buffers, skip, out))
 
@@ -163,8 +221,8 @@ def gradient(
     cost, shape = problem.cost, problem.cost.shape
     if not is_zero(problem.warp):
         wide = warped(problem)._replace(warp=ZERO)
-        by_cost, *others = gradient(launcher, wide, grad_value.double(), with_parameters)
-        return torch.empty_like(cost).copy_(by_cost), *others
+        found = gradient(launcher, wide, grad_value.double(), with_parameters)
+        return torch.empty_like(cost).copy_(found[0]), *found[1:]
     few = problem._replace(cost=few_dimensions(cost))
     out = new_like(few.cost, leaves_cells(few.of(few.cost)))
     by_gamma = by_skip = None
