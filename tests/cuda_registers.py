@@ -87,7 +87,7 @@ def budget_of(variant: Variant) -> Budget:
     wide arithmetic is for the few items that the fast one marks: the limit is that of the hardware.
     """
     if variant.wide:
-        return Budget(255, 192)
+        return Budget(255, 480 if variant.pattern else 192)
     if variant.pattern:  # the compiler is told to keep to 168, but not in gradients of doubles
         dear = variant.dtype == torch.float64 and variant.order == 1
         return Budget(255, 64) if dear else Budget(168, 128)
