@@ -103,7 +103,8 @@ def table(
                 cells = count["MUFU.EX2"] // 2
             # Two numbers flow to the left; of lattice.cu each is asked for from two lanes. With a
             # pattern the share of a row in the ends comes from a third.
-            if kind is None and count["STG"] and not count["LDGSTS"]:
+            results = count["STG"] if variant is FIXED else count["STG"] + count["STS"]
+            if kind is None and results and not count["LDGSTS"]:
                 flows = 2 * fixed.ROWS if variant is FIXED else (4 + variant.pattern) * STEPS
                 kind = "backward" if count["SHFL"] == flows else None
             if kind and len(loop) / cells < best.get(kind, 1e9):

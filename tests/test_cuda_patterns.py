@@ -103,7 +103,7 @@ def check(launcher: EmulatorLauncher, problem: PatternProblem) -> None:
         assert (most <= tolerance * scale).all(), (problem[6:], most / scale)
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_values_and_gradients_are_those_of_the_recursion(data: st.DataObject) -> None:
     check(data.draw(launchers(checked=False)), data.draw(problems(40)))
