@@ -192,7 +192,8 @@ def run(
 
 def is_zero(warp: Tensor) -> bool:
     """Whether a cost of warping is known to be none: a number, which is in host memory."""
-    return warp.device.type == "cpu" and not any(warp.stride()) and bool((warp == 0).all())
+    one = not any(n > 1 and stride for n, stride in zip(warp.shape, warp.stride(), strict=True))
+    return one and warp.device.type == "cpu" and bool((warp == 0).all())
 
 
 def warped(problem: PatternProblem) -> PatternProblem:
