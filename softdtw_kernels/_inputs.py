@@ -64,7 +64,7 @@ class Costs(NamedTuple):
             return self.problem(gamma, bandwidth=bandwidth)
         cost = self.cost
         warp, skip = (
-            batch_parameter(value, name, cost.shape[:-2], cost.device)
+            self.setting(value, name)
             for value, name in ((pattern.warp_cost, "warp_cost"), (pattern.skip_cost, "skip_cost"))
         )
         rest = self.x_lengths, self.y_lengths, bandwidth, *pattern[1:4]

@@ -143,6 +143,27 @@ def gradient(
     return by_cost, by_gamma, by_warp, by_skip
 
 
+def hessian_product(
+    problem: PatternProblem, grad_value: Tensor, *tangents: Tensor
+) -> tuple[Tensor, ...]:
+    """Along a direction in cost, gamma, warp and skip: the derivative of `value`, and those of
+    grad_value times its gradient by these four.
+    """
+    device = problem.cost.device  # where numbers for CUDA kernels are not
+    inputs = tuple(t.to(device) for t in problem[:4])
+
+    def value_of(*inputs: Tensor) -> Tensor:
+        cost, gamma, warp, skip = inputs
+        return value(problem._replace(cost=cost, gamma=gamma, warp=warp, skip=skip))
+
+    def of_inputs(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = torch.func.vjp(value_of, *inputs)
+        return found[0], *found[1](grad_value)
+
+    products: tuple[Tensor, ...] = torch.func.jvp(of_inputs, inputs, tangents)[1]
+    return products
+
+
 def path(problem: PatternProblem) -> list[Tensor]:
     """The cheapest path of every item as (L, 2) indices, (0, 2) if there is none: the support of
     the gradient at gamma = 0.

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from cuda_registers import MAIN, NVRTC, Budget, Compiler, Kernel, file_of, resources
@@ -79,28 +80,32 @@ def kind_of(count: Counter[str]) -> str | None:
 
 
 FIXED, LATTICE = fixed.variants()[1], Variant(torch.float32, False, 2, False, 1)
+PATTERN = replace(LATTICE, pattern=True)
 
 
 def table(
-    architecture: str, kernels: Sequence[Variant] = (FIXED, LATTICE)
+    architecture: str, kernels: Sequence[Variant] = (FIXED, LATTICE, PATTERN)
 ) -> Iterator[tuple[str, str, float]]:
     """Kernel, loop, and instructions a cell."""
     compiler = Compiler(NVRTC)
     for variant in kernels:
-        of_step = variant.columns * (STEPS if variant is LATTICE else fixed.ROWS)
+        of_step = variant.columns * (fixed.ROWS if variant is FIXED else STEPS)
         kernel = Kernel(variant.source, variant.options, Budget(0, 0))
         code = compiler.compile(kernel, architecture)
         registers, stack = resources(code)
-        name = f"{variant.source}, {registers} registers, {stack} bytes of stack"
+        name = f"{variant.source}{', patterns' * variant.pattern}"
+        name += f", {registers} registers, {stack} bytes of stack"
         best: dict[str, float] = {}  # of loops for edges and without, the latter
         for loop in loops(text_of(code)):
             count, cells = names(loop), of_step
             kind = kind_of(count)
             if variant is FIXED and kind:  # some loops do two tiles
                 cells = count["MUFU.EX2"] // 2
-            # Two numbers flow to the left; of lattice.cu each is asked for from two lanes.
-            if kind is None and count["STG"] and not count["LDGSTS"]:
-                flows = 2 * fixed.ROWS if variant is FIXED else 4 * STEPS
+            # Two numbers flow to the left; of lattice.cu each is asked for from two lanes. With a
+            # pattern the share of a row in the ends comes from a third.
+            results = count["STG"] if variant is FIXED else count["STG"] + count["STS"]
+            if kind is None and results and not count["LDGSTS"]:
+                flows = 2 * fixed.ROWS if variant is FIXED else (4 + variant.pattern) * STEPS
                 kind = "backward" if count["SHFL"] == flows else None
             if kind and len(loop) / cells < best.get(kind, 1e9):
                 best[kind] = len(loop) / cells

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from cuda_emulator import cache_directory, sources_of
 
-from softdtw_kernels._cuda import features, fixed, tiny
+from softdtw_kernels._cuda import features, fixed, pattern, tiny
 from softdtw_kernels._cuda.features import FeatureVariant
 from softdtw_kernels._cuda.fields import SOURCES
 from softdtw_kernels._cuda.launcher import COMPILER_OPTIONS
@@ -87,7 +87,10 @@ def budget_of(variant: Variant) -> Budget:
     wide arithmetic is for the few items that the fast one marks: the limit is that of the hardware.
     """
     if variant.wide:
-        return Budget(255, 192)
+        return Budget(255, 480 if variant.pattern else 192)
+    if variant.pattern:  # the compiler is told to keep to 168, but not in gradients of doubles
+        dear = variant.dtype == torch.float64 and variant.order == 1
+        return Budget(255, 64) if dear else Budget(168, 128)
     two_doubles = variant.dtype == torch.float64 and variant.columns == 2
     if variant.order == 0:
         return Budget(184 if two_doubles else 168, 32)
@@ -132,7 +135,8 @@ def budget_from_features(variant: FeatureVariant) -> Budget:
 
 
 def kernels() -> list[Kernel]:
-    found = [Kernel("lattice", v.options, budget_of(v), not v.wide) for v in variants()]
+    of_lattice = variants() + pattern.variants()
+    found = [Kernel("lattice", v.options, budget_of(v), not v.wide) for v in of_lattice]
     found += [
         Kernel("features", v.options, budget_from_features(v), not v.wide)
         for v in features.variants()
@@ -142,6 +146,11 @@ def kernels() -> list[Kernel]:
         Kernel("fixed", v.options, Budget(255 if v.order else 168, 0)) for v in fixed.variants()
     ]
     found += tiny_kernels()
+    # A stack for what is computed once an item; compiled for one GPU, as most forms of tiny.cu.
+    found += [
+        Kernel("tiny_pattern", v.options, Budget(168, 256), main_only=True)
+        for v in pattern.tiny_variants()
+    ]
     for cost in ("float", "double"):
         define = f"-DWITH_COST={cost}"
         for order in (0, 1):

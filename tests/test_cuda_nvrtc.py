@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_instructions import FIXED, NVDISASM, table
+from cuda_instructions import FIXED, LATTICE, NVDISASM, PATTERN, table
 from cuda_registers import (
     ARCHITECTURES,
     CUOBJDUMP,
@@ -96,6 +96,23 @@ def test_steady_loops_of_fixed_point_take_few_instructions() -> None:
     assert all(found[loop] <= count for loop, count in most.items()), found
 
 
+@needs_nvrtc
+@pytest.mark.skipif(NVDISASM is None, reason="needs the package nvidia-cuda-nvdisasm (group dev)")
+@pytest.mark.slow
+def test_patterns_cost_little_in_the_steady_loops() -> None:
+    """Less repeats 1.15 times the plain operator at most, open ends 1.3: both are one form."""
+    plain, patterns = (
+        {loop: count for _, loop, count in table(MAIN, [kernel])} for kernel in (LATTICE, PATTERN)
+    )
+    loops = "Narrow forward", "Narrow recomputing", "Scaled forward", "Scaled recomputing"
+    assert {*loops, "backward"} <= plain.keys() & patterns.keys()
+    for kind in "Narrow", "Scaled":
+        of_gradient = f"{kind} forward", f"{kind} recomputing", "backward"
+        in_all = [sum(counts[loop] for loop in of_gradient) for counts in (plain, patterns)]
+        assert in_all[1] <= 1.12 * in_all[0]
+        assert patterns[of_gradient[0]] <= 1.15 * plain[of_gradient[0]]
+
+
 @pytest.mark.parametrize("limit", [48 << 10, 64 << 10, 99 << 10, 227 << 10])
 def test_shared_memory_of_every_launch_fits(limit: int) -> None:
     """48 KiB are there on every GPU; beyond, the limits of Turing, Ada and Hopper."""
@@ -118,4 +135,5 @@ def test_shared_memory_of_every_launch_fits(limit: int) -> None:
 
 def test_launch_bounds_are_those_of_the_largest_block() -> None:
     text = (SOURCES / "lattice.cu").read_text()
-    assert f"__launch_bounds__({THREADS_IN_BLOCK}, 1) lattice(" in text
+    assert "__launch_bounds__(THREADS, 1) lattice(" in text
+    assert f"? {THREADS_IN_BLOCK} : {3 * THREADS_IN_BLOCK // 2};" in text

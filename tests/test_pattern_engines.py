@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import framed_costs
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from softdtw_kernels import _backends as backends
 from softdtw_kernels import _reference_pattern as reference
 from softdtw_kernels import soft_dtw_from_cost
 from softdtw_kernels._cpu import pattern as on_cpu
-from softdtw_kernels._operators import compositions, framed
+from softdtw_kernels._operators import compositions
 from softdtw_kernels._problem import PatternProblem
 
 # Kernels on vectors -------------------------------------------------------------------------------
@@ -227,7 +228,9 @@ def test_a_large_warp_cost_costs_no_accuracy() -> None:
 
 
 def test_a_cost_of_warping_without_kernels_for_it() -> None:
-    """What runs on CUDA: the cost of warping added to the costs. Other patterns are refused."""
+    """What runs on CUDA: the cost of warping added to the costs. Other patterns are refused, and
+    their second derivatives are those of the recursion in plain torch.
+    """
     random = torch.Generator().manual_seed(3)
     cost = torch.rand(4, 6, 5, generator=random, dtype=torch.float64)
     items = torch.rand(3, 4, generator=random, dtype=torch.float64)
@@ -245,6 +248,10 @@ def test_a_cost_of_warping_without_kernels_for_it() -> None:
         for other in ({"repeat": "x"}, {"open_end": "y"}):
             with pytest.raises(NotImplementedError, match="call the public functions"):
                 getattr(compositions, name)(problem._replace(**other), *rest)
+    for other in ({"repeat": "x"}, {"open_end": "y"}):
+        args = problem._replace(**other), weight, *tangents
+        found = reference.hessian_product(*args)
+        torch.testing.assert_close(found, engine.pattern_hessian_product(*args))
 
 
 FRAMED = st.sampled_from([("x", ""), ("y", ""), ("", "x"), ("", "y"), ("x", "x"), ("y", "y")])
@@ -254,7 +261,7 @@ FRAMED = st.sampled_from([("x", ""), ("y", ""), ("", "x"), ("", "y"), ("x", "x")
 def test_framed_costs_are_open_ends(
     ends: tuple[str, str], seed: int, gamma: float, warp: float, skip: float
 ) -> None:
-    """What runs on CUDA: values, and derivatives of both orders, against the recursion; with
+    """An oracle of its own: values, and derivatives of both orders, against the recursion; with
     lengths, NaN beyond them, forbidden pairs, no path, and NaN in an item.
     """
     random = np.random.default_rng(seed)
@@ -274,7 +281,7 @@ def test_framed_costs_are_open_ends(
         *(torch.full((5,), value, dtype=torch.float64) for value in (gamma, warp, skip)),
     )
     results = []
-    for module in (framed, reference):
+    for module in (framed_costs, reference):
         leaves = [t.clone().requires_grad_() for t in settings]
         problem = PatternProblem(*leaves, n, m, None, "xy", *ends)
         value = module.value(problem)

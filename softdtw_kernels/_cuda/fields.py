@@ -200,7 +200,7 @@ class Batch:
         return Shape(self.dtype, self.pairs, rows, columns, self.weak, band)
 
 
-DOUBLES = {"gamma_number", "dummy_number", "origin_count"}
+DOUBLES = {"gamma_number", "dummy_number", "skip_number", "origin_count"}
 
 
 def struct(header: str, macro: str, fields: dict[str, Argument]) -> list[Argument]:

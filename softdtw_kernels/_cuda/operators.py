@@ -1,8 +1,9 @@
 """The operators on CUDA tensors.
 
 Here is asked which kernels a call goes to: those of `tiny` for many small pairs, those of `lattice`
-for all others, those of `features` where no cost is stored. Nothing reads a value from the device:
-an item whose gamma, dummy cost or length is out of range is NaN.
+for all others, those of `features` where no cost is stored, forms of the first two with a
+`pattern`. Nothing reads a value from the device: an item whose gamma, dummy cost, price or length
+is out of range is NaN.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
-from . import distances, features, lattice, smoothing, tiny
+from .._operators import compositions
+from .._problem import FeatureProblem, PatternProblem, Problem, SmoothedProblem, Smoothing
+from . import distances, features, lattice, pattern, smoothing, tiny
 from .launcher import launcher_for
 from .recipe import Launcher
 from .sweeps import no_state
@@ -74,6 +76,24 @@ class Operators:
 
     def path(self, problem: Problem) -> list[Tensor]:
         return lattice.path(self.launcher_for(problem.cost), problem)
+
+    def pattern_value(self, problem: PatternProblem) -> Tensor:
+        if problem.warps_alone:
+            return compositions.pattern_value(problem)
+        return pattern.value(self.launcher_for(problem.cost), problem)
+
+    def pattern_gradient(
+        self, problem: PatternProblem, grad_value: Tensor, with_parameters: bool
+    ) -> pattern.Four:
+        if problem.warps_alone:
+            return compositions.pattern_gradient(problem, grad_value, with_parameters)
+        launcher = self.launcher_for(problem.cost)
+        return pattern.gradient(launcher, problem, grad_value, with_parameters)
+
+    def pattern_path(self, problem: PatternProblem) -> list[Tensor]:
+        if problem.warps_alone:
+            return compositions.pattern_path(problem)
+        return pattern.path(self.launcher_for(problem.cost), problem)
 
     def smooth(self, task: Smoothing) -> Tensor:
         return smoothing.smooth(self.launcher_for(task.cost), task)

@@ -60,6 +60,7 @@ class Variant:
     columns: int
     weak: bool
     order: int
+    pattern: bool = False
 
     @property
     def source(self) -> str:
@@ -119,6 +120,7 @@ class Variant:
             f"-DWITH_STAGED={int(self.staged)}",
             f"-DWITH_NODE_BYTES={self.node_bytes}",
             f"-DWITH_FLOW_BYTES={self.flow_bytes}",
+            *(("-DWITH_PATTERN=1",) if self.pattern else ()),
         )
 
 

@@ -79,7 +79,7 @@ def _result(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def pattern_value(problem: PatternProblem) -> Tensor:
-    value = ops.value(*_warped(problem)) - _frames(problem) * problem.warp
+    value = ops.value(*_warped(problem)) - _frames(problem) * _on_device(problem.warp, problem)
     return value.to(problem.cost.dtype)
 
 
@@ -121,13 +121,18 @@ def pattern_path(problem: PatternProblem) -> list[Tensor]:
 def _warped(problem: PatternProblem) -> Problem:
     if not problem.warps_alone:
         raise NotImplementedError(
-            f"no kernels for {problem.cost.device} know other repeats, begins or ends than those "
-            "of plain alignments: call the public functions, which then take plain torch"
+            f"no kernels for {problem.cost.device} have this of other repeats, begins or ends than "
+            "those of plain alignments: call the public functions, which then take plain torch"
         )
-    warp, cost = problem.warp, problem.cost.detach()
-    check_prices(warp, problem.skip, False)
+    check_prices(problem.warp, problem.skip, False)
+    warp, cost = _on_device(problem.warp, problem), problem.cost.detach()
     warp = torch.where(warp.isfinite(), warp, math.nan)
     return problem.of(cost.double() + 2 * warp[..., None, None])
+
+
+def _on_device(number: Tensor, problem: PatternProblem) -> Tensor:
+    """What for CUDA kernels may be in host memory, as gamma may."""
+    return number.to(problem.cost.device)
 
 
 def _frames(problem: PatternProblem) -> Tensor | int:

@@ -170,6 +170,8 @@ OPERATORS = {
         shapes.pattern_product,
     ),
 }
+# What may be a number in host memory; see `is_number`.
+NUMBERS = ("gamma", "dummy", "warp", "skip")
 # Shaped like the cost; other tensors have an entry an item.
 MATRICES = ("tangent_cost", "grad_s", "tangent")
 
@@ -198,14 +200,14 @@ def _check_costs(name: str, args: tuple[Any, ...]) -> None:
                 f"(*) or, of derivatives in the cost, (*, N, M); got {tuple(tensor.shape)} where "
                 f"{tuple(expected)} is due"
             )
-        if tensor.device != device and not (argument in ("gamma", "dummy") and is_number(tensor)):
+        if tensor.device != device and not (argument in NUMBERS and is_number(tensor)):
             raise ValueError(
                 f"the cost is on {device}, another tensor of the same call on {tensor.device}"
             )
 
 
 def is_number(parameter: Tensor) -> bool:
-    """Of gamma or a dummy cost: one for all items, in host memory, as CUDA kernels take it."""
+    """Of NUMBERS: one for all items, in host memory, as CUDA kernels take it."""
     of_items = zip(parameter.shape, parameter.stride(), strict=True)
     one = not any(n > 1 and stride for n, stride in of_items)
     return one and parameter.device.type == "cpu" and parameter.dtype == torch.float64
@@ -335,8 +337,8 @@ for _name, _operator in OPERATORS.items():
     torch.library.register_fake(f"softdtw_kernels::{_name}", _operator.fake, lib=library)
     # What an engine lacks is put together in `compositions`.
     library.impl(_name, _of_backend(_name, "numba"), "CPU")
-    if _operator.takes is PatternProblem:
-        continue  # `compositions` has what is no kernel of an engine
+    if _name == "pattern_hessian_product":
+        continue  # `compositions` has it of a cost of warping, `pattern` of what else there is
     if _operator.takes is Monotonic:
         library.impl(_name, _on_costs(_name, lambda: rows), "CompositeExplicitAutograd")
     elif _name != "squared_distances_vjp":

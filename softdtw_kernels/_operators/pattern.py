@@ -1,8 +1,8 @@
 """Other steps, begins and ends than the plain recursion has: the derivatives of the operators
 `pattern_*`, as `recursion` has those of the plain ones.
 
-Where an engine has no kernels for a pattern, `declined` says so and why. Then its plain kernels do
-open ends of one sequence on `framed` costs, and the recursion in plain torch what is left.
+Where an engine has no kernels for second derivatives of a pattern, `declined` says so and why. Then
+the recursion in plain torch has them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _backends as backends
 from .. import _reference_pattern as reference
 from .._problem import PatternProblem
-from . import framed, kernels
+from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
@@ -33,25 +33,20 @@ Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def declined(problem: PatternProblem) -> str | None:
-    """Why the kernels for the device of the cost do not take a problem; None if they do."""
+    """Why the kernels for the device of the cost have no second derivatives; None if they do."""
     if problem.cost.is_cuda and not problem.warps_alone:
-        return "the CUDA kernels know all steps, from the first pair to the last"
+        return "tangents ride along in the CUDA kernels by all steps, from the first pair on"
     return None
 
 
 def value(problem: PatternProblem) -> Tensor:
     """`ops.pattern_value`, differentiable."""
-    if declined(problem):
-        return framed.value(problem) if framed.takes(problem) else reference.value(problem)
     result: Tensor = choose(PatternValue, _PatternValueTwin, problem)
     return result
 
 
 def gradient(problem: PatternProblem, grad_value: Tensor, with_parameters: bool) -> Four:
     """`ops.pattern_gradient`, differentiable."""
-    if declined(problem):
-        by_torch = framed.gradient if framed.takes(problem) else reference.gradient
-        return by_torch(problem, grad_value, with_parameters)
     args = *problem, grad_value, with_parameters
     result: Four = choose(PatternGradient, _PatternGradientTwin, args)
     return result
@@ -59,8 +54,6 @@ def gradient(problem: PatternProblem, grad_value: Tensor, with_parameters: bool)
 
 def path(problem: PatternProblem) -> list[Tensor]:
     """The cheapest paths."""
-    if problem.cost.is_cuda:
-        return reference.path(problem)
     engine: Any = backends.load(backends.select(None, problem.cost))
     found: list[Tensor] = engine.pattern_path(problem)
     return found
@@ -69,7 +62,9 @@ def path(problem: PatternProblem) -> list[Tensor]:
 class PatternHessianProduct(LastDerivative):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return kernels.pattern_hessian_product(PatternProblem(*args[:FIELDS]), *args[FIELDS:])
+        problem, rest = PatternProblem(*args[:FIELDS]), args[FIELDS:]
+        by_torch = reference.hessian_product if declined(problem) else None
+        return (by_torch or kernels.pattern_hessian_product)(problem, *rest)
 
 
 def _save(ctx: Any, problem: PatternProblem, *more: Tensor) -> None:
@@ -125,7 +120,7 @@ class PatternGradient(EagerFunction, _PatternGradientTwin):
         *tensors, grad_value = saved
         problem = PatternProblem(*[*tensors, *ctx.rest])
         directions = [
-            zeros_if_none(tangent, like)
+            zeros_if_none(tangent, like, problem.cost.device)
             for tangent, like in zip(tangents[:4], problem[:4], strict=True)
         ]
         result = PatternHessianProduct.apply(*problem, grad_value, *directions)[1:]

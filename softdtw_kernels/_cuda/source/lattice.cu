@@ -7,6 +7,7 @@
 //   WITH_WEAK     1: the weak lattice with dummy cells, which is never stored
 //   WITH_ORDER    0: value; 1: gradient; 2: Hessian product
 //   WITH_STAGED   1: costs and results pass through shared memory
+//   WITH_PATTERN  1: other steps, begins and ends than the plain recursion has, as its fields say (pattern.cuh)
 //
 // Work is shared out in one of three ways, by the host's choice of arguments:
 //   warp    ticket null, team 1: a warp takes whole items, strip after strip, forward then backward, with scratch memory
@@ -25,9 +26,18 @@
 // neither, which does both sweeps for the items that the status marks.
 #include "sweeps.cuh"
 
+#ifndef WITH_PATTERN
+#define WITH_PATTERN 0
+#endif
+
 typedef WITH_COST COST;
 constexpr int COLUMNS = WITH_COLUMNS;
-constexpr bool WIDE = WITH_WIDE, WEAK = WITH_WEAK, TANGENT = WITH_ORDER == 2;
+constexpr bool WIDE = WITH_WIDE, WEAK = WITH_WEAK, TANGENT = WITH_ORDER == 2, PATTERN = WITH_PATTERN;
+#if WITH_PATTERN
+typedef PatternProblem Given;
+#else
+typedef Problem Given;
+#endif
 #if WITH_WIDE
 typedef Wide<COST> Arithmetic;
 #else
@@ -38,7 +48,7 @@ typedef StagedCells<COST, WEAK, COLUMNS> Cells;
 #else
 typedef MatrixCells<COST, WEAK> Cells;
 #endif
-typedef Strip<Arithmetic, COLUMNS, WEAK, TANGENT, Cells> TheStrip;
+typedef Strip<Arithmetic, COLUMNS, WEAK, TANGENT, Cells, PATTERN> TheStrip;
 
 // The host makes room for these.
 static_assert(sizeof(TheStrip::N) == WITH_NODE_BYTES && sizeof(TheStrip::F) == WITH_FLOW_BYTES, "");
@@ -104,7 +114,11 @@ __device__ __forceinline__ bool next_work(const Problem& problem, Work& work, in
   return work.take_strip(problem, flags[team], warp_in_block);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) lattice(const __grid_constant__ Problem problem) {
+// Of a block, at most. A pattern asks for the registers of more, 168, so that twelve warps may run beside each other, as of
+// plain kernels: what it has more is needed outside of the steady loops.
+constexpr int THREADS = !PATTERN || WIDE || (sizeof(COST) == 8 && WITH_ORDER > 0) ? 256 : 384;
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) lattice(const __grid_constant__ Given problem) {
   // By way of a shuffle the compiler sees that all lanes of a warp have the same, and so all that follows from it.
   const int warp_in_block = from_lane(int(threadIdx.x) / LANES, 0);
   const int warps_in_block = blockDim.x / LANES;

@@ -83,13 +83,15 @@ struct Narrow {
   }
 
   // A cell: `before` and `beside` are the numbers diagonally above and on the left, of which the latter has the row's
-  // exponent.
-  __device__ __forceinline__ void cross(int c, float weight, float& before, float& beside, Transition<float>& p, bool keep) {
-    const float over = z[c], sum = fmaf(before + over, factor, beside);
+  // exponent. A step that is not taken has a factor of 0.
+  __device__ __forceinline__ void cross(int c, float weight, float& before, float& beside, Transition<float>& p, bool keep,
+                                        float up_factor = 1.0f, float left_factor = 1.0f) {
+    const float over = z[c], above = over * up_factor, left = beside * left_factor;
+    const float sum = fmaf(before + above, factor, left);
     if (keep) {
-      const float inverse = reciprocal(sum), rest = inverse * fmaf(-sum, inverse, 1.0f), up = over * factor;
+      const float inverse = reciprocal(sum), rest = inverse * fmaf(-sum, inverse, 1.0f), up = above * factor;
       p.up = fmaf(up, inverse, up * rest);
-      p.left = fmaf(beside, inverse, beside * rest);
+      p.left = fmaf(left, inverse, left * rest);
       p.diagonal = before;  // to tell whether it is 0
     }
     before = over;

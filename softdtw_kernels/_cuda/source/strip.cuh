@@ -17,11 +17,16 @@
 // Second order (Mensch and Blondel 2018): the tangent R' = Z + sum p_k R'_k rides along the forward sweep, with
 // p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep.
 //
+// Other steps, begins and ends than those of the plain recursion: pattern.cuh has the rules, pattern_strip.cuh what they ask of
+// a strip. Nothing of them is left in the forms for plain problems.
+//
 // The file is long since both sweeps are one class: what they share is registers, which nothing outside can hold.
 #pragma once
 #include "cells.cuh"
 #include "handoff.cuh"
 #include "narrow.cuh"
+#include "pattern.cuh"
+#include "pattern_strip.cuh"
 
 template <class Number, bool TANGENT>
 struct Node;  // a lattice cell as its successors see it
@@ -43,7 +48,7 @@ struct Flow {
   Real left[TANGENT ? 2 : 1], diagonal[TANGENT ? 2 : 1];  // of E, and of F
 };
 
-template <class A, int C, bool WEAK, bool TANGENT, class Cells = MatrixCells<typename A::Cost, WEAK>>
+template <class A, int C, bool WEAK, bool TANGENT, class Cells = MatrixCells<typename A::Cost, WEAK>, bool PATTERN = false>
 struct Strip {
   using Arithmetic = A;
   using Real = typename A::Real;
@@ -51,7 +56,7 @@ struct Strip {
   using N = Node<typename A::Number, TANGENT>;
   using F = Flow<Real, TANGENT>;
   static constexpr int COLUMNS = C, WIDTH = LANES * C;
-  static constexpr bool HAS_DUMMIES = WEAK, HAS_TANGENT = TANGENT;
+  static constexpr bool HAS_DUMMIES = WEAK, HAS_TANGENT = TANGENT, HAS_PATTERN = PATTERN;
   static constexpr int PARTS = TANGENT ? 4 : 2;  // p and p' of two predecessors; those of the diagonal follow
   static constexpr int ORDERS = TANGENT ? 2 : 1;
   static constexpr bool HAS_SHORTCUT = A::HAS_SHORTCUT && !TANGENT;
@@ -67,6 +72,7 @@ struct Strip {
   const Problem& problem;
   const Item<WEAK>& item;
   A arithmetic;
+  OfPattern<A, PATTERN> pattern;
   Cells cells;
   int lane, index, strips;  // of the item, not of the batch
   int tiles;                // of a strip, at most
@@ -116,6 +122,7 @@ struct Strip {
     strips = (item.m + WIDTH - 1) / WIDTH;
     tiles = (unsigned(problem.span) + LANES - 1 + unsigned(problem.tile_steps) - 1) / unsigned(problem.tile_steps);
     flows = static_cast<F*>(problem.flows) + slot * (is_handed() ? 2 * groups_of_strips() : 1) * (problem.span + 1);
+    if constexpr (PATTERN) status |= pattern.start(problem, item.pair, slot, gamma, item.n, item.m);
     if (problem.kept) slot = item.pair;
     const int64 groups = in_groups() ? problem.strips / problem.group : 0;
     borders = static_cast<N*>(problem.borders) + slot * (problem.kept_borders + groups) * problem.span;
@@ -151,6 +158,14 @@ struct Strip {
       right_flow = flows + (2 * group + right_is_outside) * (problem.span + 1) - first;
     }
     narrow_pause = 0;
+    if constexpr (PATTERN) {
+      const bool is_last = strip + 1 == strips;
+      pattern.template select<C>(begin, is_last, top_lane);
+      if (is_last) {
+        right_border = reinterpret_cast<N*>(pattern.column()) - first;
+        right_is_outside = false;
+      }
+    }
     cells.select(first, last, strip * WIDTH);
   }
 
@@ -161,6 +176,12 @@ struct Strip {
   }
 
   __device__ __forceinline__ bool in_groups() const { return MAY_GROUP && problem.group; }
+
+  // Whether a strip hands on a border: to the one on the right, or its ends.
+  __device__ __forceinline__ bool hands_on() const {
+    if constexpr (PATTERN) return pattern.border_lane >= 0;
+    return index + 1 < strips;
+  }
 
   // The border on the right of a strip.
   __device__ __forceinline__ N* border_of(int strip) const {
@@ -226,8 +247,13 @@ struct Strip {
   // state as it was, and what else it has written is written again.
   template <bool KEEP>
   __device__ __forceinline__ void forward_chunk(State& state, int from, int to, int slot) {
+    bool may_be_narrow = true;
+    if constexpr (PATTERN)
+      if (Patterned<Strip>::template does<KEEP>(*this, state, from, to, slot, may_be_narrow)) return;
     if constexpr (HAS_NARROW) {
-      if (narrow_pause == 0) {
+      if (PATTERN && !may_be_narrow) {
+        // It knows no zeros.
+      } else if (narrow_pause == 0) {
         NarrowLane lane_of(*this, state);
         sweep_chunk<KEEP>(lane_of, from, to, slot);
         if (!__any_sync(FULL_WARP, lane_of.has_failed())) return lane_of.leave(state);
@@ -251,7 +277,8 @@ struct Strip {
   __device__ __forceinline__ void sweep_chunk(Lane& lane_of, int from, int to, int slot) {
     int row = from - lane, place = cells.place(row);
     const int rows = last - first, rows_here = min(rows, to);  // no row from the next chunk on
-    const bool writes_border = !KEEP && index + 1 < strips && lane == LANES - 1;
+    bool writes_border = !KEEP && index + 1 < strips && lane == LANES - 1;
+    if constexpr (PATTERN) writes_border = !KEEP && lane == pattern.border_lane;
     N* border = right_border + first;
     Cost costs[C];
     load_costs(row, rows_here, place, Lane::outside(), costs);
@@ -287,6 +314,7 @@ struct Strip {
     __device__ __forceinline__ const N& border_rows() const { return state.border_rows; }
     __device__ __forceinline__ N for_border() const {
       N node = state.above[C - 1];
+      if constexpr (PATTERN) node = Patterned<Strip>::end_of(strip, state.above);
       if constexpr (HAS_NARROW) node.z.exponent = Narrow<C>::edge_of(node.z).exponent;
       return node;
     }
@@ -317,6 +345,7 @@ struct Strip {
     __device__ __forceinline__ N for_border() const {
       N node;
       node.z = {numbers.edge().mantissa, numbers.edge().exponent};
+      if constexpr (PATTERN) node.z.mantissa = Patterned<Strip>::end_of(strip, numbers.z);
       return node;
     }
     template <bool KEEP>
@@ -328,7 +357,12 @@ struct Strip {
         float weight = fast_exp2(costs[c] * strip.arithmetic.scale);
         if (WEAK && strip.is_dummy(row, strip.begin + c)) weight = dummy_factor;
         Transition<float> p;
-        numbers.cross(c, weight, before, beside, p, KEEP);
+        if constexpr (PATTERN) {
+          const float left_factor = c == 0 ? strip.pattern.left_of_lane_factor : strip.pattern.left_factor;
+          numbers.cross(c, weight, before, beside, p, KEEP, strip.pattern.up_factor, left_factor);
+        } else {
+          numbers.cross(c, weight, before, beside, p, KEEP);
+        }
         if (KEEP) strip.tile_at(slot, c) = {{p.diagonal == 0.0f ? -p.up : p.up, p.left}};
       }
       numbers.end_row();
@@ -343,7 +377,8 @@ struct Strip {
 
   // A row of the lane, counted from the first of the strip, whose neighbor on the left is given.
   template <bool KEEP, bool CAREFUL>
-  __device__ __forceinline__ void cross(State& state, const N& left, int row, const Cost (&costs)[C], int slot, bool& beyond) {
+  __device__ __forceinline__ void cross(State& state, const N& left, int row, const Cost (&costs)[C], int slot, bool& beyond,
+                                        bool at_top = false) {
     N before = state.diagonal, beside = left;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
@@ -354,7 +389,13 @@ struct Strip {
       const bool dummy_cell = is_dummy(row, begin + c);
       if (WEAK && dummy_cell) weight = dummy_weight;
       Transition<Real> p;
-      out.z = arithmetic.combine(before.z, over.z, beside.z, weight, p, TANGENT || KEEP);
+      if constexpr (PATTERN) {
+        const auto up_here = pattern.of_ends.masked(over.z, pattern.up && !at_top);
+        const auto left_here = pattern.of_ends.masked(beside.z, c == 0 ? pattern.left_of_lane : pattern.left);
+        out.z = arithmetic.combine(before.z, up_here, left_here, weight, p, KEEP);
+      } else {
+        out.z = arithmetic.combine(before.z, over.z, beside.z, weight, p, TANGENT || KEEP);
+      }
       Vector<Real, PARTS> parts;
       if (KEEP) {
         parts.v[0] = p.diagonal == Real(0) ? -p.up : p.up;
@@ -461,6 +502,8 @@ struct Strip {
           await(min(first + chunk_end, left_last) - left_first);
           if (lane < CHUNK) state.border_rows = load_border(row);
         }
+      } else if constexpr (PATTERN) {
+        state.border_rows = Patterned<Strip>::begins_beside(*this, from);
       }
       if (problem.checkpoints && (from & (int(problem.tile_steps) - 1)) == 0) {
         N* place = checkpoint_at(from / unsigned(problem.tile_steps));
@@ -476,7 +519,7 @@ struct Strip {
 #pragma unroll
       for (int c = 0; c < C; ++c) status |= A::look(state.above[c].z);
       status |= A::look(state.diagonal.z);
-      if (IS_GATHERED && index + 1 < strips) {
+      if (IS_GATHERED && hands_on()) {
         hand_on_border(from, chunk_end);
         if (right_is_outside) continue;
         __syncwarp();  // before the flag says that all lanes' parts are there
@@ -488,7 +531,9 @@ struct Strip {
   // What lane 31 had at the end of each of these steps: to the strip on the right, and to the sweep backward.
   __device__ __forceinline__ void hand_on_border(int from, int to) const {
     __syncwarp();  // lane 31 has gathered it
-    const int row = from + lane - (LANES - 1);
+    int behind = LANES - 1;
+    if constexpr (PATTERN) behind = pattern.border_lane;
+    const int row = from + lane - behind;
     if (lane < to - from && unsigned(row) < unsigned(last - first)) {
       uint64* const place = reinterpret_cast<uint64*>(right_border) + first + row;
       if (right_is_outside) store_relaxed(place, gathered[lane]);
@@ -512,6 +557,7 @@ struct Strip {
     double entropy = 0;   // of the transitions, weighted by visits: -dV/dgamma
     double dummy = 0;     // of the results at dummy cells
     double weighted = 0;  // of cost times result
+    double skipped = 0;   // of the frames that begins leave out, weighted by visits
   };
 
   // Transition probabilities of steps [begin, end) into the tile, from the lanes' state at step `begin`.
@@ -528,12 +574,14 @@ struct Strip {
     for (int from = tile_begin; from < tile_end; from += CHUNK) {
       note(CHUNK_RECOMPUTED);
       state.border_rows = lane < CHUNK ? load_border(first + from + lane) : nothing();
+      if constexpr (PATTERN)
+        if (index == 0) state.border_rows = Patterned<Strip>::begins_beside(*this, from);
       forward_chunk<true>(state, from, min(tile_end, from + CHUNK), from - tile_begin);
     }
   }
 
   // What a lane carries from step to step of a backward sweep.
-  struct Visits {
+  struct Visits : VisitsOfEnds<Real, C, PATTERN> {
     Real below[ORDERS][C] = {};  // what the row below sends to each column
     Real pending[ORDERS] = {};   // and the column on the right, diagonally
     F leaving = {}, rows_of_flow = {};
@@ -559,7 +607,10 @@ struct Strip {
   __device__ __forceinline__ void enter_backward(Visits& carried, Await& await) {
     cells.start_results(item.pair);
     filled = false;
+    if constexpr (PATTERN) Patterned<Strip>::enter_from_ends(*this, carried);
     if (index + 1 == strips) {
+      if constexpr (PATTERN)
+        if (pattern.ends) return;
       // The visit of the end.
 #pragma unroll
       for (int c = 0; c < C; ++c)
@@ -599,6 +650,7 @@ struct Strip {
     for (int from = (tile_end - 1) / CHUNK * CHUNK; from >= tile_begin; from -= CHUNK) {
       const int to = min(tile_end, from + CHUNK);
       bool visited = !Cells::STAGED || has_visits(carried, false);
+      if constexpr (PATTERN) visited = Patterned<Strip>::has_ends(*this, carried, from, to) || visited;
       if (!visited) {
         load_flows(carried, from, await);
         visited = has_visits(carried, true);
@@ -755,7 +807,9 @@ struct Strip {
       if (lane == LANES - 1) entering = from_right;
       // Nothing visits the cells of rows outside the strip.
       const bool inside = unsigned(row) < unsigned(rows);
+      if constexpr (PATTERN) Patterned<Strip>::add_ends(*this, carried, row, step - from);
       recross<ENTROPY>(carried, sums, entering, row, inside, place, step - tile_begin, scale);
+      if constexpr (PATTERN && ENTROPY) Patterned<Strip>::count_begins(*this, carried, sums, row, inside);
       if constexpr (IS_GATHERED) {
         if (sends_left) gathered[step - from] = word_of(carried.leaving);
       } else {
@@ -813,7 +867,8 @@ struct Strip {
         if (inside && store_result(row, column, place, results[c]) && TANGENT && result != Real(0))
           sums.weighted += double(result) * double(costs[c]);
       }
-      if (!TANGENT && ENTROPY) sums.entropy += double(visits[0] * entropy(fabs(p.v[0]), p.v[1]));
+      // Visits of pairs that begin go on to rows before the first.
+      if (!TANGENT && ENTROPY && (!PATTERN || inside)) sums.entropy += double(visits[0] * entropy(fabs(p.v[0]), p.v[1]));
     }
     if constexpr (Cells::STAGED)
       if (inside && (!WEAK || row % 2 == 1)) cells.write(place, results);

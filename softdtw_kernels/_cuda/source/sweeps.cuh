@@ -25,6 +25,7 @@ template <class S>
 __device__ __forceinline__ void write_value(const Problem& problem, S& strip) {
   using A = typename S::Arithmetic;
   using Cost = typename S::Cost;
+  if constexpr (S::HAS_PATTERN) Patterned<S>::gather_ends(strip);
   const int owner = (strip.item.m - 1) % S::WIDTH / S::COLUMNS;
   const typename S::N end = from_lane(strip.end, owner);
   const int cells = strip.item.n + strip.item.m;  // of a path, at most
@@ -58,11 +59,22 @@ __device__ __forceinline__ void write_sums(const Problem& problem, const S& stri
   } else {
     in_gamma = -warp_sum(sums.entropy);
   }
+  double skipped = 0;
+  if constexpr (S::HAS_PATTERN) {
+    double entropy_of_ends = 0;
+    skipped = warp_sum(sums.skipped);
+    if (problem.grad_gamma && strip.index + 1 == strip.strips) Patterned<S>::count_ends(strip, entropy_of_ends, skipped);
+    in_gamma -= entropy_of_ends;
+  }
   if (strip.lane != 0) return;
   bool bad = strip.status & NOT_A_NUMBER;
   int64 place = strip.item.pair * problem.parts + strip.index;
   if (problem.grad_gamma) problem.grad_gamma[place] = bad ? not_a_number() : in_gamma == 0 ? 0.0 : scale * in_gamma;
   if (problem.grad_dummy) problem.grad_dummy[place] = bad ? not_a_number() : dummy == 0 ? 0.0 : scale * dummy;
+  if constexpr (S::HAS_PATTERN) {
+    double* const grad_skip = static_cast<const PatternProblem&>(problem).grad_skip;
+    if (grad_skip) grad_skip[place] = bad ? not_a_number() : skipped == 0 ? 0.0 : scale * skipped;
+  }
 }
 
 // The strips of an item that a warp does.

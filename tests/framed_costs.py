@@ -1,5 +1,5 @@
-"""Open ends by the kernels of plain alignments, for devices whose own know none: a frame of prices
-around the costs.
+"""Open ends by the kernels of plain alignments, an oracle of those that know them: a frame of
+prices around the costs.
 
 At an open end of y a row of prices is put beside the first or last row, with +inf beside the first
 or last column and 0 in the corner. A path that leaves out frames goes along the prices. From a pair
@@ -17,12 +17,12 @@ import math
 import torch
 from torch import Tensor
 
-from .. import _reference_pattern as reference
-from .._checks import is_seen, lengths_in_range
-from .._pattern import check_no_band, check_prices, in_range
-from .._problem import PatternProblem, Problem
-from .._reference import per_item_lengths
-from . import recursion
+from softdtw_kernels import _reference_pattern as reference
+from softdtw_kernels._checks import is_seen, lengths_in_range
+from softdtw_kernels._operators import recursion
+from softdtw_kernels._pattern import check_no_band, check_prices, in_range
+from softdtw_kernels._problem import PatternProblem, Problem
+from softdtw_kernels._reference import per_item_lengths
 
 
 def takes(problem: PatternProblem) -> bool:

@@ -1,0 +1,257 @@
+"""Other steps, begins and ends than the plain recursion has, by the kernels of source/lattice.cu.
+
+Requirements: torch only. Nothing here waits for the device, nor depends on what tensors hold. All
+patterns have one compiled form: which steps there are, and what is open, are fields of the call.
+Many small pairs go to source/tiny_pattern.cu first, a thread for each.
+
+A cost of warping is added to the costs, in float64, where it may count: of a path of K pairs that
+leaves out S frames, 2 K - n - m + S steps repeat a frame, so the value is that of costs C + 2 w and
+of prices p + w, less (n + m) w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._backends import in_shape
+from .._problem import PatternProblem
+from . import fields, tiny
+from .fields import Batch, Layout, few_dimensions, leaves_cells, new_like, sum_of_parts
+from .fixed import FIXED
+from .plan import Plan, fast_plan
+from .recipe import Argument, Device, Launcher, Recipe
+from .sweeps import Counters, Sweeps, launches_of, phases_of, sums
+from .variants import LANES, WIDE_COLUMNS, Variant, c_type, ceil_divide, columns_offered
+from .wide import beside, wide_plan
+
+SIDES = {"": 0, "x": 1, "y": 2, "xy": 3}  # as in source/pattern.cuh
+BLOCKS_OF_VALUES = 16  # of a multiprocessor, where a thread needs next to no memory
+HEAD = 2  # nodes of an item before those of its ends
+
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def variants() -> list[Variant]:
+    """Every form of lattice.cu that a pattern can ask for."""
+    return [
+        Variant(dtype, wide, columns, False, order, pattern=True)
+        for dtype in (torch.float32, torch.float64)
+        for order in (0, 1)
+        for wide in (False, True)
+        for columns in ((WIDE_COLUMNS,) if wide else columns_offered(dtype, order))
+    ]
+
+
+def of_pattern(plan: Plan) -> Plan:
+    return replace(plan, variant=replace(plan.variant, pattern=True))
+
+
+@dataclass(frozen=True)
+class TinyPattern:
+    """One compiled form of tiny_pattern.cu: a thread for each pair."""
+
+    dtype: torch.dtype
+    columns: int
+    order: int
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (
+            f"-DWITH_COST={c_type(self.dtype)}",
+            f"-DWITH_COLUMNS={self.columns}",
+            f"-DWITH_ORDER={self.order}",
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a thread: the node of the last column, and the probabilities of a row."""
+        return 2 * self.dtype.itemsize * (1 + self.order * self.columns)
+
+
+def tiny_variants() -> list[TinyPattern]:
+    return [
+        TinyPattern(dtype, columns, order)
+        for dtype, offered in tiny.COLUMNS.items()
+        for columns in offered
+        for order in (0, 1)
+    ]
+
+
+@lru_cache(maxsize=1024)
+def recipe_of(
+    order: int,
+    device: Device,
+    layout: Layout,
+    skip_form: str,
+    sides: tuple[str, str, str],
+    with_parameters: bool,
+    is_tiny: bool,
+) -> Recipe:
+    """Inputs are the cost, the items, the prices, and the value or the gradient by the cost."""
+    output = "grad_cost" if order else "value"
+    recipe = layout.recipe("skip", output)
+    buffers = recipe.inputs
+    task = layout.batch(buffers)
+    if device.family == FIXED:
+        device = device._replace(family="warp")
+    fast = Sweeps(of_pattern(fast_plan(task.shape, order, *device)), phases_of(order))
+    slow = of_pattern(wide_plan(task.shape, order, device.multiprocessors))
+    wide = Sweeps(beside(slow, fast.plan), phases_of(order))
+    every = [fast, wide]
+    pairs, parts = task.pairs, max(sweeps.plan.strips for sweeps in every)
+    grad_gamma = sums(recipe, pairs, parts, with_parameters)
+    grad_skip = sums(recipe, pairs, parts, with_parameters)
+    counters = Counters(recipe, fast, pairs)
+    nodes = HEAD + task.rows + task.columns
+    sizes = (sweeps.plan.slots * nodes * sweeps.plan.variant.node_bytes for sweeps in every)
+    repeats, begins, ends = (SIDES[side] for side in sides)
+    shared: dict[str, Argument] = {
+        **task.fields,
+        **fields.item_fields("skip", skip_form, buffers["skip"]),
+        "repeats": repeats,
+        "begins": begins,
+        "ends": ends,
+        "end_nodes": recipe.scratch(max(sizes)),
+        output: buffers[output],
+        "grad_gamma": grad_gamma,
+        "grad_skip": grad_skip,
+        "parts": parts,
+        "status": counters.status,
+    }
+    names = (
+        *fields.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS"),
+        *fields.own_field_names("pattern.cuh", "SOFTDTW_PATTERN_FIELDS"),
+    )
+    if is_tiny:
+        first_of_tiny(recipe, order, device, task, names, shared)
+    for plan, launch in launches_of(every, counters, recipe):
+        if is_tiny and plan is fast.plan:
+            continue
+        phases = launch["phases"]
+        launch["ring_chunks"] = plan.ring_chunks(phases)
+        recipe.launch(
+            plan.variant.source,
+            plan.variant.options,
+            ceil_divide(plan.warps, plan.warps_in_block),
+            plan.warps_in_block * LANES,
+            plan.shared_bytes(phases),
+            fields.in_order(names, shared | launch),
+        )
+    return recipe
+
+
+def first_of_tiny(
+    recipe: Recipe,
+    order: int,
+    device: Device,
+    task: Batch,
+    names: Sequence[str],
+    shared: dict[str, Argument],
+) -> None:
+    """A thread for each pair, in place of the launches that see an item first."""
+    width = next(c for c in tiny.COLUMNS[task.dtype] if c >= max(task.rows, task.columns))
+    variant = TinyPattern(task.dtype, width, order)
+    most = (BLOCKS_OF_VALUES, tiny.BLOCKS_OF_MULTIPROCESSOR)[order] * device.multiprocessors
+    blocks = min(ceil_divide(task.pairs, tiny.THREADS), most)
+    scratch = recipe.scratch(blocks * tiny.THREADS * task.rows * variant.row_bytes)
+    launch = fields.in_order(names, {**shared, "tiles": scratch})
+    recipe.launch("tiny_pattern", variant.options, blocks, tiny.THREADS, 0, launch)
+
+
+def run(
+    launcher: Launcher,
+    order: int,
+    problem: PatternProblem,
+    out: Tensor,
+    grad_value: tuple[Tensor, ...] = (),
+    with_parameters: bool = False,
+) -> list[Any]:
+    """The sums by gamma and skip, None if not wanted. `out` is the value or the gradient."""
+    cost, device = problem.cost, problem.cost.device
+    given = problem.gamma, None, problem.x_lengths, problem.y_lengths, *grad_value
+    forms, buffers = fields.item_buffers(given, device)
+    skip_form, skip = fields.item_buffer(problem.skip, device)
+    dense = out.stride() if order else None
+    recipe = recipe_of(
+        order,
+        Device.of(launcher),
+        Layout.of(cost, forms, problem.bandwidth, dense),
+        skip_form,
+        (problem.repeat, problem.open_begin, problem.open_end),
+        with_parameters,
+        tiny.applies(cost, launcher.multiprocessors),
+    )
+    return recipe.follow(launcher, device, (cost, *buffers, skip, out))
+
+
+def is_zero(warp: Tensor) -> bool:
+    """Whether a cost of warping is known to be none: a number, which is in host memory."""
+    one = not any(n > 1 and stride for n, stride in zip(warp.shape, warp.stride(), strict=True))
+    return one and warp.device.type == "cpu" and bool((warp == 0).all())
+
+
+def warped(problem: PatternProblem) -> PatternProblem:
+    """The problem without a cost of warping, whose value is (n + m) w too high."""
+    warp = problem.warp.to(problem.cost.device)
+    warp = torch.where(warp.isfinite(), warp, torch.nan)
+    skip = problem.skip.to(warp.device) + warp
+    cost = problem.cost.detach().double() + 2 * warp[..., None, None]
+    return problem._replace(cost=cost, warp=torch.zeros_like(warp), skip=skip)
+
+
+def value(launcher: Launcher, problem: PatternProblem) -> Tensor:
+    cost = problem.cost
+    if not is_zero(problem.warp):
+        found = value(launcher, warped(problem)._replace(warp=ZERO))
+        return (found - frames(problem) * problem.warp.to(cost.device)).to(cost.dtype)
+    out = torch.empty(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
+    if out.numel():
+        run(launcher, 0, problem._replace(cost=few_dimensions(cost)), out)
+    return out
+
+
+def gradient(
+    launcher: Launcher, problem: PatternProblem, grad_value: Tensor, with_parameters: bool
+) -> Four:
+    cost, shape = problem.cost, problem.cost.shape
+    if not is_zero(problem.warp):
+        wide = warped(problem)._replace(warp=ZERO)
+        found = gradient(launcher, wide, grad_value.double(), with_parameters)
+        return torch.empty_like(cost).copy_(found[0]), *found[1:]
+    few = problem._replace(cost=few_dimensions(cost))
+    out = new_like(few.cost, leaves_cells(few.of(few.cost)))
+    by_gamma = by_skip = None
+    if out.numel():
+        by_gamma, by_skip = run(launcher, 1, few, out, (grad_value,), with_parameters)
+    by_cost = in_shape(out, shape)
+    by_gamma, by_skip = (sum_of_parts(by, shape[:-2], out) for by in (by_gamma, by_skip))
+    if not with_parameters:  # which nobody reads
+        return by_cost, by_gamma, by_gamma.clone(), by_skip
+    # 2 K = steps that repeat + n + m - frames left out, for a path of K pairs; 0 where none is.
+    visits = by_cost.sum((-2, -1), dtype=torch.float64)
+    by_warp = 2 * visits - frames(problem) * grad_value.double() + by_skip
+    return by_cost, by_gamma, torch.where(visits == 0, 0, by_warp), by_skip
+
+
+def path(launcher: Launcher, problem: PatternProblem) -> list[Tensor]:
+    """As `lattice.path`: where the gradient at gamma = 0 is."""
+    cost = problem.cost.detach()
+    hard = problem._replace(cost=cost, gamma=torch.zeros_like(problem.gamma))
+    visits = gradient(launcher, hard, cost.new_ones(cost.shape[:-2]), False)[0]
+    return [item.nonzero() for item in (visits > 0).reshape(-1, *cost.shape[-2:])]
+
+
+ZERO = torch.zeros((), dtype=torch.float64)
+
+
+def frames(problem: PatternProblem) -> Tensor | int:
+    """n + m, of the items' own lengths."""
+    n, m = problem.cost.shape[-2:]
+    of_x = n if problem.x_lengths is None else problem.x_lengths
+    return of_x + (m if problem.y_lengths is None else problem.y_lengths)
