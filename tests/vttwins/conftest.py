@@ -29,10 +29,12 @@ def narrow() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Forks]:
-    """Processes that have imported the train script. Not forked from that of the tests: gloo, in
+    """Processes that have imported what a rank needs. Not forked from that of the tests: gloo, in
     the destructor of its group, may wait forever in a fork of one that has started threads.
     """
-    with Forks("examples.vttwins.train", path=ROOT) as started:
+    # What DistributedDataParallel and the first loss import.
+    imported = "examples.vttwins.train", "torch._dynamo", "softdtw_kernels._cpu.operators"
+    with Forks(*imported, path=ROOT) as started:
         yield started
 
 
