@@ -1,8 +1,8 @@
 """Runs the CUDA kernels on the CPU: their source, by g++, with the runtime beside this file.
 
-The compiler lets a kernel report every memory access to the runtime, which knows the buffers of the
-launch and who synchronized with whom (emulator.cpp), and looks at it in launches that are `checked`.
-The others run the same code: to compile it once more without the reports takes longer than they do.
+The compiler lets a kernel report every memory access to the runtime, which knows the buffers of
+the launch and who synchronized with whom (emulator.cpp), and looks at them in `checked` launches.
+The others run the same code: to compile it again without reports takes longer than they do.
 Compiled objects are cached by content in build/ of the checkout, or in the directory that
 SOFTDTW_EMULATOR_CACHE names.
 """
