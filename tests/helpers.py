@@ -148,12 +148,15 @@ def run_python(
 
 
 _FORKS = """
+import importlib
 import json
 import os
 import sys
 import traceback
 import torch
 
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 if "numba" in sys.argv:
     import numba
     import numpy as np
@@ -161,10 +164,10 @@ if "numba" in sys.argv:
     numba.njit(lambda a: a[0, 0] + 1)(np.zeros((1, 1)))  # loads what compilation needs
 
 
-def child(code, environment, place):
+def child(code, environment, folder, k):
     for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(place + name, os.O_WRONLY | os.O_CREAT), number)
-    os.environ.update(environment)
+        os.dup2(os.open(f"{folder}/{k}.{name}", os.O_WRONLY | os.O_CREAT), number)
+    os.environ.update(environment, FORK=str(k))
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     if "numba" in sys.modules:
         sys.modules["numba"].core.config.reload_config()
@@ -179,7 +182,7 @@ for line in sys.stdin:
         if children[-1] == 0:
             status = 1
             try:
-                child(code, environment, f"{folder}/{k}.")
+                child(code, environment, folder, k)
                 status = 0
             except BaseException:
                 traceback.print_exc()
@@ -193,20 +196,23 @@ for line in sys.stdin:
 
 
 class Forks:
-    """Processes forked from one that has imported torch, and Numba if it is named, but nothing of
-    this package.
+    """Processes forked from one that has imported torch and the modules that are named, but else
+    nothing of this package. The variable FORK counts those of one run.
 
     For tests of first calls, and of what several processes leave for each other, where starting an
     interpreter, and loading the compiler, two and four seconds each time, are not what is tested.
     """
 
-    def __init__(self, *imported: str) -> None:
+    def __init__(self, *imported: str, path: Path | None = None) -> None:
         self._imported = imported
+        self._environment = _with_package()
+        if path is not None:
+            self._environment["PYTHONPATH"] += f"{os.pathsep}{path}"
 
     def __enter__(self) -> Forks:
         self._server = subprocess.Popen(
             [*_fresh(_FORKS), *self._imported],
-            env=_with_package(),
+            env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

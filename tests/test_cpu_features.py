@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers import PEAK_MEMORY, bits, run_python
+from helpers import PEAK_MEMORY, Forks, bits
 from torch import Tensor
 
 from softdtw_kernels import soft_dtw
@@ -226,11 +226,11 @@ def test_what_has_no_matrix_does_not_depend_on_the_batch() -> None:
 
 
 PROBE = """
-import os, sys, torch
+import os, torch
 import softdtw_kernels._cpu.operators
 from softdtw_kernels import soft_dtw
 
-dtype = getattr(torch, sys.argv[1])
+dtype = getattr(torch, os.environ["DTYPE"])
 
 
 def train(length, bandwidth):
@@ -239,17 +239,14 @@ def train(length, bandwidth):
 
 
 for length, bandwidth in ((6000, None), (12000, 20)):  # each in a process of its own
-    sys.stdout.flush()
     if os.fork() == 0:
-        break
+        torch.set_num_threads(2)
+        train(600, bandwidth)
+        before = start_of_peak()
+        train(length, bandwidth)
+        print(peak_since() - before, flush=True)
+        os._exit(0)
     os.wait()
-else:
-    sys.exit()
-torch.set_num_threads(2)
-train(600, bandwidth)
-before = start_of_peak()
-train(length, bandwidth)
-print(peak_since() - before)
 """
 
 
@@ -257,9 +254,10 @@ print(peak_since() - before)
     sys.platform != "linux", reason="reads and resets the peak in /proc/self, which only Linux has"
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_no_matrix_is_ever_in_memory(dtype: str) -> None:
+def test_no_matrix_is_ever_in_memory(dtype: str, fresh: Forks) -> None:
     """Less than 15 % of the cost matrix, and with a band next to nothing."""
     matrix = 6000**2 * (4 if dtype == "float32" else 8)
-    whole, band = map(int, run_python(PEAK_MEMORY + PROBE, dtype).stdout.split())
+    [done] = fresh.run(PEAK_MEMORY + PROBE, {"DTYPE": dtype})
+    whole, band = map(int, done.stdout.split())
     assert whole < 0.15 * matrix
     assert band < 20e6

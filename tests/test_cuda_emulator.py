@@ -90,7 +90,7 @@ def test_right_kernels_pass_under_every_schedule(kernel: int, checked: bool) -> 
     ],
 )
 @pytest.mark.parametrize("schedule", ALL)
-def test_the_checked_build_sees_memory_mistakes_whatever_the_schedule(
+def test_a_checked_launch_sees_memory_mistakes_whatever_the_schedule(
     kernel: int, bug: int, message: str, schedule: str
 ) -> None:
     with pytest.raises(EmulatorError, match=message):
@@ -117,7 +117,7 @@ def test_relaxed_stores_are_seen_in_any_order(schedule: str) -> None:
     ],
 )
 @pytest.mark.parametrize("schedule", ALL)
-def test_both_builds_see_what_warps_and_barriers_forbid(
+def test_every_launch_sees_what_warps_and_barriers_forbid(
     kernel: int, bug: int, message: str, schedule: str
 ) -> None:
     with pytest.raises(EmulatorError, match=message):
@@ -132,7 +132,7 @@ def test_some_schedule_turns_a_missing_barrier_or_a_wrong_index_into_a_wrong_res
     assert any(caught), caught
 
 
-def test_the_fast_build_guards_the_ends_of_shared_memory() -> None:
+def test_every_launch_guards_the_ends_of_shared_memory() -> None:
     with pytest.raises(EmulatorError, match="shared memory was written outside"):
         run(REVERSE, 2, "ascending", False)
 

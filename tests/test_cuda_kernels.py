@@ -1,6 +1,6 @@
 """The CUDA kernels, executed on the CPU by the emulator, against the oracles and the reference.
 
-What the emulator's two builds check is in cuda_emulator; here the results are compared, over drawn
+What the emulator checks is in cuda_emulator; here the results are compared, over drawn
 shapes, lengths, bands, strides and values, and through each way of sharing out the work (families),
 each with few and with many multiprocessors and little and much shared memory.
 """

@@ -1,41 +1,25 @@
 """Peak memory of long pairs, each measured in a process of its own.
 
-These are forked from one that has imported what all need, which takes longer than most pairs; the
-first of them compiles for all.
+These are forked from one that has imported what all need, which takes longer than most pairs. What
+they compile, the process of the tests compiles before, as later tests need the same.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import pytest
+import torch
 from helpers import PEAK_MEMORY, run_python
 
-PROBE = """
-import gc
-import json
-import os
-import sys
-import traceback
+PREPARE = """
 import torch
 import softdtw_kernels._cpu.operators
 from softdtw_kernels import soft_dtw_from_cost
 from softdtw_kernels._operators import kernels
 from softdtw_kernels._problem import Problem
-
-
-def in_a_fork(work, *arguments):
-    sys.stdout.flush()
-    if os.fork() == 0:
-        try:
-            work(*arguments)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(0)
-    os.wait()  # what a case lacks in the output has failed
 
 
 def differentiate(cost):
@@ -67,6 +51,25 @@ def prepare(dtype, threads, kind, batch, length):  # compiles or loads kernels, 
     torch.set_num_threads(threads)
     for several in (1, batch):
         train(kind, make(dtype, kind, several, 600))
+"""
+PROBE = """
+import json
+import os
+import sys
+import traceback
+
+
+def in_a_fork(work, *arguments):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        try:
+            work(*arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    os.wait()  # what a case lacks in the output has failed
 
 
 def measure(dtype, threads, kind, batch, length):
@@ -84,15 +87,7 @@ def measure(dtype, threads, kind, batch, length):
     print(json.dumps([case, (peak - before - size) / size]))
 
 
-def compile_once():  # all others load what this process leaves in the cache
-    gc.disable()  # a tenth of the time of compiling
-    for case in cases:
-        prepare(*case)
-
-
-cases = json.loads(sys.argv[1])
-in_a_fork(compile_once)
-for case in cases:
+for case in json.loads(sys.argv[1]):
     in_a_fork(measure, *case)
 """
 
@@ -120,7 +115,15 @@ Case = tuple[str, int, str, int, int]
 def extra() -> dict[Case, float]:
     """Peak memory beyond the cost and its gradient, as a share of the cost."""
     cases = [*LONG, *LARGE, *OUT_OF_RANGE, *SECOND]
-    lines = run_python(PEAK_MEMORY + PROBE, json.dumps(cases), timeout=600).stdout.splitlines()
+    here: dict[str, Any] = {}
+    exec(PREPARE, here)
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        for case in cases:
+            here["prepare"](*case)
+    torch.set_num_threads(threads)
+    done = run_python(PEAK_MEMORY + PREPARE + PROBE, json.dumps(cases), timeout=600)
+    lines = done.stdout.splitlines()
     return {tuple(case): share for case, share in map(json.loads, lines)}
 
 

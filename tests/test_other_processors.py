@@ -8,6 +8,7 @@ and none for a lane alone.
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 from typing import Any, NamedTuple
@@ -50,6 +51,7 @@ ON_ARM = r"fml[as]", r"fn?m(?:add|sub)", r"f(?:add|sub|mul|div)\s+[sd]\d"
 FUNCTIONS_OF_C = r"\b_?(?:fma|rint)f?\b"
 
 
+@functools.cache
 def _ir_of(name: str, dtype: torch.dtype) -> str:
     """What Numba keeps of the compiled form of costs of this type, as text."""
     kernel, shape = KERNELS[name]

@@ -47,6 +47,7 @@ ON_VECTORS: tuple[dict[str, Any], ...] = (
 SETTINGS = ((1.0, 0.3, 0.1), (0.01, 0.0, 0.5), (0.05, 256.0, 0.0), (1e-3, 2.0, 1.0))
 
 
+@pytest.mark.slow  # most of it compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n, m, repeat", [(40, 30, "y"), (30, 40, "x"), (40, 40, "")])
 def test_the_largest_warp_cost_allows_the_fewest_repeats(
@@ -149,6 +150,7 @@ def _assert_tiers_agree(cost: Tensor, settings: tuple[float, ...], **options: An
         assert abs(a - b) <= (1e-9 if exact else 5e-5) * max(1.0, abs(b), 1e-2 * frames)
 
 
+@pytest.mark.slow  # most of it compiles
 @settings(max_examples=80)
 @given(
     pattern=st.sampled_from(PATTERNS),

@@ -53,6 +53,7 @@ def _assert_truth(got: list[Any], truth: Truth, cost: np.ndarray, gamma: float) 
     assert_close(by_skip, truth.by_skip, 20 * atol, "by skip cost")
 
 
+@pytest.mark.slow  # most of it compiles
 @settings(max_examples=60)
 @given(
     pattern=st.sampled_from(PATTERNS),

@@ -84,9 +84,9 @@ assert all(torch.equal(v, results[0][0]) and torch.equal(g, results[0][1]) for v
     )
 
 
-def test_forked_workers_after_the_parent_used_the_kernels() -> None:
+def test_forked_workers_after_the_parent_used_the_kernels(fresh: Forks) -> None:
     """A DataLoader that forks, whose workers train, while the parent goes on doing so."""
-    run_python(
+    fresh.run(
         """
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -119,9 +119,9 @@ for _ in range(2):
     )
 
 
-def test_a_fork_while_other_threads_compute() -> None:
+def test_a_fork_while_other_threads_compute(fresh: Forks) -> None:
     """No lock that a computing thread holds at the moment of the fork may block the child."""
-    run_python(
+    fresh.run(
         """
 import os
 import threading

@@ -94,6 +94,14 @@ def begin(columns):
 
 
 @inline
+def copy_row(source, row):
+    """As row[:] = source, for which Numba compiles, two seconds long, the text of its error."""
+    for j in range(source.shape[0]):
+        for k in range(3):
+            row[j, k] = source[j, k]
+
+
+@inline
 def advance(cost, theta, weak, i, n, m, bandwidth, gamma, above, p):
     """Row i of the recursion, in place of the row above it; whether a cost is NaN.
 
@@ -207,7 +215,7 @@ def gradient_of_pair(cost, n, m, bandwidth, gamma, theta, weak, scale, grad):
     for i in range(rows):
         part = i // height
         if i == part * height:
-            kept[part] = above
+            copy_row(above, kept[part])
         row = p[i - part * height] if part == final else nowhere
         nan_inside |= advance(cost, theta, weak, i, n, m, bandwidth, gamma, above, row)
     v = value_at_end(above, nan_inside)
@@ -219,7 +227,7 @@ def gradient_of_pair(cost, n, m, bandwidth, gamma, theta, weak, scale, grad):
     for part in range(final, -1, -1):
         start, stop = part * height, min(rows, (part + 1) * height)
         if part < final:
-            above[:] = kept[part]
+            copy_row(kept[part], above)
             for i in range(start, stop):
                 advance(cost, theta, weak, i, n, m, bandwidth, gamma, above, p[i - start])
         for i in range(stop - 1, start - 1, -1):

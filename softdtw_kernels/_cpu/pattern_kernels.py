@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from .exact import add, begin, difference, entropy, softmin
+from .exact import add, begin, copy_row, difference, entropy, softmin
 from .exact_second_order import tangent_weight
 from .jit import allocating, inline, jit
 from .lattice import band_of, entry, length
@@ -149,7 +149,7 @@ def gradient_of_pair(cost, n, m, bandwidth, pattern, gamma, warp, skip, with_gra
     for i in range(n):
         part = i // height
         if with_grad and i == part * height:
-            kept[part] = above
+            copy_row(above, kept[part])
         row = p[i - part * height] if with_grad and part == final else nowhere
         nan_here, count = advance(
             cost, i, n, m, low, high, pattern, gamma, warp, skip, above, row, ends, count
@@ -166,7 +166,7 @@ def gradient_of_pair(cost, n, m, bandwidth, pattern, gamma, warp, skip, with_gra
     for part in range(final, -1, -1):
         start, stop = part * height, min(n, (part + 1) * height)
         if part < final:
-            above[:] = kept[part]
+            copy_row(kept[part], above)
             for i in range(start, stop):
                 advance(
                     cost, i, n, m, low, high, pattern, gamma, warp, skip, above, p[i - start],

@@ -1,7 +1,8 @@
 """Runs the CUDA kernels on the CPU: their source, by g++, with the runtime beside this file.
 
-Two builds of a kernel: `fast`, and `checked`, where the compiler reports every memory access to
-the runtime, which knows the buffers of the launch and who synchronized with whom (emulator.cpp).
+The compiler lets a kernel report every memory access to the runtime, which knows the buffers of
+the launch and who synchronized with whom (emulator.cpp), and looks at them in `checked` launches.
+The others run the same code: to compile it again without reports takes longer than they do.
 Compiled objects are cached by content in build/ of the checkout, or in the directory that
 SOFTDTW_EMULATOR_CACHE names.
 """
@@ -134,9 +135,7 @@ def _header(command: tuple[str, ...]) -> Path:
 
 
 @cache
-def load(
-    source: str, options: tuple[str, ...], checked: bool, directory: Path = SOURCES
-) -> ctypes.CDLL:
+def load(source: str, options: tuple[str, ...], directory: Path = SOURCES) -> ctypes.CDLL:
     """Return the library of one compiled kernel; its launch function takes the kernel's entry."""
     common = (str(COMPILER), "-std=c++17", "-fPIC")
     runtime_source = HERE / "emulator.cpp"
@@ -150,10 +149,9 @@ def load(
     flags = (
         "-O1", *(WITHOUT if _supports(*WITHOUT) else ()), "-ffp-contract=off", "-w",
         "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables",
+        "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
     )  # fmt: skip
     flags += ("-mfma",) if _supports("-mfma") else ()
-    if checked:
-        flags += ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
     header = _header((*common, *flags))
     kernel = (directory / f"{source}.cu").as_posix()
     wrapper = f'#include "{kernel}"\nEMULATOR_ENTRY({source})\n'
@@ -165,7 +163,7 @@ def load(
     # Without the libraries of C++, which only the runtime needs: linking would take longer.
     linked = ["-shared", "-nostdlib", str(wrapper_file), str(runtime), "-lm", "-lc"]
     library = _cached(
-        f"{source}-{'checked' if checked else 'fast'}",
+        source,
         [*common, *flags, "-include", str(header), *options, *linked],
         sources_of(directory, f"{source}.cu"),  # the names of header and runtime tell theirs
         ".so",
@@ -228,7 +226,7 @@ class EmulatorLauncher:
         fields: Sequence[Argument],
     ) -> None:
         """Tensors among the fields are the memory that the kernel may touch."""
-        library = load(source, tuple(options), self.checked, self.directory)
+        library = load(source, tuple(options), self.directory)
         words = (ctypes.c_int64 * len(fields))(
             *[f.data_ptr() if isinstance(f, torch.Tensor) else word(f) for f in fields]
         )

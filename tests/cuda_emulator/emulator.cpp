@@ -2,7 +2,7 @@
 //
 // Always checked: barriers and warp intrinsics that not all of their threads reach, lanes outside their own mask,
 // reads from lanes outside the mask, deadlocks, guard zones around shared memory, which starts as NaN.
-// Checked where the kernel was compiled with -fsanitize=thread, whose callbacks this file provides in place of the
+// In launches that are checked, by the callbacks of -fsanitize=thread, which this file provides in place of the
 // sanitizer's library: every access to memory lies in a buffer of the launch, in the block's shared memory or in the
 // thread's own stack; and no two threads touch the same word, one of them writing, unless a barrier, __syncwarp or a
 // release-acquire pair orders them (vector clocks: one last writer and one last reader are kept for each word).

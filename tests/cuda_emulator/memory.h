@@ -1,4 +1,4 @@
-// What the emulator knows of memory, where the kernel was compiled with -fsanitize=thread: a part of emulator.cpp.
+// What the emulator knows of memory, in launches that are checked: a part of emulator.cpp.
 //
 // Plain accesses. A kernel that is right orders any two accesses of different threads to one word, one of them a write:
 // by a barrier, __syncwarp, or a release that an acquire has seen. What is not ordered is a race, and ends the launch. So

@@ -12,7 +12,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # examples/ is no installed package
 
-from narrow import BLOCKS  # noqa: E402  (after the path)
+from helpers import Forks  # noqa: E402  (after the path)
+from narrow import BLOCKS  # noqa: E402  (likewise)
 
 from examples.vttwins import model, synthetic  # noqa: E402  (likewise)
 from examples.vttwins.loss import SequenceLoss  # noqa: E402  (likewise)
@@ -24,6 +25,17 @@ def narrow() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "INCEPTION", BLOCKS)
         yield
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Forks]:
+    """Processes that have imported what a rank needs. Not forked from that of the tests: gloo, in
+    the destructor of its group, may wait forever in a fork of one that has started threads.
+    """
+    # What DistributedDataParallel and the first loss import.
+    imported = "examples.vttwins.train", "torch._dynamo", "softdtw_kernels._cpu.operators"
+    with Forks(*imported, path=ROOT) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

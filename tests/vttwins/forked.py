@@ -8,11 +8,14 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from helpers import Forks
 
 
 class Forked:
@@ -58,3 +61,25 @@ class Forked:
 def run_script(path: Path, *arguments: str) -> None:
     sys.argv = [str(path), *arguments]
     runpy.run_path(str(path), run_name="__main__")
+
+
+def run_ranks(ranks: Forks, path: Path, *arguments: str) -> list[str]:
+    """The script in two processes, which find each other as those that torchrun starts; what they
+    have written.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = f"""if True:
+        import os, runpy, sys
+        os.environ["RANK"] = os.environ["LOCAL_RANK"] = os.environ["FORK"]
+        sys.argv = {[str(path), *arguments]!r}
+        sys.path.insert(0, os.path.dirname(sys.argv[0]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    environment = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+        "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = ranks.run(code, environment, count=2, timeout=900)
+    return [process.stdout + process.stderr for process in done]

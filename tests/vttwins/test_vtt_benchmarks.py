@@ -6,15 +6,13 @@ Each benchmark in each format, on the generated videos of color_world.py, by the
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import color_world
 import pytest
+from forked import run_ranks
+from helpers import Forks
 
 from examples.vttwins import evaluate, weights
 from examples.vttwins.benchmarks import cache, extraction
@@ -215,34 +213,14 @@ def test_missing_videos_miss_all_their_steps(command: Command, tmp_path: Path) -
 
 
 def test_two_processes_share_the_videos_and_give_the_numbers_of_one(
-    command: Command, tmp_path: Path
+    command: Command, ranks: Forks, tmp_path: Path
 ) -> None:
     script = Path(__file__).with_name("evaluate_truth.py")
     expected = command(color_world.Truth(), "msrvtt", "list.csv")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     line = command.line("msrvtt", "list.csv")
     line[line.index("--out") + 1] = str(tmp_path / "two")
     line[line.index("--cache") + 1] = str(tmp_path / "features of two")
-    environment = {
-        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-        "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, tmp_path / "opened", *line],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    outputs = run_ranks(ranks, script, str(tmp_path / "opened"), *line)
     assert "100.0" in outputs[0] and "100.0" not in outputs[1]  # one of them reports
     opened = [(tmp_path / f"opened.{rank}").read_text().split() for rank in range(2)]
     assert sorted(opened[0] + opened[1]) == [f"video900{k}.mp4" for k in range(4)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from forked import Forked, run_script
+from forked import Forked, run_ranks, run_script
+from helpers import Forks
 from torch import nn
 
 from examples.vttwins.distributed import CrossRankBatchNorm3d, use_cross_rank_batch_norm
@@ -23,35 +21,17 @@ MODES = ["evaluation", "cross-rank"]
 
 
 def run_alone(folder: Path) -> None:
-    process = Forked(partial(run_script, SCRIPT, "0", "1", "", str(folder), *MODES))
+    process = Forked(partial(run_script, SCRIPT, str(folder), *MODES))
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output[-3000:]
 
 
-def run(world: int, folder: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), str(world), folder / "store", folder, *MODES],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=900)
-            assert process.returncode == 0, output[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
-def runs(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(compiled: None, ranks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of one process and of two; each does all modes, as it is slow to start."""
     folder = tmp_path_factory.mktemp("gradients")
     run_alone(folder)
-    run(2, folder)
+    run_ranks(ranks, SCRIPT, str(folder), *MODES)
     return folder
 
 

@@ -21,7 +21,10 @@ from examples.vttwins.steps import learning_rate
 from examples.vttwins.video import write_video
 from examples.vttwins.words import Vocabulary
 
-pytestmark = pytest.mark.slow  # the tests share a run
+pytestmark = [
+    pytest.mark.slow,  # the tests share a run
+    pytest.mark.usefixtures("narrow"),
+]
 
 STEPS = 20
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forked import Forked, run_script
+from forked import Forked, run_ranks, run_script
+from helpers import Forks
 
 from examples.vttwins import checkpoint, config, evaluate, pictures, steps, synthetic, train
 from examples.vttwins.words import Vocabulary
@@ -133,22 +134,18 @@ def test_a_run_killed_and_stopped_again_and_again_continues_to_the_same_losses(
     assert first == second
 
 
-def test_two_processes_take_the_step_of_one(narrated: Path, compiled: None, tmp_path: Path) -> None:
+def test_two_processes_take_the_step_of_one(
+    narrated: Path, compiled: None, ranks: Forks, tmp_path: Path
+) -> None:
     # In float64, as BatchNorm over few clips magnifies the rounding of float32 to 1e-4, and one
     # step, as Adam turns the rounding of gradients near 0 into whole steps.
     options = ("--workers", "0", "--cross-rank-bn", "--steps", "1", "--accumulate", "2")
-    entries = []
     script = Path(__file__).with_name("narrow.py")
-    for processes in (1, 2):
-        line = command(narrated, tmp_path / str(processes), *options, processes=processes)
-        if processes == 1:
-            finish(Forked(partial(run_script, script, *line[3:])))
-        else:
-            place = line.index("-m", line.index("--rdzv-endpoint"))
-            line[place : place + 2] = [str(script)]
-            finish(launch(line))
-        entries.append(checkpoint.read_log(tmp_path / str(processes) / checkpoint.LOG))
-    (one,), (two,) = entries
+    one_alone, two_together = (command(narrated, tmp_path / k, *options)[3:] for k in ("1", "2"))
+    finish(Forked(partial(run_script, script, *one_alone)))
+    # As torchrun would start them, which test_vtt_faults does.
+    run_ranks(ranks, script, *two_together)
+    (one,), (two,) = (checkpoint.read_log(tmp_path / k / checkpoint.LOG) for k in ("1", "2"))
     for name in ("loss", "gradient_norm", "learning_rate"):
         assert two[name] == pytest.approx(one[name], rel=1e-6), name
 

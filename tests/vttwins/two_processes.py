@@ -1,9 +1,10 @@
 """One of two processes of test_vtt_distributed.py: the gradients of its half of a batch, by
 DDP.
 
-    python two_processes.py RANK WORLD STORE FOLDER MODE...
+    python two_processes.py FOLDER MODE...
 
-With WORLD 1 it is the one process that the two are compared with.
+Which of them it is, the variables say that torchrun sets. Without these it is the one process that
+the two are compared with.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.vttwins import train
+from examples.vttwins import distributed, train
 from examples.vttwins.distributed import Place, use_cross_rank_batch_norm
 from examples.vttwins.loss import SequenceLoss
 from examples.vttwins.model import VideoTextModel
@@ -26,15 +26,13 @@ SEQUENCES, CLIPS, CAPTIONS = 4, 2, 3
 
 
 def main() -> None:
-    rank, world = int(sys.argv[1]), int(sys.argv[2])
-    store, folder, *modes = sys.argv[3:]
+    folder, *modes = sys.argv[1:]
     torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    place = distributed.start("cpu")
     for mode in modes:
-        torch.save(gradients_in(mode, rank, world), f"{folder}/{mode}-{world}-{rank}.pt")
-    if world > 1:
-        dist.destroy_process_group()
+        result = gradients_in(mode, place.rank, place.world)
+        torch.save(result, f"{folder}/{mode}-{place.world}-{place.rank}.pt")
+    distributed.stop()
 
 
 def gradients_in(mode: str, rank: int, world: int) -> dict[str, object]:
