@@ -150,6 +150,16 @@ def _assert_tiers_agree(cost: Tensor, settings: tuple[float, ...], **options: An
         assert abs(a - b) <= (1e-9 if exact else 5e-5) * max(1.0, abs(b), 1e-2 * frames)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("skip", [0.5, -0.5])
+def test_prices_of_a_billion_gammas(skip: float, dtype: torch.dtype) -> None:
+    """Of many ends that cost the same, each has its share: no digit of the prices may be lost."""
+    cost = torch.from_numpy(cost_of("integers", 40, 30, 3)).to(dtype).expand(2, -1, -1)
+    for pattern in PATTERNS:
+        if pattern[1:] != ("", ""):
+            _assert_tiers_agree(cost, (1e-9, 0.0, skip), **options_of(pattern))
+
+
 @pytest.mark.slow  # most of it compiles
 @settings(max_examples=80)
 @given(

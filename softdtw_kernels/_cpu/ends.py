@@ -24,7 +24,7 @@ import numpy as np
 from .arrays import without_warnings
 from .floating import scaled, split_exponent
 from .jit import inline
-from .scaling import DOUBLE, LOG2_E, SINGLE, Precision, usable
+from .scaling import DOUBLE, LOG2_E, LOG2_E_LOW, SINGLE, Precision, product, usable
 from .simd import larger, like, load, store
 
 # Rows of the sums that the kernels return with open ends, after those of dummies and entropies: of
@@ -44,6 +44,9 @@ class Open:
     end: str  # whose last ones
     repeat: str  # whose frames may be matched more than once
     skip: np.ndarray  # (P,) or (1,), the price of a frame left out
+
+
+Logs = tuple[np.ndarray, np.ndarray]  # of base 2: what is meant is the sum of both
 
 
 class Ends(NamedTuple):
@@ -302,31 +305,44 @@ def _for_each(
 ) -> Ends:
     rows, columns = sizes
     soft = np.where(usable.py_func(gamma), gamma, 1.0)
-    log_r = np.clip(-(price / soft) * LOG2_E, -(2.0**60), 2.0**60)[:, None]
+    log_r = _log_of_price(soft, price)
+    rising = log_r[0] > 0.0
     up, left = "y" in given.repeat, "x" in given.repeat
     of_x, of_y = "x" in given.begin, "y" in given.begin
-    log_sum = np.logaddexp2(0.0, log_r)  # of 1 + r
-    log_factor = log_sum if (of_y and up) or (of_x and left) else np.zeros_like(log_r)
-    log_corner = np.zeros_like(log_r)
+    # log(1 + r) is log r, where that is above 0, and this.
+    beside_the_larger = np.log2(1.0 + np.exp2(-np.abs(log_r[0])))
+    summed = (of_y and up) or (of_x and left)
+    log_corner = np.zeros_like(log_r[0])
     if of_y and up and of_x and left:
         # NaN where r > 1, which may be beyond float64.
-        log_corner = np.log2(-np.expm1(log_r * np.log(2.0)))
-    nowhere = np.full((log_r.shape[0], precision.lanes * 2), -np.inf)
+        log_corner = np.log2(-np.expm1(log_r[0] * np.log(2.0)))
+    nothing = np.zeros_like(log_r[0])
+    nowhere = np.full((log_r[0].shape[0], precision.lanes * 2), -np.inf)
 
-    def border(size: int, is_open: bool, repeats: bool) -> np.ndarray:
+    def border(size: int, is_open: bool, repeats: bool) -> Logs:
+        """r^k, times 1 + r if others have that sum and these do not."""
         if not is_open:
-            return np.full((log_r.shape[0], size), -np.inf)
-        return log_factor - (log_sum if repeats else 0.0) + log_r * np.arange(1, size + 1)
+            none = np.full((log_r[0].shape[0], size), -np.inf)
+            return none, np.zeros_like(none)
+        alone = summed and not repeats
+        high, low = _times(log_r, np.arange(1, size + 1) + (rising & alone))
+        return high, low + alone * beside_the_larger
 
-    above = np.hstack([log_corner, border(columns, of_y, up)])
-    beside = np.hstack([log_corner, border(rows, of_x, left), nowhere])
-    beyond = log_r * np.arange(max(rows, columns))
+    def joined(*parts: Logs) -> Logs:
+        high, low = (np.hstack(part) for part in zip(*parts, strict=True))
+        return high, low
+
+    corner, outside = (log_corner, nothing), (nowhere, np.zeros_like(nowhere))
+    above = joined(corner, border(columns, of_y, up))
+    beside = joined(corner, border(rows, of_x, left), outside)
+    beyond = _times(log_r, np.arange(max(rows, columns)))
+    more = np.maximum(-price, 0.0) + soft * np.log(2.0) * beside_the_larger[:, 0]
     return Ends(
         *_numbers(above, precision),
         *_numbers(beside, precision),
         *_numbers(beyond, precision),
         np.where(np.isnan(log_corner), -np.inf, np.reshape(price, (-1, 1)))[:, 0],
-        (soft * np.log(2.0) * log_factor[:, 0]),
+        more if summed else np.zeros_like(more),
         (of_x, of_y),
         ("x" in given.end, "y" in given.end),
         -precision.floor if up else precision.floor,
@@ -335,13 +351,31 @@ def _for_each(
     )
 
 
-def _numbers(logs: np.ndarray, precision: Precision) -> tuple[np.ndarray, np.ndarray]:
+def _log_of_price(gamma: np.ndarray, price: np.ndarray) -> Logs:
+    """log2(r) of r = exp(-price / gamma), of prices far above gamma too."""
+    rate = -LOG2_E / gamma  # and the rest as in rate_of, which is compiled for numbers
+    back, error = product.py_func(rate, gamma)
+    rest = ((-LOG2_E - back) - error - LOG2_E_LOW) / gamma
+    high, low = product.py_func(price, rate)
+    inside = np.abs(high) <= 2.0**60
+    low = np.where(inside, low + price * rest, 0.0)
+    return np.clip(high, -(2.0**60), 2.0**60)[:, None], low[:, None]
+
+
+def _times(logs: Logs, count: np.ndarray) -> Logs:
+    high, low = product.py_func(logs[0], count)
+    return high, low + logs[1] * count
+
+
+def _numbers(logs: Logs, precision: Precision) -> tuple[np.ndarray, np.ndarray]:
     """2^logs as mantissas and exponents, in one row; -inf and NaN as forbidden cells."""
-    inside = logs > precision.floor
-    whole = np.floor(np.where(inside, np.minimum(logs, -precision.floor), 0.0))
-    mantissa = np.exp2(np.where(inside, logs - whole, 0.0))
-    exponent = np.where(inside, whole, precision.floor)
+    high, low = logs
+    inside = high > precision.floor
+    whole = np.floor(np.where(inside, np.minimum(high, -precision.floor), 0.0))
+    power = np.exp2(np.where(inside, (high - whole) + low, 0.0))
+    mantissa, more = np.frexp(power)
+    exponent = np.where(inside, whole + more - 1, precision.floor)
     return (
-        mantissa.astype(precision.floats.dtype).reshape(-1),
+        (2.0 * mantissa).astype(precision.floats.dtype).reshape(-1),
         exponent.astype(precision.integers.dtype).reshape(-1),
     )
