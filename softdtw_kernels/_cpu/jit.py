@@ -7,17 +7,20 @@ softdtw_kernels`.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import pickle
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
@@ -168,6 +171,21 @@ def _of_contiguous(signature: Signature) -> Signature:
     return signature if all(t.layout == "C" for t in matrices) else _of_any_strides(signature)
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Numba makes millions of objects while it compiles, which live until it is done: looking for
+    garbage among them took a tenth of the time.
+    """
+    with global_compiler_lock:  # so that of two threads the second does not find what the first set
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
+
+
 def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> None:
     """Let the first call with other types than before choose its form."""
     compile_form = dispatcher._compile_for_args
@@ -177,9 +195,10 @@ def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> 
     def choose(*arguments: Any) -> Any:
         own = tuple(map(dispatcher.typeof_pyval, arguments))
         form = form_of(own)
-        if form == own:
-            return compile_form(*arguments)
-        entry = dispatcher.compile(form)
+        with _without_collection():
+            if form == own:
+                return compile_form(*arguments)
+            entry = dispatcher.compile(form)
         with lock:  # once: of two that are the same, Numba finds none, and each call comes here
             if own not in known:
                 known.add(own)
