@@ -46,6 +46,7 @@ from .open_lanes import (
     set_row_above,
     weigh_group,
 )
+from .order import max, min
 from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude
 from .simd import keep_above, like, load, smaller, store
 from .strips import beyond_range
@@ -285,7 +286,8 @@ def solve(
         final = (rows - 1) // height
         for part in range(final + 1):
             if part > 0:
-                copy_row(row_m, kept_m, row_k, kept_k, 0, (part - 1) * padded, columns * lanes)
+                size, to = columns * lanes, (part - 1) * padded
+                copy_row(row_m, kept_m, row_k, kept_k, plain(0), to, size)
             forward(
                 cost4, geometry, pairs, places, count, part * height,
                 min(rows, (part + 1) * height), columns, first_end, full, weak, rate, theta, floor,
@@ -320,7 +322,8 @@ def solve(
             start, stop = part * height, min(rows, (part + 1) * height)
             if part < final:
                 if part > 0:
-                    copy_row(kept_m, row_m, kept_k, row_k, (part - 1) * padded, 0, columns * lanes)
+                    size, of = columns * lanes, (part - 1) * padded
+                    copy_row(kept_m, row_m, kept_k, row_k, of, plain(0), size)
                 forward(
                     cost4, geometry, pairs, places, count, start, stop, columns, first_end, full,
                     weak, rate, theta, floor, packed, row_m, row_k, starts, stops, checks,

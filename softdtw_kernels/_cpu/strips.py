@@ -40,6 +40,7 @@ from .ends import (
 from .jit import inline, jit, plain
 from .lattice import entry, entry_or_zero, lattice_of, length
 from .memory import empty, filled
+from .order import max, min
 from .scaling import (
     AGAIN,
     SURE,
