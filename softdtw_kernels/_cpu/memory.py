@@ -17,7 +17,7 @@ from numba.core.typing.npydecl import parse_dtype
 from numba.extending import intrinsic
 from numba.np.arrayobj import get_itemsize, make_array, populate_array
 
-ALIGNMENT = 64  # bytes: a vector, and a line of the cache
+ALIGNMENT = 32  # bytes, as Numba has it: with 64 kernels are no faster
 
 
 def kind_of(shape: Any, dtype: Any) -> types.Array:
