@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .jit import inline
+from .order import max, min
 from .simd import (
     INTEGER_OF,
     Vector,

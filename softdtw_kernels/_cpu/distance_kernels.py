@@ -4,9 +4,8 @@ their gradient, in sums of differences in float64.
 
 from __future__ import annotations
 
-import numpy as np
-
 from .jit import jit_contiguous, jit_reassociated, outlined
+from .memory import empty
 
 BLOCK = 256  # columns whose running sums stay in the first cache level
 ROWS = 4  # of the gradient that share the loads of a column of y and of its gradient
@@ -36,8 +35,8 @@ def squared_distances(x, y, first, last, out):
     """
     _, pairs, n, size = x.shape
     m = y.shape[2]
-    columns = np.empty((size, BLOCK), dtype=y.dtype)
-    row = np.empty(BLOCK, dtype=y.dtype)
+    columns = empty((size, BLOCK), y.dtype)
+    row = empty(BLOCK, y.dtype)
     block_of = -1
     for start in range(0, m, BLOCK):
         width = min(BLOCK, m - start)
@@ -72,9 +71,9 @@ def squared_distances_vjp(
     skipped, which is most of them for a band or a small gamma.
     """
     n, m, size = x.shape[1], y.shape[1], x.shape[2]
-    rows, columns = np.empty((ROWS, size)), np.empty((size, m))
-    mass = np.empty((ROWS, m))
-    sum_x, sum_y = np.empty((n, size)), np.empty((size, m))
+    rows, columns = empty((ROWS, size)), empty((size, m))
+    mass = empty((ROWS, m))
+    sum_x, sum_y = empty((n, size)), empty((size, m))
     for u in range(first, last):
         sum_x[:] = 0.0
         sum_y[:] = 0.0

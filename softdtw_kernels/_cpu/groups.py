@@ -7,6 +7,7 @@ import numpy as np
 from .blocks import common, load_block, store_block
 from .jit import inline, outlined, plain
 from .lattice import entry, entry_or_zero, lattice_of, length
+from .order import max, min
 from .scaling import WARPED_ROWS, set_warped_rates
 
 # Rows of the geometry of a group, one column for each lane: lengths of the sequences, rows and

@@ -41,6 +41,7 @@ from .hard_patterns import (
 )
 from .jit import inline, jit, outlined, plain
 from .lattice import band_of, entry, has_pairs, lattice_of, length, of_cost, size_of
+from .memory import empty, filled
 from .scaling import AGAIN, SURE
 from .simd import like, store
 from .strips import lane_steps, strip_columns
@@ -152,20 +153,20 @@ def solve(
     """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
-    packed, nan_sums = np.empty(CHUNK * WIDE), np.empty(WIDE)
-    lost, final = np.empty(WIDE, np.int64), np.empty(3 * WIDE)
-    starts, stops = np.empty(WIDE, np.int64), np.empty(WIDE, np.int64)
+    packed, nan_sums = empty(CHUNK * WIDE), empty(WIDE)
+    lost, final = empty(WIDE, np.int64), empty(3 * WIDE)
+    starts, stops = empty(WIDE, np.int64), empty(WIDE, np.int64)
     widest, most = plain(0), plain(0)
     for q in items:
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
         rows, columns, low, high = lattice_of(n_q, m_q, weak, bandwidth)
         strips = (rows + WIDE - 1) // WIDE
         widest, most = max(widest, columns), max(most, strips * stride_of(columns, low, high))
-    bits = np.empty(most if keep else 0, np.uint32)
+    bits = empty(most if keep else 0, np.uint32)
     width = widest + 3 * WIDE
-    border = np.empty(3 * width)
+    border = empty(3 * width)
     if prices is not None:
-        found, own = np.zeros(3 * (cost4.shape[2] + cost4.shape[3])), np.zeros(3 * WIDE)
+        found, own = filled(3 * (cost4.shape[2] + cost4.shape[3]), 0.0), filled(3 * WIDE, 0.0)
     for place, q in enumerate(items):
         cost, theta = cost4[q // per_row, q % per_row], entry(dummy, q) if weak else 0.0
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
@@ -312,15 +313,15 @@ def solve_many(
     per_row = cost4.shape[1]
     pairs = cost4.shape[0] * per_row
     most_rows, most_columns = size_of(cost4.shape[2], cost4.shape[3], weak)
-    packed, theta = np.empty(WIDE * (cost4.shape[3] + 8)), np.zeros(WIDE)
-    line, final = np.empty(3 * WIDE * most_columns), np.empty(3 * WIDE)
-    nan_sums, lost = np.empty(WIDE), np.empty(WIDE, np.int64)
-    starts, stops = np.empty(WIDE, np.int64), np.empty(WIDE, np.int64)
-    ends = np.empty((2, WIDE), np.int64)
+    packed, theta = empty(WIDE * (cost4.shape[3] + 8)), filled(WIDE, 0.0)
+    line, final = empty(3 * WIDE * most_columns), empty(3 * WIDE)
+    nan_sums, lost = empty(WIDE), empty(WIDE, np.int64)
+    starts, stops = empty(WIDE, np.int64), empty(WIDE, np.int64)
+    ends = empty((2, WIDE), np.int64)
     if prices is not None:
-        warps, skips = np.zeros(WIDE), np.zeros(WIDE)
-        found = np.zeros(3 * WIDE * (most_rows + most_columns))
-    bits = np.empty(2 * most_rows * most_columns if keep else 0, np.uint32)
+        warps, skips = filled(WIDE, 0.0), filled(WIDE, 0.0)
+        found = filled(3 * WIDE * (most_rows + most_columns), 0.0)
+    bits = empty(2 * most_rows * most_columns if keep else 0, np.uint32)
     for index in range(first, last):
         q = index * WIDE
         count = min(WIDE, pairs - q)

@@ -35,6 +35,7 @@ from .groups import (
 )
 from .jit import inline, jit, outlined, plain
 from .lattice import entry, entry_or_zero, has_pairs, of_cost, size_of
+from .memory import empty, filled
 from .open_lanes import (
     add_begun_above,
     add_begun_beside,
@@ -45,6 +46,7 @@ from .open_lanes import (
     set_row_above,
     weigh_group,
 )
+from .order import max, min
 from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude
 from .simd import keep_above, like, load, smaller, store
 from .strips import beyond_range
@@ -227,22 +229,22 @@ def solve(
     lanes = 64 // floats.itemsize
     most_rows, most_columns = size_of(cost4.shape[2], cost4.shape[3], weak)
     padded = (most_columns + lanes) * lanes  # whole squares
-    packed, below = np.empty(padded, floats.dtype), np.empty(padded, floats.dtype)
-    row_m, row_k = np.empty(padded, floats.dtype), np.empty(padded, integers.dtype)
+    packed, below = empty(padded, floats.dtype), empty(padded, floats.dtype)
+    row_m, row_k = empty(padded, floats.dtype), empty(padded, integers.dtype)
     height = most_rows
     if with_grad:
         height = min(height, max(SHORTEST, WEIGHTS // (3 * 64 * most_columns)))
-    weights = np.empty(3 * lanes * most_columns * height if with_grad else 0, floats.dtype)
+    weights = empty(3 * lanes * most_columns * height if with_grad else 0, floats.dtype)
     kept = padded * ((most_rows - 1) // height)
-    kept_m, kept_k = np.empty(kept, floats.dtype), np.empty(kept, integers.dtype)
-    rate = np.empty(WARPED_ROWS * lanes, floats.dtype)
-    checks = np.empty(3 * lanes, floats.dtype)
-    theta, factor = np.zeros(lanes, floats.dtype), np.zeros(lanes, floats.dtype)
-    exponents = np.zeros(lanes, np.int64)
-    group_sums = np.empty((2 if ends is None else SUMS) * lanes)
-    starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    geometry, pairs = np.empty((6, lanes), np.int64), np.empty(lanes, np.int64)
-    places, grad_places = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    kept_m, kept_k = empty(kept, floats.dtype), empty(kept, integers.dtype)
+    rate = empty(WARPED_ROWS * lanes, floats.dtype)
+    checks = empty(3 * lanes, floats.dtype)
+    theta, factor = filled(lanes, 0, floats.dtype), filled(lanes, 0, floats.dtype)
+    exponents = filled(lanes, 0, np.int64)
+    group_sums = empty((2 if ends is None else SUMS) * lanes)
+    starts, stops = empty(lanes, np.int64), empty(lanes, np.int64)
+    geometry, pairs = empty((6, lanes), np.int64), empty(lanes, np.int64)
+    places, grad_places = empty(lanes, np.int64), empty(lanes, np.int64)
     if ends is None:
         opened = None
     else:
@@ -284,7 +286,8 @@ def solve(
         final = (rows - 1) // height
         for part in range(final + 1):
             if part > 0:
-                copy_row(row_m, kept_m, row_k, kept_k, 0, (part - 1) * padded, columns * lanes)
+                size, to = columns * lanes, (part - 1) * padded
+                copy_row(row_m, kept_m, row_k, kept_k, plain(0), to, size)
             forward(
                 cost4, geometry, pairs, places, count, part * height,
                 min(rows, (part + 1) * height), columns, first_end, full, weak, rate, theta, floor,
@@ -319,7 +322,8 @@ def solve(
             start, stop = part * height, min(rows, (part + 1) * height)
             if part < final:
                 if part > 0:
-                    copy_row(kept_m, row_m, kept_k, row_k, (part - 1) * padded, 0, columns * lanes)
+                    size, of = columns * lanes, (part - 1) * padded
+                    copy_row(kept_m, row_m, kept_k, row_k, of, plain(0), size)
                 forward(
                     cost4, geometry, pairs, places, count, start, stop, columns, first_end, full,
                     weak, rate, theta, floor, packed, row_m, row_k, starts, stops, checks,

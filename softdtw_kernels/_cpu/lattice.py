@@ -7,6 +7,7 @@ the costs, and whose other cells are dummies. All that the kernels ask of a latt
 from __future__ import annotations
 
 from .jit import inline
+from .order import max, min
 
 
 @inline

@@ -22,6 +22,7 @@ from .ends import (
 from .groups import COLUMNS, ROWS
 from .jit import allocating, inline, plain
 from .lattice import entry, entry_or_zero
+from .memory import empty, filled
 from .scaling import added
 from .simd import load, store
 
@@ -44,20 +45,20 @@ class OpenLanes(NamedTuple):
 
 @allocating
 def open_lanes(ends, rows, columns, lanes, floats, integers, floor):
-    found_m = np.ones((rows + columns) * lanes, floats.dtype)
-    found_k = np.full((rows + columns) * lanes, floor, integers.dtype)
+    found_m = filled((rows + columns) * lanes, 1, floats.dtype)
+    found_k = filled((rows + columns) * lanes, floor, integers.dtype)
     return OpenLanes(
         ends,
-        np.empty((columns + 1) * lanes, floats.dtype),
-        np.empty((columns + 1) * lanes, integers.dtype),
-        np.empty((rows + 1) * lanes, floats.dtype),
-        np.empty((rows + 1) * lanes, integers.dtype),
+        empty((columns + 1) * lanes, floats.dtype),
+        empty((columns + 1) * lanes, integers.dtype),
+        empty((rows + 1) * lanes, floats.dtype),
+        empty((rows + 1) * lanes, integers.dtype),
         found_m,
         found_k,
-        np.empty_like(found_m),
-        np.empty_like(found_m),
-        np.empty_like(found_k),
-        np.full(2, -1),
+        empty(found_m.size, floats.dtype),
+        empty(found_m.size, floats.dtype),
+        empty(found_m.size, integers.dtype),
+        filled(2, -1),
     )
 
 

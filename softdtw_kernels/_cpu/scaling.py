@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .jit import inline
+from .order import max
 
 LOG2_E = 1.4426950408889634
 LOG2_E_LOW = 2.0355273740931033e-17  # log2(e) to twice the precision is LOG2_E plus this

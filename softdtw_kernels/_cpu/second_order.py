@@ -23,6 +23,7 @@ from .arrays import without_warnings
 from .batch import Batch, Gradients
 from .jit import allocating, inline, jit, outlined, plain
 from .lattice import entry, lattice_of, length
+from .memory import empty
 from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, TINY, WARPED_ROWS
 from .solve import EXACT_COST, hard_minimum, without_path
 from .strips import begin_pair, end_pair, lane_steps, strip_columns
@@ -95,7 +96,7 @@ def reset(border, floor):
 
 @allocating
 def new_border(size):
-    return np.empty(size), np.empty(size, np.int64), np.empty(size)
+    return empty(size), empty(size, np.int64), empty(size)
 
 
 @outlined
@@ -166,15 +167,15 @@ def solve_soft(
     height = (strips + parts - 1) // parts
     kept = height if again else plain(0)
     above, top = new_border(kept * window), new_border(parts * window if again else 0)
-    states = np.empty((kept * tiles + tiles + 1) * 4 * LANES)
-    states_k = np.empty((kept * tiles + tiles + 1) * 2 * LANES, np.int64)
-    weights = np.empty(TILE * KEPT * (strips * tiles if stored else 1))
-    packed = np.empty(TILE * LANES), np.empty(TILE * LANES)
+    states = empty((kept * tiles + tiles + 1) * 4 * LANES)
+    states_k = empty((kept * tiles + tiles + 1) * 2 * LANES, np.int64)
+    weights = empty(TILE * KEPT * (strips * tiles if stored else 1))
+    packed = empty(TILE * LANES), empty(TILE * LANES)
     border = new_border(widest + 3 * LANES)
-    below_e, below_f = np.empty(widest + 3 * LANES), np.empty(widest + 3 * LANES)
-    flows, checks = np.empty(8 * LANES + 2), np.empty(3 * LANES)
-    rates = np.empty(WARPED_ROWS * LANES)
-    limits = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    below_e, below_f = empty(widest + 3 * LANES), empty(widest + 3 * LANES)
+    flows, checks = empty(8 * LANES + 2), empty(3 * LANES)
+    rates = empty(WARPED_ROWS * LANES)
+    limits = empty(LANES, np.int64), empty(LANES, np.int64)
     before = flush_subnormals()
     for q in items:
         a, b = q // shape[1], q % shape[1]

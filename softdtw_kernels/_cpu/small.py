@@ -25,6 +25,7 @@ from .batch import ALL, Batch
 from .ends import SUMS, Ends
 from .jit import jit, plain
 from .lattice import lattice_of, length
+from .order import max, min
 from .scaling import SURE, UNIT, WANTED, precision_of, roundings
 from .solve import solve
 from .subnormal import flush_subnormals, restore

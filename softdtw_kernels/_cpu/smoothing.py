@@ -18,6 +18,7 @@ from .cell import beside_the_largest, factor, log2_of_one_plus, quotient
 from .floating import fma
 from .jit import inline, jit, outlined
 from .lattice import entry, length
+from .memory import empty, filled
 from .scaling import LOG2_E, set_rates
 from .simd import (
     lane_sum,
@@ -116,8 +117,8 @@ def smooth(first, last, costs, shape, strides, gamma, n, m, bounds, origin, out,
     origin: log(origin_count). Cells beyond the lengths are not written.
     """
     size, slack = FRAME + 2 * (shape[3] + 1), 2 * (64 // costs.itemsize)
-    frame, result = np.empty(size + slack, costs.dtype), np.empty(size + slack, costs.dtype)
-    rates, of_origin = np.empty(3, costs.dtype), np.empty(1, costs.dtype)
+    frame, result = empty(size + slack, costs.dtype), empty(size + slack, costs.dtype)
+    rates, of_origin = empty(3, costs.dtype), empty(1, costs.dtype)
     before = flush_subnormals()
     for q in range(first, last):
         a, b = q // shape[1], q % shape[1]
@@ -200,10 +201,10 @@ def smooth_vjp(
 ):  # fmt: skip
     """Adjoint of smooth. The derivative of a softmin by gamma is minus its entropy."""
     size, slack = FRAME + 2 * (shape[3] + 1), 2 * (64 // costs.itemsize)
-    frame, mass = np.empty(size + slack, costs.dtype), np.empty(size + slack, costs.dtype)
-    by_diagonal, by_up = np.empty(size + slack, costs.dtype), np.empty(size + slack, costs.dtype)
-    by_left, result = np.empty(size + slack, costs.dtype), np.empty(size + slack, costs.dtype)
-    rates = np.empty(6, costs.dtype)
+    frame, mass = empty(size + slack, costs.dtype), empty(size + slack, costs.dtype)
+    by_diagonal, by_up = empty(size + slack, costs.dtype), empty(size + slack, costs.dtype)
+    by_left, result = empty(size + slack, costs.dtype), empty(size + slack, costs.dtype)
+    rates = empty(6, costs.dtype)
     rates[3], rates[4], rates[5] = 0.0, 1.0, np.inf
     before = flush_subnormals()
     for q in range(first, last):
@@ -295,10 +296,10 @@ def smooth_second_order(
     and by gamma. Of float64, and matrices of the same strides.
     """
     size, slack = FRAME + 2 * (shape[3] + 1), 16
-    frame, mass, tangent = np.empty(size + slack), np.empty(size + slack), np.empty(size + slack)
-    by_diagonal, by_up = np.empty(size + slack), np.empty(size + slack)
-    by_left, result = np.empty(size + slack), np.empty(size + slack)
-    nothing, rates = np.zeros(size + slack), np.empty(6)
+    frame, mass, tangent = empty(size + slack), empty(size + slack), empty(size + slack)
+    by_diagonal, by_up = empty(size + slack), empty(size + slack)
+    by_left, result = empty(size + slack), empty(size + slack)
+    nothing, rates = filled(size + slack, 0.0), empty(6)
     rates[3], rates[4], rates[5] = 0.0, 1.0, np.inf
     before = flush_subnormals()
     for q in range(first, last):

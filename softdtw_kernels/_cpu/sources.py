@@ -22,6 +22,7 @@ from .blocks import common, load_block, store_block
 from .floating import fma, fnma
 from .jit import HELPER, inline
 from .lattice import cost_at, give, length
+from .memory import empty, filled
 from .simd import first_lane, like, limits, shift_down, store, where_between
 from .simd import load_double as load
 
@@ -110,10 +111,10 @@ def _room_for(source, sink, lanes, floats, with_grad, chunk):
         _, _, gx, gy = sink
         nx, ny, size = sizes_of(x.shape[1], y.shape[1], x.shape[2], lanes)
         if with_grad and gx.size == 0:
-            gx, gy = np.empty(size * nx), np.empty(size * ny)
-        at_hand = np.full(4, -1)  # which sequences, and of which lengths
-        part = np.empty(SIDE * (chunk + lanes), floats.dtype)
-        xs, ys = np.zeros(size * nx, floats.dtype), np.zeros(size * ny, floats.dtype)
+            gx, gy = empty(size * nx), empty(size * ny)
+        at_hand = filled(4, -1)  # which sequences, and of which lengths
+        part = empty(SIDE * (chunk + lanes), floats.dtype)
+        xs, ys = filled(size * nx, 0, floats.dtype), filled(size * ny, 0, floats.dtype)
         return xs, nx, ys, ny, size, gx, gy, part, at_hand
 
     return for_features

@@ -39,6 +39,8 @@ from .ends import (
 )
 from .jit import inline, jit, plain
 from .lattice import entry, entry_or_zero, lattice_of, length
+from .memory import empty, filled
+from .order import max, min
 from .scaling import (
     AGAIN,
     SURE,
@@ -202,10 +204,10 @@ def solve(
     weak = dummy.size > 0
     shape = shape_of(source)
     lanes = WIDTH // floats.itemsize
-    packed = np.empty(CHUNK * lanes, floats.dtype)
-    rate = np.empty(WARPED_ROWS * lanes, floats.dtype)
-    checks = np.empty(3 * lanes, floats.dtype)
-    starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
+    packed = empty(CHUNK * lanes, floats.dtype)
+    rate = empty(WARPED_ROWS * lanes, floats.dtype)
+    checks = empty(3 * lanes, floats.dtype)
+    starts, stops = empty(lanes, np.int64), empty(lanes, np.int64)
     room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
     widest = lattice_of(shape[2], shape[3], weak, bandwidth)[1]
     strips, longest = most_of_pairs(first, last, shape, n, m, weak, bandwidth, lanes)
@@ -217,25 +219,25 @@ def solve(
     height = strips_of_part(strips, window, tiles, lanes, floats.itemsize, size)
     parts = (strips + height - 1) // height
     kept = height if again else 0
-    above_m = np.empty(kept * window, floats.dtype)
-    above_k = np.empty(kept * window, integers.dtype)
-    top_m = np.empty(parts * window if again else 0, floats.dtype)
-    top_k = np.empty(parts * window if again else 0, integers.dtype)
-    states_m = np.empty(kept * tiles * 2 * lanes, floats.dtype)
-    states_k = np.empty(kept * tiles * 2 * lanes, integers.dtype)
+    above_m = empty(kept * window, floats.dtype)
+    above_k = empty(kept * window, integers.dtype)
+    top_m = empty(parts * window if again else 0, floats.dtype)
+    top_k = empty(parts * window if again else 0, integers.dtype)
+    states_m = empty(kept * tiles * 2 * lanes, floats.dtype)
+    states_k = empty(kept * tiles * 2 * lanes, integers.dtype)
     size = strips * stride if stored else 3 * lanes * TILE
-    weights = np.empty(size if with_grad else 0, floats.dtype)
-    border_m = np.empty(widest + 3 * lanes, floats.dtype)
-    border_k = np.empty(widest + 3 * lanes, integers.dtype)
-    below, flows = np.empty(widest + 3 * lanes, floats.dtype), np.empty(4 * lanes + 1, floats.dtype)
+    weights = empty(size if with_grad else 0, floats.dtype)
+    border_m = empty(widest + 3 * lanes, floats.dtype)
+    border_k = empty(widest + 3 * lanes, integers.dtype)
+    below, flows = empty(widest + 3 * lanes, floats.dtype), empty(4 * lanes + 1, floats.dtype)
     if ends is not None:
         # Whole vectors; where no path ends it is forbidden.
         most = (shape[2] + shape[3] + lanes) // lanes * lanes
-        found_m = np.ones(most, floats.dtype)
-        found_k = np.full(most, floor, integers.dtype)
-        weights_m, weights_k = np.empty(most, floats.dtype), np.empty(most, integers.dtype)
-        given, own_sums = np.empty(most, floats.dtype), np.empty(SUMS)
-        shown_k = np.empty(CHUNK * lanes, integers.dtype)
+        found_m = filled(most, 1, floats.dtype)
+        found_k = filled(most, floor, integers.dtype)
+        weights_m, weights_k = empty(most, floats.dtype), empty(most, integers.dtype)
+        given, own_sums = empty(most, floats.dtype), empty(SUMS)
+        shown_k = empty(CHUNK * lanes, integers.dtype)
     before = flush_subnormals()
     for q in range(first, last):
         costs, grad = begin_of(source, sink, q, n, m, room, lanes)

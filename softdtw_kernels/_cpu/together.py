@@ -20,6 +20,7 @@ import numpy as np
 from .atomic import look, take, tell, wait
 from .jit import inline, jit, outlined, plain
 from .lattice import entry, entry_or_zero
+from .memory import empty
 from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude
 from .simd import like, load_double, store
 from .sources import begin_of, end_of, is_returned, room_for, shape_of, size_of_costs
@@ -106,22 +107,22 @@ def work(
     weak = dummy.size > 0
     shape, to_return = shape_of(source), is_returned(source, with_grad)
     lanes = WIDTH // floats.itemsize
-    packed = np.empty(CHUNK * lanes, floats.dtype)
-    rate = np.empty(WARPED_ROWS * lanes, floats.dtype)
-    checks = np.empty(3 * lanes, floats.dtype)
-    starts, stops = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    weights = np.empty(3 * lanes * TILE if with_grad else 0, floats.dtype)
-    last_k, flows = np.empty(lanes, integers.dtype), np.empty(4 * lanes + 1, floats.dtype)
+    packed = empty(CHUNK * lanes, floats.dtype)
+    rate = empty(WARPED_ROWS * lanes, floats.dtype)
+    checks = empty(3 * lanes, floats.dtype)
+    starts, stops = empty(lanes, np.int64), empty(lanes, np.int64)
+    weights = empty(3 * lanes * TILE if with_grad else 0, floats.dtype)
+    last_k, flows = empty(lanes, integers.dtype), empty(4 * lanes + 1, floats.dtype)
     room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
     costs, grad = begin_of(source, sink, q, n, m, room, lanes)
     theta = entry(dummy, q) if weak else 0.0
     rows, columns, low, high = lattice_of_pair(q, shape, n, m, weak, bandwidth)
     strips, longest = most_of_pairs(q, q + 1, shape, n, m, weak, bandwidth, lanes)
     window, tiles, final = longest + 1, longest // TILE + 1, strips - 1
-    own_m = np.empty(tiles * 2 * lanes, floats.dtype)
-    own_k = np.empty(tiles * 2 * lanes, integers.dtype)
-    nowhere_m = np.empty(columns + 3 * lanes, floats.dtype)
-    nowhere_k = np.empty(columns + 3 * lanes, integers.dtype)
+    own_m = empty(tiles * 2 * lanes, floats.dtype)
+    own_k = empty(tiles * 2 * lanes, integers.dtype)
+    nowhere_m = empty(columns + 3 * lanes, floats.dtype)
+    nowhere_k = empty(columns + 3 * lanes, integers.dtype)
     last_part = final // height
     onward = 1 + OF_PART * (last_part + 1)  # where the counters of strips begin
     again, back = onward + strips, onward + 2 * strips
