@@ -1,6 +1,6 @@
 """Other steps, begins and ends in the CUDA kernels, executed on the CPU by the emulator, against
-the kernels of the CPU in float64. Brute force, which these are tested against, is too slow here, and
-the recursion in plain torch loses digits of what large costs leave.
+the kernels of the CPU in float64. Brute force, which these are tested against, is too slow here,
+and the recursion in plain torch loses digits of what large costs leave.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def found(
 
 
 def without_walls(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(walls, "with_bars", lambda *_: iter(()))
+    patch.setattr(walls, "may_have_bars", lambda task, items: items[:0])
 
 
 @st.composite
@@ -86,6 +86,7 @@ def test_results_are_those_of_the_exact_tier(dtype: torch.dtype, data: st.DataOb
             y_lengths=[1 + k % columns for k in range(pairs)],
         )
     kind = draw(st.sampled_from(["plain", "band", "weak", "pattern"]))
+    read = kind != "pattern" and draw(st.booleans())  # as of long pairs
     if kind == "band":
         settings["bandwidth"] = draw(st.integers(0, 4))
     if kind == "weak":
@@ -96,7 +97,11 @@ def test_results_are_those_of_the_exact_tier(dtype: torch.dtype, data: st.DataOb
         settings["warp_cost"] = torch.full((pairs,), draw(st.sampled_from([0.0, 0.3])))
         settings["open_begin"], settings["open_end"] = draw(SIDES), draw(SIDES)
         settings["skip_cost"] = torch.full((pairs,), draw(st.sampled_from([0.0, 0.2])))
-    results = found(function, cost, settings)
+    with pytest.MonkeyPatch.context() as patch:
+        if read:
+            patch.setattr(walls, "LONG", 0)
+            patch.setattr(walls, "BLOCK", 64)
+        results = found(function, cost, settings)
     with pytest.MonkeyPatch.context() as patch:
         without_walls(patch)
         expected = found(function, cost, settings)
@@ -144,6 +149,28 @@ def test_a_long_pair_has_the_same_bits_in_any_batch() -> None:
         assert bits(many[4:5]) == bits(one)
 
 
+@pytest.mark.slow  # most of it compiles
+@pytest.mark.parametrize("kind", ["weak", "ends"])
+def test_masks_of_long_pairs_beside_other_costs(kind: str) -> None:
+    cost = random(2, 530, 540)
+    cost[:, 200] = 1e30
+    cost[:, :, 300] = 1e30
+    settings: dict[str, Any] = {"gamma": torch.full((2,), 0.1, dtype=torch.float64)}
+    function: Callable[..., Tensor] = soft_dtw_from_cost
+    if kind == "weak":
+        function = functools.partial(s2dtw_from_cost, smoothing=False, dummy_cost=1e30)
+        cost = cost[:, ::2]
+    else:
+        settings |= {"open_begin": "y", "open_end": "y"}
+    results = found(function, cost, settings)
+    with pytest.MonkeyPatch.context() as patch:
+        without_walls(patch)
+        expected = found(function, cost, settings)
+    torch.testing.assert_close(results[0], expected[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(results[1], expected[1], rtol=0, atol=1e-9)
+    torch.testing.assert_close(results[2], expected[2], rtol=1e-9, atol=1e-9)
+
+
 def test_most_masks_have_bars() -> None:
     """Else nothing of this is tested."""
     cost = random(3, 8, 8).numpy()[None]
@@ -154,4 +181,13 @@ def test_most_masks_have_bars() -> None:
         [(items, part, bars, more)] = walls.with_bars(task, np.arange(3))
         assert items.tolist() == [0, 1, 2]
         assert (part.cost[0, :, 4] == bars[:, None]).all()
+        assert (bars + more == np.asarray(1e30, kind)).all()
+        assert walls.with_bars_read(task, np.arange(3))[0].size == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(walls, "LONG", 0)
+            assert not list(walls.with_bars(task, np.arange(3)))
+            items, part, bars, more = walls.with_bars_read(task, np.array([0, 2]))
+        assert items.tolist() == [0, 2]
+        assert part.bars is not None
+        assert (part.bars[1][items] == bars).all() and np.isnan(part.bars[0][1])
         assert (bars + more == np.asarray(1e30, kind)).all()

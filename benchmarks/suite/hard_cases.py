@@ -99,8 +99,8 @@ def holes(cost: Tensor, value: float) -> None:
     cost[torch.rand(cost.shape, generator=generator) < 0.1] = value
 
 
-def wall(cost: Tensor) -> None:
-    cost[..., cost.shape[-2] // 2, :] = math.inf
+def wall(cost: Tensor, value: float = math.inf) -> None:
+    cost[..., cost.shape[-2] // 2, :] = value
 
 
 def spot(cost: Tensor) -> None:
@@ -125,7 +125,15 @@ def thin(short: int, batch: int) -> list[Case]:
     ]
 
 
-def changed(name: str, change: Callable[[Tensor], object], gamma: float = 1.0) -> list[Case]:
+SMALL_AND_LONG = ((64, 64, 64), (2, 512, 512))
+
+
+def changed(
+    name: str,
+    change: Callable[[Tensor], object],
+    gamma: float = 1.0,
+    shapes: tuple[tuple[int, ...], ...] = SMALL_AND_LONG,
+) -> list[Case]:
     """The same costs and a change of them, for small pairs and for long ones."""
     return [
         Case(
@@ -133,7 +141,7 @@ def changed(name: str, change: Callable[[Tensor], object], gamma: float = 1.0) -
             from_cost(*shape, gamma=gamma, change=change),
             from_cost(*shape),
         )
-        for shape in ((64, 64, 64), (2, 512, 512))
+        for shape in shapes
     ]
 
 
@@ -160,6 +168,14 @@ CASES: tuple[Case, ...] = (
     *changed("10 % 1e30", partial(holes, value=1e30)),
     *changed("a row of +inf", wall),
     *changed("all costs 1e30", partial(fill, value=1e30)),
+    *changed("10 % 1e30", partial(holes, value=1e30), shapes=((2, 1024, 1024),)),
+    *changed("a row of 1e30", partial(wall, value=1e30), shapes=(*SMALL_AND_LONG, (2, 1024, 1024))),
+    *changed("all costs 1e30", partial(fill, value=1e30), shapes=((2, 1024, 1024),)),
+    *changed(
+        "costs of up to 1e30",
+        partial(scale, factor=1e30),
+        shapes=((4096, 8, 8), *SMALL_AND_LONG, (2, 1024, 1024)),
+    ),
     *changed("subnormal costs", partial(scale, factor=1e-40)),
     *changed("NaN in every item", spot),
     *changed("|cost| / gamma of 1e9", partial(scale, factor=1e9)),

@@ -10,6 +10,7 @@ import numpy as np
 from .._lattice import band_limits, lattice_size
 from .arrays import NOTHING
 from .ends import SUMS, Open
+from .expansion import WIDE
 from .scaling import SMALLEST_GAMMA, Precision, precision_of
 
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
@@ -17,6 +18,20 @@ SMALL = 1600  # lattice cells of a small pair
 LANES = 256**2  # lattice cells up to which lanes can be pairs
 STRIP_STEP = 1.4  # time of a step of a strip of a vector's rows over that of a step of lanes
 LANES_ROW = 4  # steps of lanes that the begin of a row takes as long as
+FEWEST = 8  # pairs in lanes, at gamma = 0
+HARD_STRIP = 16  # steps of a strip that its begin takes as long as, at gamma = 0
+
+
+def places_of(items: np.ndarray, columns: int) -> tuple:
+    """Where pairs are in a batch of so many columns: slices if they are neighbors."""
+    size = items.size
+    if size and (size == 1 or (items[-1] - items[0] == size - 1 and (np.diff(items) > 0).all())):
+        a, b = divmod(int(items[0]), columns)
+        if columns == 1:
+            return slice(a, a + size), 0
+        if b + size <= columns:
+            return a, slice(b, b + size)
+    return np.divmod(items, columns)
 
 
 @dataclass
@@ -33,6 +48,8 @@ class Batch:
     warp: np.ndarray = field(default_factory=lambda: NOTHING)
     open: Open | None = None  # of a plain lattice without a band
     precision: Precision | None = None  # of the first tier, if not that of the costs
+    # (P,) each, of the type of the costs: numbers, and those to read in place of them; see `walls`.
+    bars: tuple[np.ndarray, np.ndarray] | None = None
     order: np.ndarray | None = field(default=None, init=False)  # what in_order has found
 
     @property
@@ -85,6 +102,24 @@ class Batch:
         return bool(in_lanes <= STRIP_STEP * in_strips)
 
     @property
+    def hard_in_lanes(self) -> bool:
+        """Whether lanes are pairs at gamma = 0: if that takes fewer steps. Bits are the same
+        either way.
+        """
+        rows, columns = self.lattice
+        if self.pairs < FEWEST or rows * columns > LANES:
+            return False
+        groups, weak = -(-self.pairs // WIDE), self.dummy.size > 0
+        n, m = self.lengths
+        if weak:
+            n, m = 2 * n + 1, 2 * m + 1
+        steps = m + np.minimum(n, WIDE) - 1
+        if self.bandwidth >= 0:
+            steps = np.minimum(steps, np.abs(n - m) + 2 * self.bandwidth + WIDE)
+        in_strips = np.sum(-(-n // WIDE) * (steps + HARD_STRIP))
+        return bool(groups * n.max() * (m.max() + LANES_ROW) <= in_strips)
+
+    @property
     def cells(self) -> int:
         """About the size of all lattices."""
         rows, columns = self.lattice
@@ -127,7 +162,8 @@ class Batch:
     @property
     def kernel_arguments(self) -> tuple:
         """Of the kernels on vectors."""
-        return self.cost, self.gamma, self.warp, self.dummy, self.n, self.m, self.bandwidth
+        cost = self.cost if self.bars is None else (self.cost, *self.bars)
+        return cost, self.gamma, self.warp, self.dummy, self.n, self.m, self.bandwidth
 
     @property
     def price(self) -> np.ndarray:
@@ -145,14 +181,8 @@ class Batch:
         """The costs of some pairs, (P, N, M), or their first rows; a view if the pairs are
         neighbors.
         """
-        cost, size = self.cost[:, :, :rows], items.size
-        a, b = divmod(int(items[0]), cost.shape[1])
-        if size == 1 or (items[-1] - items[0] == size - 1 and (items[1:] > items[:-1]).all()):
-            if cost.shape[1] == 1:
-                return cost[a : a + size, 0]
-            if b + size <= cost.shape[1]:
-                return cost[a, b : b + size]
-        return cost[np.divmod(items, cost.shape[1])]
+        cost = self.cost[:, :, :rows]
+        return cost[places_of(items, cost.shape[1])]
 
     def part(self, items: np.ndarray, costs: np.ndarray | None = None) -> Batch:
         """Some of the pairs, with a copy of their costs in float64 if no others are given."""
@@ -202,5 +232,13 @@ class Gradients:
     ) -> None:
         """The gradients of some pairs from a part, or of those of it that are kept."""
         some = slice(None) if kept is None or kept.size == part.scale.size else kept
-        self.cost[np.divmod(items, pairs)] = part.cost[0, some]
+        self.cost[places_of(items, pairs)] = part.cost[0, some]
         self.sums[:, items] = part.sums[:, some]
+
+
+def part_of(gradients: Gradients | None, items: np.ndarray, part: Batch) -> Gradients | None:
+    """Room for the gradients of some pairs, whose problem is the part."""
+    if gradients is None:
+        return None
+    scale = gradients.scale[items].astype(part.cost.dtype)
+    return Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))

@@ -2,6 +2,7 @@
 
 An expansion is a tuple of vectors, the largest part first, whose sum is meant. Two parts hold 106
 bits, three 159: what two cannot hold is told, so that three can be taken. +inf has zeros behind it.
+One part is a float64 as any other, whose sums are rounded.
 
 These vectors are four times as wide as those of `simd`, for one comparison waits for the other:
 with four registers side by side the processor has something to do meanwhile.
@@ -132,6 +133,8 @@ def is_less(builder: Any, a: list[Any], b: list[Any]) -> Any:
     rounded, for it is exact wherever the others count.
     """
     less = builder.fcmp_ordered("<", a[0], b[0])
+    if len(a) == 1:
+        return less
     if len(a) == 2:
         equal = builder.fcmp_ordered("==", a[0], b[0])
         return builder.or_(less, builder.and_(equal, builder.fcmp_ordered("<", a[1], b[1])))
@@ -204,6 +207,17 @@ def least(typingctx, a, b):
 
 
 @intrinsic
+def not_above(typingctx, a, b):
+    """As bits, the lanes where a <= b of two vectors."""
+
+    def codegen(context, builder, sig, args):
+        mask = builder.fcmp_ordered("<=", *args)
+        return builder.bitcast(mask, ir.IntType(WIDE))
+
+    return types.uint32(a, b), codegen
+
+
+@intrinsic
 def apart(typingctx, a, b):
     """a - b of two expansions of three parts, rounded once; +inf where a is."""
 
@@ -249,7 +263,9 @@ def plus(typingctx, a, d, lost):
         r, d, told = parts_of(builder, args[0]), args[1], args[2]
         zero, infinity = (constant(FLOATS, v) for v in (0.0, float("inf")))
         s, e = two_sum(builder, r[0], d)
-        if len(r) == 2:
+        if len(r) == 1:
+            parts = [s]
+        elif len(r) == 2:
             inside = builder.fcmp_ordered("<", s, infinity)
             t, f = two_sum(builder, r[1], builder.select(inside, e, zero))
             told = builder.or_(told, builder.bitcast(f, told.type))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .blocks import common, load_block, store_block
+from .expansion import WIDE
 from .jit import inline, outlined, plain
-from .lattice import entry, entry_or_zero, lattice_of, length
+from .lattice import band_of, entry, entry_or_zero, lattice_of, length
 from .order import max, min
 from .scaling import WARPED_ROWS, set_warped_rates
 
@@ -130,3 +131,39 @@ def unpack(mass, grad4, pairs, places, i, starts, stops, whole, columns):
         for j in range(columns):
             if j < whole or starts[lane] <= j < stops[lane]:
                 grads[i, j] = mass[j * lanes + lane]
+
+
+@inline
+def bounds_of_row(i, n, m, bandwidth):
+    """The columns of row i of the costs inside lengths and band."""
+    low, high = band_of(n, m, bandwidth)
+    if i >= n:
+        return 0, 0
+    start = max(0, i + low)
+    return start, max(start, min(m, i + high + 1))
+
+
+@outlined
+def pack_row(cost4, q, count, i, starts, stops, columns, packed):
+    """Row i of the costs of `count` pairs from q on: packed[j WIDE + lane]; +inf outside the
+    bounds.
+    """
+    per_row, side = cost4.shape[1], 8
+    for k in range(0, WIDE, side):
+        p, some = q + k, min(side, count - k)
+        # Eight pairs as far apart from each other in memory are loaded and transposed at once.
+        alike = per_row == 1 or p % per_row + some <= per_row
+        if some > 0 and alike and cost4.strides[3] == cost4.itemsize:
+            apart = cost4.strides[0] if per_row == 1 else cost4.strides[1]
+            base = cost4[p // per_row, p % per_row].ctypes.data + i * cost4.strides[2]
+            begin, end = starts[k : k + side], stops[k : k + side]
+            for j in range(0, columns, side):
+                at = base + j * cost4.itemsize
+                load_block(cost4, at, apart, begin, end, j, packed, j * WIDE + k, WIDE)
+            continue
+        for j in range(columns):
+            packed[j * WIDE + k : j * WIDE + k + side] = np.inf
+        for lane in range(k, k + some):
+            costs = cost4[(q + lane) // per_row, (q + lane) % per_row]
+            for j in range(starts[lane], stops[lane]):
+                packed[j * WIDE + lane] = costs[i, j]

@@ -4,7 +4,8 @@ Two comparisons choose the predecessor of a cell: of equal ones the diagonal one
 above. Both are kept as bits, a quarter of a byte a cell, and one walk back along them is the
 gradient. Costs are cumulated as `expansion`s, so a choice is that of exact sums, and ties are ties.
 A pair whose sums two parts cannot hold is not certified, and done again with three: there is no
-other tier.
+other tier. With margins sums are rounded, and only pairs are certified in which no rounding counts:
+see `margins`.
 
 `solve` has the rows of one pair in the lanes, as `strips` has; `solve_many` has pairs of a batch in
 them, as `lanes` has. Subnormal costs count: nothing is flushed here.
@@ -16,7 +17,6 @@ import math
 
 import numpy as np
 
-from .blocks import load_block
 from .ends import LEFT_OUT
 from .expansion import (
     WIDE,
@@ -29,6 +29,7 @@ from .expansion import (
     store_parts,
     unreached,
 )
+from .groups import bounds_of_row, pack_row
 from .hard_paths import adjoint, trace
 from .hard_patterns import (
     begin_in_lanes,
@@ -40,24 +41,16 @@ from .hard_patterns import (
     pattern_of,
 )
 from .jit import inline, jit, outlined, plain
-from .lattice import band_of, entry, has_pairs, lattice_of, length, of_cost, size_of
+from .lattice import entry, has_pairs, lattice_of, length, of_cost, size_of
+from .margins import WORDS, finish, least_of, margin_of, words_of
 from .memory import empty, filled
 from .scaling import AGAIN, SURE
 from .simd import like, store
 from .strips import lane_steps, strip_columns
 from .tiles import CHUNK, pack
 
-TWO, THREE = (0, 0), (0, 0, 0)  # parts of the expansions that a kernel cumulates in
-
-
-@inline
-def bounds_of_row(i, n, m, bandwidth):
-    """The columns of row i of the costs inside lengths and band."""
-    low, high = band_of(n, m, bandwidth)
-    if i >= n:
-        return 0, 0
-    start = max(0, i + low)
-    return start, max(start, min(m, i + high + 1))
+# Parts of the expansions that a kernel cumulates in; one with margins.
+ONE, TWO, THREE = (0,), (0, 0), (0, 0, 0)
 
 
 @inline
@@ -96,10 +89,10 @@ def conclude(total, nan_sum, lost, parts, cost, theta, n, m, bandwidth):
 @outlined
 def walk_strip(
     cost, theta, weak, row, first, steps, starts, stops, parts, packed, border, width,
-    nan_sums, lost, final, keep, bits, at, pattern,
+    nan_sums, lost, final, keep, bits, at, pattern, margin,
 ):  # fmt: skip
     """One strip: reads the border above it, leaves that of its last row, and the last step in
-    final. pattern: None, or see `hard_patterns`.
+    final. pattern: None, or see `hard_patterns`. margin: None, or those of the lanes.
     """
     here = unreached(parts)
     up = enter(here, border, width, first)
@@ -112,7 +105,11 @@ def walk_strip(
             nan_sum = nan_sum + d
             diagonal = up
             up = enter(here, border, width, first + t + 1)
-            if pattern is None:
+            if margin is not None:
+                best, by_up, by_left, near = least_of(diagonal, up, here, margin)
+                bits[at + WORDS * t], bits[at + WORDS * t + 1] = by_up, by_left
+                bits[at + WORDS * t + 2] = near
+            elif pattern is None:
                 best, by_up = least(up, diagonal)
                 best, by_left = least(here, best)
             else:
@@ -121,8 +118,9 @@ def walk_strip(
                     pattern, diagonal, up, here, like(d, pattern.warp), told
                 )
             here, told = plus(best, d, told)
-            if keep:
-                bits[at + 2 * t], bits[at + 2 * t + 1] = by_up, by_left
+            if margin is None:
+                if keep:
+                    bits[at + 2 * t], bits[at + 2 * t + 1] = by_up, by_left
             if pattern is not None:
                 find_in_strip(pattern, here, row, t)
             if t >= WIDE - 1:
@@ -133,15 +131,15 @@ def walk_strip(
 
 
 @inline
-def stride_of(columns, low, high):
-    """Bits of a strip, two vectors of them a step."""
-    return 2 * (min(columns, high - low + WIDE) + WIDE)
+def stride_of(columns, low, high, words):
+    """Bits of a strip, two or three vectors of them a step."""
+    return words * (min(columns, high - low + WIDE) + WIDE)
 
 
 @jit
 def solve(
     items, cost4, dummy, n, m, bandwidth, parts, steps, counts, value, status, keep,
-    with_grad, scale, clean, grad4, sums, prices,
+    with_grad, scale, clean, grad4, sums, prices, margins,
 ):  # fmt: skip
     """Values of the pairs q in items, and if asked for their gradients; status: see `scaling`.
 
@@ -149,10 +147,12 @@ def solve(
     all 0 before. sums: as in `exact.gradient`. counts, unless it is empty: 0 for each item that has
     no path (with keep NaN has none), -1 for others. steps: room for a path; with keep and no
     gradient, for that of each item, the last cell first, and counts tells how many they are.
-    prices: None, or see `hard_patterns`.
+    prices: None, or see `hard_patterns`. margins: None, or see `margins`; then parts is ONE, keep
+    is set, and the value is that of soft-DTW.
     """
     weak = dummy.size > 0
     per_row = cost4.shape[1]
+    words = plain(words_of(margins))
     packed, nan_sums = empty(CHUNK * WIDE), empty(WIDE)
     lost, final = empty(WIDE, np.int64), empty(3 * WIDE)
     starts, stops = empty(WIDE, np.int64), empty(WIDE, np.int64)
@@ -161,7 +161,10 @@ def solve(
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
         rows, columns, low, high = lattice_of(n_q, m_q, weak, bandwidth)
         strips = (rows + WIDE - 1) // WIDE
-        widest, most = max(widest, columns), max(most, strips * stride_of(columns, low, high))
+        widest, most = (
+            max(widest, columns),
+            max(most, strips * stride_of(columns, low, high, words)),
+        )
     bits = empty(most if keep else 0, np.uint32)
     width = widest + 3 * WIDE
     border = empty(3 * width)
@@ -171,7 +174,7 @@ def solve(
         cost, theta = cost4[q // per_row, q % per_row], entry(dummy, q) if weak else 0.0
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
         rows, columns, low, high = lattice_of(n_q, m_q, weak, bandwidth)
-        stride = stride_of(columns, low, high)
+        stride = stride_of(columns, low, high, words)
         border[:] = 0.0
         border[1:width] = np.inf  # before column 0 is the virtual cell before the origin
         nan_sums[:] = 0.0
@@ -180,15 +183,23 @@ def solve(
             pattern = None
         else:
             pattern = pattern_of(prices, q, rows, columns, len(parts), 1, found, own, own)
+        margin = margin_of(margins, q, 0, WIDE)
         for row in range(0, rows, WIDE):
             first, steps_here, _ = strip_columns(row, WIDE, rows, columns, low, high)
             lane_steps(row, WIDE, first, rows, columns, low, high, starts, stops)
             walk_strip(
                 cost, theta, weak, row, first, steps_here, starts, stops, parts, packed,
                 border, width, nan_sums, lost, final, keep, bits, row // WIDE * stride,
-                pattern,
+                pattern, margin,
             )  # fmt: skip
             border[0] = np.inf
+        if margins is not None:
+            value[q], status[q] = finish(
+                total_of(final, (rows - 1) % WIDE, parts), bits, WIDE, stride, plain(0), low, cost,
+                n_q, m_q, margins[2, q], steps, with_grad, scale[q] if with_grad else 0.0, clean,
+                grad4[q // per_row, q % per_row],
+            )  # fmt: skip
+            continue
         nan_sum, told = 0.0, 0
         for lane in range(WIDE):
             nan_sum += nan_sums[lane]
@@ -222,35 +233,9 @@ def solve(
 
 
 @outlined
-def pack_row(cost4, q, count, i, starts, stops, columns, packed):
-    """Row i of the costs of `count` pairs from q on: packed[j WIDE + lane]; +inf outside the
-    bounds.
-    """
-    per_row, side = cost4.shape[1], 8
-    for k in range(0, WIDE, side):
-        p, some = q + k, min(side, count - k)
-        # Eight pairs as far apart from each other in memory are loaded and transposed at once.
-        alike = per_row == 1 or p % per_row + some <= per_row
-        if some > 0 and alike and cost4.strides[3] == cost4.itemsize:
-            apart = cost4.strides[0] if per_row == 1 else cost4.strides[1]
-            base = cost4[p // per_row, p % per_row].ctypes.data + i * cost4.strides[2]
-            begin, end = starts[k : k + side], stops[k : k + side]
-            for j in range(0, columns, side):
-                at = base + j * cost4.itemsize
-                load_block(cost4, at, apart, begin, end, j, packed, j * WIDE + k, WIDE)
-            continue
-        for j in range(columns):
-            packed[j * WIDE + k : j * WIDE + k + side] = np.inf
-        for lane in range(k, k + some):
-            costs = cost4[(q + lane) // per_row, (q + lane) % per_row]
-            for j in range(starts[lane], stops[lane]):
-                packed[j * WIDE + lane] = costs[i, j]
-
-
-@outlined
 def walk_rows(
     cost4, q, count, n, m, bandwidth, theta, weak, rows, columns, ends, starts, stops, parts,
-    packed, line, final, nan_sums, lost, keep, bits, pattern,
+    packed, line, final, nan_sums, lost, keep, bits, pattern, margin,
 ):  # fmt: skip
     """All rows of the lattices of a group of pairs; the last cell of each in final, 0 before.
 
@@ -281,7 +266,11 @@ def walk_rows(
                 nan_sum = nan_sum + d
             diagonal = up
             up = load_parts(nothing, line, width, j * WIDE)
-            if pattern is None:
+            if margin is not None:
+                best, by_up, by_left, near = least_of(diagonal, up, here, margin)
+                at = WORDS * (i * columns + j)
+                bits[at], bits[at + 1], bits[at + 2] = by_up, by_left, near
+            elif pattern is None:
                 best, by_up = least(up, diagonal)
                 best, by_left = least(here, best)
             else:
@@ -290,9 +279,10 @@ def walk_rows(
                 best, by_up, by_left, told = cheapest(pattern, diagonal, up, here, warps, told)
             here, told = plus(best, d, told)
             store_parts(here, line, width, j * WIDE)
-            if keep:
-                at = 2 * (i * columns + j)
-                bits[at], bits[at + 1] = by_up, by_left
+            if margin is None:
+                if keep:
+                    at = 2 * (i * columns + j)
+                    bits[at], bits[at + 1] = by_up, by_left
         if pattern is not None:
             find_in_lanes(pattern, line, count, ends, i)
         for lane in range(count):
@@ -306,7 +296,7 @@ def walk_rows(
 @jit
 def solve_many(
     first, last, cost4, dummy, n, m, bandwidth, parts, steps, value, status, keep,
-    with_grad, scale, clean, grad4, sums, prices,
+    with_grad, scale, clean, grad4, sums, prices, margins,
 ):  # fmt: skip
     """As solve, for the pairs of the groups first <= index < last: WIDE neighbors each."""
     weak = dummy.size > 0
@@ -321,7 +311,8 @@ def solve_many(
     if prices is not None:
         warps, skips = filled(WIDE, 0.0), filled(WIDE, 0.0)
         found = filled(3 * WIDE * (most_rows + most_columns), 0.0)
-    bits = empty(2 * most_rows * most_columns if keep else 0, np.uint32)
+    words = plain(words_of(margins))
+    bits = empty(words * most_rows * most_columns if keep else 0, np.uint32)
     for index in range(first, last):
         q = index * WIDE
         count = min(WIDE, pairs - q)
@@ -345,14 +336,22 @@ def solve_many(
                 warps[lane] = entry(prices.warp, q + lane)
                 skips[lane] = entry(prices.skip, q + lane)
             pattern = pattern_of(prices, q, rows, columns, len(parts), WIDE, found, warps, skips)
+        margin = margin_of(margins, q, 1, count)
         walk_rows(
             cost4, q, count, n, m, bandwidth, theta, weak, rows, columns, ends, starts, stops,
-            parts, packed, line, final, nan_sums, lost, keep, bits, pattern,
+            parts, packed, line, final, nan_sums, lost, keep, bits, pattern, margin,
         )  # fmt: skip
         for lane in range(count):
             p = q + lane
             cost = cost4[p // per_row, p % per_row]
             n_q, m_q = length(n, p, cost4.shape[2]), length(m, p, cost4.shape[3])
+            if margins is not None:
+                value[p], status[p] = finish(
+                    total_of(final, lane, parts), bits, plain(1), WORDS * columns, lane, -most_rows,
+                    cost, n_q, m_q, margins[2, p], steps, with_grad,
+                    scale[p] if with_grad else 0.0, clean, grad4[p // per_row, p % per_row],
+                )  # fmt: skip
+                continue
             end, left_out = (ends[0, lane], ends[1, lane]), 0
             if prices is None:
                 total = total_of(final, lane, parts)

@@ -79,6 +79,7 @@ DOUBLE = Precision(
 
 
 WITHIN_GAMMA = replace(DOUBLE, near_0=False)
+AS_SINGLE = replace(DOUBLE, wanted=SINGLE.wanted)  # of values that are returned as float32
 
 
 def precision_of(costs: np.ndarray) -> Precision:

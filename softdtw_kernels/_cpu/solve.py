@@ -1,10 +1,11 @@
 """One call on the CPU: the tiers that solve it.
 
 float32 costs are computed in float32 with exponents of 32 bits. Where these do not suffice (paths
-that cost more than 10^8 gamma, walls of huge costs, no path at all) the pair is done again in
-float64 with 64 bits, and last in the exact tier. None of them copies all costs: long pairs are
-converted as they are read, small ones are copied a block at a time. The hard minimum, gamma = 0,
-has kernels of its own.
+that cost more than 10^8 gamma, walls of huge costs, no path at all) the pair is done again: by the
+kernels of the hard minimum if one path outweighs all others (`dominant`), with another number for
+one that is huge (`walls`), in float64 with exponents of 64 bits, and last in the exact tier. None
+of them copies all costs: long pairs are converted as they are read, small ones are copied a block
+at a time. The hard minimum, gamma = 0, has kernels of its own.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ from collections.abc import Iterator
 import numpy as np
 
 from .._lattice import band_limits, lattice_size
-from . import exact, hard, lanes, strips, together, unbounded, walls
+from . import dominant, exact, hard, lanes, strips, together, unbounded, walls
 from .arrays import NOTHING, without_warnings
-from .batch import ALL, LANES, LANES_ROW, Batch, Gradients
+from .batch import ALL, Batch, Gradients, part_of
 from .ends import ends_of
 from .hard_patterns import Prices
-from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, Precision, precision_of
+from .scaling import (
+    AGAIN,
+    AS_SINGLE,
+    DOUBLE,
+    NOT_A_NUMBER,
+    SINGLE,
+    SURE,
+    Precision,
+    precision_of,
+)
 from .threads import run_chunks, threads_for
 
 SHARED = 512**2  # cells of a pair that threads share: a strip has some tiles
 COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
-FEWEST = 8  # pairs in lanes, at gamma = 0
-HARD_STRIP = 16  # steps of a strip that its begin takes as long as, at gamma = 0
 STEPS = 2**16  # of paths that are found at a time
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 VECTOR_COST = 3  # the same, on vectors
@@ -61,7 +69,9 @@ def in_tiers(task: Batch, gradients: Gradients | None, out: np.ndarray, status: 
         spread(np.nan, task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
     if task.dummy.size == 0:
         without_path(task, gradients, np.flatnonzero(status == AGAIN), out, status)
+    dominant.solve(task, gradients, soft_of(task, status), out, status)
     with_bars(task, gradients, soft_of(task, status), out, status)
+    with_bars_read(task, gradients, soft_of(task, status), out, status)
     if task.cost.dtype == np.float32:
         soft = soft_of(task, status)
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
@@ -96,12 +106,25 @@ def with_bars(
             gradients.put(some, theirs, task.cost.shape[1], kept)
 
 
-def part_of(gradients: Gradients | None, items: np.ndarray, part: Batch) -> Gradients | None:
-    """Room for the gradients of some pairs, whose problem is the part."""
-    if gradients is None:
-        return None
-    scale = gradients.scale[items].astype(part.cost.dtype)
-    return Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
+def with_bars_read(
+    task: Batch,
+    gradients: Gradients | None,
+    items: np.ndarray,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """As with_bars, of long pairs, without a copy."""
+    items, barred, bars, more = walls.with_bars_read(task, items)
+    values = out.copy()
+    clear_after_lanes(task, gradients, items)
+    for precision in (SINGLE, AS_SINGLE) if task.cost.dtype == np.float32 else (DOUBLE,):
+        again = items[status[items] == AGAIN]
+        if again.size:
+            in_strips(barred, again, arguments(barred, gradients, precision, values, status))
+    if gradients is not None:
+        spread(np.nan, task, gradients, items[status[items] == NOT_A_NUMBER])
+    kept = np.flatnonzero(status[items] != AGAIN)
+    out[items[kept]] = walls.values_without_bars(values[items], bars, more)[kept]
 
 
 def spread(gradient: float, task: Batch, gradients: Gradients, items: np.ndarray) -> None:
@@ -122,13 +145,13 @@ def without_path(
     """Finish those of the pairs that have no path: the hard minimum tells at a glance."""
     prices = prices_of(task, free=True)
     if task.open is None or task.open.repeat == "xy":
-        items = with_infinity(task, items)
+        items = walls.with_infinity(task, items)
     if items.size == 0:
         return
     counts, room = np.empty(items.size, np.int64), np.empty((0, 2), np.int64)
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth, hard.TWO, room)
     not_used: tuple = (np.empty_like(out), np.empty_like(status), False, False)
-    not_used += (out, False, task.cost, NOTHING[None], prices)
+    not_used += (out, False, task.cost, NOTHING[None], prices, None)
 
     def work(first: int, last: int) -> None:
         hard.solve(items[first:last], *common, counts[first:last], *not_used)
@@ -138,20 +161,6 @@ def without_path(
     out[none], status[none] = np.inf, SURE
     if gradients is not None:
         spread(0.0, task, gradients, none)
-
-
-def with_infinity(task: Batch, items: np.ndarray) -> np.ndarray:
-    """Those of the pairs that have a cost of +inf, be it beyond their lengths."""
-    block = max(1, COPIED // (task.cost.shape[2] * task.cost.shape[3]))
-    found = [items[:0]]
-    for first in range(0, items.size, block):
-        some = items[first : first + block]
-        costs = task.matrices(some)
-        largest = costs.max((1, 2))
-        for k in np.flatnonzero(np.isnan(largest)):
-            largest[k] = np.fmax.reduce(costs[k], axis=None)
-        found.append(some[largest == np.inf])
-    return np.concatenate(found)
 
 
 def arguments(
@@ -221,6 +230,13 @@ def runs(items: np.ndarray) -> Iterator[tuple[int, int]]:
         yield run[0], run[-1] + 1
 
 
+def clear_after_lanes(task: Batch, gradients: Gradients | None, items: np.ndarray) -> None:
+    """Strips write where mass flows, and lanes may have written elsewhere."""
+    if gradients is not None and task.in_lanes(gradients.with_gamma):
+        for q in items:
+            gradients.cost[divmod(q, task.cost.shape[1])] = 0.0
+
+
 def read_as_float64(
     task: Batch,
     gradients: Gradients | None,
@@ -229,10 +245,8 @@ def read_as_float64(
     status: np.ndarray,
 ) -> None:
     """Some long pairs of a float32 problem again, as vectorized does them."""
-    common = arguments(task, gradients, DOUBLE, out, status)
-    if gradients is not None and task.in_lanes(gradients.with_gamma):
-        for q in items:  # lanes have written there, and strips write where mass flows
-            gradients.cost[divmod(q, task.cost.shape[1])] = 0.0
+    common = arguments(task, gradients, AS_SINGLE, out, status)
+    clear_after_lanes(task, gradients, items)
     if items.size:
         in_strips(task, items, common)
 
@@ -252,10 +266,11 @@ def copied_to_float64(
     for first in range(0, items.size, block):
         some = items[first : first + block]
         part = task.part(some)
+        part.precision = AS_SINGLE
         values, sure = np.empty(some.size), np.empty(some.size, np.uint8)
         theirs = part_of(gradients, some, part)
         in_tiers(part, theirs, values, sure)
-        out[some], status[some] = values, sure
+        out[some], status[some] = values, sure  # a float32 value of some 1e38 is infinite
         if gradients is not None and theirs is not None:
             gradients.put(some, theirs, task.cost.shape[1])
 
@@ -266,24 +281,6 @@ def prices_of(task: Batch, free: bool = False) -> Prices | None:
         return None
     warp, skip = (NO_PRICE, NO_PRICE) if free else (task.warp, task.open.skip)
     return Prices.of(task.open.begin, task.open.end, task.open.repeat, warp, skip)
-
-
-def hard_in_lanes(task: Batch) -> bool:
-    """Whether lanes are pairs where all gammas are 0: if that takes fewer steps. Bits are the same
-    either way.
-    """
-    rows, columns = task.lattice
-    if task.pairs < FEWEST or rows * columns > LANES:
-        return False
-    groups, weak = -(-task.pairs // hard.WIDE), task.dummy.size > 0
-    n, m = task.lengths
-    if weak:
-        n, m = 2 * n + 1, 2 * m + 1
-    steps = m + np.minimum(n, hard.WIDE) - 1
-    if task.bandwidth >= 0:
-        steps = np.minimum(steps, np.abs(n - m) + 2 * task.bandwidth + hard.WIDE)
-    in_strips = np.sum(-(-n // hard.WIDE) * (steps + HARD_STRIP))
-    return bool(groups * n.max() * (m.max() + LANES_ROW) <= in_strips)
 
 
 def hard_minimum(
@@ -300,9 +297,10 @@ def hard_minimum(
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
     prices = prices_of(task)
     unused = np.empty(0, task.cost.dtype)  # of the types that gradients have: one form does both
-    results: tuple = (out, status, False, False, unused, False, task.cost, NOTHING[None], prices)
+    none = (prices, None)
+    results: tuple = (out, status, False, False, unused, False, task.cost, NOTHING[None], *none)
     if gradients is not None:  # which lanes may have written to, if other pairs are soft
-        to_gradients = (True, gradients.scale, all_of_them, gradients.cost, gradients.sums, prices)
+        to_gradients = (True, gradients.scale, all_of_them, gradients.cost, gradients.sums, *none)
         results = (out, status, True, *to_gradients)
 
     def room() -> np.ndarray:
@@ -317,7 +315,7 @@ def hard_minimum(
 
         run_chunks(pairs.size, task.cells * pairs.size // task.pairs, work)
 
-    if all_of_them and hard_in_lanes(task):
+    if all_of_them and task.hard_in_lanes:
         run_chunks(-(-task.pairs // hard.WIDE), task.cells, many)
     else:
         some(items, hard.TWO)
@@ -331,7 +329,8 @@ def cheapest_paths(task: Batch) -> Iterator[np.ndarray]:
     """The cells of the lattice on the cheapest path of each pair, (0, 2) if there is none."""
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
     out, status = np.empty(task.pairs, task.cost.dtype), np.empty(task.pairs, np.uint8)
-    results = (out, status, True, False, out, False, task.cost, NOTHING[None], prices_of(task))
+    none = NOTHING[None], prices_of(task), None
+    results = (out, status, True, False, out, False, task.cost, *none)
     room = sum(task.lattice)
     block = max(1, STEPS // room)
     for first in range(0, task.pairs, block):

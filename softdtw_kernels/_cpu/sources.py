@@ -2,8 +2,9 @@
 features, of which no cost is ever stored.
 
 A source is an array (A, B, N, M) of costs, with another for their gradients as the sink; or a tuple
-of features, with a tuple of gradients. The functions here are chosen by the type, so that one
-recursion serves both.
+of features, with a tuple of gradients. Or it is costs in which another number is read in place of
+one of each pair (see `walls`): a tuple of the array, the numbers and the others. The functions here
+are chosen by the type, so that one recursion serves all.
 
 Features are packed a pair at a time in the type to compute in: x as (D, rows), and y as (D,
 columns) from the last column to the first, so that what the lanes of a strip have at one step is
@@ -43,6 +44,11 @@ def is_matrix(source: Any) -> bool:
     return isinstance(source, types.Array)
 
 
+def is_barred(source: Any) -> bool:
+    """Costs, or those of a pair, with other numbers in place of some."""
+    return isinstance(source, types.BaseTuple) and len(source) == 3
+
+
 def shape_of(source: Any) -> Any:
     """(A, B, N, M); pair q is the one of (q // B, q % B)."""
     raise NotImplementedError
@@ -52,6 +58,8 @@ def shape_of(source: Any) -> Any:
 def _shape_of(source):
     if is_matrix(source):
         return lambda source: source.shape
+    if is_barred(source):
+        return lambda source: source[0].shape
 
     def of_features(source):
         x, x_of, y, _, _, _ = source
@@ -64,6 +72,8 @@ def size_of_costs(source: Any) -> Any:
     """Bytes of the costs of a pair, if they were in memory; for Python too."""
     if isinstance(source, np.ndarray):
         return source.shape[2] * source.shape[3] * source.itemsize
+    if len(source) == 3:
+        return size_of_costs(source[0])
     x, _, y, *_ = source
     return x.shape[1] * y.shape[1] * x.itemsize
 
@@ -72,6 +82,8 @@ def size_of_costs(source: Any) -> Any:
 def _size_of_costs(source):
     if is_matrix(source):
         return lambda source: source.shape[2] * source.shape[3] * source.itemsize
+    if is_barred(source):
+        return lambda source: size_of_costs(source[0])
     return lambda source: source[0].shape[1] * source[2].shape[1] * source[0].itemsize
 
 
@@ -82,7 +94,7 @@ def is_returned(source: Any, with_grad: Any) -> Any:
 
 @chosen_by_type(is_returned)
 def _is_returned(source, with_grad):
-    if is_matrix(source):
+    if is_matrix(source) or is_barred(source):
         return lambda source, with_grad: not with_grad
     return lambda source, with_grad: source[5]
 
@@ -103,7 +115,7 @@ def room_for(source: Any, sink: Any, lanes: Any, floats: Any, with_grad: Any, ch
 
 @chosen_by_type(room_for, returns_arrays=True)
 def _room_for(source, sink, lanes, floats, with_grad, chunk):
-    if is_matrix(source):
+    if is_matrix(source) or is_barred(source):
         return lambda source, sink, lanes, floats, with_grad, chunk: 0
 
     def for_features(source, sink, lanes, floats, with_grad, chunk):
@@ -129,6 +141,13 @@ def cost_of(pair: Any, i: Any, j: Any) -> Any:
 def _cost_of(pair, i, j):
     if is_matrix(pair):
         return lambda pair, i, j: float(pair[i, j])
+    if is_barred(pair):
+
+        def with_bar(pair, i, j):
+            costs, height, bar = pair
+            return float(bar if costs[i, j] == height else costs[i, j])
+
+        return with_bar
 
     def of_features(pair, i, j):
         xs, nx, ys, ny, origin, size, distance = pair
@@ -155,6 +174,14 @@ def _begin_of(source, sink, q, n, m, room, lanes):
             return source[a, b], sink[a, b]
 
         return of_matrix
+    if is_barred(source):
+
+        def with_bar(source, sink, q, n, m, room, lanes):
+            costs, heights, bars = source
+            a, b = q // costs.shape[1], q % costs.shape[1]
+            return (costs[a, b], heights[q], bars[q]), sink[a, b]
+
+        return with_bar
 
     def of_features(source, sink, q, n, m, room, lanes):
         x, x_of, y, y_of, distance, _ = source
@@ -219,7 +246,16 @@ def pack(
 
 @chosen_by_type(pack)
 def _pack(source, theta, weak, row, first, t0, t1, starts, stops, packed):
+    if is_barred(source):
+        return _pack_with_bar
     return _pack_matrix if is_matrix(source) else _pack_features
+
+
+def _pack_with_bar(source, theta, weak, row, first, t0, t1, starts, stops, packed):
+    costs, height, bar = source
+    pack(costs, theta, weak, row, first, t0, t1, starts, stops, packed)
+    for k in range((t1 - t0) * starts.size):
+        packed[k] = bar if packed[k] == height else packed[k]
 
 
 def _pack_matrix(source, theta, weak, row, first, t0, t1, starts, stops, packed):

@@ -21,6 +21,7 @@ with the bar.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,8 +29,8 @@ from .batch import Batch
 from .jit import jit
 from .scaling import DOUBLE, FEWEST, LOG2_E, Precision, precision_of
 
-BLOCK = 2**17  # cells that are looked at, and copied, at a time
-LONG = 2**18  # cells of a pair whose copy takes too much memory
+BLOCK = 2**20  # bytes of costs that are looked at, and copied, at a time
+LONG = 2**18  # cells of a pair whose copy takes too much memory: bars are read in place of numbers
 LOG_3, NOTHING_LEFT = 1.1, 800.0
 LARGEST = 1e300  # of H: with T of them a value fits float64 (T is less than 1e8)
 
@@ -79,21 +80,19 @@ def with_bars(
     task: Batch, items: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Batch, np.ndarray, np.ndarray]]:
     """Of those of the pairs that have such a number, a block at a time: the pairs, their problem
-    with bars, these, and H - b. None of long pairs, whose copies are large.
+    with bars, these, and H - b. Those of long pairs are not among them.
     """
-    if items.size == 0 or task.warp.max(initial=0.0) >= FEWEST:
-        return
+    items = may_have_bars(task, items)
     rows, columns = task.cost.shape[2:]
     if rows * columns > LONG:  # whatever the batch is: bits of a pair must not depend on it
         return
-    # Of most pairs without such a number the first row tells that other costs are too large.
-    first_rows = np.ascontiguousarray(task.matrices(items, 1))
-    items = items[_bars(task, items, first_rows, True)[1] != 0.0]
-    block, room = max(1, BLOCK // (rows * columns)), None
+    block, room = max(1, BLOCK // (rows * columns * task.cost.itemsize)), None
+    choices = _choices(task, items)
     for first in range(0, items.size, block):
         some = items[first : first + block]
         costs = np.ascontiguousarray(task.matrices(some))
-        heights, bars = _bars(task, some, costs, False)
+        least = choices[:, first : first + block] if task.gamma.size > 1 else choices
+        heights, bars = _bars(task, some, *_sizes(costs, least[0]), least)
         have = np.flatnonzero(bars)
         if have.size == 0:
             continue
@@ -110,28 +109,87 @@ def with_bars(
         yield some, part, bars, heights - bars
 
 
+def with_bars_read(
+    task: Batch, items: np.ndarray
+) -> tuple[np.ndarray, Batch, np.ndarray, np.ndarray]:
+    """As with_bars, of long pairs: which have bars, the problem of all pairs with bars read in
+    place of their numbers, these, and H - b.
+    """
+    rows, columns = task.cost.shape[2:]
+    items = may_have_bars(task, items) if rows * columns > LONG else items[:0]
+    top, rest = np.zeros((2, items.size), task.cost.dtype)
+    block, choices = max(1, BLOCK // (columns * task.cost.itemsize)), _choices(task, items)
+    for k in range(items.size):
+        costs = task.matrices(items[k : k + 1])
+        parts = [costs[:, r : r + block] for r in range(0, rows, block)]
+        sizes = [_sizes(np.ascontiguousarray(part)) for part in parts]
+        tops, rests = (np.concatenate(part) for part in zip(*sizes, strict=True))
+        largest = np.abs(tops).max()
+        same = np.abs(tops) == largest
+        top[k] = tops[same][0]
+        rest[k] = np.where(same, rests, np.abs(tops)).max()
+        if (tops[same] != top[k]).any():  # both signs
+            rest[k] = largest
+    heights, bars = _bars(task, items, top, rest, choices)
+    have = np.flatnonzero(bars)
+    items, heights, bars = items[have], heights[have], bars[have]
+    old = np.full(task.pairs, np.nan, task.cost.dtype)
+    new, dummy = old.copy(), task.dummy
+    old[items], new[items] = heights, bars
+    if dummy.size:
+        dummy = np.broadcast_to(dummy, task.pairs).copy()
+        dummy[items] = np.where(dummy[items] == heights, bars, dummy[items])
+    return items, replace(task, dummy=dummy, bars=(old, new)), bars, heights - bars
+
+
+def may_have_bars(task: Batch, items: np.ndarray) -> np.ndarray:
+    """Of most pairs without such a number the first row tells that other costs are too large."""
+    if items.size == 0 or task.warp.max(initial=0.0) >= FEWEST:
+        return items[:0]
+    first_rows = np.ascontiguousarray(task.matrices(items, 1))
+    sizes = _sizes(first_rows)
+    return items[_bars(task, items, *sizes, _choices(task, items), True)[1] != 0.0]
+
+
 def _bits(values: np.ndarray) -> np.ndarray:
     return values.view(np.int32 if values.itemsize == 4 else np.int64)
 
 
+def _sizes(costs: np.ndarray, above: np.ndarray | float = -1.0) -> tuple[np.ndarray, np.ndarray]:
+    """The largest number of each pair, of some of its costs, and the size of the next; see survey,
+    which is asked about numbers above the least.
+    """
+    kind, pairs = costs.dtype, len(costs)
+    least = np.full(pairs, above).astype(kind)
+    ends = np.array([-0.0, np.inf], kind)
+    top, rest = np.empty(pairs, kind), np.empty(pairs, kind)
+    survey(_bits(costs), *_bits(ends), _bits(least), _bits(top), _bits(rest))
+    return top, rest
+
+
+def _choices(task: Batch, items: np.ndarray) -> np.ndarray:
+    """Bars that fit the precision of the costs, and float64, for each of the pairs or all."""
+    gamma = task.gamma[items] if task.gamma.size > 1 else task.gamma
+    span, own = sum(task.lattice), precision_of(task.cost)
+    return np.stack([_bar(gamma, span, precision) for precision in (own, DOUBLE)])
+
+
 def _bars(
-    task: Batch, items: np.ndarray, costs: np.ndarray, at_all: bool
+    task: Batch,
+    items: np.ndarray,
+    top: np.ndarray,
+    rest: np.ndarray,
+    choices: np.ndarray,
+    at_all: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """H of each pair, of some of its costs, and the bar that stands for it, 0 if there is none; or,
-    at all, if there is none whatever H is in its other costs.
+    """H of each pair, given what `_sizes` finds, and the bar that stands for it, 0 if there is
+    none; or, at all, if there is none whatever H is in its other costs.
     """
     gamma, dummy, warp, price = (
         a[items] if a.size > 1 else a if a.size else np.zeros(1)
         for a in (task.gamma, task.dummy, task.warp, task.price)
     )
-    span, kind = sum(task.lattice), costs.dtype
-    choices = [_bar(gamma, span, precision) for precision in (precision_of(costs), DOUBLE)]
-    least = np.full(items.size, -1.0)
-    if not at_all:
-        least[:] = choices[0]
-    ends = np.array([-0.0, np.inf], kind)
-    top, rest = np.empty(items.size, kind), np.empty(items.size, kind)
-    survey(_bits(costs), *_bits(ends), _bits(least.astype(kind)), _bits(top), _bits(rest))
+    span = sum(task.lattice)
     heights, others = top.astype(np.float64), rest.astype(np.float64)
     dummy = np.where(np.isfinite(dummy), dummy, 0.0)
     larger = np.abs(dummy) > np.abs(heights)
@@ -160,3 +218,17 @@ def values_without_bars(values: np.ndarray, bars: np.ndarray, more: np.ndarray) 
     finite = np.isfinite(values)
     crossed = np.rint(np.where(finite, values, 0.0) / bars)
     return np.where(finite, (values - crossed * bars) + crossed * (more + bars), values)
+
+
+def with_infinity(task: Batch, items: np.ndarray) -> np.ndarray:
+    """Those of the pairs that have a cost of +inf, be it beyond their lengths."""
+    block = max(1, BLOCK // (task.cost.shape[2] * task.cost.shape[3] * task.cost.itemsize))
+    found = [items[:0]]
+    for first in range(0, items.size, block):
+        some = items[first : first + block]
+        costs = task.matrices(some)
+        largest = costs.max((1, 2))
+        for k in np.flatnonzero(np.isnan(largest)):
+            largest[k] = np.fmax.reduce(costs[k], axis=None)
+        found.append(some[largest == np.inf])
+    return np.concatenate(found)
