@@ -150,7 +150,10 @@ def hessian_product(
     grad_value times its gradient by these four.
     """
     device = problem.cost.device  # where numbers for CUDA kernels are not
-    inputs = tuple(t.to(device) for t in problem[:4])
+    # Whole in memory: forward mode refuses what is expanded.
+    inputs, directions = (
+        tuple(t.to(device).contiguous() for t in tensors) for tensors in (problem[:4], tangents)
+    )
 
     def value_of(*inputs: Tensor) -> Tensor:
         cost, gamma, warp, skip = inputs
@@ -160,7 +163,7 @@ def hessian_product(
         found = torch.func.vjp(value_of, *inputs)
         return found[0], *found[1](grad_value)
 
-    products: tuple[Tensor, ...] = torch.func.jvp(of_inputs, inputs, tangents)[1]
+    products: tuple[Tensor, ...] = torch.func.jvp(of_inputs, inputs, directions)[1]
     return products
 
 

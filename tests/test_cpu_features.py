@@ -133,6 +133,20 @@ def test_gamma_zero_of_all_or_some(kind: str, dtype: torch.dtype) -> None:
         compare(given._replace(gamma=gamma.double()), 1e-6, 2e-5, dtype)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape, bandwidth", [((700, 640, 2), 7), ((520, 520, 1), 0)], ids=str)
+def test_gamma_zero_in_a_narrow_band(
+    kind: str, dtype: torch.dtype, shape: tuple[int, int, int], bandwidth: int
+) -> None:
+    """Of which the costs alone are stored."""
+    given = problem(4, shape, dtype, kind, bandwidth=bandwidth, lengths=True)
+    given.x[2] = given.y[2, :1]  # all costs of a row are equal
+    given.x[3, 0], given.x_lengths[3], given.y_lengths[3] = torch.nan, shape[0], shape[1]
+    for gamma in (torch.zeros(4), torch.tensor([0.0, 1.0, 0.0, 0.1])):
+        compare(given._replace(gamma=gamma.double()), 1e-6, 2e-5, dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bits_depend_on_nothing_but_the_pair(dtype: torch.dtype) -> None:
     """Not on its place, on threads, or on whether features are shared in memory."""
@@ -233,17 +247,18 @@ from softdtw_kernels import soft_dtw
 dtype = getattr(torch, os.environ["DTYPE"])
 
 
-def train(length, bandwidth):
+def train(length, bandwidth, gamma):
     x, y = (torch.rand(1, length, 4, dtype=dtype).requires_grad_() for _ in range(2))
-    soft_dtw(x, y, gamma=0.1, bandwidth=bandwidth).sum().backward()
+    soft_dtw(x, y, gamma=gamma, bandwidth=bandwidth).sum().backward()
 
 
-for length, bandwidth in ((6000, None), (12000, 20)):  # each in a process of its own
+# Each in a process of its own.
+for length, *settings in ((6000, None, 0.1), (12000, 20, 0.1), (12000, 20, 0.0)):
     if os.fork() == 0:
         torch.set_num_threads(2)
-        train(600, bandwidth)
+        train(600, *settings)
         before = start_of_peak()
-        train(length, bandwidth)
+        train(length, *settings)
         print(peak_since() - before, flush=True)
         os._exit(0)
     os.wait()
@@ -258,6 +273,6 @@ def test_no_matrix_is_ever_in_memory(dtype: str, fresh: Forks) -> None:
     """Less than 15 % of the cost matrix, and with a band next to nothing."""
     matrix = 6000**2 * (4 if dtype == "float32" else 8)
     [done] = fresh.run(PEAK_MEMORY + PROBE, {"DTYPE": dtype})
-    whole, band = map(int, done.stdout.split())
+    whole, band, hard_band = map(int, done.stdout.split())
     assert whole < 0.15 * matrix
-    assert band < 20e6
+    assert band < 20e6 and hard_band < 20e6

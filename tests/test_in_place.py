@@ -115,8 +115,6 @@ class Emulated(Operators):
 
     # CUDA has no kernels for these.
     squared_distances_vjp = staticmethod(compositions.squared_distances_vjp)
-    pattern_value = staticmethod(compositions.pattern_value)
-    pattern_gradient = staticmethod(compositions.pattern_gradient)
     pattern_hessian_product = staticmethod(compositions.pattern_hessian_product)
 
 
