@@ -227,6 +227,25 @@ def test_a_value_keeps_its_gradients() -> None:
             ops.fused_gradient_from_state(*given, state[:-8].clone(), weight, *due)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [1.0, 1e-2])
+def test_gradients_do_not_depend_on_whether_values_are_returned(
+    gamma: float, dtype: torch.dtype
+) -> None:
+    """Of values near 0, which take other kernels, least of all."""
+    given = problem(64, (30, 30, 1), dtype, gamma=gamma)
+    given.y[::2] = given.x[::2]
+    given = given._replace(x=given.x.requires_grad_(), y=given.y.requires_grad_())
+    ones, wanted = torch.ones(64, dtype=dtype), (True, True, False)
+    value, state = engine.value_and_state(given)
+    assert bits(value) == bits(engine.value(given))
+    kept = engine.gradient_from_state(given, state, ones, wanted)
+    alone = engine.gradient(given, ones, wanted)
+    assert kept is not None
+    for one, two in zip(kept[:2], alone[:2], strict=True):
+        assert bits(one) == bits(two)
+
+
 def test_what_has_no_matrix_does_not_depend_on_the_batch() -> None:
     for n, m, size in ((8, 8, 4), (64, 64, 8), (500, 40, 100), (4096, 8, 2), (1000, 1000, 512)):
         shapes = [[(b, k, size) for k in (n, m)] for b in (1, 3, 5000)]

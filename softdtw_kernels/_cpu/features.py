@@ -65,16 +65,31 @@ def sequences_of(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def solve(
     task: FeatureBatch, gradients: FeatureGradients | None, returned: bool = True
 ) -> np.ndarray:
-    """Values of all pairs, certified if they are to be returned, and gradients if asked for."""
+    """Values of all pairs, certified if they are to be returned, and gradients if asked for.
+
+    These are the same whether values are returned or not: those near 0, which are not certified
+    beside gradients, are computed again without.
+    """
     out = np.empty(task.pairs, task.x.dtype)
     if task.pairs == 0:
         return out
+    in_tiers(task, gradients, out, returned and gradients is None)
+    if gradients is not None and returned:
+        again = near_0(task, out)
+        if again.size:
+            out[again] = solve(task.part(again), None)
+    return out
+
+
+def in_tiers(
+    task: FeatureBatch, gradients: FeatureGradients | None, out: np.ndarray, returned: bool
+) -> None:
     if not task.gamma.any():
-        with_matrix(task, gradients, np.arange(task.pairs), out, returned)
-        return out
+        with_matrix(task, gradients, np.arange(task.pairs), out)
+        return
     status = without_matrix(task, gradients, out, returned)
     if not status.any():
-        return out
+        return
     if gradients is not None:
         spread_nan(task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
     again = np.flatnonzero(status == AGAIN)
@@ -82,8 +97,15 @@ def solve(
     if task.x.dtype == np.float32:
         status[again[~zero]] = in_float64(task, gradients, again[~zero], out, returned)
         again = np.flatnonzero(status == AGAIN)
-    with_matrix(task, gradients, again, out, returned)
-    return out
+    with_matrix(task, gradients, again, out)
+
+
+def near_0(task: FeatureBatch, values: np.ndarray) -> np.ndarray:
+    """The pairs whose values `scaling.conclude` would not have certified, or a few more."""
+    bounds = precision_of(values).bounds
+    rounding = 1.000001 * bounds[UNIT] * roundings.py_func(task.x.shape[1], task.y.shape[1])
+    near = np.abs(values) * bounds[WANTED] <= rounding * task.gamma
+    return np.flatnonzero(near & (task.gamma > 0.0))
 
 
 def without_matrix(
@@ -144,11 +166,7 @@ def in_float64(
 
 
 def with_matrix(
-    task: FeatureBatch,
-    gradients: FeatureGradients | None,
-    items: np.ndarray,
-    out: np.ndarray,
-    returned: bool,
+    task: FeatureBatch, gradients: FeatureGradients | None, items: np.ndarray, out: np.ndarray
 ) -> None:
     """Some pairs through their costs, a block of pairs at a time."""
     items = hard_features.solve(task, gradients, items, out)
@@ -166,10 +184,7 @@ def with_matrix(
             continue
         theirs = gradients.like(some, part.x.dtype)
         of_costs = Gradients(theirs.scale, theirs.with_gamma, np.zeros_like(costs))
-        values = tiers.solve(batch, of_costs)
-        if returned and near_0(batch, values).any():
-            values = tiers.solve(batch, None)
-        out[some] = values
+        out[some] = tiers.solve(batch, of_costs)
         by_cost = torch.from_numpy(of_costs.cost[0])
         if part.distance:
             by_x, by_y = squared_distances_vjp(x, y, by_cost, True, True)
@@ -178,14 +193,6 @@ def with_matrix(
             by_x, by_y = minus @ y.double(), minus.mT @ x.double()
         theirs.x, theirs.y, theirs.gamma = by_x.numpy(), by_y.numpy(), of_costs.gamma
         gradients.put(some, theirs)
-
-
-def near_0(batch: Batch, values: np.ndarray) -> np.ndarray:
-    """Which values the tiers do not certify beside gradients, or a few more."""
-    bounds = precision_of(values).bounds
-    rounding = 1.000001 * bounds[UNIT] * roundings.py_func(*batch.lattice)
-    found: np.ndarray = np.abs(values) * bounds[WANTED] <= rounding * batch.gamma
-    return found
 
 
 def value(problem: FeatureProblem) -> Tensor:
