@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import functools
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.util  # registers its own exit handler, which must run after ours
 import signal
 import threading
@@ -205,6 +206,11 @@ def stream(batches: DataLoader[dict[str, Any]]) -> Iterator[Iterator[dict[str, A
         else:
             raise
         raise LoadingError(f"{reason}; {notes.report()}") from error
+    except (ConnectionError, EOFError) as error:
+        # A worker died while it handed over a batch, which is seen before its death is.
+        if not multiprocessing.connection.wait([worker.sentinel for worker in workers], PATIENCE):
+            raise
+        raise LoadingError(f"DataLoader worker died; {notes.report()}") from error
     finally:
         notes.leaving.fill_(1)
         _end(iterator, workers)
@@ -214,30 +220,38 @@ def _end(iterator: Any, workers: list[Any]) -> None:
     """End the workers of an iterator: in peace if they can, within ``PATIENCE`` if they cannot."""
     if not workers:
         return
-    # From a thread, which only sends the signal: waiting for a child is for one thread alone.
-    late = threading.Timer(PATIENCE, lambda: [worker.kill() for worker in workers])
-    late.daemon = True
-    late.start()
-    try:
-        # Private, but dropping the last reference is no way here: the exception that ends the block
-        # often holds one.
-        iterator._shutdown_workers()
-    except RuntimeError:
-        pass  # torch's complaint about workers that were killed
-    finally:
-        late.cancel()
-        _kill(workers)
+    with _without_handler():
+        # From a thread, which only sends the signal: waiting for a child is for one thread alone.
+        late = threading.Timer(PATIENCE, lambda: [worker.kill() for worker in workers])
+        late.daemon = True
+        late.start()
+        try:
+            # Private, but dropping the last reference is no way here: the exception that ends the
+            # block often holds one.
+            iterator._shutdown_workers()
+        except RuntimeError:
+            pass  # torch's complaint about workers that were killed
+        finally:
+            late.cancel()
+            _kill(workers)
 
 
 def _kill(children: list[Any]) -> None:
     """Kill processes, by the only signal that workers do not ignore, and wait for their end."""
-    main = threading.current_thread() is threading.main_thread()
-    former = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None  # torch's would raise
-    try:
+    with _without_handler():
         for child in children:
             child.kill()
         for child in children:
             child.join(PATIENCE)
+
+
+@contextlib.contextmanager
+def _without_handler() -> Iterator[None]:
+    """Without torch's handler of SIGCHLD, which raises wherever the main thread is."""
+    main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    try:
+        yield
     finally:
         if main:
             signal.signal(signal.SIGCHLD, former)

@@ -203,14 +203,10 @@ class WithoutMatrix:
 
     def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
         """Kept are the gradients of the sum of the values; of what is not wanted, nothing."""
-        task, value = self.task(settings, given), np.empty(self.own.size, self.dtype)
-        with_x, with_y = wanted
+        task, (with_x, with_y) = self.task(settings, given), wanted
         gradients = features.FeatureGradients.room(task, self.ones, (with_x, with_y, False))
-        kept: tuple[Tensor, ...] = ()
-        if features.without_matrix(task, gradients, value, True).any():
-            value = features.solve(task, None)
-        else:
-            kept = torch.from_numpy(gradients.x), torch.from_numpy(gradients.y)
+        value = features.solve(task, gradients)
+        kept = torch.from_numpy(gradients.x), torch.from_numpy(gradients.y)
         return torch.from_numpy(value.reshape(self.batch)), kept
 
     def gradients(
