@@ -226,7 +226,7 @@ def solve(
             if sure == SURE and v < np.inf:
                 room = steps.shape[0] // items.size
                 its = steps[place * room : (place + 1) * room]
-                counts[place] = trace(bits, WIDE, stride, plain(0), low, end[0], end[1], its)
+                counts[place] = trace(bits, words, WIDE, stride, plain(0), low, end[0], end[1], its)
 
 
 # Many pairs: lanes are pairs ----------------------------------------------------------------------

@@ -8,23 +8,26 @@ import math
 
 import numpy as np
 
-from .jit import outlined
+from .jit import outlined, plain
 from .lattice import give
 
 
 @outlined
-def trace(bits, height, stride, lane, low, i, j, steps):
-    """The cells of the cheapest path that ends at (i, j), last first; their number.
+def trace(bits, words, height, stride, lane, low, i, j, steps):
+    """The cells of the cheapest path that ends at (i, j), last first; their number, 0 if there is a
+    third word and its bit is set on the path.
 
     bits: those of `height` rows stand together, each row a step behind the row above it, and its
-    bit one further than that row's; the first is `lane`.
+    bit one further than that row's; the first is `lane`. words: of them that a step has.
     """
     count = 0
     while True:
         steps[count, 0], steps[count, 1] = i, j
         count += 1
         group, k = i // height, i % height
-        at = group * stride + 2 * (j - max(0, group * height + low) + k)
+        at = group * stride + words * (j - max(0, group * height + low) + k)
+        if words == 3 and bits[at + 2] >> (lane + k) & 1:
+            return 0
         up, left = bits[at] >> (lane + k) & 1, bits[at + 1] >> (lane + k) & 1
         if up == 0 and left == 0 and (i == 0 or j == 0):
             return count
@@ -50,7 +53,8 @@ def adjoint(
         return broken, broken
     if not clean:
         grad[:n, :m] = 0.0
-    dummies, count = 0.0, trace(bits, height, stride, lane, low, end[0], end[1], steps)
+    dummies = 0.0
+    count = trace(bits, plain(2), height, stride, lane, low, end[0], end[1], steps)
     for k in range(count):
         dummies += give(grad, weak, steps[k, 0], steps[k, 1], factor)
     return dummies, factor * (steps[count - 1, 0] + steps[count - 1, 1])

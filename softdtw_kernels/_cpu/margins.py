@@ -22,7 +22,8 @@ from numba import types
 
 from .exact import add
 from .expansion import WIDE, load_wide, not_above
-from .jit import inline, outlined
+from .hard_paths import trace
+from .jit import inline, outlined, plain
 from .memory import filled
 from .scaling import AGAIN, SURE
 from .simd import larger, like, smaller
@@ -86,29 +87,6 @@ def least_of(diagonal, up, left, margin):
 
 
 @outlined
-def trace(bits, height, stride, lane, low, i, j, cost, steps):
-    """The cells of the cheapest path that ends at (i, j), last first: their number, 0 if another
-    path comes near; and their cost. See `hard_paths.trace`.
-    """
-    count, total = 0, (0.0, 0.0, 0.0)
-    while True:
-        steps[count, 0], steps[count, 1] = i, j
-        total = add(total, float(cost[i, j]))
-        count += 1
-        group, k = i // height, i % height
-        at = group * stride + WORDS * (j - max(0, group * height + low) + k)
-        up, left = bits[at] >> (lane + k) & 1, bits[at + 1] >> (lane + k) & 1
-        if bits[at + 2] >> (lane + k) & 1:
-            return 0, 0.0
-        if up == 0 and left == 0 and (i == 0 or j == 0):
-            return count, total[0] + (total[1] + total[2])
-        if left == 0:
-            i -= 1
-        if left == 1 or up == 0:
-            j -= 1
-
-
-@outlined
 def finish(
     end, bits, height, stride, lane, low, cost, n, m, least, steps, with_grad, factor, clean, grad
 ):  # fmt: skip
@@ -118,7 +96,11 @@ def finish(
     """
     if not abs(end) < MOST:
         return 0.0, AGAIN
-    count, value = trace(bits, height, stride, lane, low, n - 1, m - 1, cost, steps)
+    count = trace(bits, plain(WORDS), height, stride, lane, low, n - 1, m - 1, steps)
+    total = (0.0, 0.0, 0.0)
+    for k in range(count):
+        total = add(total, float(cost[steps[k, 0], steps[k, 1]]))
+    value = total[0] + (total[1] + total[2])
     if count == 0 or not (value == 0.0 or abs(value) > least):
         return 0.0, AGAIN
     if with_grad:

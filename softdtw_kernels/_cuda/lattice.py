@@ -25,6 +25,7 @@ from .recipe import Argument, Device, Launcher, Recipe
 from .sweeps import (
     Counters,
     Sweeps,
+    add_launch,
     from_state,
     launches_of,
     no_state,
@@ -32,7 +33,7 @@ from .sweeps import (
     sums,
     with_state,
 )
-from .variants import LANES, Shape, ceil_divide
+from .variants import Shape
 from .wide import beside, wide_plan
 
 # By cost, gamma and dummy cost; None where it is not wanted.
@@ -116,17 +117,10 @@ def recipe_of(
         "status": counters.status,
     }
     for plan, launch in launches_of(every, counters, recipe):
-        phases = launch["phases"]
-        launch["ring_chunks"] = plan.ring_chunks(phases)
+        launch["ring_chunks"] = plan.ring_chunks(launch["phases"])
         launch["left_only"] = int(fixed is not None and plan is fast.plan)
-        recipe.launch(
-            plan.variant.source,
-            plan.variant.options,
-            ceil_divide(plan.warps, plan.warps_in_block),
-            plan.warps_in_block * LANES,
-            plan.shared_bytes(phases),
-            fields.struct("problem.cuh", "SOFTDTW_LATTICE_FIELDS", shared | launch),
-        )
+        struct = fields.struct("problem.cuh", "SOFTDTW_LATTICE_FIELDS", shared | launch)
+        add_launch(recipe, plan, launch["phases"], struct)
     return recipe
 
 

@@ -26,8 +26,8 @@ from .fields import Batch, Layout, few_dimensions, leaves_cells, new_like, sum_o
 from .fixed import FIXED
 from .plan import Plan, fast_plan
 from .recipe import Argument, Device, Launcher, Recipe
-from .sweeps import Counters, Sweeps, launches_of, phases_of, sums
-from .variants import LANES, WIDE_COLUMNS, Variant, c_type, ceil_divide, columns_offered
+from .sweeps import Counters, Sweeps, add_launch, launches_of, phases_of, sums
+from .variants import WIDE_COLUMNS, Variant, c_type, ceil_divide, columns_offered
 from .wide import beside, wide_plan
 
 SIDES = {"": 0, "x": 1, "y": 2, "xy": 3}  # as in source/pattern.cuh
@@ -133,16 +133,9 @@ def recipe_of(
     for plan, launch in launches_of(every, counters, recipe):
         if is_tiny and plan is fast.plan:
             continue
-        phases = launch["phases"]
-        launch["ring_chunks"] = plan.ring_chunks(phases)
-        recipe.launch(
-            plan.variant.source,
-            plan.variant.options,
-            ceil_divide(plan.warps, plan.warps_in_block),
-            plan.warps_in_block * LANES,
-            plan.shared_bytes(phases),
-            fields.in_order(names, shared | launch),
-        )
+        launch["ring_chunks"] = plan.ring_chunks(launch["phases"])
+        struct = fields.in_order(names, shared | launch)
+        add_launch(recipe, plan, launch["phases"], struct)
     return recipe
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .plan import Plan, StatePlans, divide, total
 from .recipe import Recipe, round_up
-from .variants import BACKWARD, FORWARD
+from .variants import BACKWARD, FORWARD, LANES, ceil_divide
 
 
 class Counters:
@@ -132,6 +132,18 @@ def launches_of(
         memory = sweeps.kept | divide(place, plan.unset_bytes)
         for launch in counters.launches(plan, sweeps.phases):
             yield plan, memory | plan.sizes | launch
+
+
+def add_launch(recipe: Recipe, plan: Plan, phases: int, struct: Sequence[Any]) -> None:
+    """One of the warps of a plan."""
+    recipe.launch(
+        plan.variant.source,
+        plan.variant.options,
+        ceil_divide(plan.warps, plan.warps_in_block),
+        plan.warps_in_block * LANES,
+        plan.shared_bytes(phases),
+        struct,
+    )
 
 
 def from_state(state: Tensor | None) -> tuple[dict[str, Tensor], int | None]:
