@@ -45,6 +45,13 @@ class PatternProblem(NamedTuple):
         """Whether it is a plain problem but for the cost of warping."""
         return self.repeat == "xy" and not self.open_begin and not self.open_end
 
+    @property
+    def frames(self) -> Tensor | int:
+        """N + M, of the items' own lengths."""
+        n, m = self.cost.shape[-2:]
+        of_x = n if self.x_lengths is None else self.x_lengths
+        return of_x + (m if self.y_lengths is None else self.y_lengths)
+
     def of(self, cost: Tensor) -> Problem:
         """The plain problem of other costs."""
         lengths = self.x_lengths, self.y_lengths

@@ -24,7 +24,7 @@ from .arrays import (
     without_warnings,
 )
 from .batch import Batch
-from .scaling import DOUBLE, UNIT, WANTED
+from .scaling import near_0
 from .second_order import directional
 from .small import scaled
 from .solve import solve
@@ -114,8 +114,7 @@ def _losses(
 
 def _near_zero(task: Batch, value: np.ndarray) -> None:
     """Those of the values again, by the tiers of `solve`, whose relative error is not certified."""
-    rounding = DOUBLE.bounds[UNIT] * 4 * sum(task.lattice)
-    again = np.flatnonzero(np.abs(value) * DOUBLE.bounds[WANTED] <= rounding * task.gamma)
+    again = np.flatnonzero(near_0(value, task.gamma, 4 * sum(task.lattice)))
     if again.size:
         value[again] = solve(task.part(again), None)
 

@@ -20,7 +20,7 @@ from .arrays import NOTHING, NUMPY_TYPE, as_array, flat, from_array, without_war
 from .batch import Batch, Gradients
 from .distances import squared_distances, squared_distances_vjp
 from .feature_batch import FeatureBatch, FeatureGradients, Wanted, spread_nan
-from .scaling import AGAIN, NOT_A_NUMBER, UNIT, WANTED, precision_of, roundings
+from .scaling import AGAIN, NOT_A_NUMBER, near_0, precision_of, roundings
 from .task import band_of, checked_gamma, checked_lengths
 from .threads import run_chunks, threads_for
 
@@ -75,7 +75,9 @@ def solve(
         return out
     in_tiers(task, gradients, out, returned and gradients is None)
     if gradients is not None and returned:
-        again = near_0(task, out)
+        # All that `scaling.conclude` would not have certified, and perhaps a few more.
+        count = 1.000001 * roundings.py_func(task.x.shape[1], task.y.shape[1])
+        again = np.flatnonzero(near_0(out, task.gamma, count) & (task.gamma > 0.0))
         if again.size:
             out[again] = solve(task.part(again), None)
     return out
@@ -98,14 +100,6 @@ def in_tiers(
         status[again[~zero]] = in_float64(task, gradients, again[~zero], out, returned)
         again = np.flatnonzero(status == AGAIN)
     with_matrix(task, gradients, again, out)
-
-
-def near_0(task: FeatureBatch, values: np.ndarray) -> np.ndarray:
-    """The pairs whose values `scaling.conclude` would not have certified, or a few more."""
-    bounds = precision_of(values).bounds
-    rounding = 1.000001 * bounds[UNIT] * roundings.py_func(task.x.shape[1], task.y.shape[1])
-    near = np.abs(values) * bounds[WANTED] <= rounding * task.gamma
-    return np.flatnonzero(near & (task.gamma > 0.0))
 
 
 def without_matrix(

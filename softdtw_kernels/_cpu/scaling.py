@@ -187,6 +187,13 @@ def roundings(rows, columns):
     return math.sqrt(rows + columns) + 2 * max(rows, columns)
 
 
+def near_0(values: np.ndarray, gamma: np.ndarray, count: float) -> np.ndarray:
+    """Which values so many roundings of gamma may change by more than their relative error."""
+    bounds = precision_of(values).bounds
+    found: np.ndarray = np.abs(values) * bounds[WANTED] <= bounds[UNIT] * count * gamma
+    return found
+
+
 @inline
 def conclude(
     mantissa, exponent, lowest, nan_sum, gamma, warp, rows, columns, floor, bounds, to_return,

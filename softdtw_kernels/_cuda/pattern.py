@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .._backends import in_shape
+from .._operators.ops import is_number
 from .._problem import PatternProblem
 from . import fields, tiny
 from .fields import Batch, Layout, few_dimensions, leaves_cells, new_like, sum_of_parts
@@ -185,8 +186,7 @@ def run(
 
 def is_zero(warp: Tensor) -> bool:
     """Whether a cost of warping is known to be none: a number, which is in host memory."""
-    one = not any(n > 1 and stride for n, stride in zip(warp.shape, warp.stride(), strict=True))
-    return one and warp.device.type == "cpu" and bool((warp == 0).all())
+    return is_number(warp) and bool((warp == 0).all())
 
 
 def warped(problem: PatternProblem) -> PatternProblem:
@@ -202,7 +202,7 @@ def value(launcher: Launcher, problem: PatternProblem) -> Tensor:
     cost = problem.cost
     if not is_zero(problem.warp):
         found = value(launcher, warped(problem)._replace(warp=ZERO))
-        return (found - frames(problem) * problem.warp.to(cost.device)).to(cost.dtype)
+        return (found - problem.frames * problem.warp.to(cost.device)).to(cost.dtype)
     out = torch.empty(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
     if out.numel():
         run(launcher, 0, problem._replace(cost=few_dimensions(cost)), out)
@@ -228,7 +228,7 @@ def gradient(
         return by_cost, by_gamma, by_gamma.clone(), by_skip
     # 2 K = steps that repeat + n + m - frames left out, for a path of K pairs; 0 where none is.
     visits = by_cost.sum((-2, -1), dtype=torch.float64)
-    by_warp = 2 * visits - frames(problem) * grad_value.double() + by_skip
+    by_warp = 2 * visits - problem.frames * grad_value.double() + by_skip
     return by_cost, by_gamma, torch.where(visits == 0, 0, by_warp), by_skip
 
 
@@ -241,10 +241,3 @@ def path(launcher: Launcher, problem: PatternProblem) -> list[Tensor]:
 
 
 ZERO = torch.zeros((), dtype=torch.float64)
-
-
-def frames(problem: PatternProblem) -> Tensor | int:
-    """n + m, of the items' own lengths."""
-    n, m = problem.cost.shape[-2:]
-    of_x = n if problem.x_lengths is None else problem.x_lengths
-    return of_x + (m if problem.y_lengths is None else problem.y_lengths)

@@ -79,7 +79,7 @@ def _result(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def pattern_value(problem: PatternProblem) -> Tensor:
-    value = ops.value(*_warped(problem)) - _frames(problem) * _on_device(problem.warp, problem)
+    value = ops.value(*_warped(problem)) - problem.frames * _on_device(problem.warp, problem)
     return value.to(problem.cost.dtype)
 
 
@@ -91,7 +91,7 @@ def pattern_gradient(
     if not with_parameters:  # which nobody reads
         return _like_cost(by_cost, problem), by_gamma, by_gamma.clone(), by_gamma.clone()
     visits = by_cost.sum((-2, -1))
-    by_warp = torch.where(visits == 0, 0, 2 * visits - _frames(problem) * wide)
+    by_warp = torch.where(visits == 0, 0, 2 * visits - problem.frames * wide)
     return _like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
 
 
@@ -107,7 +107,7 @@ def pattern_hessian_product(
     along = tangent_cost.double() + 2 * tangent_warp[..., None, None]
     value, by_cost, by_gamma, _ = ops.hessian_product(*warped, wide, along, tangent_gamma, None)
     has_path = ops.value(*warped) != math.inf
-    value = torch.where(has_path, value - _frames(problem) * tangent_warp, value)
+    value = torch.where(has_path, value - problem.frames * tangent_warp, value)
     by_warp, dtype = 2 * by_cost.sum((-2, -1)), problem.cost.dtype
     products = _like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
     return value.to(dtype), *products
@@ -133,13 +133,6 @@ def _warped(problem: PatternProblem) -> Problem:
 def _on_device(number: Tensor, problem: PatternProblem) -> Tensor:
     """What for CUDA kernels may be in host memory, as gamma may."""
     return number.to(problem.cost.device)
-
-
-def _frames(problem: PatternProblem) -> Tensor | int:
-    """N + M, of the items' own lengths."""
-    n, m = problem.cost.shape[-2:]
-    of_x = n if problem.x_lengths is None else problem.x_lengths
-    return of_x + (m if problem.y_lengths is None else problem.y_lengths)
 
 
 def _like_cost(matrix: Tensor, problem: PatternProblem) -> Tensor:
