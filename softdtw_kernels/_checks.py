@@ -409,5 +409,7 @@ def check_gamma_and_lengths(
 def lengths_in_range(lengths: Tensor | None, size: int) -> Tensor:
     """Which of the lengths are 1..size; all if there are none."""
     return (
-        torch.ones((), dtype=torch.bool) if lengths is None else (lengths >= 1) & (lengths <= size)
+        torch.ones((), dtype=torch.bool, device="cpu")
+        if lengths is None
+        else (lengths >= 1) & (lengths <= size)
     )

@@ -6,6 +6,7 @@ and the recursion in plain torch loses digits of what large costs leave.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from cuda_calls import MANY, ONE, launchers
 from cuda_emulator import COMPILER, NO_COMPILER, EmulatorLauncher
-from helpers import bits
+from helpers import Forks, bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pattern_oracle import PATTERNS, SIDES
@@ -212,6 +213,27 @@ def test_empty_batches(shape: tuple[int, ...]) -> None:
     ones = torch.ones(shape[:-2])
     assert pattern.value(EmulatorLauncher(), problem).shape == shape[:-2]
     assert pattern.gradient(EmulatorLauncher(), problem, ones, True)[0].shape == shape
+
+
+def test_a_cost_of_warping_under_another_default_device(fresh: Forks) -> None:
+    """The kernels are first imported there."""
+    fresh.run(f"""if True:
+        import sys
+        import torch
+
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from cuda_emulator import EmulatorLauncher
+        from softdtw_kernels._problem import PatternProblem
+
+        cost = torch.rand(2, 3, 4)
+        numbers = (torch.full((2,), number, dtype=torch.float64) for number in (1.0, 0.5, 0.1))
+        given = PatternProblem(cost, *numbers, None, None, None, "xy", "y", "y")
+        with torch.device("meta"):
+            from softdtw_kernels._cuda import pattern
+
+            value = pattern.value(EmulatorLauncher(), given)
+        assert value.isfinite().all()
+    """)
 
 
 def test_every_pattern_has_its_number() -> None:

@@ -417,6 +417,7 @@ def test_the_default_device_is_not_that_of_the_sequences() -> None:
         lambda: soft_dtw_divergence(x, x + 1, pairwise=True),
         lambda: dilate_loss(x, x + 1, input_lengths=lengths),
         lambda: soft_dtw_alignment(x, x + 1, open_end="x", warp_cost=1.0).expected,
+        lambda: soft_dtw(x, x + 1, open_end="x", backend="reference"),
         lambda: forward_sum(x, x_lengths=[4, 2, 3]),
         lambda: soft_dtw_barycenter(x, lengths=lengths, weights=[1.0, 2.0, 1.0]),
         lambda: soft_dtw_barycenter(list(x)),

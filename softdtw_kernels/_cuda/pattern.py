@@ -34,6 +34,7 @@ from .wide import beside, wide_plan
 SIDES = {"": 0, "x": 1, "y": 2, "xy": 3}  # as in source/pattern.cuh
 BLOCKS_OF_VALUES = 16  # of a multiprocessor, where a thread needs next to no memory
 HEAD = 2  # nodes of an item before those of its ends
+ZERO = torch.zeros((), dtype=torch.float64, device="cpu")  # a number, whatever the default device
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -195,13 +196,13 @@ def warped(problem: PatternProblem) -> PatternProblem:
     warp = torch.where(warp.isfinite(), warp, torch.nan)
     skip = problem.skip.to(warp.device) + warp
     cost = problem.cost.detach().double() + 2 * warp[..., None, None]
-    return problem._replace(cost=cost, warp=torch.zeros_like(warp), skip=skip)
+    return problem._replace(cost=cost, warp=ZERO, skip=skip)
 
 
 def value(launcher: Launcher, problem: PatternProblem) -> Tensor:
     cost = problem.cost
     if not is_zero(problem.warp):
-        found = value(launcher, warped(problem)._replace(warp=ZERO))
+        found = value(launcher, warped(problem))
         return (found - problem.frames * problem.warp.to(cost.device)).to(cost.dtype)
     out = torch.empty(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
     if out.numel():
@@ -214,8 +215,7 @@ def gradient(
 ) -> Four:
     cost, shape = problem.cost, problem.cost.shape
     if not is_zero(problem.warp):
-        wide = warped(problem)._replace(warp=ZERO)
-        found = gradient(launcher, wide, grad_value.double(), with_parameters)
+        found = gradient(launcher, warped(problem), grad_value.double(), with_parameters)
         return torch.empty_like(cost).copy_(found[0]), *found[1:]
     few = problem._replace(cost=few_dimensions(cost))
     out = new_like(few.cost, leaves_cells(few.of(few.cost)))
@@ -238,6 +238,3 @@ def path(launcher: Launcher, problem: PatternProblem) -> list[Tensor]:
     hard = problem._replace(cost=cost, gamma=torch.zeros_like(problem.gamma))
     visits = gradient(launcher, hard, cost.new_ones(cost.shape[:-2]), False)[0]
     return [item.nonzero() for item in (visits > 0).reshape(-1, *cost.shape[-2:])]
-
-
-ZERO = torch.zeros((), dtype=torch.float64)
