@@ -35,7 +35,7 @@ def value(monotonic: Monotonic) -> Tensor:
     result, current = nothing[..., 0], nothing
     for t, row in enumerate(rows):
         before = pad(current[..., :-1], (1, 0), value=math.inf if t else 0.0)
-        current = row + softmin(before, current, nothing, one)
+        current = row + softmin(torch.stack((before, current)), one)
         end = torch.where(is_end, current, 0).sum(-1)
         result = torch.where(n[..., 0, 0] == t + 1, end, result)
     # No alignment: a constant. A NaN at the root makes every derivative of the item NaN.

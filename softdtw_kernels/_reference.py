@@ -23,33 +23,26 @@ from ._checks import check_gamma_and_lengths, check_lattice, gamma_in_range, len
 from ._problem import Problem, SmoothedProblem, Smoothing
 
 
-def softmin(a: Tensor, b: Tensor, c: Tensor, gamma: Tensor) -> Tensor:
-    """-gamma log(e^(-a/gamma) + e^(-b/gamma) + e^(-c/gamma)); the minimum where gamma = 0; +inf
-    where all are.
+def softmin(arguments: Tensor, gamma: Tensor) -> Tensor:
+    """-gamma log of the sum of exp(-a / gamma) over the first dimension; the minimum where gamma =
+    0; +inf where all are.
 
     An argument of +inf has weight and derivatives 0. Of equal arguments the first one is the
     minimum.
     """
-    smallest = torch.minimum(torch.minimum(a, b), c).detach()
-    shift = smallest.masked_fill(smallest == math.inf, 0)
+    first = arguments.argmin(0, keepdim=True)
+    minimum = arguments.gather(0, first).squeeze(0)
+    nothing = minimum == math.inf
+    shift = minimum.detach().masked_fill(nothing, 0)
     hard = gamma == 0
     safe_gamma = torch.where(hard, 1, gamma)
-    is_a = a <= torch.minimum(b, c)
-    is_b = ~is_a & (b <= c)
-    # The sum of the exponentials but for the 1 of the minimum, which would round small ones away.
-    others = torch.zeros_like(shift)
-    for argument, is_minimum in ((a, is_a), (b, is_b), (c, ~is_a & ~is_b)):
-        allowed = argument != math.inf
-        # The mask comes before the exponential: the derivative of a masked infinity is 0 * inf
-        # otherwise.
-        finite = torch.where(allowed, argument, shift)
-        power = (shift - finite) / safe_gamma
-        term = torch.where(is_minimum, torch.expm1(power), torch.exp(power))
-        others = others + torch.where(allowed, term, 0)
-    nothing = smallest == math.inf
-    soft = shift - safe_gamma * torch.log1p(torch.where(nothing, 0, others))
-    minimum = torch.where(is_a, a, torch.where(is_b, b, c))
-    minimum = torch.where(smallest.isnan(), math.nan, minimum)
+    # The mask comes before the exponential: the derivative of a masked infinity is 0 * inf
+    # otherwise. What is masked gets the power 0, which the minimum has. The 1 of both is taken off
+    # before the sum, where it would round small exponentials away.
+    forbidden = arguments == math.inf
+    power = (shift - torch.where(forbidden, shift, arguments)) / safe_gamma
+    others = (power.exp() - forbidden.double().scatter(0, first, 1.0)).sum(0)
+    soft = shift - safe_gamma * torch.log1p(others)
     return torch.where(nothing, math.inf, torch.where(hard, minimum, soft))
 
 
@@ -114,23 +107,21 @@ def value(problem: Problem) -> Tensor:
     skewed = torch.where((0 <= j) & (j < columns), skewed, math.inf)
 
     gamma = gamma.double()[..., None]
-    before, last, is_last_row = None, None, (i == n - 1)[..., 0]
-    # One cell alone does not depend on gamma, which gets its gradient of 0 from here.
-    result = math.nan + 0 * gamma
-    for k, costs in enumerate(skewed.unbind(-1)):
-        if last is None:
-            current = torch.where(i[:, 0] == 0, costs, math.inf)
-        else:
-            diagonal = torch.full_like(last, math.inf) if before is None else down(before)
-            current = costs + softmin(diagonal, down(last), last, gamma)
-        is_end = is_last_row & ((n + m)[..., 0] == k + 2)
-        result = torch.where(
-            is_end.any(-1, keepdim=True),
-            torch.where(is_end, current, 0).sum(-1, keepdim=True),
-            result,
-        )
-        before, last = last, current
+    first, *others = skewed.unbind(-1)
+    last = torch.where(i[:, 0] == 0, first, math.inf)
+    diagonal, found = torch.full_like(last, math.inf), [last]
+    for costs in others:
+        up = down(last)
+        last = costs + softmin(torch.stack((diagonal, up, last)), gamma)
+        found.append(last)
+        diagonal = up
+    # Lengths out of range are told below.
+    cells = torch.stack(found, -1).flatten(-2)
+    end = ((n - 1) * len(found) + n + m - 2)[..., 0].clamp(0, cells.shape[-1] - 1)
+    result = cells.gather(-1, end.expand(*cells.shape[:-1], 1))
 
+    # One cell alone does not depend on gamma, which gets its gradient of 0 from here.
+    result = result + 0 * gamma
     result = result[..., 0]
     # No allowed path: a constant. A NaN at the root makes every derivative of the item NaN.
     result = torch.where(result == math.inf, math.inf, result)
@@ -246,10 +237,11 @@ def smooth(smoothing: Smoothing) -> Tensor:
     raw = torch.where(inside, cost.double(), 0)
     gamma = gamma.double()[..., None, None]
     framed = torch.nn.functional.pad(raw, (1, 0, 1, 0), value=math.inf)
-    predecessors = softmin(framed[..., :-1, :-1], framed[..., :-1, 1:], framed[..., 1:, :-1], gamma)
+    predecessors = torch.stack((framed[..., :-1, :-1], framed[..., :-1, 1:], framed[..., 1:, :-1]))
     origin = torch.zeros(rows, columns, dtype=torch.bool, device=cost.device)
     origin[0, 0] = True
-    smoothed = raw + torch.where(origin, -gamma * math.log(origin_count), predecessors)
+    at_origin = -gamma * math.log(origin_count)
+    smoothed = raw + torch.where(origin, at_origin, softmin(predecessors, gamma))
     return torch.where(inside, smoothed, 0).to(cost.dtype)
 
 

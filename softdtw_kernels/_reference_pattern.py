@@ -18,41 +18,7 @@ from torch import Tensor
 from ._checks import check_gamma_and_lengths, gamma_in_range, lengths_in_range
 from ._pattern import check_no_band, check_prices, in_range
 from ._problem import PatternProblem
-from ._reference import allowed_cells, down, nan_of_items, per_item_lengths
-
-
-def softmin(arguments: tuple[Tensor, ...], gamma: Tensor) -> Tensor:
-    """-gamma log of the sum of exp(-a / gamma) over the arguments; the minimum where gamma = 0;
-    +inf where all are.
-
-    As `_reference.softmin`, of any number of arguments: one of +inf has weight and derivatives 0,
-    and of equal ones the first is the minimum.
-    """
-    together = torch.stack(torch.broadcast_tensors(*arguments))
-    return softmin_of_first(together, gamma)
-
-
-def softmin_of_first(arguments: Tensor, gamma: Tensor) -> Tensor:
-    """The softmin over the first dimension."""
-    smallest = arguments.detach().amin(0)
-    nothing = smallest == math.inf
-    shift = smallest.masked_fill(nothing, 0)
-    hard = gamma == 0
-    safe_gamma = torch.where(hard, 1, gamma)
-    minimal = arguments == smallest
-    first = minimal & (minimal.cumsum(0) == 1)
-    allowed = arguments != math.inf
-    # The mask comes before the exponential: the derivative of a masked infinity is 0 * inf
-    # otherwise.
-    power = (shift - torch.where(allowed, arguments, shift)) / safe_gamma
-    # The sum of the exponentials but for the 1 of the minimum, which would round small ones away.
-    terms = torch.where(first, torch.expm1(power), torch.exp(power))
-    others = torch.where(allowed, terms, 0).sum(0)
-    soft = shift - safe_gamma * torch.log1p(torch.where(nothing, 0, others))
-    minimum = torch.where(first, arguments, 0).sum(0)
-    found = torch.where(hard, minimum, soft)
-    found = torch.where(smallest.isnan(), math.nan, found)
-    return torch.where(nothing, math.inf, found)
+from ._reference import allowed_cells, down, nan_of_items, per_item_lengths, softmin
 
 
 def border(price: Tensor, of_x: Tensor, of_y: Tensor, is_open: str) -> Tensor:
@@ -108,11 +74,12 @@ def value(problem: PatternProblem) -> Tensor:
             arguments.append(down(last) + warp)
         if "x" in repeat:
             arguments.append(last + warp)
-        before, last = last, costs + softmin(tuple(arguments), gamma)
+        together = torch.stack(torch.broadcast_tensors(*arguments))
+        before, last = last, costs + softmin(together, gamma)
         found.append(last)
     # Row by row, so that of equal ends the first one has the smallest i, then the smallest j.
     ends = torch.stack(found, -1) + border(price, n - 1 - i, m - 1 - j, open_end)
-    result = softmin_of_first(ends.flatten(-2).movedim(-1, 0), gamma[..., 0])
+    result = softmin(ends.flatten(-2).movedim(-1, 0), gamma[..., 0])
 
     # Every setting gets its gradient of 0 from here where it does not count.
     result = result + 0 * (gamma + warp).sum(-1) + 0 * price[..., 0, 0]
