@@ -104,6 +104,7 @@ coverage: $(STAMP)
 # What changed is compiled for seven GPUs: at most six minutes on two cores.
 registers: $(STAMP)
 	$(BIN)/python tests/cuda_registers.py
+	$(BIN)/python tests/cuda_instructions.py --record
 
 # asv keeps results only under a commit, so without git it just prints them.
 bench: $(STAMP)

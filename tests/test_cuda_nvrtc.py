@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_instructions import FIXED, LATTICE, NVDISASM, PATTERN, table
+from cuda_instructions import FIXED, LATTICE, NVDISASM, PATTERN, counted, recorded, seal_of
 from cuda_registers import (
     ARCHITECTURES,
     CUOBJDUMP,
@@ -80,6 +80,15 @@ def test_a_record_that_is_changed_by_hand_counts_for_nothing() -> None:
 
 
 @needs_nvrtc
+def test_counts_of_instructions_are_those_of_this_source() -> None:
+    for variant in (FIXED, LATTICE, PATTERN):
+        seal, found = recorded(variant)
+        if read_records()[0] == NVRTC_VERSION:
+            assert seal == seal_of(variant, found), "`make registers` counts anew"
+        assert seal != seal_of(variant, {loop: count - 1 for loop, count in found.items()})
+
+
+@needs_nvrtc
 @pytest.mark.skipif(NVDISASM is None, reason="needs the package nvidia-cuda-nvdisasm (group dev)")
 @pytest.mark.slow
 def test_steady_loops_of_fixed_point_take_few_instructions() -> None:
@@ -91,7 +100,7 @@ def test_steady_loops_of_fixed_point_take_few_instructions() -> None:
         "Long recomputing": 46,
         "backward": 12,
     }
-    found = {loop: count for _, loop, count in table(MAIN, [FIXED])}
+    found = counted(FIXED)
     assert found.keys() == most.keys()
     assert all(found[loop] <= count for loop, count in most.items()), found
 
@@ -101,9 +110,7 @@ def test_steady_loops_of_fixed_point_take_few_instructions() -> None:
 @pytest.mark.slow
 def test_patterns_cost_little_in_the_steady_loops() -> None:
     """Less repeats 1.15 times the plain operator at most, open ends 1.3: both are one form."""
-    plain, patterns = (
-        {loop: count for _, loop, count in table(MAIN, [kernel])} for kernel in (LATTICE, PATTERN)
-    )
+    plain, patterns = counted(LATTICE), counted(PATTERN)
     loops = "Narrow forward", "Narrow recomputing", "Scaled forward", "Scaled recomputing"
     assert {*loops, "backward"} <= plain.keys() & patterns.keys()
     for kind in "Narrow", "Scaled":
