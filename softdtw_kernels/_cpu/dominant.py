@@ -72,10 +72,11 @@ def solve_some(
     lowest = lowest_of(task, items).astype(np.float64)
     margins[:, items] = margins_of(gamma, sum(task.lattice), lowest)
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth, hard.ONE)
-    unused = np.empty(0, task.cost.dtype)
-    results: tuple = (out, status, True, False, unused, False, task.cost, NOTHING[None])
+    unused, values = np.empty(0, task.cost.dtype), np.empty(task.pairs)
+    results: tuple = (values, status, True, False, unused, False, task.cost, NOTHING[None])
     if gradients is not None:
-        results = (out, status, True, True, gradients.scale, False, gradients.cost, gradients.sums)
+        to_gradients = (True, gradients.scale, False, gradients.cost, gradients.sums)
+        results = (values, status, True, *to_gradients)
 
     def room() -> np.ndarray:
         return np.empty((sum(task.lattice), 2), np.int64)
@@ -90,5 +91,6 @@ def solve_some(
         run_chunks(-(-task.pairs // hard.WIDE), task.cells, many)
     else:
         run_chunks(items.size, task.cells * items.size // task.pairs, some)
+    out[items] = values[items]
     if gradients is not None:  # lanes may have written there
         gradients.sums[:, items[status[items] == SURE]] = 0.0

@@ -142,6 +142,7 @@ def solve(
     with_grad, scale, clean, grad4, sums, prices, margins,
 ):  # fmt: skip
     """Values of the pairs q in items, and if asked for their gradients; status: see `scaling`.
+    Values are float64, whatever the costs are: fewer forms to compile.
 
     parts: TWO or THREE. Gradients of a pair that is not certified are not written; clean: they are
     all 0 before. sums: as in `exact.gradient`. counts, unless it is empty: 0 for each item that has

@@ -11,6 +11,7 @@ at a time. The hard minimum, gamma = 0, has kernels of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -150,8 +151,8 @@ def without_path(
         return
     counts, room = np.empty(items.size, np.int64), np.empty((0, 2), np.int64)
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth, hard.TWO, room)
-    not_used: tuple = (np.empty_like(out), np.empty_like(status), False, False)
-    not_used += (out, False, task.cost, NOTHING[None], prices, None)
+    not_used: tuple = (np.empty(task.pairs), np.empty_like(status), False, False)
+    not_used += (np.empty(0, task.cost.dtype), False, task.cost, NOTHING[None], prices, None)
 
     def work(first: int, last: int) -> None:
         hard.solve(items[first:last], *common, counts[first:last], *not_used)
@@ -244,11 +245,15 @@ def read_as_float64(
     out: np.ndarray,
     status: np.ndarray,
 ) -> None:
-    """Some long pairs of a float32 problem again, as vectorized does them."""
-    common = arguments(task, gradients, AS_SINGLE, out, status)
+    """Some long pairs of a float32 problem again, as vectorized does them: by the kernels that read
+    bars, though there are none, so that one form does both.
+    """
+    if items.size == 0:
+        return
+    no_bars = np.full(task.pairs, np.nan, task.cost.dtype)
+    read = replace(task, bars=(no_bars, no_bars))
     clear_after_lanes(task, gradients, items)
-    if items.size:
-        in_strips(task, items, common)
+    in_strips(read, items, arguments(read, gradients, AS_SINGLE, out, status))
 
 
 def copied_to_float64(
@@ -296,12 +301,13 @@ def hard_minimum(
     all_of_them = items.size == task.pairs
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
     prices = prices_of(task)
+    values = out if out.dtype == np.float64 else np.empty(task.pairs)
     unused = np.empty(0, task.cost.dtype)  # of the types that gradients have: one form does both
     none = (prices, None)
-    results: tuple = (out, status, False, False, unused, False, task.cost, NOTHING[None], *none)
+    results: tuple = (values, status, False, False, unused, False, task.cost, NOTHING[None], *none)
     if gradients is not None:  # which lanes may have written to, if other pairs are soft
         to_gradients = (True, gradients.scale, all_of_them, gradients.cost, gradients.sums, *none)
-        results = (out, status, True, *to_gradients)
+        results = (values, status, True, *to_gradients)
 
     def room() -> np.ndarray:
         return np.empty((sum(task.lattice) if gradients else 0, 2), np.int64)
@@ -323,14 +329,17 @@ def hard_minimum(
     if again.size:
         some(again, hard.THREE)
     status[items] = SURE
+    if values is not out:
+        out[items] = values[items]
 
 
 def cheapest_paths(task: Batch) -> Iterator[np.ndarray]:
     """The cells of the lattice on the cheapest path of each pair, (0, 2) if there is none."""
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
-    out, status = np.empty(task.pairs, task.cost.dtype), np.empty(task.pairs, np.uint8)
+    values, status = np.empty(task.pairs), np.empty(task.pairs, np.uint8)
     none = NOTHING[None], prices_of(task), None
-    results = (out, status, True, False, out, False, task.cost, *none)
+    unused = np.empty(0, task.cost.dtype)
+    results = (values, status, True, False, unused, False, task.cost, *none)
     room = sum(task.lattice)
     block = max(1, STEPS // room)
     for first in range(0, task.pairs, block):
