@@ -81,8 +81,8 @@ def gradient(
 
 
 def _log_of_one_plus(power: Tensor) -> Tensor:
-    """log(1 + exp(power))."""
-    return torch.logaddexp(torch.zeros_like(power), power)
+    """log(1 + exp(power)). Second derivatives of torch.logaddexp are NaN from powers of -710 on."""
+    return -torch.nn.functional.logsigmoid(-power)
 
 
 def _transposed(problem: PatternProblem) -> PatternProblem:

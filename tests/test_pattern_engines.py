@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_close, bits
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pattern_calls import PRICES, cost_of, number, options_of, value_of
 from pattern_oracle import PATTERNS
@@ -269,6 +269,7 @@ def test_a_cost_of_warping_without_kernels_for_it() -> None:
 FRAMED = st.sampled_from([("x", ""), ("y", ""), ("", "x"), ("", "y"), ("x", "x"), ("y", "y")])
 
 
+@example(ends=("x", ""), seed=0, gamma=0.01, warp=3.0, skip=5.0)  # prices of 800 gamma
 @given(ends=FRAMED, seed=seeds(), gamma=gammas(1e-2), warp=PRICES, skip=PRICES)
 def test_framed_costs_are_open_ends(
     ends: tuple[str, str], seed: int, gamma: float, warp: float, skip: float
