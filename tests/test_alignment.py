@@ -264,6 +264,18 @@ def test_entropy_has_derivatives_by_costs_and_gamma(backend: str) -> None:
     assert_close(features(cost.detach()), entropy(cost.detach(), 1.0), 1e-12, "vmap")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (70, 9, 1), (70, 9, 9)], ids=str)
+def test_a_single_alignment_has_no_entropy(
+    shape: tuple[int, ...], dtype: torch.dtype, backend: str
+) -> None:
+    cost = _data(*shape).to(dtype)
+    if shape[-1] == shape[-2]:
+        cost = torch.where(torch.eye(shape[-1], dtype=torch.bool), cost, math.inf)
+    entropy = soft_dtw_alignment_from_cost(cost, gamma=0.3, backend=backend).entropy
+    assert (entropy == 0).all(), entropy
+
+
 def test_entropy_at_the_edges(backend: str) -> None:
     cost = _data(3, 3, 4).float()
     assert (soft_dtw_alignment_from_cost(cost, gamma=0.0, backend=backend).entropy == 0).all()

@@ -122,29 +122,26 @@ def _artanh(z):
 
 
 @inline
-def log2_of_mantissa(m):
-    """log2 of 1 <= m < 2: log2(m) = 1/2 + 2 log2(e) artanh(z), z = (m - sqrt 2) / (m + sqrt 2), |z|
-    < 0.172.
-    """
-    root = like(m, 1.4142135623730951)
-    return fma(artanh((m - root) / (m + root)), like(m, 2.8853900817779268), like(m, 0.5))
+def log2_of_one_plus(x):
+    """log2(1 + x) for 0 <= x <= 2: a small x is not rounded away beside the 1."""
+    return log2_of_product(x, like(x, 0.0))
 
 
 @inline
-def log2_of_one_plus(x):
-    """log2(1 + x) for 0 <= x <= 2: a small x is not rounded away beside the 1."""
+def log2_of_product(x, exponent):
+    """log2((1 + x) 2^exponent) for 0 <= x <= 2 and a whole exponent: exactly 0 where it is 0."""
     one = like(x, 1.0)
     # Beyond 0.42 the logarithm of (1 + x) / 2, so that the series converges.
     halved = smaller(nearest(x * like(x, 1.2)), one)
     z = (x - halved) / ((x + like(x, 2.0)) + halved)
-    return fma(artanh(z), like(x, 2.8853900817779268), halved)
+    return fma(artanh(z), like(x, 2.8853900817779268), halved + exponent)
 
 
 @inline
 def surprise(p):
-    """-p log2(p), 0 at p = 0."""
+    """-p log2(p), 0 at p = 0 and at p = 1."""
     m, e = split_exponent(p)
-    return (like(p, 0.0) - p) * (log2_of_mantissa(m) + to_float(e))
+    return (like(p, 0.0) - p) * log2_of_product(m - like(m, 1.0), to_float(e))
 
 
 @inline
