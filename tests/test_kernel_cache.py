@@ -242,14 +242,15 @@ def test_threads_that_choose_a_form_at_once_leave_one(monkeypatch: pytest.Monkey
     assert len(chosen) == 2 and rows(x) == 2
 
 
-def test_a_numba_with_other_names_compiles_the_same(forks: Forks, tmp_path: Path) -> None:
+def test_a_numba_with_other_names_compiles_the_same(
+    forks: Forks, folder: Path, tmp_path: Path
+) -> None:
     """Helpers are parts of entry points by names that Numba need not keep."""
     newer = "import numba.core.codegen\ndel numba.core.codegen.JITCodeLibrary\n"
     asked = "from softdtw_kernels._cpu.parts import part_options\nprint(bool(part_options()))\n"
     results = []
-    for change, is_part in (("", "True"), (newer, "False")):
-        folder = tmp_path / is_part
-        [done] = forks.run(change + asked + CALL, {"NUMBA_CACHE_DIR": str(folder)})
+    for change, is_part, cache in (("", "True", folder), (newer, "False", tmp_path)):
+        [done] = forks.run(change + asked + CALL, {"NUMBA_CACHE_DIR": str(cache)})
         answer, *result = done.stdout.splitlines()
         assert answer == is_part and done.stderr == "" and len(result) == 2
         results.append(result)
