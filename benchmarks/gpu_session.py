@@ -5,8 +5,9 @@
 
 `make gpu` runs it. In this order, each in a process of its own and for a time of its own, so that
 what fails or takes too long leaves time for the others: accuracy, repeated bits and graphs; the
-sanitizers; times by pass, family and kind of cost; other tests; the table with peers and the host's
-part. The file is written anew after every step. It says the device, and for each step how it ended.
+sanitizers; times by pass, family and kind of cost; the cycles of a chunk, part by part; the table
+with peers and the host's part; other tests. The file is written anew after every step. It says the
+device, and for each step how it ended.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def steps(directory: Path, peers: Sequence[str] = ()) -> list[Step]:
     def tests(chosen: str) -> tuple[str, ...]:
         return ("-m", "pytest", "-q", "--no-header", "-rf", "tests/gpu", "-k", chosen)
 
-    passes, table = directory / "passes.json", directory / "table.json"
+    passes, stamps, table = (directory / f"{name}.json" for name in ("passes", "stamps", "table"))
     others = f"not ({FIRST_TESTS} or {SANITIZERS})"
     return [
         Step("accuracy, repeated bits and graphs", 150, tests(FIRST_TESTS)),
@@ -50,12 +51,18 @@ def steps(directory: Path, peers: Sequence[str] = ()) -> list[Step]:
             passes,
         ),
         Step(
+            "cycles of a chunk, part by part",
+            30,
+            ("-m", "benchmarks.gpu_stamps", "--output", str(stamps)),
+            stamps,
+        ),
+        Step(
             "table with peers",
             120,
             ("-m", "benchmarks.gpu", "--quick", "--output", str(table), *peers),
             table,
         ),
-        Step("other tests", 105, tests(others)),
+        Step("other tests", 75, tests(others)),
     ]
 
 

@@ -9,7 +9,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_instructions import FIXED, LATTICE, NVDISASM, PATTERN, counted, recorded, seal_of
+from cuda_instructions import (
+    FIXED,
+    LATTICE,
+    NVDISASM,
+    PATTERN,
+    counted,
+    kernel_of,
+    recorded,
+    seal_of,
+)
 from cuda_registers import (
     ARCHITECTURES,
     CUOBJDUMP,
@@ -17,6 +26,7 @@ from cuda_registers import (
     NVRTC,
     NVRTC_VERSION,
     THREADS_IN_BLOCK,
+    Compiler,
     compiled,
     digest_of,
     kernels_of,
@@ -24,10 +34,11 @@ from cuda_registers import (
     read_records,
 )
 
+from benchmarks.gpu_stamps import ARRAY, OPTION
 from softdtw_kernels._cuda import tiny
 from softdtw_kernels._cuda.fields import SOURCES
 from softdtw_kernels._cuda.plan import fast_plan
-from softdtw_kernels._cuda.variants import Shape
+from softdtw_kernels._cuda.variants import Shape, variants
 
 needs_nvrtc = pytest.mark.skipif(
     NVRTC is None or CUOBJDUMP is None,
@@ -86,6 +97,15 @@ def test_counts_of_instructions_are_those_of_this_source() -> None:
         if read_records()[0] == NVRTC_VERSION:
             assert seal == seal_of(variant, found), "`make registers` counts anew"
         assert seal != seal_of(variant, {loop: count - 1 for loop, count in found.items()})
+
+
+@needs_nvrtc
+@pytest.mark.slow
+def test_kernels_with_marks_compile() -> None:
+    """Those of benchmarks/gpu_stamps.py; to see them run takes no GPU: test_gpu_session.py."""
+    plain = kernel_of(next(v for v in variants() if v.order == 0 and not v.wide))
+    marked = replace(plain, options=(*plain.options, OPTION))
+    assert ARRAY.encode() in Compiler(NVRTC).compile(marked, MAIN)
 
 
 @needs_nvrtc

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cuda_emulator import COMPILER, NO_COMPILER, EmulatorLauncher
+from cuda_emulator import COMPILER, NO_COMPILER, EmulatorLauncher, load
 
-from benchmarks import gpu_passes
+from benchmarks import gpu_passes, gpu_stamps
 from benchmarks.gpu_session import Step, run, steps
 from softdtw_kernels._cuda.plan import FAMILIES
+from softdtw_kernels._cuda.variants import CHUNK, LANES
 
 
 def report_of(tmp_path: Path, wanted: list[Step], minutes: float) -> tuple[bool, dict[str, Any]]:
@@ -69,3 +72,33 @@ def test_every_pass_of_every_family_and_cost_is_timed() -> None:
         cost = make(shape, device)
         assert cost.shape == shape and cost.dtype == torch.float32, kind
         assert cost.isfinite().all(), kind
+
+
+class Stamped(EmulatorLauncher):
+    """As `gpu_stamps.StampedLauncher`; of its clock each look is a cycle."""
+
+    def launch(self, source: str, options: tuple[str, ...], *rest: Any) -> None:
+        super().launch(source, (*options, gpu_stamps.OPTION), *rest)
+
+    def read(self) -> Sequence[int]:
+        size = 2 * len(gpu_stamps.PARTS)
+        libraries = {load(source, options) for source, options, _ in self.launches}
+        array = ctypes.c_uint64 * size
+        found = [array.in_dll(library, gpu_stamps.ARRAY) for library in libraries]
+        return [sum(numbers) for numbers in zip(*found, strict=True)]
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+def test_every_part_of_every_chunk_is_timed() -> None:
+    launcher, size = Stamped(multiprocessors=2), 128  # whole strips
+    cpu = torch.device("cpu")
+    found = list(gpu_stamps.rows(launcher, cpu, launcher.read, size, warps=[1, 4]))
+    assert {row.family for row in found} == set(FAMILIES)
+    assert {row.warps >= 4 for row in found} == {True, False}
+    assert all(row.cycles >= 1.0 for row in found)
+    chunks = len(range(0, size + LANES - 1, CHUNK))
+    for row in found:
+        strips = row.pairs * size // (LANES * row.columns)
+        times = {r.part: r.times for r in found if r[:4] == row[:4]}
+        assert times["rows swept"] == times["border handed on"] == strips * chunks
+        assert times.get("border loaded", 0) == (strips - row.pairs) * chunks

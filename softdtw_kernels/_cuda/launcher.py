@@ -102,15 +102,16 @@ class CupyLauncher:
 
     def compile(self, source: str, options: tuple[str, ...]) -> Callable[..., None]:
         """One kernel of source/, compiled for the device or loaded from CuPy's cache on disk."""
-        module = self.cupy.RawModule(
-            code=source_code(source), options=(*COMPILER_OPTIONS, *options), backend="nvrtc"
-        )
-        of_any_device = module.get_function(source)
+        of_any_device = self.module(source, options).get_function(source)
         if self.shared_limit > SHARED_BYTES:  # more than every launch may have must be asked for
             of_any_device.max_dynamic_shared_size_bytes = self.shared_limit
         kernel: Callable[..., None] = of_any_device.kernel
         self.kernels[source, options] = kernel
         return kernel
+
+    def module(self, source: str, options: tuple[str, ...]) -> Any:
+        all_options = (*COMPILER_OPTIONS, *options)
+        return self.cupy.RawModule(code=source_code(source), options=all_options, backend="nvrtc")
 
 
 class StreamOfTorch:

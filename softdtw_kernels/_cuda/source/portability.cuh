@@ -39,6 +39,11 @@ inline float fast_log2(float x) { return std::log2(x); }
 inline unsigned absolute_difference(unsigned x, unsigned y, unsigned z) { return (x > y ? x - y : y - x) + z; }
 inline int atomic_add(int* address, int value) { return emulator_atomic_add(address, value); }
 inline void atomic_or(int* address, int value) { emulator_atomic_or(address, value); }
+inline int64 cycles() {  // of a clock that goes on by one each time somebody looks at it
+  static int64 now;
+  return ++now;
+}
+inline void count_up(uint64* address, uint64 value) { *address += value; }
 inline void meet() { emulator_syncthreads(); }
 template <int N, typename T>
 inline void copy_later(T* to, const T* from) { emulator_copy_later(reinterpret_cast<Vector<T, N>*>(to), reinterpret_cast<const Vector<T, N>*>(from)); }
@@ -119,6 +124,8 @@ __device__ __forceinline__ float reciprocal(float x) {
 
 __device__ __forceinline__ int atomic_add(int* address, int value) { return atomicAdd(address, value); }
 __device__ __forceinline__ void atomic_or(int* address, int value) { atomicOr(address, value); }
+__device__ __forceinline__ int64 cycles() { return clock64(); }
+__device__ __forceinline__ void count_up(uint64* address, uint64 value) { atomicAdd(address, value); }
 
 // A barrier of the whole block at which warps may arrive from different places of the program: __syncthreads promises
 // this only for one and the same place.

@@ -102,6 +102,7 @@ struct Strip {
   struct State {
     N above[C], diagonal;  // the row above, and what is left of it
     N border_rows;         // the rows of a chunk of the border on the left, one a lane
+    STAMPS
   };
 
   __device__ __forceinline__ Strip(const Problem& problem, const Item<WEAK>& item, int64 slot, void* tile, const Cells& cells,
@@ -450,6 +451,7 @@ struct Strip {
         cells.fetch(from / CHUNK + 1);
         await_copies<1>();
         __syncwarp();
+        STAMP(state, COPIES_AWAITED);
       }
       forward_steps(state, from, min(steps, from + CHUNK), await, publish);
       if constexpr (Cells::STAGED) __syncwarp();  // before the next copies overwrite what was read
@@ -460,6 +462,7 @@ struct Strip {
   template <class Await>
   __device__ __forceinline__ void enter_forward(State& state, Await& await) {
     start_forward(state);
+    BEGIN_STAMPS(state);
     if (index == 0) return;
     if (first > 0) {
       if constexpr (IS_GATHERED) {
@@ -497,11 +500,14 @@ struct Strip {
         const int row = first + from + lane;
         if constexpr (IS_GATHERED) {
           state.border_rows = take_border(row, lane < CHUNK, first + chunk_end, await);
+          STAMP(state, BORDER_AWAITED);
           ask_border(row + CHUNK, lane < CHUNK, first + min(steps, chunk_end + CHUNK), await);
         } else {
           await(min(first + chunk_end, left_last) - left_first);
+          STAMP(state, BORDER_AWAITED);
           if (lane < CHUNK) state.border_rows = load_border(row);
         }
+        STAMP(state, BORDER_LOADED);
       } else if constexpr (PATTERN) {
         state.border_rows = Patterned<Strip>::begins_beside(*this, from);
       }
@@ -514,17 +520,23 @@ struct Strip {
         if constexpr (HAS_NARROW)
           if (narrow_pause >> lane & 1) corner.z.mantissa = -corner.z.mantissa;
         place[C * LANES] = corner;
+        STAMP(state, CHECKPOINT_KEPT);
       }
       forward_chunk<false>(state, from, chunk_end, 0);
+      STAMP(state, ROWS_SWEPT);
 #pragma unroll
       for (int c = 0; c < C; ++c) status |= A::look(state.above[c].z);
       status |= A::look(state.diagonal.z);
       if (IS_GATHERED && hands_on()) {
         hand_on_border(from, chunk_end);
-        if (right_is_outside) continue;
+        if (right_is_outside) {
+          STAMP(state, BORDER_HANDED_ON);
+          continue;
+        }
         __syncwarp();  // before the flag says that all lanes' parts are there
       }
       if (lane == LANES - 1 && index + 1 < strips && chunk_end >= LANES) publish(chunk_end - (LANES - 1));
+      STAMP(state, BORDER_HANDED_ON);
     }
   }
 
