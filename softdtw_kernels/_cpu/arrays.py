@@ -83,8 +83,8 @@ def from_array(x: np.ndarray, shape: tuple[int, ...]) -> Tensor:
 
 
 def on_huge_pages(make: Callable[..., np.ndarray], size: int, dtype: Any) -> np.ndarray:
-    """As np.empty or np.zeros make it; if large, from the begin of a huge page on: what comes before
-    costs a page fault every 4 KiB, up to 511 of them.
+    """As np.empty or np.zeros make it; if large, from the begin of a huge page on: before that,
+    memory costs a page fault every 4 KiB, up to 511 of them.
     """
     itemsize = np.dtype(dtype).itemsize
     if size * itemsize < FRESH:

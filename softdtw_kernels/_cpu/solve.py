@@ -192,8 +192,10 @@ def vectorized(
         in_strips(task, np.arange(task.pairs), common)
         return
 
+    order = task.in_order  # here: threads would each find it, one of them after the other
+
     def work(first: int, last: int) -> None:
-        lanes.solve(first, last, task.in_order, *common)
+        lanes.solve(first, last, order, *common)
 
     run_chunks(task.groups, task.cells, work)
 
