@@ -83,7 +83,8 @@ def in_tiers(task: Batch, gradients: Gradients | None, out: np.ndarray, status: 
 
 def soft_of(task: Batch, status: np.ndarray) -> np.ndarray:
     """The pairs that are to be done again, but for those of gamma = 0."""
-    return np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
+    again, hard_ones = np.flatnonzero(status == AGAIN), task.hard
+    return np.setdiff1d(again, hard_ones, assume_unique=True) if hard_ones.size else again
 
 
 def with_bars(
@@ -114,6 +115,8 @@ def with_bars_read(
     status: np.ndarray,
 ) -> None:
     """As with_bars, of long pairs, without a copy."""
+    if items.size == 0 or not walls.is_long(task):
+        return
     items, barred, bars, more = walls.with_bars_read(task, items)
     values = out.copy()
     clear_after_lanes(task, gradients, items)
