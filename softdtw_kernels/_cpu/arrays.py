@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 NOTHING = np.empty(0)
+HUGE = 2**21  # bytes of a huge page
+FRESH = 2**25  # bytes of an array whose memory the C library has from the system each time
 NUMPY_TYPE = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -80,14 +82,25 @@ def from_array(x: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(x.reshape(shape))
 
 
+def on_huge_pages(make: Callable[..., np.ndarray], size: int, dtype: Any) -> np.ndarray:
+    """As np.empty or np.zeros make it; if large, from the begin of a huge page on: before that,
+    memory costs a page fault every 4 KiB, up to 511 of them.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    if size * itemsize < FRESH:
+        return make(size, dtype)
+    memory = make(size + HUGE // itemsize, dtype)
+    start = -memory.ctypes.data % HUGE // itemsize
+    return memory[start : start + size]
+
+
 def matrix_like(cost: Tensor, zeros: bool) -> Tensor:
     """A matrix for every pair, laid out as the costs if that allows a four-dimensional view.
 
     From NumPy, which asks the system for huge pages: a large matrix fresh from torch costs a page
     fault every 4 KiB, nearly half the time of its gradient. Zeros that nobody touches cost nothing.
     """
-    make = np.zeros if zeros else np.empty
-    memory = make(cost.numel(), NUMPY_TYPE[cost.dtype])
+    memory = on_huge_pages(np.zeros if zeros else np.empty, cost.numel(), NUMPY_TYPE[cost.dtype])
     if cost.is_contiguous() or cost.dim() > 4:
         return from_array(memory, cost.shape)
     strides = torch.empty_like(cost, device="meta").stride()  # dense, in the order of the costs

@@ -58,10 +58,12 @@ def with_margins(task: Batch, items: np.ndarray) -> np.ndarray:
 
 def lowest_of(task: Batch, items: np.ndarray) -> np.ndarray:
     """The lowest cost of each pair, NaN if one is none."""
-    block = max(1, BLOCK // (task.cost.shape[2] * task.cost.shape[3]))
+    size = task.cost.shape[2] * task.cost.shape[3]
+    block = max(1, BLOCK // size)
     starts = range(0, items.size, block)
-    blocks = [task.matrices(items[k : k + block]) for k in starts]
-    return np.concatenate([costs.reshape(len(costs), -1).min(1) for costs in blocks])
+    blocks = [task.matrices(items[k : k + block]).reshape(-1) for k in starts]
+    # Of small pairs half of the time that min(1) takes.
+    return np.concatenate([np.minimum.reduceat(c, np.arange(0, c.size, size)) for c in blocks])
 
 
 def solve_some(

@@ -35,7 +35,7 @@ from .groups import (
 )
 from .jit import inline, jit, outlined, plain
 from .lattice import entry, entry_or_zero, has_pairs, of_cost, size_of
-from .memory import empty, filled
+from .memory import empty, parts_of_block
 from .open_lanes import (
     add_begun_above,
     add_begun_beside,
@@ -229,22 +229,37 @@ def solve(
     lanes = 64 // floats.itemsize
     most_rows, most_columns = size_of(cost4.shape[2], cost4.shape[3], weak)
     padded = (most_columns + lanes) * lanes  # whole squares
-    packed, below = empty(padded, floats.dtype), empty(padded, floats.dtype)
-    row_m, row_k = empty(padded, floats.dtype), empty(padded, integers.dtype)
     height = most_rows
     if with_grad:
         height = min(height, max(SHORTEST, WEIGHTS // (3 * 64 * most_columns)))
-    weights = empty(3 * lanes * most_columns * height if with_grad else 0, floats.dtype)
     kept = padded * ((most_rows - 1) // height)
-    kept_m, kept_k = empty(kept, floats.dtype), empty(kept, integers.dtype)
-    rate = empty(WARPED_ROWS * lanes, floats.dtype)
-    checks = empty(3 * lanes, floats.dtype)
-    theta, factor = filled(lanes, 0, floats.dtype), filled(lanes, 0, floats.dtype)
-    exponents = filled(lanes, 0, np.int64)
-    group_sums = empty((2 if ends is None else SUMS) * lanes)
-    starts, stops = empty(lanes, np.int64), empty(lanes, np.int64)
-    geometry, pairs = empty((6, lanes), np.int64), empty(lanes, np.int64)
-    places, grad_places = empty(lanes, np.int64), empty(lanes, np.int64)
+    (
+        packed, below, row_m, row_k, weights, kept_m, kept_k, rate, checks, theta, factor,
+        exponents, group_sums, starts, stops, pairs, places, grad_places,
+    ) = parts_of_block((
+        (padded, floats.dtype),
+        (padded, floats.dtype),
+        (padded, floats.dtype),
+        (padded, integers.dtype),
+        (3 * lanes * most_columns * height if with_grad else 0, floats.dtype),
+        (kept, floats.dtype),
+        (kept, integers.dtype),
+        (WARPED_ROWS * lanes, floats.dtype),
+        (3 * lanes, floats.dtype),
+        (lanes, floats.dtype),
+        (lanes, floats.dtype),
+        (lanes, np.int64),
+        ((2 if ends is None else SUMS) * lanes, np.float64),
+        (lanes, np.int64),
+        (lanes, np.int64),
+        (lanes, np.int64),
+        (lanes, np.int64),
+        (lanes, np.int64),
+    ))  # fmt: skip
+    for lane in range(lanes):
+        theta[lane] = factor[lane] = 0.0
+        exponents[lane] = 0
+    geometry = empty((6, lanes), np.int64)
     if ends is None:
         opened = None
     else:

@@ -84,7 +84,8 @@ def in_tiers(task: Batch, gradients: Gradients | None, out: np.ndarray, status: 
 
 def soft_of(task: Batch, status: np.ndarray) -> np.ndarray:
     """The pairs that are to be done again, but for those of gamma = 0."""
-    return np.setdiff1d(np.flatnonzero(status == AGAIN), task.hard, assume_unique=True)
+    again, hard_ones = np.flatnonzero(status == AGAIN), task.hard
+    return np.setdiff1d(again, hard_ones, assume_unique=True) if hard_ones.size else again
 
 
 def with_bars(
@@ -115,6 +116,8 @@ def with_bars_read(
     status: np.ndarray,
 ) -> None:
     """As with_bars, of long pairs, without a copy."""
+    if items.size == 0 or not walls.is_long(task):
+        return
     items, barred, bars, more = walls.with_bars_read(task, items)
     values = out.copy()
     clear_after_lanes(task, gradients, items)
@@ -193,8 +196,10 @@ def vectorized(
         in_strips(task, np.arange(task.pairs), common)
         return
 
+    order = task.in_order  # here: threads would each find it, one of them after the other
+
     def work(first: int, last: int) -> None:
-        lanes.solve(first, last, task.in_order, *common)
+        lanes.solve(first, last, order, *common)
 
     run_chunks(task.groups, task.cells, work)
 

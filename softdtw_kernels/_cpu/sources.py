@@ -23,7 +23,7 @@ from .blocks import common, load_block, store_block
 from .floating import fma, fnma
 from .jit import HELPER, inline
 from .lattice import cost_at, give, length
-from .memory import empty, filled
+from .memory import filled, parts_of_block
 from .simd import first_lane, like, limits, shift_down, store, where_between
 from .simd import load_double as load
 
@@ -123,10 +123,15 @@ def _room_for(source, sink, lanes, floats, with_grad, chunk):
         _, _, gx, gy = sink
         nx, ny, size = sizes_of(x.shape[1], y.shape[1], x.shape[2], lanes)
         if with_grad and gx.size == 0:
-            gx, gy = empty(size * nx), empty(size * ny)
+            gx, gy = parts_of_block(((size * nx, np.float64), (size * ny, np.float64)))
         at_hand = filled(4, -1)  # which sequences, and of which lengths
-        part = empty(SIDE * (chunk + lanes), floats.dtype)
-        xs, ys = filled(size * nx, 0, floats.dtype), filled(size * ny, 0, floats.dtype)
+        part, xs, ys = parts_of_block((
+            (SIDE * (chunk + lanes), floats.dtype),
+            (size * nx, floats.dtype),
+            (size * ny, floats.dtype),
+        ))  # fmt: skip
+        xs[:] = 0
+        ys[:] = 0
         return xs, nx, ys, ny, size, gx, gy, part, at_hand
 
     return for_features

@@ -39,7 +39,7 @@ from .ends import (
 )
 from .jit import inline, jit, plain
 from .lattice import entry, entry_or_zero, lattice_of, length
-from .memory import empty, filled
+from .memory import empty, filled, parts_of_block
 from .order import max, min
 from .scaling import (
     AGAIN,
@@ -204,10 +204,6 @@ def solve(
     weak = dummy.size > 0
     shape = shape_of(source)
     lanes = WIDTH // floats.itemsize
-    packed = empty(CHUNK * lanes, floats.dtype)
-    rate = empty(WARPED_ROWS * lanes, floats.dtype)
-    checks = empty(3 * lanes, floats.dtype)
-    starts, stops = empty(lanes, np.int64), empty(lanes, np.int64)
     room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
     widest = lattice_of(shape[2], shape[3], weak, bandwidth)[1]
     strips, longest = most_of_pairs(first, last, shape, n, m, weak, bandwidth, lanes)
@@ -219,17 +215,29 @@ def solve(
     height = strips_of_part(strips, window, tiles, lanes, floats.itemsize, size)
     parts = (strips + height - 1) // height
     kept = height if again else 0
-    above_m = empty(kept * window, floats.dtype)
-    above_k = empty(kept * window, integers.dtype)
-    top_m = empty(parts * window if again else 0, floats.dtype)
-    top_k = empty(parts * window if again else 0, integers.dtype)
-    states_m = empty(kept * tiles * 2 * lanes, floats.dtype)
-    states_k = empty(kept * tiles * 2 * lanes, integers.dtype)
+    at_top = parts * window if again else 0
     size = strips * stride if stored else 3 * lanes * TILE
-    weights = empty(size if with_grad else 0, floats.dtype)
-    border_m = empty(widest + 3 * lanes, floats.dtype)
-    border_k = empty(widest + 3 * lanes, integers.dtype)
-    below, flows = empty(widest + 3 * lanes, floats.dtype), empty(4 * lanes + 1, floats.dtype)
+    (
+        packed, rate, checks, starts, stops, border_m, border_k, below, flows, weights, above_m,
+        above_k, top_m, top_k, states_m, states_k,
+    ) = parts_of_block((
+        (CHUNK * lanes, floats.dtype),
+        (WARPED_ROWS * lanes, floats.dtype),
+        (3 * lanes, floats.dtype),
+        (lanes, np.int64),
+        (lanes, np.int64),
+        (widest + 3 * lanes, floats.dtype),
+        (widest + 3 * lanes, integers.dtype),
+        (widest + 3 * lanes, floats.dtype),
+        (4 * lanes + 1, floats.dtype),
+        (size if with_grad else 0, floats.dtype),
+        (kept * window, floats.dtype),
+        (kept * window, integers.dtype),
+        (at_top, floats.dtype),
+        (at_top, integers.dtype),
+        (kept * tiles * 2 * lanes, floats.dtype),
+        (kept * tiles * 2 * lanes, integers.dtype),
+    ))  # fmt: skip
     if ends is not None:
         # Whole vectors; where no path ends it is forbidden.
         most = (shape[2] + shape[3] + lanes) // lanes * lanes

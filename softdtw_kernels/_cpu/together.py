@@ -12,7 +12,6 @@ as in `strips`. All threads finish with a part before the next is made once more
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 from .atomic import look, take, tell, wait
 from .jit import inline, jit, outlined, plain
 from .lattice import entry, entry_or_zero
-from .memory import empty
+from .memory import parts_of_block, shared_block
 from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude
 from .simd import like, load_double, store
 from .sources import begin_of, end_of, is_returned, room_for, shape_of, size_of_costs
@@ -107,22 +106,29 @@ def work(
     weak = dummy.size > 0
     shape, to_return = shape_of(source), is_returned(source, with_grad)
     lanes = WIDTH // floats.itemsize
-    packed = empty(CHUNK * lanes, floats.dtype)
-    rate = empty(WARPED_ROWS * lanes, floats.dtype)
-    checks = empty(3 * lanes, floats.dtype)
-    starts, stops = empty(lanes, np.int64), empty(lanes, np.int64)
-    weights = empty(3 * lanes * TILE if with_grad else 0, floats.dtype)
-    last_k, flows = empty(lanes, integers.dtype), empty(4 * lanes + 1, floats.dtype)
     room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
     costs, grad = begin_of(source, sink, q, n, m, room, lanes)
     theta = entry(dummy, q) if weak else 0.0
     rows, columns, low, high = lattice_of_pair(q, shape, n, m, weak, bandwidth)
     strips, longest = most_of_pairs(q, q + 1, shape, n, m, weak, bandwidth, lanes)
     window, tiles, final = longest + 1, longest // TILE + 1, strips - 1
-    own_m = empty(tiles * 2 * lanes, floats.dtype)
-    own_k = empty(tiles * 2 * lanes, integers.dtype)
-    nowhere_m = empty(columns + 3 * lanes, floats.dtype)
-    nowhere_k = empty(columns + 3 * lanes, integers.dtype)
+    (
+        packed, rate, checks, starts, stops, weights, last_k, flows, own_m, own_k, nowhere_m,
+        nowhere_k,
+    ) = parts_of_block((
+        (CHUNK * lanes, floats.dtype),
+        (WARPED_ROWS * lanes, floats.dtype),
+        (3 * lanes, floats.dtype),
+        (lanes, np.int64),
+        (lanes, np.int64),
+        (3 * lanes * TILE if with_grad else 0, floats.dtype),
+        (lanes, integers.dtype),
+        (4 * lanes + 1, floats.dtype),
+        (tiles * 2 * lanes, floats.dtype),
+        (tiles * 2 * lanes, integers.dtype),
+        (columns + 3 * lanes, floats.dtype),
+        (columns + 3 * lanes, integers.dtype),
+    ))  # fmt: skip
     last_part = final // height
     onward = 1 + OF_PART * (last_part + 1)  # where the counters of strips begin
     again, back = onward + strips, onward + 2 * strips
@@ -243,24 +249,6 @@ def work(
     restore(before)
 
 
-@dataclass
-class Room:
-    """What the threads on one pair share: the arrays that `work` takes after the pair."""
-
-    counters: np.ndarray
-    ends: np.ndarray
-    border_m: np.ndarray
-    border_k: np.ndarray
-    top_m: np.ndarray
-    top_k: np.ndarray
-    above_m: np.ndarray
-    above_k: np.ndarray
-    states_m: np.ndarray
-    states_k: np.ndarray
-    below: np.ndarray
-    of_tiles: np.ndarray
-
-
 def solve(q: int, lattice: tuple[int, int, int], threads: int, *arguments: Any) -> None:
     """As `strips.solve` for the pair q, on so many threads. lattice: its rows, its columns, and how
     many columns of a row are in the band.
@@ -274,25 +262,28 @@ def solve(q: int, lattice: tuple[int, int, int], threads: int, *arguments: Any) 
     height = strips_of_part.py_func(strips, window, tiles, lanes, floats.itemsize, size)
     parts, kept = -(-strips // height), height if with_grad else 0
     width = columns + 3 * lanes
-    border_k = np.full(width, floor, integers.dtype)
-    border_k[0] = 0  # the virtual cell before the origin, Z = 1
-    room = Room(
-        counters=np.zeros(1 + OF_PART * parts + 3 * strips, np.int64),
-        ends=np.empty((strips, 4)),
-        border_m=np.ones(width, floats.dtype),
-        border_k=border_k,
-        top_m=np.empty(parts * window if with_grad else 0, floats.dtype),
-        top_k=np.empty(parts * window if with_grad else 0, integers.dtype),
-        above_m=np.empty(kept * window, floats.dtype),
-        above_k=np.empty(kept * window, integers.dtype),
-        states_m=np.empty(kept * tiles * 2 * lanes, floats.dtype),
-        states_k=np.empty(kept * tiles * 2 * lanes, integers.dtype),
-        below=np.zeros(width if with_grad else 0, floats.dtype),
-        of_tiles=np.zeros((2, strips * tiles if with_grad else 0)),
+    given, at_top = (width, parts * window) if with_grad else (0, 0)
+    whole, double = np.dtype(np.int64), np.dtype(np.float64)
+    counters, ends, border_m, border_k, *kept_ones, below, of_tiles = shared_block(
+        (1 + OF_PART * parts + 3 * strips, whole),
+        (4 * strips, double),
+        (width, floats.dtype),
+        (width, integers.dtype),
+        (at_top, floats.dtype),
+        (at_top, integers.dtype),
+        (kept * window, floats.dtype),
+        (kept * window, integers.dtype),
+        (kept * tiles * 2 * lanes, floats.dtype),
+        (kept * tiles * 2 * lanes, integers.dtype),
+        (given, floats.dtype),
+        (2 * strips * tiles if with_grad else 0, double),
     )
-    shared = tuple(vars(room).values())
+    counters[:], border_m[:], border_k[:], below[:], of_tiles[:] = 0, 1, floor, 0, 0
+    border_k[0] = 0  # the virtual cell before the origin, Z = 1
+    ends, of_tiles = ends.reshape(strips, 4), of_tiles.reshape(2, -1)
+    shared = counters, ends, border_m, border_k, *kept_ones, below, of_tiles
     run_together(threads, lambda: work(q, height, *shared, *arguments))
     if with_grad and status[q] == SURE:
         # One after the other, from the last tile to the first, as `strips` adds them.
-        dummies, entropy = (np.add.accumulate(row)[-1] for row in room.of_tiles)
+        dummies, entropy = (np.add.accumulate(row)[-1] for row in of_tiles)
         sums[0, q], sums[1, q] = dummies, entropy * scale[q]

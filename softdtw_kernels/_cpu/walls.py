@@ -76,16 +76,23 @@ def exchange(bits, old, new, out):
                 out[p, i, j] = after if here == before else here
 
 
+def is_long(task: Batch) -> bool:
+    """Whether bars are read, whatever the batch is: bits of a pair must not depend on it."""
+    return task.cost.shape[2] * task.cost.shape[3] > LONG
+
+
 def with_bars(
     task: Batch, items: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Batch, np.ndarray, np.ndarray]]:
     """Of those of the pairs that have such a number, a block at a time: the pairs, their problem
     with bars, these, and H - b. Those of long pairs are not among them.
     """
-    items = may_have_bars(task, items)
-    rows, columns = task.cost.shape[2:]
-    if rows * columns > LONG:  # whatever the batch is: bits of a pair must not depend on it
+    if is_long(task):
         return
+    items = may_have_bars(task, items)
+    if items.size == 0:
+        return
+    rows, columns = task.cost.shape[2:]
     block, room = max(1, BLOCK // (rows * columns * task.cost.itemsize)), None
     choices = _choices(task, items)
     for first in range(0, items.size, block):
@@ -116,7 +123,7 @@ def with_bars_read(
     place of their numbers, these, and H - b.
     """
     rows, columns = task.cost.shape[2:]
-    items = may_have_bars(task, items) if rows * columns > LONG else items[:0]
+    items = may_have_bars(task, items) if is_long(task) else items[:0]
     top, rest = np.zeros((2, items.size), task.cost.dtype)
     block, choices = max(1, BLOCK // (columns * task.cost.itemsize)), _choices(task, items)
     for k in range(items.size):
@@ -227,6 +234,8 @@ def with_infinity(task: Batch, items: np.ndarray) -> np.ndarray:
     for first in range(0, items.size, block):
         some = items[first : first + block]
         costs = task.matrices(some)
+        if costs.max() < np.inf:  # of small pairs the largest of each takes ten times as long
+            continue
         largest = costs.max((1, 2))
         for k in np.flatnonzero(np.isnan(largest)):
             largest[k] = np.fmax.reduce(costs[k], axis=None)

@@ -1,0 +1,51 @@
+"""Calls do not fault the memory of their kernels again and again."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import numpy as np
+import pytest
+from helpers import run_python
+
+from softdtw_kernels._cpu.arrays import FRESH, HUGE, on_huge_pages
+
+PROBE = """
+import json
+import resource
+import torch
+from softdtw_kernels import soft_dtw
+
+x = torch.rand(1, 4096, 2).requires_grad_()
+faults = {}
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    of_calls = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.autograd.grad(soft_dtw(x, x.detach()).sum(), x)
+        of_calls.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults[threads] = min(of_calls)
+print(json.dumps(faults))
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory in other ways"
+)
+def test_later_calls_find_the_memory_of_earlier_ones() -> None:
+    """Borders of 6 MiB, 1000 to 1500 pages, which arrays of their own faulted in every call."""
+    faults = json.loads(run_python(PROBE).stdout)
+    assert max(faults.values()) < 300, faults
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("make", [np.empty, np.zeros])
+def test_large_gradients_begin_where_huge_pages_do(make: type, dtype: type) -> None:
+    size = FRESH // np.dtype(dtype).itemsize + 3
+    large = on_huge_pages(make, size, dtype)
+    assert large.shape == (size,)
+    assert large.dtype == dtype
+    assert large.ctypes.data % HUGE == 0
+    assert make is np.empty or not large[:: HUGE // 8].any()
