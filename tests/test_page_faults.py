@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -42,7 +43,9 @@ def test_later_calls_find_the_memory_of_earlier_ones() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("make", [np.empty, np.zeros])
-def test_large_gradients_begin_where_huge_pages_do(make: type, dtype: type) -> None:
+def test_large_gradients_begin_where_huge_pages_do(
+    make: Callable[..., np.ndarray], dtype: type
+) -> None:
     size = FRESH // np.dtype(dtype).itemsize + 3
     large = on_huge_pages(make, size, dtype)
     assert large.shape == (size,)
