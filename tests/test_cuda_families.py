@@ -167,8 +167,8 @@ def test_mistakes_in_words_that_carry_their_flag_are_seen(mistake: str, tmp_path
 
 MISTAKES_IN_COPIES = {
     "costs not awaited": (
-        "        await_copies<1>();\n        __syncwarp();\n      }\n      forward_steps",
-        "        __syncwarp();\n      }\n      forward_steps",
+        "        await_copies<1>();\n        __syncwarp();\n        STAMP",
+        "        __syncwarp();\n        STAMP",
     ),
     "copies into rows that are still read": (
         "__syncwarp();  // before the next copies overwrite what was read",
