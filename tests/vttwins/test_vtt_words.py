@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import Forks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -169,21 +170,32 @@ def test_a_header_that_promises_too_much_is_an_error_and_costs_no_memory(tmp_pat
         load_word_vectors(tmp_path / "v.bin")
 
 
-def peak_bytes() -> int:
+READING = """
+from pathlib import Path
+from examples.vttwins.words import load_word_vectors
+
+def peak_bytes():
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew from here
+before = peak_bytes()
+vocabulary, table = load_word_vectors(Path({path!r}))
+print((peak_bytes() - before) / table.nbytes)
+assert vocabulary.words == [f"w{{k}}" for k in range(50_000)] and table[1:].eq(1).all()
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("suffix", [".bin", ".bin.gz"])
-def test_reading_takes_little_more_than_one_table(suffix: str, tmp_path: Path) -> None:
-    words = [f"w{k}" for k in range(50_000)]
-    write_word2vec(tmp_path / f"v{suffix}", words, np.ones((50_000, 300), np.float32), "binary")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew from here
-    before = peak_bytes()
-    vocabulary, table = load_word_vectors(tmp_path / f"v{suffix}")
-    assert vocabulary.words == words and table[1:].eq(1).all()
-    assert peak_bytes() - before < 1.5 * table.nbytes
+def test_reading_takes_little_more_than_one_table(
+    suffix: str, tmp_path: Path, fresh: Forks
+) -> None:
+    """In a process of its own: of a large one the system moves memory out and in meanwhile."""
+    words, path = [f"w{k}" for k in range(50_000)], tmp_path / f"v{suffix}"
+    write_word2vec(path, words, np.ones((50_000, 300), np.float32), "binary")
+    [done] = fresh.run(READING.format(path=str(path)))
+    assert float(done.stdout) < 1.5
 
 
 @pytest.mark.parametrize("limit", [2, 3, 9])
