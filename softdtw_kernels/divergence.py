@@ -66,8 +66,8 @@ def soft_dtw_divergence(
     more (conjectured for "sqeuclidean", proven for others).
 
     The values are computed in float64 whatever the dtype, since the terms cancel where x is near y:
-    the result is the divergence of these very numbers to 1e-5 relative, and 4e-15 of the terms.
-    It is exactly 0 for sequences that are equal within their lengths. The derivatives are computed
+    the result is the divergence of these very numbers to 1e-5 relative, and 4e-15 of the terms
+    (with cosine costs, of 1 for each frame too: beside that a cosine is rounded). It is exactly 0 for sequences that are equal within their lengths. The derivatives are computed
     in the dtype of the sequences, as those of :func:`soft_dtw`.
 
     Args:
