@@ -67,8 +67,9 @@ def soft_dtw_divergence(
 
     The values are computed in float64 whatever the dtype, since the terms cancel where x is near y:
     the result is the divergence of these very numbers to 1e-5 relative, and 4e-15 of the terms
-    (with cosine costs, of 1 for each frame too: beside that a cosine is rounded). It is exactly 0 for sequences that are equal within their lengths. The derivatives are computed
-    in the dtype of the sequences, as those of :func:`soft_dtw`.
+    (with "cosine" also of 1 for each frame, beside which a cosine is rounded). It is exactly 0 for
+    sequences that are equal within their lengths. The derivatives are computed in the dtype of the
+    sequences, as those of :func:`soft_dtw`.
 
     Args:
         x, y, cost, x_lengths, y_lengths, bandwidth, pairwise, reduction, backend: as in

@@ -31,8 +31,8 @@ def _near(*shape: int, noise: float, size: float = 1.0, seed: int = 0) -> tuple[
 
 
 def _assert_exact(x: Tensor, y: Tensor, **arguments: Any) -> None:
-    """The promise: 1e-5 relative, and 4e-15 of the absolute values of the three terms. The cosine of
-    frames that are near is rounded beside 1, so a cost has no more digits than that leaves.
+    """The promise: 1e-5 relative, and 4e-15 of the absolute values of the three terms. The cosine
+    of frames that are near is rounded beside 1, so a cost has no more digits than that leaves.
     """
     got = soft_dtw_divergence(x, y, **arguments)
     assert got.dtype == torch.float32
