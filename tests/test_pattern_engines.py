@@ -269,6 +269,27 @@ def test_a_cost_of_warping_without_kernels_for_it() -> None:
 FRAMED = st.sampled_from([("x", ""), ("y", ""), ("", "x"), ("", "y"), ("x", "x"), ("y", "y")])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ends", [("", "x"), ("", "y"), ("xy", "xy")], ids="-".join)
+@pytest.mark.parametrize("pairs", [2, 40])
+def test_a_pair_leaves_nothing_to_the_next_one(
+    pairs: int, ends: tuple[str, str], dtype: torch.dtype
+) -> None:
+    """Of exponents far above all: longer pairs with costs down to -1e37, among short ones."""
+    random = torch.Generator().manual_seed(0)
+    settings: dict[str, Any] = {"open_begin": ends[0], "open_end": ends[1]}
+    for power in range(6, 38):
+        cost = torch.rand(pairs, 10, 3, generator=random, dtype=torch.float64).to(dtype)
+        cost[::4, 2, 0] = -(10.0**power)
+        n = [10 if k % 4 == 0 else 1 + k % 3 for k in range(pairs)]
+        m = [3 if k % 4 == 0 else 1 + k % 2 for k in range(pairs)]
+        together = soft_dtw_from_cost(cost, x_lengths=n, y_lengths=m, **settings)
+        for k in range(1, pairs, 7 if pairs > 2 else 1):
+            own = cost[k : k + 1, : n[k], : m[k]]
+            truth = soft_dtw_from_cost(own, backend="reference", **settings)
+            torch.testing.assert_close(together[k : k + 1], truth)
+
+
 @example(ends=("x", ""), seed=0, gamma=0.01, warp=3.0, skip=5.0)  # prices of 800 gamma
 @given(ends=FRAMED, seed=seeds(), gamma=gammas(1e-2), warp=PRICES, skip=PRICES)
 def test_framed_costs_are_open_ends(

@@ -181,9 +181,12 @@ def add_begun(opened, mass, row, lanes, t0, t1):
 
 
 @inline
-def set_weights(ends, q, rows, columns, weights_m, weights_k, floor, lane, lanes):
+def set_weights(
+    ends, q, rows, columns, weights_m, weights_k, found_m, found_k, floor, lane, lanes
+):  # fmt: skip
     """The weights of the frames that are left out behind each cell of the last row and, from
-    most_columns on, of the last column; those of forbidden cells where no path may end.
+    most_columns on, of the last column. Those of forbidden cells where no path may end; what an
+    earlier pair has left there, of exponents far above all, is forgotten.
     """
     at, most_columns = entries_at(ends.beyond_m, ends, q), ends.most_columns
     for c in range(lane, weights_m.size, lanes):
@@ -194,6 +197,9 @@ def set_weights(ends, q, rows, columns, weights_m, weights_k, floor, lane, lanes
     for i in range(rows - 1 if ends.of_end[0] else 0):
         to, out = (most_columns + i) * lanes + lane, at + rows - 1 - i
         weights_m[to], weights_k[to] = ends.beyond_m[out], ends.beyond_k[out]
+    for c in range(lane, weights_m.size, lanes):
+        if weights_k[c] <= floor:
+            found_m[c], found_k[c] = 1.0, floor
 
 
 @inline

@@ -90,7 +90,7 @@ def open_group(opened, pairs, geometry, floor, is_first):
         for lane in range(lanes):
             set_weights(
                 ends, pairs[lane], geometry[ROWS, lane], geometry[COLUMNS, lane], opened.weights_m,
-                opened.weights_k, floor, lane, lanes,
+                opened.weights_k, opened.found_m, opened.found_k, floor, lane, lanes,
             )  # fmt: skip
     alike[0], alike[1] = rows, columns
 

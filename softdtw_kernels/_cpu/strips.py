@@ -155,7 +155,10 @@ def end_of_open_pair(opened, q, checks, gamma, warp, floor, bounds, to_return, w
     """As end_pair, of a pair with open ends; the mass that flows from these is given."""
     ends, rows, columns, own = opened.ends, opened.rows, opened.columns, opened.sums
     lowest, nan_sum = cost_checks(checks)
-    set_weights(ends, q, rows, columns, opened.weights_m, opened.weights_k, floor, 0, 1)
+    set_weights(
+        ends, q, rows, columns, opened.weights_m, opened.weights_k, opened.found_m, opened.found_k,
+        floor, 0, 1,
+    )  # fmt: skip
     m, k = weigh_ends(
         opened.found_m, opened.found_k, opened.weights_m, opened.weights_k, opened.given, floor,
         ends.most_columns, plain(True),
