@@ -49,6 +49,17 @@ def _check(problem: Problem) -> None:
         assert np.array_equal(paths[place], cells)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("low", [1e-7, -1e-7, 0.0])
+def test_what_is_halfway_between_two_floats_is_rounded_by_what_is_below(
+    low: float, sign: float
+) -> None:
+    """Three costs of 1e30 are; paths of one row have all costs."""
+    for numbers in ([1e30, 1e30, 1e30, low], [low, 1e30, 1e30, 1e30], [1e30, low, 1e30, low, 1e30]):
+        cost = sign * torch.tensor([numbers], dtype=torch.float64)
+        _check(Problem(cost, 0.0, None, None, None))
+
+
 @given(problem=problems(largest=40, masks=True), dtype=st.sampled_from(DTYPES))
 def test_every_bit_is_that_of_exact_sums(problem: Problem, dtype: torch.dtype) -> None:
     _check(dataclasses.replace(problem, cost=problem.cost.to(dtype)))

@@ -65,9 +65,17 @@ def holds_nan(cost, n, m, bandwidth):
 
 @inline
 def total_of(final, lane, parts):
+    """The sum of the parts, rounded once."""
     total = 0.0
     for k in range(len(parts) - 1, -1, -1):
         total = final[k * WIDE + lane] + total
+    if len(parts) == 3:
+        high, middle, low = final[lane], final[WIDE + lane], final[2 * WIDE + lane]
+        # Halfway between two floats the third part decides, which is lost beside the second.
+        if low != 0.0 and (middle > 0.0) == (low > 0.0):
+            step = 2.0 * middle
+            if (high + step) - high == step:
+                total = high + step
     return total
 
 
