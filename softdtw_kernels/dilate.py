@@ -168,7 +168,6 @@ class _OfCosts(Function):
     ) -> Tensor:
         problem = problem._replace(cost=cost)
         loss, by_cost = _weighted(problem, squares, weight, alpha, True)
-        ctx.x_lengths, ctx.y_lengths, ctx.bandwidth = problem[3:]
         ctx.save_for_backward(by_cost, loss == math.inf)
         return loss
 
@@ -178,10 +177,9 @@ class _OfCosts(Function):
         by_cost, without_path = ctx.saved_tensors
         # Without a path 0, even if the gradient of the loss is not finite.
         grad = torch.where(without_path, 0, grad)
-        lengths = ctx.x_lengths, ctx.y_lengths
-        engine = kernels.engine_of_plain_call((by_cost, grad, *lengths))
+        engine = kernels.engine_of_plain_call((by_cost, grad))
         if engine is not None:
-            scaled = engine.directional.times(by_cost, grad, *lengths, ctx.bandwidth)
+            scaled = engine.directional.times(by_cost, grad)
         else:
             scaled = torch.where(by_cost == 0, 0, by_cost * grad[..., None, None])
         return scaled, None, None, None, None

@@ -5,6 +5,7 @@ the costs made beside the value. Nothing but the time may tell.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +165,33 @@ def test_bits_of_other_patterns(dtype: torch.dtype, data: st.DataObject) -> None
         no_call_is_small(patch)
         assert found == results(call, inputs, factor)
         assert constant == bits(call(*inputs))
+
+
+@pytest.mark.parametrize("factor", [-1.0, -math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape", [(1, 30, 1), (1, 40, 40), (3, 12, 12), (20, 12, 12), (1, 300, 300)]
+)
+@pytest.mark.parametrize("ends", ["", "x", "xy"])
+def test_gradients_are_plus_0_without_visits(
+    ends: str, shape: tuple[int, ...], dtype: torch.dtype, factor: float
+) -> None:
+    cost = random(*shape, dtype=dtype).abs()
+    cost[:, -1, 0] = torch.inf  # so that there are such cells in every shape
+
+    def gradient(factor: float) -> Tensor:
+        leaf = cost.clone().requires_grad_()
+        value = soft_dtw_from_cost(leaf, gamma=1e-4, open_begin=ends, open_end=ends)
+        return torch.autograd.grad(value, leaf, torch.full_like(value, factor))[0]
+
+    for all_calls in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if all_calls:
+                no_call_is_small(patch)
+            without_visits = gradient(1.0) == 0
+            zeros = gradient(factor)[without_visits]
+        assert len(zeros) > 0
+        assert bits(zeros) == bits(torch.zeros_like(zeros))
 
 
 def test_a_pair_has_the_same_bits_in_a_small_call_and_in_a_large_one() -> None:

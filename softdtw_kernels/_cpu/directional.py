@@ -144,20 +144,10 @@ def _distances_vjp(
     run_chunks(len(g), g.size, work)
 
 
-def times(
-    by_cost: Tensor,
-    factors: Tensor,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    bandwidth: int | None,
-) -> Tensor:
-    """A gradient of `of_costs` times a factor an item: 0 beyond lengths and band, whatever it
-    is.
+def times(by_cost: Tensor, factors: Tensor) -> Tensor:
+    """A gradient of `of_costs` times a factor an item: where it is 0, as beyond lengths and band, 0
+    whatever the factor is.
     """
-    rows, columns = by_cost.shape[-2:]
-    out = np.empty((factors.numel(), rows, columns), NUMPY_TYPE[by_cost.dtype])
-    n = checked_lengths(x_lengths, rows, "x_lengths")
-    m = checked_lengths(y_lengths, columns, "y_lengths")
-    mass = as_array(by_cost).reshape(out.shape)
-    scaled(mass, flat(factors), n, m, band_of(bandwidth, rows, columns), out)
+    out = np.empty((factors.numel(), *by_cost.shape[-2:]), NUMPY_TYPE[by_cost.dtype])
+    scaled(as_array(by_cost).reshape(out.shape), flat(factors), out)
     return from_array(out, by_cost.shape)

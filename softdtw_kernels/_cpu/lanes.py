@@ -48,7 +48,7 @@ from .open_lanes import (
 )
 from .order import max, min
 from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude
-from .simd import keep_above, like, load, smaller, store
+from .simd import keep_above, like, load, smaller, store, where_above
 from .strips import beyond_range
 from .subnormal import flush_subnormals, restore
 
@@ -165,9 +165,11 @@ def backward(
         dummies, bits = zero, zero
         for j in range(columns - 1, -1, -1):
             at -= 3 * lanes
-            e = keep_above(from_right + load(below, j * lanes), threshold)
+            flow = from_right + load(below, j * lanes)
+            e = keep_above(flow, threshold)
             if real and has_pairs(weak, j):
-                store(mass, (inside + of_cost(weak, j)) * lanes, e * factor)
+                to = (inside + of_cost(weak, j)) * lanes
+                store(mass, to, where_above(flow, threshold, flow * factor))
             else:
                 dummies = dummies + e
             p_diagonal, p_up = load(weights, at), load(weights, at + lanes)

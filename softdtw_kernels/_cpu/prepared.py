@@ -109,7 +109,7 @@ class OfCosts:
         (mass,) = kept
         of_sum = mass.numpy().reshape(self.pairs, *self.shape[-2:])
         grad = np.empty(of_sum.shape, self.dtype)
-        small.scaled(of_sum, dense(grad_value, (self.pairs,)), ALL, ALL, self.band, grad)
+        small.scaled(of_sum, dense(grad_value, (self.pairs,)), grad)
         return grad
 
 

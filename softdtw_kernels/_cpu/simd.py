@@ -325,6 +325,17 @@ def keep_above(typingctx, a, threshold):
     return a(a, threshold), codegen
 
 
+@intrinsic
+def where_above(typingctx, a, threshold, b):
+    """b where a is greater than the threshold, else 0 (whatever b is)."""
+
+    def codegen(context, builder, sig, args):
+        chosen = builder.fcmp_ordered(">", *args[:2])
+        return builder.select(chosen, args[2], constant(a, 0.0))
+
+    return a(a, threshold, b), codegen
+
+
 def define_choice_of_lanes(comparison: str) -> Any:
     @intrinsic
     def choose(typingctx, a, b, lane):

@@ -20,16 +20,15 @@ from torch import Tensor
 from .._checks import is_distance
 from .._problem import FeatureProblem, Problem
 from . import distance_kernels, lanes, strips
-from .arrays import NOTHING, dense, flat, from_array
+from .arrays import NOTHING, dense, from_array
 from .batch import ALL, Batch
 from .ends import SUMS, Ends
-from .jit import jit, plain
-from .lattice import lattice_of, length
-from .order import max, min
+from .jit import jit
+from .order import min
 from .scaling import SURE, UNIT, WANTED, precision_of, roundings
 from .solve import solve
 from .subnormal import flush_subnormals, restore
-from .task import band_of, batch_of, with_settings
+from .task import batch_of, with_settings
 from .threads import SMALLEST_SHARE
 
 ONE = np.ones(1)
@@ -56,21 +55,17 @@ def worth(status, value, gamma, rows, columns, bounds):
 
 
 @jit
-def scaled(mass, scale, n, m, bandwidth, out):
-    """Mass (P, N, M) times the factors of the pairs, as the kernels multiply that make the mass: 0
-    beyond lengths and band, whatever the factor is.
+def scaled(mass, scale, out):
+    """Mass (P, N, M) times the factors of the pairs, as the kernels multiply that make the mass: +0
+    where there is none, as beyond lengths and band, whatever the factor is.
     """
     pairs, rows, columns = mass.shape
     before = flush_subnormals()
     for q in range(pairs):
-        stop, end, low, high = lattice_of(
-            length(n, q, rows), length(m, q, columns), plain(False), bandwidth
-        )
         for i in range(rows):
-            left = min(columns, max(0, i + low)) if i < stop else columns
-            right = max(left, min(end, i + high + 1))
             for j in range(columns):
-                out[q, i, j] = mass[q, i, j] * scale[q] if left <= j < right else 0.0
+                e = mass[q, i, j]
+                out[q, i, j] = e * scale[q] if e != 0.0 else 0.0
     restore(before)
 
 
@@ -141,9 +136,8 @@ def gradient_of(problem: Problem | FeatureProblem, state: Tensor, scale: np.ndar
     if kept.size != scale.size * rows * columns:
         raise ValueError(f"a state of {kept.size} costs was given to {scale.size} pairs of others")
     mass = kept.reshape(scale.size, rows, columns)
-    n, m = (ALL if t is None else flat(t) for t in (problem.x_lengths, problem.y_lengths))
     grad = np.empty(mass.shape, mass.dtype)
-    scaled(mass, scale, n, m, band_of(problem.bandwidth, rows, columns), grad)
+    scaled(mass, scale, grad)
     return grad
 
 

@@ -21,6 +21,7 @@ from .simd import (
     smaller,
     store,
     up_to_lane,
+    where_above,
 )
 from .simd import load_double as load
 from .sources import pack, unpack
@@ -151,8 +152,9 @@ def backward(
             if opened is not None:
                 if given:
                     from_right = from_right + load(mass, (t - t0) * lanes)
-            e = keep_above(from_right + from_below, threshold)
-            store(mass, (t - t0) * lanes, e * factor)
+            flow = from_right + from_below
+            e = keep_above(flow, threshold)
+            store(mass, (t - t0) * lanes, where_above(flow, threshold, flow * factor))
             if opened is not None:
                 if t < lanes:  # what has come to the column before the first has begun there
                     e = up_to_lane(e, zero, t)
