@@ -45,6 +45,15 @@ def found(
     return value.detach(), *torch.autograd.grad(value, inputs, factors)
 
 
+def rounding(cost: Tensor, gamma: float) -> float:
+    """Of gradients of the exact tier: of its three parts, multiples of 1e200 take two, and the sum
+    of all other costs has 53 bits.
+    """
+    others = cost.double()[cost.abs() < 1e7].abs()
+    largest = float(others.max()) if others.numel() else 0.0
+    return 4 * 2.0**-53 * largest / gamma if (cost == 1e200).any() else 0.0
+
+
 def without_walls(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(walls, "may_have_bars", lambda task, items: items[:0])
 
@@ -108,10 +117,11 @@ def test_results_are_those_of_the_exact_tier(dtype: torch.dtype, data: st.DataOb
     value, truth = results[0].double(), expected[0].double()
     near = (value - truth).abs() <= VALUE[dtype] * truth.abs()
     assert (near | (value == truth) | (value.isnan() & truth.isnan())).all(), (value, truth)
+    allowed = GRADIENT[dtype] + rounding(cost, gamma)
     for got, right in zip(results[1:], expected[1:], strict=True):
         scale = 1.0 if got.shape == cost.shape else right.double().abs().clamp(min=rows + columns)
         off = (got.double() - right.double()).abs() / scale
-        assert ((off <= GRADIENT[dtype]) | (got.isnan() & right.isnan())).all(), (got, right)
+        assert ((off <= allowed) | (got.isnan() & right.isnan())).all(), (got, right)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
