@@ -22,7 +22,7 @@ from numba.core.dispatcher import Dispatcher
 import softdtw_kernels
 from softdtw_kernels import s2dtw_from_cost, soft_dtw_from_cost
 from softdtw_kernels._cpu import jit as _jit
-from softdtw_kernels._cpu import lanes, smoothing
+from softdtw_kernels._cpu import lanes, smoothing, strips, walls
 
 pytestmark = pytest.mark.slow  # the tests share what their processes are forked from
 
@@ -214,6 +214,27 @@ def test_all_orders_of_dimensions_share_a_form() -> None:
                 assert layouts == {"A"}, signature
             else:  # they take memory and strides
                 assert layouts == set(), signature
+
+
+def test_all_orders_of_dimensions_share_the_form_that_reads_bars(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(walls, "LONG", 0)
+    cost = torch.randn(2, 2, 12, 12, dtype=torch.float64)
+    cost[..., 5, :] = 1e30
+    found = {
+        bits(soft_dtw_from_cost(strided))
+        for strided in (
+            cost,
+            cost.mT.contiguous().mT,
+            cost.transpose(0, 2).contiguous().transpose(0, 2),
+        )
+    }
+    assert len(found) == 1
+    tuples = [signature[2] for signature in strips.solve.overloads]
+    barred = [t for t in tuples if isinstance(t, types.BaseTuple) and t[0].ndim == 4]
+    assert barred
+    assert {t[0].layout for t in barred} == {"A"}
 
 
 def test_threads_that_choose_a_form_at_once_leave_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,15 +157,22 @@ _ADVICE = (
 Signature = tuple[types.Type, ...]
 
 
+def _with_layout_a(t: types.Type) -> types.Type:
+    """The type of matrices of all strides, or of a tuple with such; any other type as it is."""
+    if isinstance(t, types.Array) and t.ndim > 3:
+        return t.copy(layout="A")
+    if isinstance(t, types.Tuple | types.UniTuple):
+        return types.BaseTuple.from_types(tuple(map(_with_layout_a, t)))
+    return t
+
+
 def _of_any_strides(signature: Signature) -> Signature:
     """The signature of the compiled form that does a call: one for matrices of all strides.
 
     A form of its own for contiguous ones would take seconds to compile, and not be faster: whether
     rows are contiguous is asked where it counts, once for many cells.
     """
-    return tuple(
-        t.copy(layout="A") if isinstance(t, types.Array) and t.ndim > 3 else t for t in signature
-    )
+    return tuple(map(_with_layout_a, signature))
 
 
 def _of_contiguous(signature: Signature) -> Signature:
