@@ -34,7 +34,9 @@ Call = Callable[[], Tensor]
 def no_call_is_small(patch: pytest.MonkeyPatch) -> None:
     """Every call goes the way of all."""
     assert small.LARGEST == from_features.SMALL_CALL
+    assert small.KEPT == prepared.MOST_CELLS
     patch.setattr(small, "LARGEST", 0)
+    patch.setattr(small, "KEPT", 0)
     patch.setattr(from_features, "SMALL_CALL", 0)
     patch.setattr(prepared, "takes", lambda *_: False)
 
@@ -133,6 +135,48 @@ def test_bits_from_features(dtype: torch.dtype, data: st.DataObject) -> None:
         assert constant == bits(call(*inputs))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(40, 37, 33), (1100, 7, 9), (4, 160, 150)])
+@pytest.mark.parametrize("of", ["costs", "features", "weak", "lengths", "lengths and band", "ends"])
+def test_bits_where_threads_share_the_work(
+    of: str, shape: tuple[int, int, int], dtype: torch.dtype, threads: int
+) -> None:
+    pairs, rows, columns = shape
+    assert small.LARGEST < pairs * rows * columns < small.KEPT
+    cost = random(*shape).abs()
+    cost[pairs // 2, :, :3] *= 20
+    inputs, function, settings = [cost.to(dtype)], soft_dtw_from_cost, {"gamma": 0.5}
+    if of == "features":
+        inputs = [random(pairs, size, 2, seed=k, dtype=dtype) for k, size in enumerate(shape[1:])]
+        function = soft_dtw
+    elif of == "weak":
+        function = functools.partial(s2dtw_from_cost, smoothing=False, dummy_cost=0.4)
+        inputs = [cost[: pairs // 3].to(dtype).contiguous()]
+    elif of == "ends":
+        settings |= {"open_begin": "x", "open_end": "xy", "skip_cost": 0.1}
+    elif of.startswith("lengths"):
+        settings["x_lengths"] = torch.tensor([1 + (3 * k) % rows for k in range(pairs)])
+        settings["y_lengths"] = torch.tensor([1 + (5 * k) % columns for k in range(pairs)])
+        if of == "lengths and band":
+            settings["bandwidth"] = 5
+    factor = FACTORS["signs"](len(inputs[0])).to(dtype)
+
+    def call(*given: Tensor) -> Tensor:
+        return function(*given, **settings)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, constant = results(call, inputs, factor), bits(call(*inputs))
+        with pytest.MonkeyPatch.context() as patch:
+            no_call_is_small(patch)
+            assert found == results(call, inputs, factor)
+            assert constant == bits(call(*inputs))
+    finally:
+        torch.set_num_threads(before)
+
+
 SIDES = st.sampled_from(["", "x", "y", "xy"])
 
 
@@ -195,11 +239,11 @@ def test_gradients_are_plus_0_without_visits(
 
 
 def test_a_pair_has_the_same_bits_in_a_small_call_and_in_a_large_one() -> None:
-    pairs = 900
+    pairs = 4000
     x, y = random(pairs, 8, 3), random(pairs, 9, 3, seed=1)
-    assert pairs * 8 * 9 > small.LARGEST
+    assert pairs * 8 * 9 > small.KEPT
     factor = FACTORS["signs"](pairs)
-    for start, stop in ((0, 1), (17, 40), (880, 900)):
+    for start, stop in ((0, 1), (17, 40), (880, 900), (0, 2000)):
         some = slice(start, stop)
         leaves = [[t.clone().requires_grad_() for t in ts] for ts in ((x, y), (x[some], y[some]))]
         large, little = (soft_dtw(*ts, gamma=0.2) for ts in leaves)
@@ -306,7 +350,7 @@ def test_padding_gets_0_whatever_the_factor_is(factor: float) -> None:
 
 def test_what_is_kept_is_small() -> None:
     """Larger calls compute the gradient when it is asked for."""
-    for cells, kept in ((100, True), (small.LARGEST + 100, False)):
+    for cells, kept in ((100, True), (small.LARGEST + 100, True), (small.KEPT + 100, False)):
         sizes = []
         cost = random(1, cells // 10, 10).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(

@@ -1,4 +1,4 @@
-"""Small calls whose settings are numbers, prepared once for all calls of the same shapes.
+"""Calls of few cells whose settings are numbers, prepared once for all calls of the same shapes.
 
 What the engine derives from shapes, types and bandwidth is kept here; what remains of a call is to
 hand its arrays to the kernels. Bits are those of the same call through `operators`. A call that the
@@ -26,7 +26,6 @@ from .batch import ALL, Batch
 from .ends import Ends, Open, ends_of
 from .pattern import pattern_value
 from .scaling import precision_of
-from .solve import solve
 from .task import band_of
 from .warping import clipped
 
@@ -82,27 +81,29 @@ class OfCosts:
         plan, arguments = self.plan, self.arguments(settings, cost)
         value, status = np.empty(self.pairs, self.dtype), np.empty(self.pairs, np.uint8)
         no_gradient = False, value, False, cost, NOTHING[None], self.ends(settings)
-        plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *no_gradient)
+        plan.run(arguments, value, status, *no_gradient)
         if status.any():
-            value = self.in_tiers(settings, cost)
+            value = self.in_tiers(settings, cost, value, np.flatnonzero(status))
         return torch.from_numpy(value.reshape(self.batch))
 
     def both_from_costs(self, settings: Settings, cost: np.ndarray) -> Both:
         arguments, ends = self.arguments(settings, cost), self.ends(settings)
-        sure, value, mass = small.value_and_mass(self.plan, arguments, ends)
-        if sure != small.RETURNED:
-            value = self.in_tiers(settings, cost)
-        kept = () if sure == small.NOTHING_SURE else (torch.from_numpy(mass),)
+        value, again, mass = small.value_and_mass(self.plan, arguments, ends)
+        if again.size:
+            value = self.in_tiers(settings, cost, value, again)
+        kept = () if mass is None else (torch.from_numpy(mass),)
         return torch.from_numpy(value.reshape(self.batch)), kept
 
     def ends(self, settings: Settings) -> Ends | None:
         """Of the alignments, where they are open."""
         return None
 
-    def in_tiers(self, settings: Settings, cost: np.ndarray) -> np.ndarray:
-        """Values that the first tier alone does not certify."""
+    def in_tiers(
+        self, settings: Settings, cost: np.ndarray, value: np.ndarray, again: np.ndarray
+    ) -> np.ndarray:
+        """Values of which the first tier alone does not certify some."""
         _, gamma, _, dummy, *rest = self.arguments(settings, cost)
-        return solve(Batch(cost, gamma, dummy, *rest), None)
+        return small.completed(Batch(cost, gamma, dummy, *rest), value, again)
 
     def by_costs(self, kept: Given, grad_value: Tensor) -> np.ndarray:
         """Gradients (P, N, M)."""
@@ -143,7 +144,9 @@ class OfPattern(OfCosts):
         price, precision = skip + clipped(warp), precision_of(self.plan.ones)
         return ends_of(opened, gamma, price, (rows, columns), precision)
 
-    def in_tiers(self, settings: Settings, cost: np.ndarray) -> np.ndarray:
+    def in_tiers(
+        self, settings: Settings, cost: np.ndarray, value: np.ndarray, again: np.ndarray
+    ) -> np.ndarray:
         gamma, warp, skip = (torch.full(self.four[:2], n, dtype=torch.float64) for n in settings)
         rest = None, None, self.bandwidth, *self.sides
         problem = PatternProblem(torch.from_numpy(cost), gamma, warp, skip, *rest)

@@ -1,15 +1,17 @@
-"""Small calls: what one thread does in microseconds, of which Python has the larger share.
+"""Calls of few cells: their gradient is made beside the value.
 
-The forward sweep of a value and the backward sweep of its gradient are one call of a kernel. What
-is kept until the gradient is asked for, the state, is the gradient of the sum of the values by the
-costs; then it takes the factors of the values. Bits are those of the value and of the gradient
-computed one by one: where the first tier does not certify both, or the gradient is wanted by gamma
-or the dummy cost, nothing is kept, and they are computed so.
+The forward sweep of a value and the backward sweep of its gradient are one call of a kernel, where
+the other way sweeps forward once more. What is kept until the gradient is asked for, the state, is
+the gradient of the sum of the values by the costs; then it takes the factors of the values. Bits
+are those of the value and of the gradient computed one by one: where the first tier does not
+certify both, or the gradient is wanted by gamma or the dummy cost, nothing is kept, and they are
+computed so.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,33 +27,33 @@ from .batch import ALL, Batch
 from .ends import SUMS, Ends
 from .jit import jit
 from .order import min
-from .scaling import SURE, UNIT, WANTED, precision_of, roundings
+from .scaling import AGAIN, SURE, UNIT, WANTED, precision_of, roundings
 from .solve import solve
 from .subnormal import flush_subnormals, restore
 from .task import batch_of, with_settings
-from .threads import SMALLEST_SHARE
+from .threads import SMALLEST_SHARE, run_chunks
 
 ONE = np.ones(1)
-NOTHING_SURE, MASS, RETURNED = 0, 1, 2  # what `worth` finds
 
 
 @jit
 def worth(status, value, gamma, rows, columns, bounds):
-    """What is certified: the gradients of all pairs, and their values to be returned, or without
-    the values, or nothing.
+    """Whether the gradients of all pairs are certified. Of pairs whose values are not to be
+    returned, the status becomes AGAIN.
 
     As `scaling.conclude`, which knows the sizes of each pair and the value before it was rounded:
     what is sure here is sure there.
     """
     rounding = bounds[UNIT] * roundings(rows, columns)
-    result = RETURNED
+    all_sure = True
     for q in range(value.size):
         if status[q] != SURE:
-            return NOTHING_SURE
+            all_sure = False
+            continue
         least = 1.000001 * rounding * gamma[min(q, gamma.size - 1)]
         if not abs(value[q]) * bounds[WANTED] > least:
-            result = MASS
-    return result
+            status[q] = AGAIN
+    return all_sure
 
 
 @jit
@@ -70,6 +72,7 @@ def scaled(mass, scale, out):
 
 
 LARGEST = 2 * SMALLEST_SHARE  # cells: what one thread does
+KEPT = 2**18  # cells of all lattices below which a gradient is kept: some MiB at most
 
 
 def is_small(cells: int) -> bool:
@@ -77,51 +80,101 @@ def is_small(cells: int) -> bool:
 
 
 class Plan(NamedTuple):
-    """What does not depend on values. Lengths change none of it: bits are the same in any order, in
-    lanes and in strips.
-    """
+    """What does not depend on values."""
 
     kernel: Callable[..., None]
-    units: tuple[Any, ...]  # all groups of pairs, or all pairs
+    chunks: int  # groups of pairs, or pairs
+    order: tuple[Any, ...]  # of the pairs in the groups
+    cells: int  # of all lattices
     settings: tuple[Any, ...]  # what a kernel needs to know of the precision
     ones: np.ndarray  # the factors of the values
     limits: tuple[Any, ...]  # of what is certified: rows and columns of the lattice, bounds
 
+    def run(self, arguments: tuple[Any, ...], *results: Any) -> None:
+        def work(first: int, last: int) -> None:
+            self.kernel(first, last, *self.order, *arguments, *self.settings, *results)
+
+        run_chunks(self.chunks, self.cells, work)
+
+
+def _plan(task: Batch) -> Plan:
+    precision, in_lanes = precision_of(task.cost), task.in_lanes(False)
+    return Plan(
+        lanes.solve if in_lanes else strips.solve,
+        task.groups if in_lanes else task.pairs,
+        (task.in_order,) if in_lanes else (),
+        task.cells,
+        precision.kernel_arguments,
+        np.ones(task.pairs, task.cost.dtype),
+        (*task.lattice, precision.bounds),
+    )
+
 
 @functools.lru_cache(maxsize=64)
 def plan_of(shape: tuple[int, ...], itemsize: int, weak: bool, bandwidth: int) -> Plan:
+    """Of whole pairs. With lengths bits are the same, in any order, in lanes and in strips."""
     cost = np.empty(shape, np.float32 if itemsize == 4 else np.float64)
-    task = Batch(cost, ONE, ONE if weak else NOTHING, ALL, ALL, bandwidth)
-    precision = precision_of(cost)
-    ones = np.ones(task.pairs, cost.dtype)
-    limits = *task.lattice, precision.bounds
-    in_lanes = task.in_lanes(False)
-    kernel = lanes.solve if in_lanes else strips.solve
-    units = (0, task.groups, task.in_order) if in_lanes else (0, task.pairs)
-    return Plan(kernel, units, precision.kernel_arguments, ones, limits)
+    return _plan(Batch(cost, ONE, ONE if weak else NOTHING, ALL, ALL, bandwidth))
 
 
-def value_and_mass(
-    plan: Plan, arguments: tuple[Any, ...], ends: Ends | None = None
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """How far they are certified; values, and the gradient of their sum by the costs."""
+class Both(NamedTuple):
+    """The values, which of them are to be computed once more, and the gradient of their sum by the
+    costs; None if that is not certified.
+    """
+
+    value: np.ndarray
+    again: np.ndarray
+    mass: np.ndarray | None
+
+
+def value_and_mass(plan: Plan, arguments: tuple[Any, ...], ends: Ends | None = None) -> Both:
     cost, gamma, *_ = arguments
     pairs, dtype = plan.ones.size, cost.dtype
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)
-    mass, sums = np.zeros(cost.shape, dtype), np.empty((SUMS, pairs))
-    to_gradients = True, plan.ones, False, mass, sums
-    plan.kernel(*plan.units, *arguments, *plan.settings, value, status, *to_gradients, ends)
-    return worth(status, value, gamma, *plan.limits), value, mass
+    mass, sums = room_beside_another(cost.shape, dtype), np.empty((SUMS, pairs))
+    plan.run(arguments, value, status, True, plan.ones, False, mass, sums, ends)
+    sure = worth(status, value, gamma, *plan.limits)
+    return Both(value, np.flatnonzero(status), mass if sure else None)
 
 
-def certified(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
-    """The same, values to be returned; None if the gradient is not certified."""
-    cost, dummy = task.cost, task.dummy
-    plan = plan_of(cost.shape, cost.itemsize, dummy.size > 0, task.bandwidth)
-    sure, value, mass = value_and_mass(plan, task.kernel_arguments)
-    if sure == NOTHING_SURE:
+def completed(task: Batch, value: np.ndarray, again: np.ndarray) -> np.ndarray:
+    """The values, some of them by all tiers."""
+    if again.size == task.pairs:
+        return solve(task, None)
+    if again.size:
+        costs = np.ascontiguousarray(task.matrices(again))
+        value[again] = solve(task.part(again, costs), None)
+    return value
+
+
+def room_beside_another(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that will be freed about when an array of the same size is.
+
+    What is free at the end of its memory, the C library gives back to the system if it is more than
+    twice the largest block that was freed before: two such arrays together are, and the next call
+    would pay a page fault for every 4 KiB. This is the begin of a block of three times the size, of
+    which nobody touches the rest.
+    """
+    size = math.prod(shape)
+    room = np.empty(3 * size, dtype)[:size].reshape(shape)
+    room.fill(0)
+    return room
+
+
+def value_and_kept(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
+    """The values, and the gradient of their sum by the costs, empty if it is not certified; None
+    without either of a hard minimum, which has kernels of its own.
+    """
+    if not task.gamma.all():
         return None
-    return value if sure == RETURNED else solve(task, None), mass
+    cost, dummy = task.cost, task.dummy
+    with_lengths = task.n.size > 0 or task.m.size > 0
+    if with_lengths and task.cells >= LARGEST:  # pairs of like lengths are to share vectors
+        plan = _plan(task)
+    else:
+        plan = plan_of(cost.shape, cost.itemsize, dummy.size > 0, task.bandwidth)
+    value, again, mass = value_and_mass(plan, task.kernel_arguments)
+    return completed(task, value, again), NOTHING if mass is None else mass
 
 
 def gradient_of(problem: Problem | FeatureProblem, state: Tensor, scale: np.ndarray) -> Any:
@@ -151,10 +204,13 @@ def _results(
 
 
 def value_and_state(problem: Problem) -> tuple[Tensor, Tensor] | None:
-    cost = problem.cost
-    if not (is_small(cost.numel()) and cost.is_contiguous()):
+    cost, gamma, dummy, *_ = problem
+    cells = cost.numel() * (1 if dummy is None else 4)
+    if not (0 < cells < KEPT and cost.is_contiguous()):
         return None
-    return _results(certified(batch_of(problem)), cost.shape[:-2])
+    if gamma.requires_grad or (dummy is not None and dummy.requires_grad):
+        return None
+    return _results(value_and_kept(batch_of(problem)), cost.shape[:-2])
 
 
 def small_task(problem: FeatureProblem) -> Batch | None:
@@ -187,7 +243,7 @@ def fused_value(problem: FeatureProblem) -> Tensor | None:
 
 def fused_value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor] | None:
     task = small_task(problem)
-    return None if task is None else _results(certified(task), problem.x.shape[:-2])
+    return None if task is None else _results(value_and_kept(task), problem.x.shape[:-2])
 
 
 def features_of(

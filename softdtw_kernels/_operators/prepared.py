@@ -1,4 +1,4 @@
-"""Small calls on the CPU in plain eager mode, with numbers as settings: prepared once.
+"""Calls of few cells on the CPU in plain eager mode, with numbers as settings: prepared once.
 
 Checks of such a call, and the way to its kernels, take longer than these. But they look at nothing
 besides shapes, types and arguments, and what they find is kept by them for the next call. A call of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 KINDS = 256  # of calls that are kept
 MOST_PAIRS = 1024  # of such a call: a few numbers are kept for each
+MOST_CELLS = 2**18  # of the lattices of such a call: what is kept takes some MiB at most
 SMALLEST_GAMMA = 1 / LARGEST_GAMMA  # above which a minimum is soft
 TYPES = (torch.float32, torch.float64)
 NUMBERS = (float, int)
@@ -142,9 +143,9 @@ def stand_in(shape: Shape, dtype: torch.dtype) -> Tensor:
     return torch.empty((), dtype=dtype, device="cpu").expand(shape)
 
 
-def is_small(shape: Shape, dtype: torch.dtype) -> bool:
+def is_small(shape: Shape, dtype: torch.dtype, most_cells: int) -> bool:
     cells, pairs = math.prod(shape), math.prod(shape[:-2])
-    few = 0 < cells < from_features.SMALL_CALL and pairs <= MOST_PAIRS
+    few = 0 < cells < most_cells and pairs <= MOST_PAIRS
     return few and dtype in TYPES and len(shape) <= 4
 
 
@@ -159,8 +160,11 @@ def kind_of_features(
     x, y = stand_in(x_shape, x_type), stand_in(y_shape, y_type)
     check_features(x, y, False)
     batch = x_shape[:-2]
-    small = x_type == y_type and is_small((*x_shape[:-1], y_shape[-2]), x_type)
-    if batch != y_shape[:-2] or not small:
+    if batch != y_shape[:-2] or x_type != y_type:
+        return None
+    fused = from_features.without_matrix(x, y, bandwidth, "sqeuclidean")
+    most_cells = MOST_CELLS if fused else from_features.SMALL_CALL
+    if not is_small((*x_shape[:-1], y_shape[-2]), x_type, most_cells):
         return None
 
     def gradients(
@@ -173,7 +177,6 @@ def kind_of_features(
 
     from .._cpu import prepared as engine
 
-    fused = from_features.without_matrix(x, y, bandwidth, "sqeuclidean")
     prepare = engine.WithoutMatrix if fused else engine.OfFeatures
     return Kind(prepare(x_shape, y_shape, x_type, bandwidth), gradients)
 
@@ -187,7 +190,10 @@ def kind_of_costs(
     origin_count: float | None,
 ) -> Kind | None:
     check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
-    if not is_small(shape, dtype):
+    most_cells = MOST_CELLS // 4 if weak else MOST_CELLS
+    if origin_count is not None:  # smoothed on one thread
+        most_cells = from_features.SMALL_CALL
+    if not is_small(shape, dtype, most_cells):
         return None
 
     def gradients(
@@ -214,7 +220,7 @@ def kind_of_pattern(
 ) -> Kind | None:
     check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
     # Values of alignments with fewer repeats are not what the kernels return.
-    if not is_small(shape, dtype) or not (repeat == "xy" or begin or end):
+    if not is_small(shape, dtype, MOST_CELLS) or not (repeat == "xy" or begin or end):
         return None
 
     def gradients(
