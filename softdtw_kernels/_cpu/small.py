@@ -33,27 +33,30 @@ from .subnormal import flush_subnormals, restore
 from .task import batch_of, with_settings
 from .threads import SMALLEST_SHARE, run_chunks
 
-ONE = np.ones(1)
+ONE, NONE = np.ones(1), np.empty(0, np.int64)
+NOT_ALL, MASS, RETURNED = 0, 1, 2  # what `worth` finds
 
 
 @jit
 def worth(status, value, gamma, rows, columns, bounds):
-    """Whether the gradients of all pairs are certified. Of pairs whose values are not to be
-    returned, the status becomes AGAIN.
+    """What is certified: the gradients of all pairs, and their values to be returned, or without
+    all values, or not all gradients. Of pairs whose values are not to be returned, the status
+    becomes AGAIN.
 
     As `scaling.conclude`, which knows the sizes of each pair and the value before it was rounded:
     what is sure here is sure there.
     """
     rounding = bounds[UNIT] * roundings(rows, columns)
-    all_sure = True
+    result = RETURNED
     for q in range(value.size):
         if status[q] != SURE:
-            all_sure = False
+            result = NOT_ALL
             continue
         least = 1.000001 * rounding * gamma[min(q, gamma.size - 1)]
         if not abs(value[q]) * bounds[WANTED] > least:
             status[q] = AGAIN
-    return all_sure
+            result = min(result, MASS)
+    return result
 
 
 @jit
@@ -91,6 +94,10 @@ class Plan(NamedTuple):
     limits: tuple[Any, ...]  # of what is certified: rows and columns of the lattice, bounds
 
     def run(self, arguments: tuple[Any, ...], *results: Any) -> None:
+        if is_small(self.cells):
+            self.kernel(0, self.chunks, *self.order, *arguments, *self.settings, *results)
+            return
+
         def work(first: int, last: int) -> None:
             self.kernel(first, last, *self.order, *arguments, *self.settings, *results)
 
@@ -131,15 +138,17 @@ def value_and_mass(plan: Plan, arguments: tuple[Any, ...], ends: Ends | None = N
     cost, gamma, *_ = arguments
     pairs, dtype = plan.ones.size, cost.dtype
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)
-    mass, sums = room_beside_another(cost.shape, dtype), np.empty((SUMS, pairs))
+    make = np.zeros if is_small(cost.size) else room_beside_another
+    mass, sums = make(cost.shape, dtype), np.empty((SUMS, pairs))
     plan.run(arguments, value, status, True, plan.ones, False, mass, sums, ends)
     sure = worth(status, value, gamma, *plan.limits)
-    return Both(value, np.flatnonzero(status), mass if sure else None)
+    again = NONE if sure == RETURNED else np.flatnonzero(status)
+    return Both(value, again, None if sure == NOT_ALL else mass)
 
 
 def completed(task: Batch, value: np.ndarray, again: np.ndarray) -> np.ndarray:
     """The values, some of them by all tiers."""
-    if again.size == task.pairs:
+    if again.size == task.pairs or (again.size and is_small(task.cells)):
         return solve(task, None)
     if again.size:
         costs = np.ascontiguousarray(task.matrices(again))
