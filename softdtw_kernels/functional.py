@@ -183,7 +183,7 @@ def soft_dtw_from_cost(
     Costs O(N M) time; beyond the cost and its gradient, memory of O(N + M) a row of checkpoints. On
     CUDA, checkpoints stay in memory between forward and backward, if a gradient is due: about a
     tenth of the cost of a long pair and a quarter of that of a batch (a third in float64), or none
-    where they would be more than 0.4 of it and 32 MiB. On the CPU, calls of fewer than 2^18 cells
+    where they would be more than 0.4 of it and 32 MiB. On the CPU, calls of up to 2^18 cells
     compute the gradient with the value and keep it until then: as much memory as the cost.
 
     >>> import torch

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow  # the tests share what their processes are forked
 # written is the same for all.
 CALL = """
 import numpy as np
-from softdtw_kernels._cpu.small import scaled
+from softdtw_kernels._cpu.factors import scaled
 for dtype in (np.float32, np.float64):
     mass = np.linspace(0, 1, 24, dtype=dtype).reshape(2, 3, 4)
     scaled(mass, np.arange(1, 3, dtype=dtype), mass)

@@ -5,6 +5,7 @@ the costs made beside the value. Nothing but the time may tell.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,8 @@ SPECIAL = {
     "forbidden": lambda cost: torch.where(cost > 1.5, torch.inf, cost),
     "no path": lambda cost: torch.cat((torch.full_like(cost[:, :1], torch.inf), cost[:, 1:]), 1),
     "not a number": lambda cost: torch.where(cost == cost.max(), torch.nan, cost),
+    "far apart": lambda cost: cost * 1e30,  # one path has all of the weight
+    "many sizes": lambda cost: cost.exp2() ** 40,  # up to 1e30 and more: no tier on vectors
 }
 FACTORS = {
     "ones": lambda pairs: torch.ones(()).expand(pairs),
@@ -138,7 +141,9 @@ def test_bits_from_features(dtype: torch.dtype, data: st.DataObject) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(40, 37, 33), (1100, 7, 9), (4, 160, 150)])
-@pytest.mark.parametrize("of", ["costs", "features", "weak", "lengths", "lengths and band", "ends"])
+@pytest.mark.parametrize(
+    "of", ["costs", "all tiers", "features", "weak", "lengths", "lengths and band", "ends"]
+)
 def test_bits_where_threads_share_the_work(
     of: str, shape: tuple[int, int, int], dtype: torch.dtype, threads: int
 ) -> None:
@@ -146,6 +151,9 @@ def test_bits_where_threads_share_the_work(
     assert small.LARGEST < pairs * rows * columns < small.KEPT
     cost = random(*shape).abs()
     cost[pairs // 2, :, :3] *= 20
+    if of == "all tiers":
+        for k, change in zip(range(pairs), itertools.cycle(SPECIAL.values()), strict=False):
+            cost[k : k + 1] = change(cost[k : k + 1])
     inputs, function, settings = [cost.to(dtype)], soft_dtw_from_cost, {"gamma": 0.5}
     if of == "features":
         inputs = [random(pairs, size, 2, seed=k, dtype=dtype) for k, size in enumerate(shape[1:])]
@@ -348,17 +356,36 @@ def test_padding_gets_0_whatever_the_factor_is(factor: float) -> None:
     assert bits(grad[1, :, 3:]) == bits(zeros[:, 3:])
 
 
+def saved_bytes(call: Callable[[], Tensor]) -> int:
+    """Of all that the graph of a call holds."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.nbytes) or t,
+        lambda t: t,
+    ):
+        call()
+    return sum(sizes)
+
+
 def test_what_is_kept_is_small() -> None:
     """Larger calls compute the gradient when it is asked for."""
     for cells, kept in ((100, True), (small.LARGEST + 100, True), (small.KEPT + 100, False)):
-        sizes = []
         cost = random(1, cells // 10, 10).requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: sizes.append(t.nbytes) or t,  # noqa: B023  # called in this round only
-            lambda t: t,
-        ):
-            soft_dtw_from_cost(cost)
-        assert (sum(sizes) > cost.nbytes + 100) == kept
+        held = saved_bytes(functools.partial(soft_dtw_from_cost, cost))
+        assert (held > cost.nbytes + 100) == kept
+
+
+@pytest.mark.parametrize("lengths", [None, [9, 12, 4]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_the_gradient_is_kept_whichever_tier_makes_it(
+    kind: str, dtype: torch.dtype, lengths: list[int] | None
+) -> None:
+    cost = random(3, 12, 10).abs()
+    cost[1] = SPECIAL[kind](cost[1:2])[0]
+    leaf = cost.to(dtype).requires_grad_()
+    call = functools.partial(soft_dtw_from_cost, leaf, gamma=0.1, x_lengths=lengths)
+    assert saved_bytes(call) >= 2 * leaf.nbytes
 
 
 @pytest.mark.parametrize(

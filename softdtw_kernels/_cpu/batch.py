@@ -11,6 +11,7 @@ from .._lattice import band_limits, lattice_size
 from .arrays import NOTHING
 from .ends import SUMS, Open
 from .expansion import WIDE
+from .factors import scale_some, scaled
 from .scaling import SMALLEST_GAMMA, Precision, precision_of
 
 ALL = np.empty(0, np.int64)  # for lengths: every sequence has the whole size
@@ -212,6 +213,7 @@ class Gradients:
     # (A, B, N, M). Cells beyond the lengths or the band stay as they are, and so do those without
     # mass if lanes are not pairs, or gamma is 0: zeros.
     cost: np.ndarray
+    of_sum: bool = False  # scale is 1 everywhere
     # Rows: by the dummy cost, and entropies in bits; with open ends more, see `ends`.
     sums: np.ndarray = field(init=False)
 
@@ -227,18 +229,40 @@ class Gradients:
         """dV/dgamma = - sum of the visits times the entropies, in nats."""
         return -np.log(2.0) * self.sums[1]
 
+    def without_scale(self) -> Gradients:
+        """Where the gradients of the sum of the values go: to the same arrays."""
+        if self.of_sum:
+            return self
+        of_sum = replace(self, scale=np.ones_like(self.scale), of_sum=True)
+        of_sum.sums = self.sums
+        return of_sum
+
     def put(
         self, items: np.ndarray, part: Gradients, pairs: int, kept: np.ndarray | None = None
     ) -> None:
         """The gradients of some pairs from a part, or of those of it that are kept."""
         some = slice(None) if kept is None or kept.size == part.scale.size else kept
-        self.cost[places_of(items, pairs)] = part.cost[0, some]
-        self.sums[:, items] = part.sums[:, some]
+        costs, sums = part.cost[0, some], part.sums[:, some]
+        if part.of_sum and not self.of_sum:
+            mass, scale = costs.astype(self.cost.dtype), self.scale[items]
+            costs, sums = np.empty_like(mass), np.where(sums != 0.0, sums * scale, 0.0)
+            scaled(mass, scale, costs)
+        self.cost[places_of(items, pairs)] = costs
+        self.sums[:, items] = sums
+
+    def multiply(self, items: np.ndarray) -> None:
+        """What is there of some pairs, if it is the gradient of the sum of the values."""
+        if items.size and not self.of_sum:
+            scale_some(items, self.scale, self.cost, self.sums)
 
 
 def part_of(gradients: Gradients | None, items: np.ndarray, part: Batch) -> Gradients | None:
-    """Room for the gradients of some pairs, whose problem is the part."""
+    """Room for the gradients of some pairs, whose problem is the part. In another type they are of
+    the sum of the values: a gradient is rounded to the type of the costs before it is multiplied,
+    in all tiers.
+    """
     if gradients is None:
         return None
-    scale = gradients.scale[items].astype(part.cost.dtype)
-    return Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost))
+    of_sum = gradients.of_sum or part.cost.dtype != gradients.cost.dtype
+    scale = np.ones(items.size, part.cost.dtype) if of_sum else gradients.scale[items]
+    return Gradients(scale, gradients.with_gamma, np.zeros_like(part.cost), of_sum)

@@ -24,9 +24,9 @@ from .arrays import (
     without_warnings,
 )
 from .batch import Batch
+from .factors import scaled
 from .scaling import near_0
 from .second_order import directional
-from .small import scaled
 from .solve import solve
 from .task import band_of, batch_of, checked_gamma, checked_lengths
 from .threads import run_chunks, threads_for

@@ -10,6 +10,7 @@ import numpy as np
 from . import hard
 from .arrays import NOTHING
 from .batch import ALL, Batch, Gradients, part_of
+from .factors import scaled
 from .margins import FAR, LOG_3, margins_of
 from .scaling import SURE
 from .threads import run_chunks
@@ -77,7 +78,9 @@ def solve_some(
     unused, values = np.empty(0, task.cost.dtype), np.empty(task.pairs)
     results: tuple = (values, status, True, False, unused, False, task.cost, NOTHING[None])
     if gradients is not None:
-        to_gradients = (True, gradients.scale, False, gradients.cost, gradients.sums)
+        scale = np.empty((task.pairs, 1, 1), task.cost.dtype)
+        scaled(np.ones_like(scale), gradients.scale, scale)  # so that what is subnormal is flushed
+        to_gradients = (True, scale.reshape(-1), False, gradients.cost, gradients.sums)
         results = (values, status, True, *to_gradients)
 
     def room() -> np.ndarray:

@@ -18,7 +18,7 @@ from .arrays import NOTHING
 from .batch import ALL, Batch
 from .distances import squared_distances
 from .feature_batch import FeatureBatch, FeatureGradients, spread_nan
-from .solve import cheapest_paths
+from .hard_tier import cheapest_paths
 from .solve import solve as solve_costs
 
 LONG = 2**18  # cells of a matrix that is not worth less than the rows of a band, one by one

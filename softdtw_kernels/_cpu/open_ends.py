@@ -13,9 +13,9 @@ import numpy as np
 from .._problem import PatternProblem
 from .batch import Batch, Gradients
 from .ends import ABOVE, ABOVE_PLACES, BESIDE, BESIDE_PLACES, LEFT_OUT, Open
+from .hard_tier import hard_minimum
 from .results import Results, spread
 from .scaling import NOT_A_NUMBER, SURE, usable
-from .solve import hard_minimum
 
 
 def solve_open(task: Batch, problem: PatternProblem, skip: np.ndarray, results: Results) -> None:

@@ -34,6 +34,7 @@ from .arrays import (
 from .batch import Batch, Gradients
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
+from .hard_tier import cheapest_paths
 from .pattern import (
     pattern_gradient as pattern_gradient,
 )
@@ -47,7 +48,7 @@ from .pattern import (
     pattern_value as pattern_value,
 )
 from .scaling import WITHIN_GAMMA, precision_of, roundings
-from .solve import cheapest_paths, solve
+from .solve import solve
 from .task import batch_of, batch_to_smooth, checked_lengths
 from .threads import run_chunks
 

@@ -24,6 +24,7 @@ from . import smoothing as smoothing_kernels
 from .arrays import NOTHING, NUMPY_TYPE, dense
 from .batch import ALL, Batch
 from .ends import Ends, Open, ends_of
+from .factors import scaled
 from .pattern import pattern_value
 from .scaling import precision_of
 from .task import band_of
@@ -88,9 +89,12 @@ class OfCosts:
 
     def both_from_costs(self, settings: Settings, cost: np.ndarray) -> Both:
         arguments, ends = self.arguments(settings, cost), self.ends(settings)
-        value, again, mass = small.value_and_mass(self.plan, arguments, ends)
-        if again.size:
-            value = self.in_tiers(settings, cost, value, again)
+        both = small.value_and_mass(self.plan, arguments, ends)
+        value, mass = (
+            (both.value, both.mass)
+            if both.found == small.RETURNED
+            else self.both_in_tiers(settings, cost, both)
+        )
         kept = () if mass is None else (torch.from_numpy(mass),)
         return torch.from_numpy(value.reshape(self.batch)), kept
 
@@ -102,15 +106,24 @@ class OfCosts:
         self, settings: Settings, cost: np.ndarray, value: np.ndarray, again: np.ndarray
     ) -> np.ndarray:
         """Values of which the first tier alone does not certify some."""
+        return small.completed(self.task(settings, cost), value, again)
+
+    def both_in_tiers(
+        self, settings: Settings, cost: np.ndarray, both: small.Both
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """As in_tiers, and the gradient of their sum; None if that is not certified."""
+        return small.both_completed(self.plan, self.task(settings, cost), both)
+
+    def task(self, settings: Settings, cost: np.ndarray) -> Batch:
         _, gamma, _, dummy, *rest = self.arguments(settings, cost)
-        return small.completed(Batch(cost, gamma, dummy, *rest), value, again)
+        return Batch(cost, gamma, dummy, *rest)
 
     def by_costs(self, kept: Given, grad_value: Tensor) -> np.ndarray:
         """Gradients (P, N, M)."""
         (mass,) = kept
         of_sum = mass.numpy().reshape(self.pairs, *self.shape[-2:])
         grad = np.empty(of_sum.shape, self.dtype)
-        small.scaled(of_sum, dense(grad_value, (self.pairs,)), grad)
+        scaled(of_sum, dense(grad_value, (self.pairs,)), grad)
         return grad
 
 
@@ -151,6 +164,12 @@ class OfPattern(OfCosts):
         rest = None, None, self.bandwidth, *self.sides
         problem = PatternProblem(torch.from_numpy(cost), gamma, warp, skip, *rest)
         return pattern_value(problem).numpy()
+
+    def both_in_tiers(
+        self, settings: Settings, cost: np.ndarray, both: small.Both
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        value = self.in_tiers(settings, cost, both.value, np.flatnonzero(both.status))
+        return value, None if both.found == small.NOT_ALL else both.mass
 
 
 class OfFeatures:

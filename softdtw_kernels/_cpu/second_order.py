@@ -21,11 +21,12 @@ import numpy as np
 from . import exact_second_order
 from .arrays import without_warnings
 from .batch import Batch, Gradients
+from .hard_tier import hard_minimum
 from .jit import allocating, inline, jit, outlined, plain
 from .lattice import entry, lattice_of, length
 from .memory import empty
 from .scaling import AGAIN, DOUBLE, NOT_A_NUMBER, SURE, TINY, WARPED_ROWS
-from .solve import EXACT_COST, hard_minimum, without_path
+from .solve import EXACT_COST, without_path
 from .strips import begin_pair, end_pair, lane_steps, strip_columns
 from .subnormal import flush_subnormals, restore
 from .tangents import KEPT, LANES, TILE, advance, any_mass, sweep

@@ -3,9 +3,8 @@
 The forward sweep of a value and the backward sweep of its gradient are one call of a kernel, where
 the other way sweeps forward once more. What is kept until the gradient is asked for, the state, is
 the gradient of the sum of the values by the costs; then it takes the factors of the values. Bits
-are those of the value and of the gradient computed one by one: where the first tier does not
-certify both, or the gradient is wanted by gamma or the dummy cost, nothing is kept, and they are
-computed so.
+are those of the value and of the gradient computed one by one, whichever tier does a pair. Nothing
+is kept where the gradient is wanted by gamma or the dummy cost.
 """
 
 from __future__ import annotations
@@ -22,26 +21,27 @@ from torch import Tensor
 from .._checks import is_distance
 from .._problem import FeatureProblem, Problem
 from . import distance_kernels, lanes, strips
-from .arrays import NOTHING, dense, from_array
-from .batch import ALL, Batch
+from .arrays import NOTHING, dense, from_array, without_warnings
+from .batch import ALL, Batch, Gradients, places_of
 from .ends import SUMS, Ends
+from .factors import scaled
 from .jit import jit
 from .order import min
-from .scaling import AGAIN, SURE, UNIT, WANTED, precision_of, roundings
-from .solve import solve
-from .subnormal import flush_subnormals, restore
+from .scaling import SURE, UNIT, WANTED, precision_of, roundings
+from .solve import finish, solve
 from .task import batch_of, with_settings
 from .threads import SMALLEST_SHARE, run_chunks
 
-ONE, NONE = np.ones(1), np.empty(0, np.int64)
+ONE = np.ones(1)
 NOT_ALL, MASS, RETURNED = 0, 1, 2  # what `worth` finds
+NEAR_0 = 3  # a status: the gradient is certified, the value is not to be returned
 
 
 @jit
 def worth(status, value, gamma, rows, columns, bounds):
     """What is certified: the gradients of all pairs, and their values to be returned, or without
     all values, or not all gradients. Of pairs whose values are not to be returned, the status
-    becomes AGAIN.
+    becomes NEAR_0.
 
     As `scaling.conclude`, which knows the sizes of each pair and the value before it was rounded:
     what is sure here is sure there.
@@ -54,28 +54,13 @@ def worth(status, value, gamma, rows, columns, bounds):
             continue
         least = 1.000001 * rounding * gamma[min(q, gamma.size - 1)]
         if not abs(value[q]) * bounds[WANTED] > least:
-            status[q] = AGAIN
+            status[q] = NEAR_0
             result = min(result, MASS)
     return result
 
 
-@jit
-def scaled(mass, scale, out):
-    """Mass (P, N, M) times the factors of the pairs, as the kernels multiply that make the mass: +0
-    where there is none, as beyond lengths and band, whatever the factor is.
-    """
-    pairs, rows, columns = mass.shape
-    before = flush_subnormals()
-    for q in range(pairs):
-        for i in range(rows):
-            for j in range(columns):
-                e = mass[q, i, j]
-                out[q, i, j] = e * scale[q] if e != 0.0 else 0.0
-    restore(before)
-
-
 LARGEST = 2 * SMALLEST_SHARE  # cells: what one thread does
-KEPT = 2**18  # cells of all lattices below which a gradient is kept: some MiB at most
+KEPT = 2**18  # cells of all lattices up to which a gradient is kept: some MiB at most
 
 
 def is_small(cells: int) -> bool:
@@ -87,6 +72,7 @@ class Plan(NamedTuple):
 
     kernel: Callable[..., None]
     chunks: int  # groups of pairs, or pairs
+    fills: bool  # whether gradients of certified pairs are written everywhere
     order: tuple[Any, ...]  # of the pairs in the groups
     cells: int  # of all lattices
     settings: tuple[Any, ...]  # what a kernel needs to know of the precision
@@ -109,6 +95,7 @@ def _plan(task: Batch) -> Plan:
     return Plan(
         lanes.solve if in_lanes else strips.solve,
         task.groups if in_lanes else task.pairs,
+        in_lanes and not task.partial,
         (task.in_order,) if in_lanes else (),
         task.cells,
         precision.kernel_arguments,
@@ -125,25 +112,39 @@ def plan_of(shape: tuple[int, ...], itemsize: int, weak: bool, bandwidth: int) -
 
 
 class Both(NamedTuple):
-    """The values, which of them are to be computed once more, and the gradient of their sum by the
-    costs; None if that is not certified.
+    """The values, and the gradient of their sum by the costs, of those pairs of which they are
+    certified.
     """
 
     value: np.ndarray
-    again: np.ndarray
-    mass: np.ndarray | None
+    mass: np.ndarray
+    status: np.ndarray
+    found: int  # by `worth`
 
 
 def value_and_mass(plan: Plan, arguments: tuple[Any, ...], ends: Ends | None = None) -> Both:
-    cost, gamma, *_ = arguments
+    """By the first tier."""
+    cost, gamma, _, _, n, m, _ = arguments
     pairs, dtype = plan.ones.size, cost.dtype
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)
-    make = np.zeros if is_small(cost.size) else room_beside_another
+    make = np.empty if is_small(cost.size) else room_beside_another
     mass, sums = make(cost.shape, dtype), np.empty((SUMS, pairs))
+    if not plan.fills or n.size or m.size:
+        mass.fill(0)
     plan.run(arguments, value, status, True, plan.ones, False, mass, sums, ends)
-    sure = worth(status, value, gamma, *plan.limits)
-    again = NONE if sure == RETURNED else np.flatnonzero(status)
-    return Both(value, again, None if sure == NOT_ALL else mass)
+    return Both(value, mass, status, worth(status, value, gamma, *plan.limits))
+
+
+@without_warnings
+def both_completed(plan: Plan, task: Batch, both: Both) -> tuple[np.ndarray, np.ndarray]:
+    """The values and the gradient of their sum, where the first tier alone does not do."""
+    value, mass, status, found = both
+    if found == NOT_ALL:
+        status[status == NEAR_0] = SURE
+        mass[places_of(np.flatnonzero(status), mass.shape[1])] = 0.0
+        finish(task, Gradients(plan.ones, False, mass, of_sum=True), value, status)
+        worth(status, value, task.gamma, *plan.limits)
+    return completed(task, value, np.flatnonzero(status == NEAR_0)), mass
 
 
 def completed(task: Batch, value: np.ndarray, again: np.ndarray) -> np.ndarray:
@@ -157,7 +158,7 @@ def completed(task: Batch, value: np.ndarray, again: np.ndarray) -> np.ndarray:
 
 
 def room_beside_another(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros that will be freed about when an array of the same size is.
+    """Memory that will be freed about when an array of the same size is.
 
     What is free at the end of its memory, the C library gives back to the system if it is more than
     twice the largest block that was freed before: two such arrays together are, and the next call
@@ -165,14 +166,12 @@ def room_beside_another(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     which nobody touches the rest.
     """
     size = math.prod(shape)
-    room = np.empty(3 * size, dtype)[:size].reshape(shape)
-    room.fill(0)
-    return room
+    return np.empty(3 * size, dtype)[:size].reshape(shape)
 
 
 def value_and_kept(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
-    """The values, and the gradient of their sum by the costs, empty if it is not certified; None
-    without either of a hard minimum, which has kernels of its own.
+    """The values, and the gradient of their sum by the costs; None of a hard minimum, which has
+    kernels of its own.
     """
     if not task.gamma.all():
         return None
@@ -182,8 +181,10 @@ def value_and_kept(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
         plan = _plan(task)
     else:
         plan = plan_of(cost.shape, cost.itemsize, dummy.size > 0, task.bandwidth)
-    value, again, mass = value_and_mass(plan, task.kernel_arguments)
-    return completed(task, value, again), NOTHING if mass is None else mass
+    both = value_and_mass(plan, task.kernel_arguments)
+    if both.found == RETURNED:
+        return both.value, both.mass
+    return both_completed(plan, task, both)
 
 
 def gradient_of(problem: Problem | FeatureProblem, state: Tensor, scale: np.ndarray) -> Any:
@@ -215,7 +216,7 @@ def _results(
 def value_and_state(problem: Problem) -> tuple[Tensor, Tensor] | None:
     cost, gamma, dummy, *_ = problem
     cells = cost.numel() * (1 if dummy is None else 4)
-    if not (0 < cells < KEPT and cost.is_contiguous()):
+    if not (0 < cells <= KEPT and cost.is_contiguous()):
         return None
     if gamma.requires_grad or (dummy is not None and dummy.requires_grad):
         return None

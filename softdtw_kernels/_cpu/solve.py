@@ -18,9 +18,9 @@ import numpy as np
 from .._lattice import band_limits, lattice_size
 from . import dominant, exact, hard, lanes, strips, together, unbounded, walls
 from .arrays import NOTHING, without_warnings
-from .batch import ALL, Batch, Gradients, part_of
+from .batch import Batch, Gradients, part_of
 from .ends import ends_of
-from .hard_patterns import Prices
+from .hard_tier import hard_minimum, prices_of
 from .scaling import (
     AGAIN,
     AS_SINGLE,
@@ -35,10 +35,8 @@ from .threads import run_chunks, threads_for
 
 SHARED = 512**2  # cells of a pair that threads share: a strip has some tiles
 COPIED = 2**17  # cells of small pairs that are copied to float64 at a time: with gradients 2 MiB
-STEPS = 2**16  # of paths that are found at a time
 EXACT_COST = 20  # time of a cell in the exact tier over that in the others
 VECTOR_COST = 3  # the same, on vectors
-NO_PRICE = np.zeros(1)
 
 
 @without_warnings
@@ -64,8 +62,12 @@ def in_tiers(task: Batch, gradients: Gradients | None, out: np.ndarray, status: 
     vectorized(task, gradients, out, status)
     if zeros and knows_all:
         hard_minimum(task, gradients, np.flatnonzero(task.gamma == 0.0), out, status)
-    if not np.count_nonzero(status):
-        return
+    if np.count_nonzero(status):
+        finish(task, gradients, out, status)
+
+
+def finish(task: Batch, gradients: Gradients | None, out: np.ndarray, status: np.ndarray) -> None:
+    """What in_tiers does after the first tier."""
     if gradients is not None:
         spread(np.nan, task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
     if task.dummy.size == 0:
@@ -77,7 +79,7 @@ def in_tiers(task: Batch, gradients: Gradients | None, out: np.ndarray, status: 
         soft = soft_of(task, status)
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
     rest = np.flatnonzero(status == AGAIN)
-    if rest.size and knows_all:
+    if rest.size and task.warp.size == 0 and task.open is None:
         in_exact_tier(task, gradients, rest, out)
         status[rest] = SURE
 
@@ -123,8 +125,7 @@ def with_bars_read(
     clear_after_lanes(task, gradients, items)
     for precision in (SINGLE, AS_SINGLE) if task.cost.dtype == np.float32 else (DOUBLE,):
         again = items[status[items] == AGAIN]
-        if again.size:
-            in_strips(barred, again, arguments(barred, gradients, precision, values, status))
+        in_strips_once(barred, again, gradients, precision, values, status)
     if gradients is not None:
         spread(np.nan, task, gradients, items[status[items] == NOT_A_NUMBER])
     kept = np.flatnonzero(status[items] != AGAIN)
@@ -227,6 +228,24 @@ def in_strips(task: Batch, items: np.ndarray, common: tuple) -> None:
     run_chunks(items.size, cells * items.size, work)
 
 
+def in_strips_once(
+    task: Batch,
+    items: np.ndarray,
+    gradients: Gradients | None,
+    precision: Precision,
+    out: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """Some of the pairs that another tier could not certify."""
+    if items.size == 0:
+        return
+    rounded_later = gradients is not None and precision.floats.dtype != task.cost.dtype
+    to = gradients.without_scale() if gradients is not None and rounded_later else gradients
+    in_strips(task, items, arguments(task, to, precision, out, status))
+    if gradients is not None and rounded_later:
+        gradients.multiply(items[status[items] == SURE])
+
+
 def runs(items: np.ndarray) -> Iterator[tuple[int, int]]:
     """Neighbors of the sorted pairs, as ranges."""
     if items[-1] - items[0] == items.size - 1:
@@ -258,7 +277,7 @@ def read_as_float64(
     no_bars = np.full(task.pairs, np.nan, task.cost.dtype)
     read = replace(task, bars=(no_bars, no_bars))
     clear_after_lanes(task, gradients, items)
-    in_strips(read, items, arguments(read, gradients, AS_SINGLE, out, status))
+    in_strips_once(read, items, gradients, AS_SINGLE, out, status)
 
 
 def copied_to_float64(
@@ -285,84 +304,6 @@ def copied_to_float64(
             gradients.put(some, theirs, task.cost.shape[1])
 
 
-def prices_of(task: Batch, free: bool = False) -> Prices | None:
-    """What the hard minimum needs to know of a pattern; free: only which paths there are."""
-    if task.open is None:
-        return None
-    warp, skip = (NO_PRICE, NO_PRICE) if free else (task.warp, task.open.skip)
-    return Prices.of(task.open.begin, task.open.end, task.open.repeat, warp, skip)
-
-
-def hard_minimum(
-    task: Batch,
-    gradients: Gradients | None,
-    items: np.ndarray,
-    out: np.ndarray,
-    status: np.ndarray,
-) -> None:
-    """The pairs of gamma = 0. With two parts most sums are exact; the pairs of the others are done
-    again with three.
-    """
-    all_of_them = items.size == task.pairs
-    common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
-    prices = prices_of(task)
-    values = out if out.dtype == np.float64 else np.empty(task.pairs)
-    unused = np.empty(0, task.cost.dtype)  # of the types that gradients have: one form does both
-    none = (prices, None)
-    results: tuple = (values, status, False, False, unused, False, task.cost, NOTHING[None], *none)
-    if gradients is not None:  # which lanes may have written to, if other pairs are soft
-        to_gradients = (True, gradients.scale, all_of_them, gradients.cost, gradients.sums, *none)
-        results = (values, status, True, *to_gradients)
-
-    def room() -> np.ndarray:
-        return np.empty((sum(task.lattice) if gradients else 0, 2), np.int64)
-
-    def many(first: int, last: int) -> None:
-        hard.solve_many(first, last, *common, hard.TWO, room(), *results)
-
-    def some(pairs: np.ndarray, parts: tuple[int, ...]) -> None:
-        def work(first: int, last: int) -> None:
-            hard.solve(pairs[first:last], *common, parts, room(), ALL, *results)
-
-        run_chunks(pairs.size, task.cells * pairs.size // task.pairs, work)
-
-    if all_of_them and task.hard_in_lanes:
-        run_chunks(-(-task.pairs // hard.WIDE), task.cells, many)
-    else:
-        some(items, hard.TWO)
-    again = items[status[items] == AGAIN]
-    if again.size:
-        some(again, hard.THREE)
-    status[items] = SURE
-    if values is not out:
-        out[items] = values[items]
-
-
-def cheapest_paths(task: Batch) -> Iterator[np.ndarray]:
-    """The cells of the lattice on the cheapest path of each pair, (0, 2) if there is none."""
-    common = (task.cost, task.dummy, task.n, task.m, task.bandwidth)
-    values, status = np.empty(task.pairs), np.empty(task.pairs, np.uint8)
-    none = NOTHING[None], prices_of(task), None
-    unused = np.empty(0, task.cost.dtype)
-    results = (values, status, True, False, unused, False, task.cost, *none)
-    room = sum(task.lattice)
-    block = max(1, STEPS // room)
-    for first in range(0, task.pairs, block):
-        items = np.arange(first, min(task.pairs, first + block))
-        steps, counts = np.empty((items.size, room, 2), np.int64), np.empty(items.size, np.int64)
-
-        # B023: the function is done with before the loop goes on.
-        def work(begin: int, end: int, parts: tuple[int, ...] = hard.TWO) -> None:
-            where = steps[begin:end].reshape(-1, 2), counts[begin:end]  # noqa: B023
-            hard.solve(items[begin:end], *common, parts, *where, *results)  # noqa: B023
-
-        run_chunks(items.size, task.cells * items.size // task.pairs, work)
-        for k in np.flatnonzero(counts < 0).tolist():
-            work(k, k + 1, hard.THREE)
-        for its, count in zip(steps, counts, strict=True):
-            yield its[:count][::-1]
-
-
 def in_exact_tier(
     task: Batch, gradients: Gradients | None, items: np.ndarray, out: np.ndarray
 ) -> None:
@@ -371,8 +312,9 @@ def in_exact_tier(
     fast = np.setdiff1d(items, slow, assume_unique=True)
     results: tuple = (out, False, out, False, task.cost, NOTHING[None])
     if gradients is not None:
-        scale, with_gamma = gradients.scale, gradients.with_gamma
-        results = (out, True, scale, with_gamma, gradients.cost, gradients.sums)
+        of_sum = gradients.without_scale()
+        scale, with_gamma = of_sum.scale, of_sum.with_gamma
+        results = (out, True, scale, with_gamma, of_sum.cost, of_sum.sums)
 
     def on_vectors(first: int, last: int) -> None:
         unbounded.solve(fast[first:last], *task.exact_arguments, DOUBLE.bounds, *results)
@@ -382,11 +324,12 @@ def in_exact_tier(
         if gradients is None:
             exact.value(*task.exact_arguments, some, out)
         else:
-            scale, grad, sums = gradients.scale, gradients.cost, gradients.sums
-            exact.gradient(*task.exact_arguments, some, scale, out, grad, sums)
+            exact.gradient(*task.exact_arguments, some, scale, out, gradients.cost, gradients.sums)
 
     cells = task.cells // task.pairs
     if fast.size:
         run_chunks(fast.size, VECTOR_COST * cells * fast.size, on_vectors)
     if slow.size:
         run_chunks(slow.size, EXACT_COST * cells * slow.size, one_by_one)
+    if gradients is not None:
+        gradients.multiply(items)

@@ -145,7 +145,7 @@ def stand_in(shape: Shape, dtype: torch.dtype) -> Tensor:
 
 def is_small(shape: Shape, dtype: torch.dtype, most_cells: int) -> bool:
     cells, pairs = math.prod(shape), math.prod(shape[:-2])
-    few = 0 < cells < most_cells and pairs <= MOST_PAIRS
+    few = 0 < cells <= most_cells and pairs <= MOST_PAIRS
     return few and dtype in TYPES and len(shape) <= 4
 
 
@@ -163,7 +163,7 @@ def kind_of_features(
     if batch != y_shape[:-2] or x_type != y_type:
         return None
     fused = from_features.without_matrix(x, y, bandwidth, "sqeuclidean")
-    most_cells = MOST_CELLS if fused else from_features.SMALL_CALL
+    most_cells = MOST_CELLS if fused else from_features.SMALL_CALL - 1
     if not is_small((*x_shape[:-1], y_shape[-2]), x_type, most_cells):
         return None
 
@@ -192,7 +192,7 @@ def kind_of_costs(
     check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
     most_cells = MOST_CELLS // 4 if weak else MOST_CELLS
     if origin_count is not None:  # smoothed on one thread
-        most_cells = from_features.SMALL_CALL
+        most_cells = from_features.SMALL_CALL - 1
     if not is_small(shape, dtype, most_cells):
         return None
 
