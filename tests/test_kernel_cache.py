@@ -32,7 +32,7 @@ CALL = """
 import numpy as np
 from softdtw_kernels._cpu.factors import scaled
 for dtype in (np.float32, np.float64):
-    mass = np.linspace(0, 1, 24, dtype=dtype).reshape(2, 3, 4)
+    mass = np.linspace(0, 1, 24, dtype=dtype).reshape(2, 12)
     scaled(mass, np.arange(1, 3, dtype=dtype), mass)
     print(mass.tobytes().hex())
 """

@@ -246,7 +246,8 @@ class Gradients:
         if part.of_sum and not self.of_sum:
             mass, scale = costs.astype(self.cost.dtype), self.scale[items]
             costs, sums = np.empty_like(mass), np.where(sums != 0.0, sums * scale, 0.0)
-            scaled(mass, scale, costs)
+            flat = len(mass), math.prod(mass.shape[1:])
+            scaled(mass.reshape(flat), scale, costs.reshape(flat))
         self.cost[places_of(items, pairs)] = costs
         self.sums[:, items] = sums
 

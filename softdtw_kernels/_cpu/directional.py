@@ -148,6 +148,7 @@ def times(by_cost: Tensor, factors: Tensor) -> Tensor:
     """A gradient of `of_costs` times a factor an item: where it is 0, as beyond lengths and band, 0
     whatever the factor is.
     """
-    out = np.empty((factors.numel(), *by_cost.shape[-2:]), NUMPY_TYPE[by_cost.dtype])
+    rows, columns = by_cost.shape[-2:]
+    out = np.empty((factors.numel(), rows * columns), NUMPY_TYPE[by_cost.dtype])
     scaled(as_array(by_cost).reshape(out.shape), flat(factors), out)
     return from_array(out, by_cost.shape)

@@ -78,7 +78,7 @@ def solve_some(
     unused, values = np.empty(0, task.cost.dtype), np.empty(task.pairs)
     results: tuple = (values, status, True, False, unused, False, task.cost, NOTHING[None])
     if gradients is not None:
-        scale = np.empty((task.pairs, 1, 1), task.cost.dtype)
+        scale = np.empty((task.pairs, 1), task.cost.dtype)
         scaled(np.ones_like(scale), gradients.scale, scale)  # so that what is subnormal is flushed
         to_gradients = (True, scale.reshape(-1), False, gradients.cost, gradients.sums)
         results = (values, status, True, *to_gradients)

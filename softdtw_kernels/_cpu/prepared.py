@@ -121,10 +121,10 @@ class OfCosts:
     def by_costs(self, kept: Given, grad_value: Tensor) -> np.ndarray:
         """Gradients (P, N, M)."""
         (mass,) = kept
-        of_sum = mass.numpy().reshape(self.pairs, *self.shape[-2:])
+        of_sum = mass.numpy().reshape(self.pairs, -1)
         grad = np.empty(of_sum.shape, self.dtype)
         scaled(of_sum, dense(grad_value, (self.pairs,)), grad)
-        return grad
+        return grad.reshape(self.pairs, *self.shape[-2:])
 
 
 class OfPattern(OfCosts):

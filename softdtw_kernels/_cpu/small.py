@@ -198,10 +198,10 @@ def gradient_of(problem: Problem | FeatureProblem, state: Tensor, scale: np.ndar
         rows, columns = problem.x.shape[-2], problem.y.shape[-2]
     if kept.size != scale.size * rows * columns:
         raise ValueError(f"a state of {kept.size} costs was given to {scale.size} pairs of others")
-    mass = kept.reshape(scale.size, rows, columns)
+    mass = kept.reshape(scale.size, rows * columns)
     grad = np.empty(mass.shape, mass.dtype)
     scaled(mass, scale, grad)
-    return grad
+    return grad.reshape(scale.size, rows, columns)
 
 
 def _results(
