@@ -185,6 +185,28 @@ def test_bits_where_threads_share_the_work(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (700, 1), (1, 700), (3, 90, 1), (2, 20, 1, 1)])
+def test_bits_of_columns_and_rows(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
+    """Of costs, and of squares that are the same numbers."""
+    *lead, rows, columns = shape
+    cost = SPECIAL[kind](random(1, *shape[-2:]).abs())[0].expand(shape).to(dtype).contiguous()
+    x = cost.abs().sqrt().reshape(*lead, rows * columns, 1)
+    y = torch.zeros_like(x[..., :1, :])
+    factor = FACTORS["signs"](cost.shape[:-2].numel()).to(dtype).reshape(lead)
+    for function, inputs in (
+        (soft_dtw_from_cost, [cost]),
+        (soft_dtw, [x, y] if columns == 1 else [y, x]),
+    ):
+        call = functools.partial(function, gamma=0.3)
+        found, constant = results(call, inputs, factor), bits(call(*inputs))
+        with pytest.MonkeyPatch.context() as patch:
+            no_call_is_small(patch)
+            assert found == results(call, inputs, factor)
+            assert constant == bits(call(*inputs))
+
+
 SIDES = st.sampled_from(["", "x", "y", "xy"])
 
 

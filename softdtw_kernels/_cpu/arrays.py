@@ -56,6 +56,11 @@ def dense(x: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(x.detach().numpy()).reshape(shape)
 
 
+def bits_of(values: np.ndarray) -> np.ndarray:
+    """Floats as the integers that their bits are."""
+    return values.view(np.int32 if values.itemsize == 4 else np.int64)
+
+
 def as_array(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from . import hard
-from .arrays import NOTHING
+from .arrays import NOTHING, bits_of
 from .batch import ALL, Batch, Gradients, part_of
 from .factors import scaled
+from .jit import jit
 from .margins import FAR, LOG_3, margins_of
+from .order import max, min
 from .scaling import SURE
 from .threads import run_chunks
 
@@ -52,19 +54,43 @@ def with_margins(task: Batch, items: np.ndarray) -> np.ndarray:
     needed = needed[items] if needed.size > 1 else needed
     rows, columns = task.cost.shape[2:]
     costs = task.matrices(items, 1)[:, 0] if columns > 1 else task.matrices(items)[:, :, 0]
+    # NumPy is slow where the loop over what is next to each other in memory is short.
+    costs = np.asarray(costs, order="F" if costs.shape[0] > costs.shape[1] else "C")
     apart = np.abs(costs[:, 1:] - costs[:, :-1])
     far = np.count_nonzero(apart > needed[:, None], 1)
     return items[2 * far >= max(1, apart.shape[1])]
 
 
+@jit
+def survey(bits, sign, lowest, largest):
+    """Of each pair the lowest cost, and the largest size: that of no number, if there is one.
+
+    Bits of floats are integers in the order of the floats, but that negative ones count down: of
+    integers LLVM makes vectors, of floats that may be none it does not.
+    """
+    nothing = sign ^ sign
+    for p in range(bits.shape[0]):
+        low, most = ~sign, nothing
+        for k in range(bits.shape[1]):
+            here = bits[p, k]
+            low = min(low, here if here >= nothing else here ^ ~sign)
+            most = max(most, here & ~sign)
+        lowest[p] = low if low >= nothing else low ^ ~sign
+        largest[p] = most
+
+
 def lowest_of(task: Batch, items: np.ndarray) -> np.ndarray:
     """The lowest cost of each pair, NaN if one is none."""
-    size = task.cost.shape[2] * task.cost.shape[3]
-    block = max(1, BLOCK // size)
-    starts = range(0, items.size, block)
-    blocks = [task.matrices(items[k : k + block]).reshape(-1) for k in starts]
-    # Of small pairs half of the time that min(1) takes.
-    return np.concatenate([np.minimum.reduceat(c, np.arange(0, c.size, size)) for c in blocks])
+    kind = task.cost.dtype
+    lowest, largest = np.empty(items.size, kind), np.empty(items.size, kind)
+    sign = bits_of(np.array([-0.0], kind))[0]
+    block = max(1, BLOCK // (task.cost.shape[2] * task.cost.shape[3]))
+    for k in range(0, items.size, block):
+        costs = task.matrices(items[k : k + block])
+        costs = np.ascontiguousarray(costs.reshape(len(costs), -1))
+        results = lowest[k : k + block], largest[k : k + block]
+        survey(bits_of(costs), sign, *map(bits_of, results))
+    return np.where(np.isnan(largest), np.nan, lowest.astype(np.float64))
 
 
 def solve_some(
@@ -72,8 +98,7 @@ def solve_some(
 ) -> None:
     margins = np.full((3, task.pairs), np.nan)
     gamma = task.gamma[items] if task.gamma.size > 1 else task.gamma
-    lowest = lowest_of(task, items).astype(np.float64)
-    margins[:, items] = margins_of(gamma, sum(task.lattice), lowest)
+    margins[:, items] = margins_of(gamma, sum(task.lattice), lowest_of(task, items))
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth, hard.ONE)
     unused, values = np.empty(0, task.cost.dtype), np.empty(task.pairs)
     results: tuple = (values, status, True, False, unused, False, task.cost, NOTHING[None])

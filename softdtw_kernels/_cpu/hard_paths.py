@@ -20,21 +20,25 @@ def trace(bits, words, height, stride, lane, low, i, j, steps):
     bits: those of `height` rows stand together, each row a step behind the row above it, and its
     bit one further than that row's; the first is `lane`. words: of them that a step has.
     """
-    count = 0
+    # Which way it goes, no processor can foretell: the steps are sums, not branches. A division
+    # takes as long as all the rest of a step.
+    count, k, above = 0, i % height, i + low - i % height
+    begin = i // height * stride
     while True:
         steps[count, 0], steps[count, 1] = i, j
         count += 1
-        group, k = i // height, i % height
-        at = group * stride + words * (j - max(0, group * height + low) + k)
+        at = begin + words * (j - max(0, above) + k)
         if words == 3 and bits[at + 2] >> (lane + k) & 1:
             return 0
-        up, left = bits[at] >> (lane + k) & 1, bits[at + 1] >> (lane + k) & 1
-        if up == 0 and left == 0 and (i == 0 or j == 0):
+        up = np.int64(bits[at] >> (lane + k) & 1)
+        left = np.int64(bits[at + 1] >> (lane + k) & 1)
+        if (i == 0 or j == 0) and up + left == 0:
             return count
-        if left == 0:
-            i -= 1
-        if left == 1 or up == 0:
-            j -= 1
+        i, j, k = i - (1 - left), j - (left | (1 - up)), k - (1 - left)
+        next_group = np.int64(k < 0)
+        k += next_group * height
+        begin -= next_group * stride
+        above -= next_group * height
 
 
 @outlined

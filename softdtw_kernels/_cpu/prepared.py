@@ -53,12 +53,18 @@ class PreparedCall(Protocol):
 class OfCosts:
     """Costs (*, N, M)."""
 
+    is_symmetric = True  # what holds of costs holds of their transposes
+
     def __init__(self, shape: Shape, dtype: torch.dtype, weak: bool, bandwidth: int | None) -> None:
         *batch, rows, columns = shape
         self.batch, self.dtype = tuple(batch), NUMPY_TYPE[dtype]
         self.pairs = math.prod(batch)
         self.band = band_of(bandwidth, rows, columns)
-        self.shape, self.four = shape, tuple((1,) * (4 - len(shape)) + shape)
+        # A column is done as a row, in fewer strips. Bits are the same: each cell has one
+        # predecessor.
+        as_row = columns == 1 and self.is_symmetric and not weak
+        in_memory = (*batch, 1, rows) if as_row else shape
+        self.shape, self.four = shape, tuple((1,) * (4 - len(shape)) + in_memory)
         self.plan = small.plan_of(self.four, dtype.itemsize, weak, self.band)
 
     def arguments(self, settings: Settings, cost: np.ndarray) -> tuple[Any, ...]:
@@ -141,6 +147,7 @@ class OfPattern(OfCosts):
         begin: str,
         end: str,
     ) -> None:
+        self.is_symmetric = False
         super().__init__(shape, dtype, False, bandwidth)
         self.bandwidth, self.sides = bandwidth, (repeat, begin, end)
 
@@ -186,10 +193,13 @@ class OfFeatures:
         return dense(x, x_shape), dense(y, y_shape)
 
     def value(self, settings: Settings, given: Given) -> Tensor:
-        return self.costs.from_costs(settings, small.distances(*self.sequences(given)))
+        return self.costs.from_costs(settings, self.distances(given))
 
     def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
-        return self.costs.both_from_costs(settings, small.distances(*self.sequences(given)))
+        return self.costs.both_from_costs(settings, self.distances(given))
+
+    def distances(self, given: Given) -> np.ndarray:
+        return small.distances(*self.sequences(given)).reshape(self.costs.four)
 
     def gradients(
         self, kept: Given, settings: Settings, given: Given, grad_value: Tensor, wanted: Wanted

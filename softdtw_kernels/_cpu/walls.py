@@ -25,6 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .arrays import bits_of
 from .batch import Batch
 from .jit import jit
 from .scaling import DOUBLE, FEWEST, LOG2_E, Precision, precision_of
@@ -108,8 +109,8 @@ def with_bars(
         if room is None:  # of one block after another
             room = np.empty((min(block, items.size), rows, columns), costs.dtype)
         part = task.part(some, room[: some.size])
-        old, new = (_bits(a.astype(costs.dtype)) for a in (heights, bars))
-        exchange(_bits(costs), old, new, _bits(part.cost[0]))
+        old, new = (bits_of(a.astype(costs.dtype)) for a in (heights, bars))
+        exchange(bits_of(costs), old, new, bits_of(part.cost[0]))
         if part.dummy.size:
             dummy = np.broadcast_to(part.dummy, some.size)
             part.dummy = np.where(dummy == heights, bars, dummy)
@@ -158,10 +159,6 @@ def may_have_bars(task: Batch, items: np.ndarray) -> np.ndarray:
     return items[_bars(task, items, *sizes, _choices(task, items), True)[1] != 0.0]
 
 
-def _bits(values: np.ndarray) -> np.ndarray:
-    return values.view(np.int32 if values.itemsize == 4 else np.int64)
-
-
 def _sizes(costs: np.ndarray, above: np.ndarray | float = -1.0) -> tuple[np.ndarray, np.ndarray]:
     """The largest number of each pair, of some of its costs, and the size of the next; see survey,
     which is asked about numbers above the least.
@@ -170,7 +167,7 @@ def _sizes(costs: np.ndarray, above: np.ndarray | float = -1.0) -> tuple[np.ndar
     least = np.full(pairs, above).astype(kind)
     ends = np.array([-0.0, np.inf], kind)
     top, rest = np.empty(pairs, kind), np.empty(pairs, kind)
-    survey(_bits(costs), *_bits(ends), _bits(least), _bits(top), _bits(rest))
+    survey(bits_of(costs), *bits_of(ends), bits_of(least), bits_of(top), bits_of(rest))
     return top, rest
 
 
