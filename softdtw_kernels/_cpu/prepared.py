@@ -26,9 +26,9 @@ from .batch import ALL, Batch
 from .ends import Ends, Open, ends_of
 from .factors import scaled
 from .pattern import pattern_value
-from .scaling import precision_of
+from .scaling import fewest, precision_of
 from .task import band_of
-from .warping import clipped
+from .warping import clipped, repeats_of
 
 Settings = tuple[float, ...]
 Shape = tuple[int, ...]
@@ -91,13 +91,15 @@ class OfCosts:
         plan.run(arguments, value, status, *no_gradient)
         if status.any():
             value = self.in_tiers(settings, cost, value, np.flatnonzero(status))
+        else:
+            value = self.returned(settings, value)
         return torch.from_numpy(value.reshape(self.batch))
 
     def both_from_costs(self, settings: Settings, cost: np.ndarray) -> Both:
         arguments, ends = self.arguments(settings, cost), self.ends(settings)
         both = small.value_and_mass(self.plan, arguments, ends)
         value, mass = (
-            (both.value, both.mass)
+            (self.returned(settings, both.value), both.mass)
             if both.found == small.RETURNED
             else self.both_in_tiers(settings, cost, both)
         )
@@ -107,6 +109,10 @@ class OfCosts:
     def ends(self, settings: Settings) -> Ends | None:
         """Of the alignments, where they are open."""
         return None
+
+    def returned(self, settings: Settings, value: np.ndarray) -> np.ndarray:
+        """The value, given that which the kernels certify."""
+        return value
 
     def in_tiers(
         self, settings: Settings, cost: np.ndarray, value: np.ndarray, again: np.ndarray
@@ -134,8 +140,8 @@ class OfCosts:
 
 
 class OfPattern(OfCosts):
-    """Costs (*, N, M) of alignments with a cost of warping or with open ends. settings: gamma, the
-    cost of warping, and the price of a frame left out.
+    """Costs (*, N, M) of alignments with a cost of warping, with fewer repeats or with open ends.
+    settings: gamma, the cost of warping, and the price of a frame left out.
     """
 
     def __init__(
@@ -150,10 +156,30 @@ class OfPattern(OfCosts):
         self.is_symmetric = False
         super().__init__(shape, dtype, False, bandwidth)
         self.bandwidth, self.sides = bandwidth, (repeat, begin, end)
+        self.warp: np.ndarray | None = None  # that of the fewest repeats
+        if repeat != "xy" and not (begin or end):
+            *_, rows, columns = shape
+            self.warp = np.array([fewest(max(rows, columns))])
+            self.repeats, _ = repeats_of(rows, columns, repeat)
+
+    @staticmethod
+    def has_none(shape: Shape, repeat: str, begin: str, end: str) -> bool:
+        """Whether no alignment has so few repeats."""
+        if repeat == "xy" or begin or end:
+            return False
+        *_, rows, columns = shape
+        return bool(repeats_of(rows, columns, repeat)[1])
 
     def arguments(self, settings: Settings, cost: np.ndarray) -> tuple[Any, ...]:
         gamma, warp, _ = (np.array([number]) for number in settings)
-        return cost, gamma, clipped(warp), NOTHING, ALL, ALL, self.band
+        warp = clipped(warp) if self.warp is None else self.warp
+        return cost, gamma, warp, NOTHING, ALL, ALL, self.band
+
+    def returned(self, settings: Settings, value: np.ndarray) -> np.ndarray:
+        if self.warp is None:
+            return value
+        _, warp, _ = settings
+        return (value.astype(np.float64) + self.repeats * warp).astype(self.dtype)
 
     def ends(self, settings: Settings) -> Ends | None:
         repeat, begin, end = self.sides

@@ -11,6 +11,8 @@ are none where the longer one is that which may not be repeated.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .arrays import NOTHING
@@ -72,19 +74,25 @@ def _with_added_cost(task: Batch, results: Results, items: np.ndarray) -> None:
             results.sums[0, some] = theirs.gamma
 
 
+def repeats_of(n: Any, m: Any, repeat: str) -> tuple[Any, Any]:
+    """How many frames are repeated where one sequence at most may be, and whether no alignment has
+    so few repeats.
+    """
+    more = n - m if repeat == "y" else m - n
+    return abs(more), (more < 0) | ((repeat == "") & (more != 0))
+
+
 def solve_fewest(task: Batch, repeat: str, warp: np.ndarray, results: Results) -> None:
     """task: the plain problem; warp: of its pairs, or of all."""
     task.warp = np.array([fewest(max(task.cost.shape[2:]))])
     results.by_tiers(task)
-    n, m = task.lengths
-    more = n - m if repeat == "y" else m - n
-    none = (more < 0) | ((repeat == "") & (more != 0))
+    more, none = repeats_of(*task.lengths, repeat)
     sure = results.status == SURE
     finite = sure & (results.values < np.inf)
-    results.values[finite] += (np.abs(more) * warp)[finite]
+    results.values[finite] += (more * warp)[finite]
     if results.scale is not None:
         # A factor of inf times no step is NaN, as in torch.
-        results.sums[1, finite] = (np.abs(more) * results.scale)[finite]
+        results.sums[1, finite] = (more * results.scale)[finite]
     without = np.flatnonzero(none & sure)
     results.values[without] = np.inf
     spread(results, task, without, 0.0)

@@ -219,8 +219,7 @@ def kind_of_pattern(
     shape: Shape, dtype: torch.dtype, bandwidth: int | None, repeat: str, begin: str, end: str
 ) -> Kind | None:
     check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
-    # Values of alignments with fewer repeats are not what the kernels return.
-    if not is_small(shape, dtype, MOST_CELLS) or not (repeat == "xy" or begin or end):
+    if not is_small(shape, dtype, MOST_CELLS):
         return None
 
     def gradients(
@@ -237,6 +236,8 @@ def kind_of_pattern(
 
     from .._cpu import prepared as engine
 
+    if engine.OfPattern.has_none(shape, repeat, begin, end):
+        return None
     return Kind(engine.OfPattern(shape, dtype, bandwidth, repeat, begin, end), gradients)
 
 
