@@ -218,3 +218,19 @@ def test_many_small_weak_lattices_have_the_bits_of_each_alone() -> None:
     for k in range(70):
         alone = value_and_gradient(s2dtw_from_cost, cost[k], x_lengths=lengths[k], **arguments)
         assert bits(together[0][k]) == bits(alone[0]) and bits(together[1][k]) == bits(alone[1])
+
+
+@given(
+    numbers=st.lists(st.tuples(st.integers(-3, 3), st.sampled_from([0, 30, 60])), min_size=3),
+    pairs=st.sampled_from([1, 40]),
+)
+def test_open_ends_are_chosen_by_exact_sums(numbers: list[tuple[int, int]], pairs: int) -> None:
+    """Of a single column, whose sums are far larger than what they differ by."""
+    skip, *costs = (Fraction(k * 2**power) for k, power in numbers[:20])
+    rows = len(costs)
+    totals = [sum(costs[: i + 1]) + skip * (rows - 1 - i) for i in range(rows)]
+    end = totals.index(min(totals))
+    column = torch.tensor([[float(c)] for c in costs], dtype=torch.float64)
+    value, visits = _run(column.repeat(pairs, 1, 1), open_end="x", skip_cost=float(skip))
+    assert (value == float(totals[end])).all()
+    assert torch.equal(visits.sum(2), (torch.arange(rows) <= end).double().expand(pairs, rows))

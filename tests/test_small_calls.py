@@ -67,6 +67,7 @@ FACTORS = {
     "thirds": lambda pairs: torch.full((pairs,), 1 / 3),
     "signs": lambda pairs: random(pairs, seed=9) - 0.2,
     "tiny": lambda pairs: torch.full((pairs,), 1e-36),  # products below the smallest normal number
+    "subnormal": lambda pairs: torch.full((pairs,), -1e-40),
     "no number": lambda pairs: torch.tensor([torch.inf, *[torch.nan] * (pairs - 1)]),
 }
 
@@ -138,11 +139,26 @@ def test_bits_from_features(dtype: torch.dtype, data: st.DataObject) -> None:
         assert constant == bits(call(*inputs))
 
 
+WITH_THREADS = ("costs", "all tiers", "hard", "hard warp", "features", "weak", "ends")
+WITH_THREADS += ("lengths", "lengths and band")
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(40, 37, 33), (1100, 7, 9), (4, 160, 150)])
 @pytest.mark.parametrize(
-    "of", ["costs", "all tiers", "features", "weak", "lengths", "lengths and band", "ends"]
+    "of",
+    [
+        "costs",
+        "all tiers",
+        "hard",
+        "features",
+        "weak",
+        "lengths",
+        "lengths and band",
+        "ends",
+        "warp",
+    ],
 )
 def test_bits_where_threads_share_the_work(
     of: str, shape: tuple[int, int, int], dtype: torch.dtype, threads: int
@@ -158,6 +174,10 @@ def test_bits_where_threads_share_the_work(
     if of == "features":
         inputs = [random(pairs, size, 2, seed=k, dtype=dtype) for k, size in enumerate(shape[1:])]
         function = soft_dtw
+    elif of == "hard":
+        settings["gamma"] = 0.0
+    elif of == "hard warp":
+        settings |= {"gamma": 0.0, "warp_cost": 0.3}
     elif of == "weak":
         function = functools.partial(s2dtw_from_cost, smoothing=False, dummy_cost=0.4)
         inputs = [cost[: pairs // 3].to(dtype).contiguous()]
@@ -220,7 +240,7 @@ def test_bits_of_other_patterns(dtype: torch.dtype, data: st.DataObject) -> None
     special = SPECIAL[kind](random(1, rows, columns).abs())[0]
     cost = special * (1 + random(*lead, 1, 1, seed=2).abs())
     settings: dict[str, Any] = {
-        "gamma": draw(st.sampled_from([1.0, 0.1, 1e-4])),
+        "gamma": draw(st.sampled_from([1.0, 0.1, 1e-4, 0.0])),
         "warp_cost": draw(st.sampled_from([0.0, 0.3, -0.1, 1e30])),
         "skip_cost": draw(st.sampled_from([0.0, 0.2, -0.3, 1e30])),
         "open_begin": draw(SIDES),
@@ -427,12 +447,14 @@ def test_a_kind_of_call_is_prepared_once(find: Any, function: Any, size: int) ->
         leaves = [t.clone().requires_grad_() for t in inputs]
         function(*leaves, gamma=gamma).sum().backward()
         assert (find.cache_info().misses, find.cache_info().hits) == (1, k)
-    for other in (0, 0.0, torch.ones(2, dtype=torch.float64)):
-        function(*inputs, gamma=other)
+    for k, gamma in enumerate((0, 0.0)):  # the hard minimum does
+        function(*inputs, gamma=gamma)
+        assert (find.cache_info().misses, find.cache_info().hits) == (2, 2 + k)
+    function(*inputs, gamma=torch.ones(2, dtype=torch.float64))
     function(*inputs, x_lengths=[size, 1])
     with torch.no_grad():
         function(*inputs, backend="reference")
-    assert (find.cache_info().misses, find.cache_info().hits) == (1, 2)
+    assert (find.cache_info().misses, find.cache_info().hits) == (2, 3)
 
 
 @pytest.mark.parametrize("wrong", [None, "x", 1.0, [[1.0]], random(3), random(2, 3).to(torch.int)])

@@ -229,6 +229,13 @@ class Gradients:
         """dV/dgamma = - sum of the visits times the entropies, in nats."""
         return -np.log(2.0) * self.sums[1]
 
+    @property
+    def flushed_scale(self) -> np.ndarray:
+        """The factors as kernels on vectors multiply by them: what is subnormal counts as 0."""
+        scale = np.empty((self.scale.size, 1), self.cost.dtype)
+        scaled(np.ones_like(scale), self.scale, scale)
+        return scale.reshape(-1)
+
     def without_scale(self) -> Gradients:
         """Where the gradients of the sum of the values go: to the same arrays."""
         if self.of_sum:

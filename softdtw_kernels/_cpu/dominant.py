@@ -10,7 +10,6 @@ import numpy as np
 from . import hard
 from .arrays import NOTHING, bits_of
 from .batch import ALL, Batch, Gradients, part_of
-from .factors import scaled
 from .jit import jit
 from .margins import FAR, LOG_3, margins_of
 from .order import max, min
@@ -103,9 +102,7 @@ def solve_some(
     unused, values = np.empty(0, task.cost.dtype), np.empty(task.pairs)
     results: tuple = (values, status, True, False, unused, False, task.cost, NOTHING[None])
     if gradients is not None:
-        scale = np.empty((task.pairs, 1), task.cost.dtype)
-        scaled(np.ones_like(scale), gradients.scale, scale)  # so that what is subnormal is flushed
-        to_gradients = (True, scale.reshape(-1), False, gradients.cost, gradients.sums)
+        to_gradients = (True, gradients.flushed_scale, False, gradients.cost, gradients.sums)
         results = (values, status, True, *to_gradients)
 
     def room() -> np.ndarray:

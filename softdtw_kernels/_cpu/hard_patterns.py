@@ -17,6 +17,8 @@ from .jit import allocating, inline
 from .lattice import entry
 from .simd import like
 
+ROUNDED = 1e-14  # more than what sums of two float64, and of the parts behind one, are off by
+
 
 class Prices(NamedTuple):
     """Of a call."""
@@ -59,10 +61,16 @@ def pattern_of(prices, q, rows, columns, parts, lanes, found, warps, skips):
 @inline
 def cheapest(pattern, diagonal, up, here, warp, told):
     """The cheapest predecessor, and as bits the lanes where it is that above and that beside."""
+    best, by_up = diagonal, np.uint32(0)
     if pattern.prices.warped:
+        if pattern.prices.repeat[0] and pattern.prices.repeat[1]:
+            # Both cost the same more, and are compared before.
+            beside, by_left = least(here, up)
+            beside, told = plus(beside, warp, told)
+            best, by_up = least(beside, diagonal)
+            return best, by_up, by_up & by_left, told
         up, told = plus(up, warp, told)
         here, told = plus(here, warp, told)
-    best, by_up = diagonal, np.uint32(0)
     if pattern.prices.repeat[1]:
         best, by_up = least(up, best)
     by_left = np.uint32(0)
@@ -136,6 +144,7 @@ def cheapest_end(pattern, rows, columns, prices, q, lane):
     skip, found, lanes = entry(prices.skip, q), pattern.found, pattern.lanes
     size = found.size // 3
     best, end, out = (np.inf, 0.0, 0.0), (rows - 1, columns - 1), 0
+    least_so_far, off = np.inf, 0.0
     for c in range(rows - 1 + columns):
         i, j, at = c, columns - 1, columns + c
         if c >= rows - 1:
@@ -143,11 +152,17 @@ def cheapest_end(pattern, rows, columns, prices, q, lane):
         if not (prices.end[1] if i == rows - 1 else prices.end[0]) and c < rows + columns - 2:
             continue
         at = at * lanes + lane
+        # Of nearly all a rounded sum tells that they are dearer.
+        left_out = (rows - 1 - i) + (columns - 1 - j)
+        price = skip * left_out
+        rounded, error = found[at] + price, ROUNDED * (abs(found[at]) + abs(price))
+        if rounded - least_so_far > off + error:
+            continue
         third = found[2 * size + at] if pattern.parts == 3 else 0.0
         here = (found[at], found[size + at], third)
-        left_out = (rows - 1 - i) + (columns - 1 - j)
         if left_out > 0 and here[0] != np.inf:
-            here = add(here, skip * left_out)
+            here = add(here, price)
         if here[0] != np.inf and (best[0] == np.inf or difference(here, best) < 0.0):
             best, end, out = here, (i, j), left_out
+            least_so_far, off = rounded, error
     return end, out, best[0] + (best[1] + best[2])

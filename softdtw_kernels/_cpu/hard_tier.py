@@ -43,7 +43,8 @@ def hard_minimum(
     none = (prices, None)
     results: tuple = (values, status, False, False, unused, False, task.cost, NOTHING[None], *none)
     if gradients is not None:  # which lanes may have written to, if other pairs are soft
-        to_gradients = (True, gradients.scale, all_of_them, gradients.cost, gradients.sums, *none)
+        scale = gradients.scale if gradients.of_sum else gradients.flushed_scale
+        to_gradients = (True, scale, all_of_them, gradients.cost, gradients.sums, *none)
         results = (values, status, True, *to_gradients)
 
     def room() -> np.ndarray:

@@ -205,11 +205,47 @@ class OfPattern(OfCosts):
         return value, None if both.found == small.NOT_ALL else both.mass
 
 
+class OfHardCosts(OfCosts):
+    """Costs (*, N, M) at gamma = 0."""
+
+    def from_costs(self, settings: Settings, cost: np.ndarray) -> Tensor:
+        return torch.from_numpy(small.hard_value(self.task(settings, cost)).reshape(self.batch))
+
+    def both_from_costs(self, settings: Settings, cost: np.ndarray) -> Both:
+        value, mass = small.hard_value_and_mass(self.task(settings, cost))
+        return torch.from_numpy(value.reshape(self.batch)), (torch.from_numpy(mass),)
+
+
+class OfHardPattern(OfHardCosts):
+    """As `OfPattern`, at gamma = 0."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        bandwidth: int | None,
+        repeat: str,
+        begin: str,
+        end: str,
+    ) -> None:
+        self.is_symmetric = False
+        super().__init__(shape, dtype, False, bandwidth)
+        self.sides = begin, end, repeat
+
+    def task(self, settings: Settings, cost: np.ndarray) -> Batch:
+        gamma, warp, skip = (np.array([number]) for number in settings)
+        opened = Open(*self.sides, skip)
+        return Batch(cost, gamma, NOTHING, ALL, ALL, self.band, warp, opened)
+
+
 class OfFeatures:
     """Squared distances of features (*, N, D) and (*, M, D), in memory."""
 
-    def __init__(self, x: Shape, y: Shape, dtype: torch.dtype, bandwidth: int | None) -> None:
-        self.costs = OfCosts((*x[:-1], y[-2]), dtype, False, bandwidth)
+    def __init__(
+        self, x: Shape, y: Shape, dtype: torch.dtype, bandwidth: int | None, hard: bool
+    ) -> None:
+        of_costs = OfHardCosts if hard else OfCosts
+        self.costs = of_costs((*x[:-1], y[-2]), dtype, False, bandwidth)
         pairs = self.costs.pairs
         self.shapes, self.units = (x, y), small.each_alone(pairs)
         self.three = (pairs, *x[-2:]), (pairs, *y[-2:])

@@ -25,6 +25,7 @@ from .arrays import NOTHING, dense, from_array, without_warnings
 from .batch import ALL, Batch, Gradients, places_of
 from .ends import SUMS, Ends
 from .factors import scaled
+from .hard_tier import hard_minimum
 from .jit import jit
 from .order import min
 from .scaling import SURE, UNIT, WANTED, precision_of, roundings
@@ -127,8 +128,7 @@ def value_and_mass(plan: Plan, arguments: tuple[Any, ...], ends: Ends | None = N
     cost, gamma, _, _, n, m, _ = arguments
     pairs, dtype = plan.ones.size, cost.dtype
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)
-    make = np.empty if is_small(cost.size) else room_beside_another
-    mass, sums = make(cost.shape, dtype), np.empty((SUMS, pairs))
+    mass, sums = room_of_mass(cost), np.empty((SUMS, pairs))
     if not plan.fills or n.size or m.size:
         mass.fill(0)
     plan.run(arguments, value, status, True, plan.ones, False, mass, sums, ends)
@@ -157,6 +157,26 @@ def completed(task: Batch, value: np.ndarray, again: np.ndarray) -> np.ndarray:
     return value
 
 
+def room_of_mass(cost: np.ndarray) -> np.ndarray:
+    make = np.empty if is_small(cost.size) else room_beside_another
+    return make(cost.shape, cost.dtype)
+
+
+@without_warnings
+def hard_value(task: Batch, gradients: Gradients | None = None) -> np.ndarray:
+    value = np.empty(task.pairs, task.cost.dtype)
+    hard_minimum(task, gradients, np.arange(task.pairs), value, np.empty(task.pairs, np.uint8))
+    return value
+
+
+def hard_value_and_mass(task: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Where gamma is 0 in all pairs."""
+    mass = room_of_mass(task.cost)
+    mass.fill(0)
+    ones = np.ones(task.pairs, task.cost.dtype)
+    return hard_value(task, Gradients(ones, False, mass, of_sum=True)), mass
+
+
 def room_beside_another(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Memory that will be freed about when an array of the same size is.
 
@@ -170,11 +190,11 @@ def room_beside_another(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def value_and_kept(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
-    """The values, and the gradient of their sum by the costs; None of a hard minimum, which has
-    kernels of its own.
+    """The values, and the gradient of their sum by the costs; None where gamma is 0 in some pairs
+    only.
     """
     if not task.gamma.all():
-        return None
+        return None if task.gamma.any() else hard_value_and_mass(task)
     cost, dummy = task.cost, task.dummy
     with_lengths = task.n.size > 0 or task.m.size > 0
     if with_lengths and task.cells >= LARGEST:  # pairs of like lengths are to share vectors

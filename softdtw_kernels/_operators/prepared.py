@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .._cpu.prepared import PreparedCall, Settings, Shape
 
 KINDS = 256  # of calls that are kept
-MOST_PAIRS = 1024  # of such a call: a few numbers are kept for each
+MOST_PAIRS = 4096  # of such a call: a few numbers are kept for each
 MOST_CELLS = 2**18  # of the lattices of such a call: what is kept takes some MiB at most
 SMALLEST_GAMMA = 1 / LARGEST_GAMMA  # above which a minimum is soft
 TYPES = (torch.float32, torch.float64)
@@ -81,7 +81,7 @@ class PreparedValue(EagerFunction):
 def takes(gamma: Any, backend: str | None, tensors: tuple[Any, ...]) -> bool:
     return (
         type(gamma) in NUMBERS
-        and SMALLEST_GAMMA < gamma <= LARGEST_GAMMA
+        and (SMALLEST_GAMMA < gamma <= LARGEST_GAMMA or gamma == 0)
         and (backend is None or (type(backend) is str and backend == "numba"))
         and are_plain_tensors(tensors)
         and hasattr(backends.load("numba"), "prepared")
@@ -94,7 +94,7 @@ def of_features(
     """Soft-DTW of squared distances between whole sequences; None if that is not prepared."""
     if not takes(gamma, backend, (x, y)):
         return None
-    kind = kind_of_features(x.shape, y.shape, x.dtype, y.dtype, bandwidth)
+    kind = kind_of_features(x.shape, y.shape, x.dtype, y.dtype, bandwidth, gamma == 0)
     return None if kind is None else kind.value(settings_of(gamma, None), (x, y))
 
 
@@ -111,7 +111,8 @@ def of_costs(
     """
     if not (takes(gamma, backend, (cost,)) and is_number(dummy) and cost.is_contiguous()):
         return None
-    kind = kind_of_costs(cost.shape, cost.dtype, dummy is not None, bandwidth, origin_count)
+    weak, hard = dummy is not None, gamma == 0
+    kind = kind_of_costs(cost.shape, cost.dtype, weak, bandwidth, origin_count, hard)
     return None if kind is None else kind.value(settings_of(gamma, dummy), (cost,))
 
 
@@ -124,7 +125,8 @@ def of_pattern(
         return None
     if not cost.is_contiguous():
         return None
-    kind = kind_of_pattern(cost.shape, cost.dtype, bandwidth, repeat, begin, end)
+    sides = repeat, begin, end
+    kind = kind_of_pattern(cost.shape, cost.dtype, bandwidth, *sides, gamma == 0)
     settings = float(gamma), float(warp), float(skip)
     return None if kind is None else kind.value(settings, (cost,))
 
@@ -156,6 +158,7 @@ def kind_of_features(
     x_type: torch.dtype,
     y_type: torch.dtype,
     bandwidth: int | None,
+    hard: bool,
 ) -> Kind | None:
     x, y = stand_in(x_shape, x_type), stand_in(y_shape, y_type)
     check_features(x, y, False)
@@ -164,7 +167,7 @@ def kind_of_features(
         return None
     fused = from_features.without_matrix(x, y, bandwidth, "sqeuclidean")
     most_cells = MOST_CELLS if fused else from_features.SMALL_CALL - 1
-    if not is_small((*x_shape[:-1], y_shape[-2]), x_type, most_cells):
+    if (hard and fused) or not is_small((*x_shape[:-1], y_shape[-2]), x_type, most_cells):
         return None
 
     def gradients(
@@ -177,8 +180,9 @@ def kind_of_features(
 
     from .._cpu import prepared as engine
 
-    prepare = engine.WithoutMatrix if fused else engine.OfFeatures
-    return Kind(prepare(x_shape, y_shape, x_type, bandwidth), gradients)
+    if fused:
+        return Kind(engine.WithoutMatrix(x_shape, y_shape, x_type, bandwidth), gradients)
+    return Kind(engine.OfFeatures(x_shape, y_shape, x_type, bandwidth, hard), gradients)
 
 
 @lru_cache(maxsize=KINDS)
@@ -188,12 +192,13 @@ def kind_of_costs(
     weak: bool,
     bandwidth: int | None,
     origin_count: float | None,
+    hard: bool,
 ) -> Kind | None:
     check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
     most_cells = MOST_CELLS // 4 if weak else MOST_CELLS
     if origin_count is not None:  # smoothed on one thread
         most_cells = from_features.SMALL_CALL - 1
-    if not is_small(shape, dtype, most_cells):
+    if (hard and origin_count is not None) or not is_small(shape, dtype, most_cells):
         return None
 
     def gradients(
@@ -210,13 +215,20 @@ def kind_of_costs(
     from .._cpu import prepared as engine
 
     if origin_count is None:
-        return Kind(engine.OfCosts(shape, dtype, weak, bandwidth), gradients)
+        prepare = engine.OfHardCosts if hard else engine.OfCosts
+        return Kind(prepare(shape, dtype, weak, bandwidth), gradients)
     return Kind(engine.OfSmoothedCosts(shape, dtype, weak, origin_count), gradients)
 
 
 @lru_cache(maxsize=KINDS)
 def kind_of_pattern(
-    shape: Shape, dtype: torch.dtype, bandwidth: int | None, repeat: str, begin: str, end: str
+    shape: Shape,
+    dtype: torch.dtype,
+    bandwidth: int | None,
+    repeat: str,
+    begin: str,
+    end: str,
+    hard: bool,
 ) -> Kind | None:
     check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
     if not is_small(shape, dtype, MOST_CELLS):
@@ -238,7 +250,8 @@ def kind_of_pattern(
 
     if engine.OfPattern.has_none(shape, repeat, begin, end):
         return None
-    return Kind(engine.OfPattern(shape, dtype, bandwidth, repeat, begin, end), gradients)
+    prepare = engine.OfHardPattern if hard else engine.OfPattern
+    return Kind(prepare(shape, dtype, bandwidth, repeat, begin, end), gradients)
 
 
 def parameters_of(settings: Settings, cost: Tensor) -> tuple[Tensor, Tensor | None]:
