@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
     kernel: Callable[..., None]
     chunks: int  # groups of pairs, or pairs
-    fills: bool  # whether gradients of certified pairs are written everywhere
+    room: Callable[..., np.ndarray]  # for gradients; zeros if not all of them is written
     order: tuple[Any, ...]  # of the pairs in the groups
     cells: int  # of all lattices
     settings: tuple[Any, ...]  # what a kernel needs to know of the precision
@@ -96,7 +96,7 @@ def _plan(task: Batch) -> Plan:
     return Plan(
         lanes.solve if in_lanes else strips.solve,
         task.groups if in_lanes else task.pairs,
-        in_lanes and not task.partial,
+        room_for(task.cost.size, zeros=task.partial or not in_lanes),
         (task.in_order,) if in_lanes else (),
         task.cells,
         precision.kernel_arguments,
@@ -128,8 +128,8 @@ def value_and_mass(plan: Plan, arguments: tuple[Any, ...], ends: Ends | None = N
     cost, gamma, _, _, n, m, _ = arguments
     pairs, dtype = plan.ones.size, cost.dtype
     value, status = np.empty(pairs, dtype), np.empty(pairs, np.uint8)
-    mass, sums = room_of_mass(cost), np.empty((SUMS, pairs))
-    if not plan.fills or n.size or m.size:
+    mass, sums = plan.room(cost.shape, dtype), np.empty((SUMS, pairs))
+    if n.size or m.size:
         mass.fill(0)
     plan.run(arguments, value, status, True, plan.ones, False, mass, sums, ends)
     return Both(value, mass, status, worth(status, value, gamma, *plan.limits))
@@ -157,11 +157,6 @@ def completed(task: Batch, value: np.ndarray, again: np.ndarray) -> np.ndarray:
     return value
 
 
-def room_of_mass(cost: np.ndarray) -> np.ndarray:
-    make = np.empty if is_small(cost.size) else room_beside_another
-    return make(cost.shape, cost.dtype)
-
-
 @without_warnings
 def hard_value(task: Batch, gradients: Gradients | None = None) -> np.ndarray:
     value = np.empty(task.pairs, task.cost.dtype)
@@ -171,8 +166,7 @@ def hard_value(task: Batch, gradients: Gradients | None = None) -> np.ndarray:
 
 def hard_value_and_mass(task: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Where gamma is 0 in all pairs."""
-    mass = room_of_mass(task.cost)
-    mass.fill(0)
+    mass = room_for(task.cost.size, zeros=True)(task.cost.shape, task.cost.dtype)
     ones = np.ones(task.pairs, task.cost.dtype)
     return hard_value(task, Gradients(ones, False, mass, of_sum=True)), mass
 
@@ -187,6 +181,19 @@ def room_beside_another(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """
     size = math.prod(shape)
     return np.empty(3 * size, dtype)[:size].reshape(shape)
+
+
+def zeros_beside_another(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    room = room_beside_another(shape, dtype)
+    room.fill(0)
+    return room
+
+
+def room_for(size: int, zeros: bool) -> Callable[..., np.ndarray]:
+    """How room is made for so many numbers."""
+    if is_small(size):
+        return np.zeros if zeros else np.empty
+    return zeros_beside_another if zeros else room_beside_another
 
 
 def value_and_kept(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
