@@ -181,8 +181,31 @@ def test_it_takes_batches_of_plain_float32_costs() -> None:
     assert "idle" in str(reason(4096, 256, 300))
     assert "float64" in str(reason(4096, 256, 256, dtype=torch.float64))
     assert "dummy" in str(reason(4096, 513, 513, weak=True))
-    assert "band" in str(reason(4096, 256, 256, bandwidth=10))
+    assert "band" in str(reason(4096, 256, 256, bandwidth=10, banded=True))
+    assert "band" in str(reason(4096, 256, 256, banded=True))  # with lengths
     assert "float64" in str(reason(4096, 256, 256, 2))
+
+
+@pytest.mark.parametrize("lengths", [(None, None), ([9, 4, 7], None), ([9, 3, 8], [11, 11, 2])])
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_band_is_left_to_others(order: int, lengths: tuple[list[int] | None, ...]) -> None:
+    """With lengths too, where it lies elsewhere in every item."""
+    cost = torch.rand(3, 9, 11, generator=torch.Generator().manual_seed(1))
+    problem = Problem(
+        cost,
+        torch.full((3,), 0.3, dtype=torch.float64),
+        None,
+        *(None if n is None else torch.tensor(n) for n in lengths),
+        2,
+    )
+    for launcher in (EmulatorLauncher(ONE, family=FIXED), EmulatorLauncher(ONE)):
+        if order:
+            found = lattice.gradient(launcher, problem, torch.ones(3), True)[0]
+            expected = numba_cpu.gradient(problem, torch.ones(3), True)[0]
+        else:
+            found, expected = lattice.value(launcher, problem), numba_cpu.value(problem)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=5e-6)
+        assert all(name != "fixed" for name, *_ in launcher.launches)
 
 
 def test_the_host_counts_in_the_tiles_of_the_kernels() -> None:

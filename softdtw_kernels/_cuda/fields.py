@@ -197,7 +197,7 @@ class Batch:
         rows, columns = lattice_size(self.rows, self.columns, self.weak)
         bandwidth = self.layout.bandwidth
         band = -1 if bandwidth is None or self.ragged else bandwidth
-        return Shape(self.dtype, self.pairs, rows, columns, self.weak, band)
+        return Shape(self.dtype, self.pairs, rows, columns, self.weak, band, bandwidth is not None)
 
 
 DOUBLES = {"gamma_number", "dummy_number", "skip_number", "origin_count"}

@@ -109,7 +109,7 @@ def reason_against(
         return "float64 has a mantissa of its own"
     if shape.weak:
         return "it knows no dummy cells"
-    if shape.bandwidth >= 0:
+    if shape.banded:
         return "it sweeps whole strips, of which a band is a small part"
     if order == 2:
         return "tangents need float64"

@@ -37,7 +37,8 @@ class Shape(NamedTuple):
     n: int  # rows and columns of the lattice
     m: int
     weak: bool
-    bandwidth: int  # -1: none, or not known to hold for every item
+    bandwidth: int  # -1: none, or with lengths, where it lies elsewhere in every item
+    banded: bool = False  # whether there is one
 
     def span(self, width: int) -> int:
         """An upper bound of the rows in which `width` neighboring columns meet the band."""
