@@ -98,6 +98,9 @@ def check(launcher: EmulatorLauncher, problem: PatternProblem) -> None:
         assert torch.equal(got.isnan(), expected.isnan())
         error = (got.double() - expected).abs().nan_to_num(0)
         assert (error <= tolerance * scale).all(), (problem[6:], error.max() / scale)
+    alone = pattern.gradient(launcher, problem, factors.to(cost.dtype), False)[0].double()
+    assert torch.equal(alone.isnan(), truths[0].isnan())
+    assert ((alone - truths[0]).abs().nan_to_num(0) <= tolerance).all(), problem[6:]
 
 
 @settings(max_examples=60)

@@ -58,10 +58,17 @@ struct TinyPair {
     return {COST(Bits<float>::without(z, units) * power(-gauge - 64 * whole)), whole + units};
   }
 
-  // False if that arithmetic does not do. Into `last` go the numbers of the last row.
-  __device__ __forceinline__ bool sweep_flat(Row& last) const {
-    constexpr float LEAST = 1.26217745e-29f, MOST = 7.9228163e28f;  // 2^-96 and 2^96
-    const float scale = float(arithmetic.scale);
+  // Numbers without exponents: what they are made by.
+  struct Flat {
+    float scale, both, up, left, skip;  // the power of 2 of two steps; that of one, or 0 where it is not taken
+    float least;                        // number of a cell: what two steps leave of it is still one
+    int step;
+  };
+  static constexpr float MOST = 7.9228163e28f, LARGEST = 3.4028235e38f;  // 2^96, and the last float
+
+  // False if such numbers do not do.
+  __device__ __forceinline__ bool start_flat(Flat& flat) const {
+    flat.scale = float(arithmetic.scale);
     float sum_of_costs = 0, largest = 0, count = 0;
 #pragma unroll 1
     for (int row = 0; row < item.n; ++row) {
@@ -75,19 +82,28 @@ struct TinyPair {
         largest = fmaxf(largest, fabs(finite));
       }
     }
-    const float mean = sum_of_costs * scale / fmaxf(count, 1.0f);
-    if (!(fabs(mean) <= 64.0f && largest * -scale <= 96.0f)) return false;  // NaN is neither
-    const int step = int(rintf(-0.5f * mean));
-    const bool begins_x = pattern.begins & OF_X, begins_y = pattern.begins & OF_Y;
-    float skip = 0;
-    if (pattern.begins) {
-      const double log2_skip = pattern.of_ends.log2_skip + step;
+    const float mean = sum_of_costs * flat.scale / fmaxf(count, 1.0f);
+    if (!(fabs(mean) <= 64.0f && largest * -flat.scale <= 96.0f)) return false;  // NaN is neither
+    flat.step = int(rintf(-0.5f * mean));
+    flat.skip = 0;
+    if (pattern.begins || pattern.ends) {
+      const double log2_skip = pattern.of_ends.log2_skip + flat.step;
       if (!(fabs(log2_skip) * COLUMNS < 80)) return false;
-      skip = fast_exp2(float(log2_skip));
+      flat.skip = fast_exp2(float(log2_skip));
     }
-    const float straight = power(step), both = power(2 * step);
-    const float left_factor = pattern.left ? straight : 0.0f;
-    float z[COLUMNS], begin = 1.0f;
+    flat.both = power(2 * flat.step);
+    flat.up = pattern.up ? power(flat.step) : 0.0f;
+    flat.left = pattern.left ? power(flat.step) : 0.0f;
+    flat.least = power(max(-96, -126 - 2 * flat.step));
+    return true;
+  }
+
+  // False if a number has left the range. Into `last` go the numbers of the last row, into `total` the sum over all ends.
+  // What is kept of a cell: the shares of its predecessors, or with WEIGHTS what has come to it and its own weight.
+  template <bool WEIGHTS>
+  __device__ __forceinline__ bool sweep_flat(const Flat& flat, Row& last, float& total) const {
+    const bool begins_x = pattern.begins & OF_X, begins_y = pattern.begins & OF_Y;
+    float z[COLUMNS], begin = 1.0f, of_columns = 0.0f;
     bool right = true;
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) z[c] = 0.0f;
@@ -95,29 +111,73 @@ struct TinyPair {
     for (int row = 0; row < item.n; ++row) {
       COST costs[COLUMNS];
       load_row(row, costs);
-      const float up_factor = pattern.up ? straight : 0.0f;
       float left = 0.0f, diagonal = row == 0 || begins_x ? begin : 0.0f, of_column = 0.0f, begin_above = begin;
 #pragma unroll
       for (int c = 0; c < COLUMNS; ++c) {
-        const float over = z[c], up = over * up_factor, beside = left * left_factor;
-        const float sum = (diagonal + up) + beside, weight = fast_exp2(float(costs[c]) * scale);
-        left = sum * weight;
-        right &= (left >= LEAST && left <= MOST) || sum == 0.0f || weight == 0.0f;
-        if (KEEP) {
+        const float over = z[c], up = over * flat.up, beside = left * flat.left;
+        const float sum = (diagonal + up) + beside, weight = fast_exp2(float(costs[c]) * flat.scale);
+        left = weight == 0.0f ? 0.0f : sum * weight;
+        right &= (left >= flat.least && left <= MOST) || sum == 0.0f || (weight == 0.0f && (WEIGHTS || sum <= LARGEST));
+        if (KEEP && WEIGHTS) kept_at(row, c) = {{COST(sum), COST(weight)}};
+        if (KEEP && !WEIGHTS) {
           const float inverse = sum == 0.0f ? 0.0f : reciprocal(sum), rest = inverse * fmaf(-sum, inverse, 1.0f);
           const float p_up = fmaf(up, inverse, up * rest), p_left = fmaf(beside, inverse, beside * rest);
           kept_at(row, c) = {{COST(diagonal == 0.0f ? -p_up : p_up), COST(p_left)}};
         }
-        begin_above *= skip;
-        diagonal = row == 0 && begins_y ? begin_above : over * both;
+        begin_above *= flat.skip;
+        diagonal = row == 0 && begins_y ? begin_above : over * flat.both;
         z[c] = left;
         if (c == item.m - 1) of_column = left;
       }
-      if (pattern.ends & OF_X) column[row * threads] = number_of(of_column, step * (row + item.m - 1));
-      begin *= skip;
+      if (WEIGHTS) of_columns = pattern.ends & OF_X ? fmaf(of_columns, flat.skip, of_column) : of_column;
+      else if (pattern.ends & OF_X) column[row * threads] = number_of(of_column, flat.step * (row + item.m - 1));
+      begin *= flat.skip;
     }
+    if constexpr (WEIGHTS) {
+      float of_row = 0.0f;
 #pragma unroll
-    for (int c = 0; c < COLUMNS; ++c) last[c] = number_of(z[c], step * (item.n - 1 + c));
+      for (int c = 0; c < COLUMNS; ++c)
+        if (pattern.ends & OF_Y && c < item.m - 1) of_row = (of_row + z[c]) * flat.skip;
+      total = of_columns + of_row;
+      return right && total >= flat.least && total <= MOST;
+    } else {
+#pragma unroll
+      for (int c = 0; c < COLUMNS; ++c) last[c] = number_of(z[c], flat.step * (item.n - 1 + c));
+      return right;
+    }
+  }
+
+  // Writes the gradient in the costs, as tiny.cu does: what has come to a cell times what follows it, over the sum of all.
+  // Numbers too small to be one are less than 2^-30 of a visit. False if one was too large.
+  __device__ __forceinline__ bool sweep_back_flat(const Flat& flat, float total, COST scale) const {
+    const float inverse = 1.0f / total;
+    COST* const grad = grad_row(0);
+    float below[COLUMNS], of_column = inverse;
+    bool right = true;
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) below[c] = 0.0f;
+#pragma unroll 1
+    for (int row = item.n - 1; row >= 0; --row) {
+      const bool is_last = row == item.n - 1, of_row = is_last && pattern.ends & OF_Y;
+      COST* out = grad + row * problem.dense_row + (COLUMNS - 1) * problem.dense_column;
+      float beside = 0.0f, diagonal = 0.0f, end = inverse;
+#pragma unroll
+      for (int c = COLUMNS - 1; c >= 0; --c) {
+        const Vector<COST, 2> kept_here = kept_at(row, c);
+        const float over = below[c];
+        float follows = fmaf(diagonal, flat.both, fmaf(over, flat.up, beside * flat.left));
+        if (c == item.m - 1) follows += is_last || pattern.ends & OF_X ? of_column : 0.0f;
+        if (of_row && c < item.m - 1) follows += end *= flat.skip;
+        beside = follows * float(kept_here.v[1]);
+        right &= beside <= MOST;  // NaN is not
+        const COST visits = COST(fminf(float(kept_here.v[0]), LARGEST) * beside);  // not inf times 0
+        if (inside(row, c)) *out = visits == COST(0) ? COST(0) : scale * visits;
+        out -= problem.dense_column;
+        diagonal = over;
+        below[c] = beside;
+      }
+      of_column *= flat.skip;
+    }
     return right;
   }
 
@@ -193,6 +253,7 @@ struct TinyPair {
   template <bool WITH_SUMS>
   __device__ __forceinline__ void sweep_backward(const Row& above, COST scale) {
     const int n = item.n, m = item.m;
+    COST* const grad = grad_row(0);
     COST below[COLUMNS];
     double entropy = 0, skipped = 0;
 #pragma unroll
@@ -208,7 +269,7 @@ struct TinyPair {
       });
 #pragma unroll 1
     for (int row = n - 1; row >= 0; --row) {
-      COST* out = grad_row(row) + (COLUMNS - 1) * problem.dense_column;
+      COST* out = grad + row * problem.dense_row + (COLUMNS - 1) * problem.dense_column;
       COST from_right = COST(0), diagonally = COST(0), of_column = COST(0);
       if (row < pattern.ends_of_column()) of_column = COST(pattern.of_ends.share(column[row * threads], n - 1 - row, 0));
 #pragma unroll
@@ -260,7 +321,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiny_pattern(const __grid_
     TinyPair::Row row;
     if (!(pair.status & (NOT_A_NUMBER | OUT_OF_RANGE))) {
       bool done = false;
-      if constexpr (sizeof(COST) == 4) done = pair.sweep_flat(row);
+      if constexpr (sizeof(COST) == 4) {
+        TinyPair::Flat flat;
+        float total;
+        done = pair.start_flat(flat);
+#if WITH_ORDER > 0
+        if (done && !problem.grad_gamma && pair.sweep_flat<true>(flat, row, total) &&
+            pair.sweep_back_flat(flat, total, static_cast<const COST*>(problem.grad_value)[p * problem.grad_value_stride])) {
+          problem.status[p] = pair.status;
+          continue;
+        }
+        done = done && problem.grad_gamma;
+#endif
+        done = done && pair.sweep_flat<false>(flat, row, total);
+      }
       if (!done && !pair.sweep_forward<false>(row)) pair.sweep_forward<true>(row);
       const int cells = pair.item.n + pair.item.m;
       pair.status |= pair.arithmetic.final_status(cells);
