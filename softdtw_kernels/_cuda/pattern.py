@@ -61,6 +61,7 @@ class TinyPattern:
     dtype: torch.dtype
     columns: int
     order: int
+    restricted: bool
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -68,6 +69,7 @@ class TinyPattern:
             f"-DWITH_COST={c_type(self.dtype)}",
             f"-DWITH_COLUMNS={self.columns}",
             f"-DWITH_ORDER={self.order}",
+            f"-DWITH_RESTRICTED={int(self.restricted)}",
         )
 
     @property
@@ -78,10 +80,11 @@ class TinyPattern:
 
 def tiny_variants() -> list[TinyPattern]:
     return [
-        TinyPattern(dtype, columns, order)
+        TinyPattern(dtype, columns, order, restricted)
         for dtype, offered in tiny.COLUMNS.items()
         for columns in offered
         for order in (0, 1)
+        for restricted in (False, True)
     ]
 
 
@@ -150,8 +153,8 @@ def first_of_tiny(
     shared: dict[str, Argument],
 ) -> None:
     """A thread for each pair, in place of the launches that see an item first."""
-    width = next(c for c in tiny.COLUMNS[task.dtype] if c >= max(task.rows, task.columns))
-    variant = TinyPattern(task.dtype, width, order)
+    width = tiny.width_of(task)
+    variant = TinyPattern(task.dtype, width, order, tiny.is_restricted(task, width))
     most = (BLOCKS_OF_VALUES, tiny.BLOCKS_OF_MULTIPROCESSOR)[order] * device.multiprocessors
     blocks = min(ceil_divide(task.pairs, tiny.THREADS), most)
     scratch = recipe.scratch(blocks * tiny.THREADS * task.rows * variant.row_bytes)

@@ -108,10 +108,19 @@ def applies(cost: Tensor, multiprocessors: int) -> bool:
 
 def variant_of(task: Batch, order: int, smoothing: bool, aligned: bool) -> TinyVariant:
     """`aligned` is whether all matrices are `in_vectors`."""
-    width = next(c for c in COLUMNS[task.dtype] if c >= max(task.rows, task.columns))
-    restricted = task.ragged or task.layout.bandwidth is not None or task.columns < width
-    vectors = task.columns == width and aligned
+    width = width_of(task)
+    restricted, vectors = is_restricted(task, width), task.columns == width and aligned
     return TinyVariant(task.dtype, width, task.weak, smoothing, order, restricted, vectors)
+
+
+def width_of(task: Batch) -> int:
+    """The columns of the form that does a call."""
+    return next(c for c in COLUMNS[task.dtype] if c >= max(task.rows, task.columns))
+
+
+def is_restricted(task: Batch, width: int) -> bool:
+    """Whether some cells of the form are not the call's."""
+    return task.ragged or task.layout.bandwidth is not None or task.columns < width
 
 
 def in_vectors(matrices: Tensor) -> bool:

@@ -9,6 +9,7 @@
 //   WITH_COST     float or double, the dtype of the cost
 //   WITH_COLUMNS  the most columns of a cost matrix
 //   WITH_ORDER    0: value; 1: gradient
+//   WITH_RESTRICTED  1: lengths or a band are given, or there are fewer columns than WITH_COLUMNS
 #include "sweeps.cuh"
 
 typedef WITH_COST COST;
@@ -16,7 +17,7 @@ typedef Scaled<COST> Arithmetic;
 typedef Arithmetic::Number Number;
 typedef OfPattern<Arithmetic, true> ThePattern;
 constexpr int COLUMNS = WITH_COLUMNS, THREADS = 64;
-constexpr bool KEEP = WITH_ORDER > 0;
+constexpr bool KEEP = WITH_ORDER > 0, RESTRICTED = WITH_RESTRICTED;
 
 struct TinyPair {
   const PatternProblem& problem;
@@ -38,7 +39,8 @@ struct TinyPair {
     status |= arithmetic.start(gamma) | pattern.start(problem, p, 0, gamma, item.n, item.m);
   }
 
-  __device__ __forceinline__ bool inside(int row, int c) const { return c < item.m && item.in_band(row, c); }
+  __device__ __forceinline__ int m() const { return RESTRICTED ? item.m : COLUMNS; }
+  __device__ __forceinline__ bool inside(int row, int c) const { return !RESTRICTED || (c < m() && item.in_band(row, c)); }
   __device__ __forceinline__ Vector<COST, 2>& kept_at(int row, int c) const { return kept[(row * COLUMNS + c) * threads]; }
 
   typedef Number Row[COLUMNS];
@@ -127,17 +129,17 @@ struct TinyPair {
         begin_above *= flat.skip;
         diagonal = row == 0 && begins_y ? begin_above : over * flat.both;
         z[c] = left;
-        if (c == item.m - 1) of_column = left;
+        if (c == m() - 1) of_column = left;
       }
       if (WEIGHTS) of_columns = pattern.ends & OF_X ? fmaf(of_columns, flat.skip, of_column) : of_column;
-      else if (pattern.ends & OF_X) column[row * threads] = number_of(of_column, flat.step * (row + item.m - 1));
+      else if (pattern.ends & OF_X) column[row * threads] = number_of(of_column, flat.step * (row + m() - 1));
       begin *= flat.skip;
     }
     if constexpr (WEIGHTS) {
       float of_row = 0.0f;
 #pragma unroll
       for (int c = 0; c < COLUMNS; ++c)
-        if (pattern.ends & OF_Y && c < item.m - 1) of_row = (of_row + z[c]) * flat.skip;
+        if (pattern.ends & OF_Y && c < m() - 1) of_row = (of_row + z[c]) * flat.skip;
       total = of_columns + of_row;
       return right && total >= flat.least && total <= MOST;
     } else {
@@ -166,8 +168,8 @@ struct TinyPair {
         const Vector<COST, 2> kept_here = kept_at(row, c);
         const float over = below[c];
         float follows = fmaf(diagonal, flat.both, fmaf(over, flat.up, beside * flat.left));
-        if (c == item.m - 1) follows += is_last || pattern.ends & OF_X ? of_column : 0.0f;
-        if (of_row && c < item.m - 1) follows += end *= flat.skip;
+        if (c == m() - 1) follows += is_last || pattern.ends & OF_X ? of_column : 0.0f;
+        if (of_row && c < m() - 1) follows += end *= flat.skip;
         beside = follows * float(kept_here.v[1]);
         right &= beside <= MOST;  // NaN is not
         const COST visits = COST(fminf(float(kept_here.v[0]), LARGEST) * beside);  // not inf times 0
@@ -208,7 +210,7 @@ struct TinyPair {
         if (KEEP) kept_at(row, c) = {{p.diagonal == COST(0) ? -p.up : p.up, p.left}};
         above[c] = left;
         diagonal = over;
-        if (pattern.ends & OF_X && c == item.m - 1) column[row * threads] = left;
+        if (pattern.ends & OF_X && c == m() - 1) column[row * threads] = left;
       }
     }
     return !beyond;
@@ -221,12 +223,12 @@ struct TinyPair {
     for (int row = 0; row < pattern.ends_of_column(); ++row) take(column[row * threads], item.n - 1 - row, row);
     if (pattern.ends & OF_Y) {
 #pragma unroll 1
-      for (int k = 0; k < item.m; ++k) {
+      for (int k = 0; k < m(); ++k) {
         Number z = above[0];
 #pragma unroll
         for (int c = 1; c < COLUMNS; ++c)
           if (c == k) z = above[c];
-        take(z, item.m - 1 - k, pattern.place_of(k));
+        take(z, m() - 1 - k, pattern.place_of(k));
       }
     }
   }
@@ -236,7 +238,7 @@ struct TinyPair {
       Number z = above[0];
 #pragma unroll
       for (int c = 1; c < COLUMNS; ++c)
-        if (c == item.m - 1) z = above[c];
+        if (c == m() - 1) z = above[c];
       return z;
     }
     auto& ends = pattern.of_ends;
@@ -252,7 +254,7 @@ struct TinyPair {
   // Writes the gradient in the costs, from the last row to the first.
   template <bool WITH_SUMS>
   __device__ __forceinline__ void sweep_backward(const Row& above, COST scale) {
-    const int n = item.n, m = item.m;
+    const int n = item.n, m = this->m();
     COST* const grad = grad_row(0);
     COST below[COLUMNS];
     double entropy = 0, skipped = 0;
@@ -306,7 +308,7 @@ struct TinyPair {
 
   __device__ __forceinline__ void fill(COST value) const {
     for (int row = 0; row < item.n; ++row)
-      for (int c = 0; c < item.m; ++c)
+      for (int c = 0; c < m(); ++c)
         if (inside(row, c)) grad_row(row)[c * problem.dense_column] = value;
     if (!problem.grad_gamma) return;
     problem.grad_gamma[item.pair] = problem.grad_skip[item.pair] = value;
