@@ -248,6 +248,14 @@ def test_bits_of_other_patterns(dtype: torch.dtype, data: st.DataObject) -> None
         "repeat": draw(st.just("xy") | SIDES),
     }
     pairs = cost.shape[:-2].numel()
+    if draw(st.booleans()):  # what is not prepared
+        names = ("gamma", "warp_cost", "skip_cost")
+        for name in draw(st.lists(st.sampled_from(names), min_size=1, unique=True)):
+            settings[name] = torch.full(lead, settings[name], dtype=torch.float64)
+    if draw(st.booleans()):
+        for name, size in (("x_lengths", rows), ("y_lengths", columns)):
+            lengths = [1 + (k + draw(st.integers(0, size - 1))) % size for k in range(pairs)]
+            settings[name] = torch.tensor(lengths).reshape(lead)
     factor = FACTORS[draw(st.sampled_from(list(FACTORS)))](pairs).to(dtype).reshape(lead)
     inputs = [cost.to(dtype).contiguous()]
 
@@ -427,6 +435,19 @@ def test_the_gradient_is_kept_whichever_tier_makes_it(
     cost[1] = SPECIAL[kind](cost[1:2])[0]
     leaf = cost.to(dtype).requires_grad_()
     call = functools.partial(soft_dtw_from_cost, leaf, gamma=0.1, x_lengths=lengths)
+    assert saved_bytes(call) >= 2 * leaf.nbytes
+
+
+@pytest.mark.parametrize("lengths", [None, [9, 12, 4]])
+@pytest.mark.parametrize("gamma", [0.0, 0.1, torch.full((3,), 0.1, dtype=torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    "pattern", [{"warp_cost": 0.3}, {"repeat": "y"}, {"open_begin": "x", "open_end": "xy"}], ids=str
+)
+def test_the_gradient_of_a_pattern_is_kept(
+    pattern: dict[str, Any], gamma: Any, lengths: list[int] | None
+) -> None:
+    leaf = random(3, 12, 10).abs().requires_grad_()
+    call = functools.partial(soft_dtw_from_cost, leaf, gamma=gamma, x_lengths=lengths, **pattern)
     assert saved_bytes(call) >= 2 * leaf.nbytes
 
 

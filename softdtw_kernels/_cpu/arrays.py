@@ -56,6 +56,11 @@ def dense(x: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(x.detach().numpy()).reshape(shape)
 
 
+def nothing_kept() -> Tensor:
+    """The state of a value that keeps none for its gradient."""
+    return torch.empty(0, dtype=torch.uint8)
+
+
 def bits_of(values: np.ndarray) -> np.ndarray:
     """Floats as the integers that their bits are."""
     return values.view(np.int32 if values.itemsize == 4 else np.int64)

@@ -29,6 +29,7 @@ from .arrays import (
     from_array,
     matrices,
     matrix_like,
+    nothing_kept,
     without_warnings,
 )
 from .batch import Batch, Gradients
@@ -39,6 +40,9 @@ from .pattern import (
     pattern_gradient as pattern_gradient,
 )
 from .pattern import (
+    pattern_gradient_from_state as pattern_gradient_from_state,
+)
+from .pattern import (
     pattern_hessian_product as pattern_hessian_product,
 )
 from .pattern import (
@@ -46,6 +50,9 @@ from .pattern import (
 )
 from .pattern import (
     pattern_value as pattern_value,
+)
+from .pattern import (
+    pattern_value_and_state as pattern_value_and_state,
 )
 from .scaling import WITHIN_GAMMA, precision_of, roundings
 from .solve import solve
@@ -79,10 +86,6 @@ def gradient(
 
 def value_and_state(problem: Problem) -> tuple[Tensor, Tensor]:
     return small.value_and_state(problem) or (value(problem), nothing_kept())
-
-
-def nothing_kept() -> Tensor:
-    return torch.empty(0, dtype=torch.uint8)
 
 
 def gradient_from_state(

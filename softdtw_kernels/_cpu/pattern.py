@@ -17,6 +17,7 @@ from torch import Tensor
 from .._operators import compositions
 from .._problem import PatternProblem
 from . import pattern_kernels as kernels
+from . import small
 from .arrays import (
     NUMPY_TYPE,
     as_array,
@@ -25,17 +26,19 @@ from .arrays import (
     from_array,
     matrices,
     matrix_like,
+    nothing_kept,
     one_or_all,
     without_warnings,
 )
-from .batch import Batch
+from .batch import Batch, places_of
+from .ends import Open, ends_of
 from .open_ends import solve_hard, solve_open
 from .results import Results
-from .scaling import AGAIN
+from .scaling import AGAIN, precision_of
 from .solve import EXACT_COST
 from .task import batch_of, checked_price
 from .threads import run_chunks
-from .warping import clipped, keeps_digits, solve_fewest, solve_warped
+from .warping import clipped, fewest_of, keeps_digits, repeats_of, solve_fewest, solve_warped
 
 NOWHERE = np.empty((0, 0, 0, 0))
 
@@ -134,6 +137,53 @@ def _solve(
     size = task.cost.shape[2] * task.cost.shape[3]
     run_chunks(rest.size, EXACT_COST * size * rest.size, work)
     return results
+
+
+def pattern_value_and_state(problem: PatternProblem) -> tuple[Tensor, Tensor]:
+    """As `operators.value_and_state`: kept is what the first tier makes."""
+    cost = problem.cost
+    found = None
+    if small.keeps(cost, cost.numel(), *problem[1:4]):
+        found = small.as_state(_value_and_kept(problem), cost.shape[:-2])
+    return found or (pattern_value(problem), nothing_kept())
+
+
+def pattern_gradient_from_state(
+    problem: PatternProblem, state: Tensor, grad_value: Tensor, with_parameters: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cost, by_cost = problem.cost, None
+    if not with_parameters:
+        by_cost = small.gradient_of(problem, state, flat(grad_value.to(cost.dtype)))
+    if by_cost is None:
+        return pattern_gradient(problem, grad_value, with_parameters)
+    a, b, c = (from_array(row, cost.shape[:-2]) for row in np.empty((3, grad_value.numel())))
+    return from_array(by_cost, cost.shape), a, b, c  # nobody reads the latter
+
+
+@without_warnings
+def _value_and_kept(problem: PatternProblem) -> tuple[np.ndarray, np.ndarray] | None:
+    """The values, and the gradient of their sum by the costs; None if that is not certified."""
+    task, (warp, skip) = batch_of(problem.of(problem.cost)), _prices(problem)
+    begin, end = problem.open_begin, problem.open_end
+    opened = Open(begin, end, problem.repeat, skip)
+    if not task.gamma.all():
+        task = replace(task, warp=warp, open=opened)
+        return None if task.gamma.any() else small.hard_value_and_mass(task)
+    of_fewest = not (problem.warps_alone or begin or end)
+    task.warp, ends = fewest_of(task) if of_fewest else clipped(warp), None
+    if begin or end:
+        task.open = opened
+        ends = ends_of(opened, task.gamma, task.price, task.lattice, precision_of(task.cost))
+    value, mass, _, worth = small.value_and_mass(small.plan_for(task), task.kernel_arguments, ends)
+    if worth == small.NOT_ALL:
+        return None
+    if of_fewest:
+        more, none = repeats_of(*task.lengths, problem.repeat)
+        mass[places_of(np.flatnonzero(none), mass.shape[1])] = 0.0
+        value = np.where(none, np.inf, value + more * warp).astype(value.dtype)
+    if worth == small.MASS:
+        value = _solve(problem, None, NOWHERE, False).values.astype(value.dtype)
+    return value, mass
 
 
 @without_warnings

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._checks import is_distance
-from .._problem import FeatureProblem, Problem
+from .._problem import FeatureProblem, PatternProblem, Problem
 from . import distance_kernels, lanes, strips
 from .arrays import NOTHING, dense, from_array, without_warnings
 from .batch import ALL, Batch, Gradients, places_of
@@ -202,27 +202,31 @@ def value_and_kept(task: Batch) -> tuple[np.ndarray, np.ndarray] | None:
     """
     if not task.gamma.all():
         return None if task.gamma.any() else hard_value_and_mass(task)
-    cost, dummy = task.cost, task.dummy
-    with_lengths = task.n.size > 0 or task.m.size > 0
-    if with_lengths and task.cells >= LARGEST:  # pairs of like lengths are to share vectors
-        plan = _plan(task)
-    else:
-        plan = plan_of(cost.shape, cost.itemsize, dummy.size > 0, task.bandwidth)
+    plan = plan_for(task)
     both = value_and_mass(plan, task.kernel_arguments)
     if both.found == RETURNED:
         return both.value, both.mass
     return both_completed(plan, task, both)
 
 
-def gradient_of(problem: Problem | FeatureProblem, state: Tensor, scale: np.ndarray) -> Any:
+def plan_for(task: Batch) -> Plan:
+    cost, with_lengths = task.cost, task.n.size > 0 or task.m.size > 0
+    if with_lengths and task.cells >= LARGEST:  # pairs of like lengths are to share vectors
+        return _plan(task)
+    return plan_of(cost.shape, cost.itemsize, task.dummy.size > 0, task.bandwidth)
+
+
+def gradient_of(
+    problem: Problem | FeatureProblem | PatternProblem, state: Tensor, scale: np.ndarray
+) -> Any:
     """Gradients (P, N, M) by the costs of the values times `scale`; None if nothing was kept."""
     kept = state.numpy().view(scale.dtype)
     if kept.size == 0:
         return None
-    if isinstance(problem, Problem):
-        rows, columns = problem.cost.shape[-2:]
-    else:
+    if isinstance(problem, FeatureProblem):
         rows, columns = problem.x.shape[-2], problem.y.shape[-2]
+    else:
+        rows, columns = problem.cost.shape[-2:]
     if kept.size != scale.size * rows * columns:
         raise ValueError(f"a state of {kept.size} costs was given to {scale.size} pairs of others")
     mass = kept.reshape(scale.size, rows * columns)
@@ -231,7 +235,7 @@ def gradient_of(problem: Problem | FeatureProblem, state: Tensor, scale: np.ndar
     return grad.reshape(scale.size, rows, columns)
 
 
-def _results(
+def as_state(
     found: tuple[np.ndarray, np.ndarray] | None, batch: torch.Size
 ) -> tuple[Tensor, Tensor] | None:
     if found is None:
@@ -240,14 +244,18 @@ def _results(
     return from_array(value, batch), torch.from_numpy(mass.reshape(-1).view(np.uint8))
 
 
+def keeps(cost: Tensor, cells: int, *settings: Tensor | None) -> bool:
+    """Whether a call of so many cells keeps the gradient by its costs, which alone is wanted."""
+    if not (0 < cells <= KEPT and cost.is_contiguous()):
+        return False
+    return not any(setting is not None and setting.requires_grad for setting in settings)
+
+
 def value_and_state(problem: Problem) -> tuple[Tensor, Tensor] | None:
     cost, gamma, dummy, *_ = problem
-    cells = cost.numel() * (1 if dummy is None else 4)
-    if not (0 < cells <= KEPT and cost.is_contiguous()):
+    if not keeps(cost, cost.numel() * (1 if dummy is None else 4), gamma, dummy):
         return None
-    if gamma.requires_grad or (dummy is not None and dummy.requires_grad):
-        return None
-    return _results(value_and_kept(batch_of(problem)), cost.shape[:-2])
+    return as_state(value_and_kept(batch_of(problem)), cost.shape[:-2])
 
 
 def small_task(problem: FeatureProblem) -> Batch | None:
@@ -280,7 +288,7 @@ def fused_value(problem: FeatureProblem) -> Tensor | None:
 
 def fused_value_and_state(problem: FeatureProblem) -> tuple[Tensor, Tensor] | None:
     task = small_task(problem)
-    return None if task is None else _results(value_and_kept(task), problem.x.shape[:-2])
+    return None if task is None else as_state(value_and_kept(task), problem.x.shape[:-2])
 
 
 def features_of(

@@ -82,9 +82,14 @@ def repeats_of(n: Any, m: Any, repeat: str) -> tuple[Any, Any]:
     return abs(more), (more < 0) | ((repeat == "") & (more != 0))
 
 
+def fewest_of(task: Batch) -> np.ndarray:
+    """The cost of warping that stands for the fewest pairs."""
+    return np.array([fewest(max(task.cost.shape[2:]))])
+
+
 def solve_fewest(task: Batch, repeat: str, warp: np.ndarray, results: Results) -> None:
     """task: the plain problem; warp: of its pairs, or of all."""
-    task.warp = np.array([fewest(max(task.cost.shape[2:]))])
+    task.warp = fewest_of(task)
     results.by_tiers(task)
     more, none = repeats_of(*task.lengths, repeat)
     sure = results.status == SURE

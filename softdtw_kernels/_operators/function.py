@@ -114,12 +114,13 @@ def evaluate(
     keeping: type[EagerFunction],
     function: type[EagerFunction],
     twin: type[BatchedFunction],
+    count: int = 3,
 ) -> Any:
-    """The operator of a problem, differentiable by its first three fields: by the engine where
+    """The operator of a problem, differentiable by its first fields, so many: by the engine where
     torch would do nothing else, by the Function `keeping` a state where that pays, or as `choose`.
     """
     if not torch.compiler.is_compiling():
-        engine, due = kernels.plain_engine(problem), gradient_is_due(problem[:3])
+        engine, due = kernels.plain_engine(problem), gradient_is_due(problem[:count])
         if due:
             calls = _keeping_state(f"{operator}_and_state", problem, engine)
             if calls is not None:

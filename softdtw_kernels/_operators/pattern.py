@@ -22,7 +22,9 @@ from .function import (
     EagerFunction,
     LastDerivative,
     choose,
+    evaluate,
     forward_rule,
+    goes_on,
     may_be_differentiated,
     zeros_if_none,
 )
@@ -41,7 +43,8 @@ def declined(problem: PatternProblem) -> str | None:
 
 def value(problem: PatternProblem) -> Tensor:
     """`ops.pattern_value`, differentiable."""
-    result: Tensor = choose(PatternValue, _PatternValueTwin, problem)
+    functions = _PatternValueWithState, PatternValue, _PatternValueTwin
+    result: Tensor = evaluate("pattern_value", problem, *functions, count=4)
     return result
 
 
@@ -159,16 +162,41 @@ class _PatternValueTwin(BatchedFunction):
         return gradient_by_inputs(problem, grad_value, ctx.needs_input_grad)
 
 
+class _PatternValueWithState(EagerFunction):
+    """As `recursion._ValueWithState`."""
+
+    @staticmethod
+    def forward(ctx: Any, calls: Any, *args: Any) -> Tensor:
+        value, state = calls.pattern_value_and_state(PatternProblem(*args))
+        ctx.calls, ctx.rest = calls, args[6:]
+        ctx.save_for_backward(*args[:6], state)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Any, ...]:
+        *tensors, state = ctx.saved_tensors
+        problem = PatternProblem(*[*tensors, *ctx.rest])
+        _, *needs = ctx.needs_input_grad
+        state = goes_on(ctx.calls, state, grad_value)
+        return None, *gradient_by_inputs(problem, grad_value, needs, state, ctx.calls)
+
+
 def gradient_by_inputs(
-    problem: PatternProblem, grad_value: Tensor, needs: Sequence[bool]
+    problem: PatternProblem,
+    grad_value: Tensor,
+    needs: Sequence[bool],
+    state: Tensor | None = None,
+    calls: Any = None,
 ) -> tuple[Any, ...]:
     """As `recursion.gradient_by_inputs`."""
     needs = needs[:4]
     rest = grad_value, any(needs[1:])
     if may_be_differentiated():
         grads = PatternGradient.apply(*problem, *rest)
-    else:
+    elif state is None:
         grads = kernels.pattern_gradient(problem, *rest)
+    else:
+        grads = calls.pattern_gradient_from_state(problem, state, *rest)
     return *only(grads, needs), *[None] * (FIELDS - 4)
 
 
