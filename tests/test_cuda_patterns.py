@@ -5,7 +5,9 @@ and the recursion in plain torch loses digits of what large costs leave.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from pattern_oracle import PATTERNS, SIDES
 from strategies import make_cost
 from torch import Tensor
 
+from softdtw_kernels import _backends as backends
 from softdtw_kernels import _reference_pattern as reference
+from softdtw_kernels import soft_dtw_from_cost
 from softdtw_kernels._cpu import pattern as cpu
 from softdtw_kernels._cuda import pattern, tiny
+from softdtw_kernels._cuda.operators import Operators
 from softdtw_kernels._cuda.plan import FAMILIES
 from softdtw_kernels._problem import PatternProblem
 
@@ -109,6 +114,73 @@ def test_values_and_gradients_are_those_of_the_recursion(data: st.DataObject) ->
     check(data.draw(launchers(checked=False)), data.draw(problems(40)))
 
 
+def check_state(
+    launcher: EmulatorLauncher, problem: PatternProblem, with_parameters: bool = True
+) -> int:
+    """From what a value has kept, the gradient has the bits of the one without; returns the bytes
+    kept.
+    """
+    cost = problem.cost
+    value, state = pattern.value_and_state(launcher, problem)
+    assert bits(value) == bits(pattern.value(launcher, problem))
+    lead = cost.shape[:-2]
+    grad_value = torch.linspace(-1, 2, lead.numel()).reshape(lead).to(cost.dtype)
+    backward = launcher, problem, grad_value, with_parameters
+    truth, before = pattern.gradient(*backward), bits(state)
+    for _ in range(2):
+        grads = pattern.gradient(*backward, state)
+        for one, two in zip(grads[: 4 if with_parameters else 1], truth, strict=False):
+            assert bits(one) == bits(two)
+            assert one.stride() == two.stride()
+        assert bits(state) == before
+    return state.numel()
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_gradient_from_state_has_the_bits_of_one_without(data: st.DataObject) -> None:
+    launcher, problem = data.draw(launchers(checked=False)), data.draw(problems(48))
+    assert check_state(launcher, problem, data.draw(st.booleans())) > 0
+
+
+@pytest.mark.parametrize("sides", [("xy", "", ""), ("y", "", ""), ("xy", "y", "xy")], ids=str)
+def test_the_public_functions_go_on_from_the_state(
+    sides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the emulator in the place of what the CPU has for the operators."""
+    emulated, names = Operators(lambda _: EmulatorLauncher(MANY)), []
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            names.append(name)
+            return getattr(emulated, name)(*args)
+
+        return call
+
+    cost = torch.rand(2, 9, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    cost.requires_grad_()
+    warp = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    call = functools.partial(
+        soft_dtw_from_cost,
+        gamma=torch.tensor([0.5, 0.7], dtype=torch.float64),
+        **dict(zip(("repeat", "open_begin", "open_end"), sides, strict=True)),
+    )
+    for leaves in ((cost,), (cost, warp)):
+        settings = {"warp_cost": leaves[1] if len(leaves) > 1 else 0.2}
+        monkeypatch.undo()
+        plain = torch.autograd.grad(call(cost, **settings).sum(), leaves)
+        for name in ("pattern_value_and_state", "pattern_gradient_from_state"):
+            monkeypatch.setattr(backends.load("numba"), name, counted(name))
+        value = call(cost, **settings)
+        both = [torch.autograd.grad(value.sum(), leaves, retain_graph=True) for _ in range(2)]
+        assert names == ["pattern_value_and_state", *["pattern_gradient_from_state"] * 2]
+        for one, two, other in zip(*both, plain, strict=True):
+            assert bits(one) == bits(two)
+            torch.testing.assert_close(one, other)
+        assert torch.autograd.gradgradcheck(functools.partial(call, **settings), cost)
+        names.clear()
+
+
 @settings(max_examples=40)
 @given(data=st.data())
 def test_many_small_pairs(data: st.DataObject) -> None:
@@ -151,7 +223,9 @@ def test_strips_that_wait_for_each_other(family: str, sides: tuple[str, ...]) ->
         launcher = EmulatorLauncher(
             multiprocessors, family=family, checked=True, schedule="random", resident=3
         )
-        check(launcher, problem_of(cost, sides, gamma=0.1, skip=0.2, **lengths))
+        problem = problem_of(cost, sides, gamma=0.1, skip=0.2, **lengths)
+        check(launcher, problem)
+        assert check_state(launcher, problem) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -165,7 +239,9 @@ def test_what_the_fast_arithmetic_leaves(dtype: torch.dtype) -> None:
     gamma = torch.tensor([0.0, 1e-9, 1.0, 1.0, 0.0, 10.0], dtype=torch.float64)
     skip = torch.tensor([1.0, 0.5, 1e7, 0.25, 0.0, 0.0], dtype=torch.float64)
     for sides in (("xy", "xy", "xy"), ("", "x", "y"), ("y", "y", "x"), ("x", "", "xy")):
-        check(EmulatorLauncher(), problem_of(cost, sides, gamma=gamma, skip=skip))
+        problem = problem_of(cost, sides, gamma=gamma, skip=skip)
+        check(EmulatorLauncher(), problem)
+        assert check_state(EmulatorLauncher(), problem) > 0
 
 
 @pytest.mark.parametrize("sides", [("y", "", ""), ("xy", "xy", "xy")], ids=str)
@@ -179,6 +255,7 @@ def test_what_is_no_number_makes_its_item_one(sides: tuple[str, ...]) -> None:
     counts = sides[1] != ""
     expected = torch.tensor([True, True, True, counts, False])
     assert torch.equal(pattern.value(launcher, problem).isnan(), expected)
+    assert check_state(launcher, problem) > 0
     ones = torch.ones(5)
     for grad in pattern.gradient(launcher, problem, ones, True):
         assert torch.equal(grad.reshape(5, -1).isnan().any(-1), expected)

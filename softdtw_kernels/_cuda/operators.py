@@ -90,6 +90,20 @@ class Operators:
         launcher = self.launcher_for(problem.cost)
         return pattern.gradient(launcher, problem, grad_value, with_parameters)
 
+    def pattern_value_and_state(self, problem: PatternProblem) -> tuple[Tensor, Tensor]:
+        if problem.warps_alone:
+            return compositions.pattern_value_and_state(problem, self)
+        return pattern.value_and_state(self.launcher_for(problem.cost), problem)
+
+    def pattern_gradient_from_state(
+        self, problem: PatternProblem, state: Tensor, grad_value: Tensor, with_parameters: bool
+    ) -> pattern.Four:
+        backward = state, grad_value, with_parameters
+        if problem.warps_alone:
+            return compositions.pattern_gradient_from_state(problem, *backward, self)
+        launcher = self.launcher_for(problem.cost)
+        return pattern.gradient(launcher, problem, grad_value, with_parameters, state)
+
     def pattern_path(self, problem: PatternProblem) -> list[Tensor]:
         if problem.warps_alone:
             return compositions.pattern_path(problem)

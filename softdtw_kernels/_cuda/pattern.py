@@ -25,9 +25,18 @@ from .._problem import PatternProblem
 from . import fields, tiny
 from .fields import Batch, Layout, few_dimensions, leaves_cells, new_like, sum_of_parts
 from .fixed import FIXED
-from .plan import Plan, fast_plan
+from .plan import Plan, StatePlans, fast_plan, state_plans
 from .recipe import Argument, Device, Launcher, Recipe
-from .sweeps import Counters, Sweeps, add_launch, launches_of, phases_of, sums
+from .sweeps import (
+    Counters,
+    Sweeps,
+    add_launch,
+    launches_of,
+    no_state,
+    phases_of,
+    sums,
+    with_state,
+)
 from .variants import WIDE_COLUMNS, Variant, c_type, ceil_divide, columns_offered
 from .wide import beside, wide_plan
 
@@ -97,23 +106,32 @@ def recipe_of(
     sides: tuple[str, str, str],
     with_parameters: bool,
     is_tiny: bool,
+    state: int | None,
 ) -> Recipe:
-    """Inputs are the cost, the items, the prices, and the value or the gradient by the cost."""
+    """Inputs are the cost, the items, the prices, the value or the gradient by the cost, and the
+    state of a gradient that goes on from one. state: as in `lattice.run`.
+    """
     output = "grad_cost" if order else "value"
-    recipe = layout.recipe("skip", output)
+    recipe = layout.recipe("skip", output, *("state",) * (order == 1 and state is not None))
     buffers = recipe.inputs
     task = layout.batch(buffers)
+    nodes = HEAD + task.rows + task.columns
     if device.family == FIXED:
         device = device._replace(family="warp")
-    fast = Sweeps(of_pattern(fast_plan(task.shape, order, *device)), phases_of(order))
+    plans = None if state is None or is_tiny else state_plans(task.shape, *device)
+    if state is None or plans is None:
+        fast = Sweeps(of_pattern(fast_plan(task.shape, order, *device)), phases_of(order))
+    else:
+        both = (replace(of_pattern(plan), end_nodes=nodes) for plan in plans)
+        fast = with_state(recipe, StatePlans(*both), order, state)
     slow = of_pattern(wide_plan(task.shape, order, device.multiprocessors))
     wide = Sweeps(beside(slow, fast.plan), phases_of(order))
     every = [fast, wide]
     pairs, parts = task.pairs, max(sweeps.plan.strips for sweeps in every)
     grad_gamma = sums(recipe, pairs, parts, with_parameters)
     grad_skip = sums(recipe, pairs, parts, with_parameters)
+    fast.returns_state(recipe)
     counters = Counters(recipe, fast, pairs)
-    nodes = HEAD + task.rows + task.columns
     sizes = (sweeps.plan.slots * nodes * sweeps.plan.variant.node_bytes for sweeps in every)
     repeats, begins, ends = (SIDES[side] for side in sides)
     shared: dict[str, Argument] = {
@@ -169,13 +187,19 @@ def run(
     out: Tensor,
     grad_value: tuple[Tensor, ...] = (),
     with_parameters: bool = False,
+    state: Tensor | int | None = None,
 ) -> list[Any]:
-    """The sums by gamma and skip, None if not wanted. `out` is the value or the gradient."""
+    """The sums by gamma and skip, None if not wanted, and the state that a value leaves, None if it
+    leaves none. `out` is the value or the gradient; state: 0 of a value that may leave one, or the
+    one that a gradient goes on from.
+    """
     cost, device = problem.cost, problem.cost.device
     given = problem.gamma, None, problem.x_lengths, problem.y_lengths, *grad_value
     forms, buffers = fields.item_buffers(given, device)
     skip_form, skip = fields.item_buffer(problem.skip, device)
     dense = out.stride() if order else None
+    kept = (state,) if isinstance(state, Tensor) else ()
+    size = state.numel() if isinstance(state, Tensor) else state
     recipe = recipe_of(
         order,
         Device.of(launcher),
@@ -184,8 +208,9 @@ def run(
         (problem.repeat, problem.open_begin, problem.open_end),
         with_parameters,
         tiny.applies(cost, launcher.multiprocessors),
+        size,
     )
-    return recipe.follow(launcher, device, (cost, *buffers, skip, out))
+    return recipe.follow(launcher, device, (cost, *buffers, skip, out, *kept))
 
 
 def is_zero(warp: Tensor) -> bool:
@@ -203,28 +228,48 @@ def warped(problem: PatternProblem) -> PatternProblem:
 
 
 def value(launcher: Launcher, problem: PatternProblem) -> Tensor:
-    cost = problem.cost
+    return _value(launcher, problem, None)[0]
+
+
+def value_and_state(launcher: Launcher, problem: PatternProblem) -> tuple[Tensor, Tensor]:
+    """As `lattice.value_and_state`."""
+    out, state = _value(launcher, problem, 0)
+    return out, no_state(out) if state is None else state
+
+
+def _value(
+    launcher: Launcher, problem: PatternProblem, state: int | None
+) -> tuple[Tensor, Tensor | None]:
+    cost, kept = problem.cost, None
     if not is_zero(problem.warp):
-        found = value(launcher, warped(problem))
-        return (found - problem.frames * problem.warp.to(cost.device)).to(cost.dtype)
+        found, kept = _value(launcher, warped(problem), state)
+        return (found - problem.frames * problem.warp.to(cost.device)).to(cost.dtype), kept
     out = torch.empty(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
     if out.numel():
-        run(launcher, 0, problem._replace(cost=few_dimensions(cost)), out)
-    return out
+        few = problem._replace(cost=few_dimensions(cost))
+        _, _, kept = run(launcher, 0, few, out, state=state)
+    return out, kept
 
 
 def gradient(
-    launcher: Launcher, problem: PatternProblem, grad_value: Tensor, with_parameters: bool
+    launcher: Launcher,
+    problem: PatternProblem,
+    grad_value: Tensor,
+    with_parameters: bool,
+    state: Tensor | None = None,
 ) -> Four:
+    """With a state of the value that is not empty, without sweeping forward."""
     cost, shape = problem.cost, problem.cost.shape
     if not is_zero(problem.warp):
-        found = gradient(launcher, warped(problem), grad_value.double(), with_parameters)
+        wide = grad_value.double()
+        found = gradient(launcher, warped(problem), wide, with_parameters, state)
         return torch.empty_like(cost).copy_(found[0]), *found[1:]
     few = problem._replace(cost=few_dimensions(cost))
     out = new_like(few.cost, leaves_cells(few.of(few.cost)))
     by_gamma = by_skip = None
     if out.numel():
-        by_gamma, by_skip = run(launcher, 1, few, out, (grad_value,), with_parameters)
+        given = state if state is not None and state.numel() else None
+        by_gamma, by_skip, _ = run(launcher, 1, few, out, (grad_value,), with_parameters, given)
     by_cost = in_shape(out, shape)
     by_gamma, by_skip = (sum_of_parts(by, shape[:-2], out) for by in (by_gamma, by_skip))
     if not with_parameters:  # which nobody reads

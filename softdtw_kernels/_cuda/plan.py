@@ -70,6 +70,7 @@ class Plan:
     kept_items: int = 0
     # Strips that have borders and checkpoints in memory at once, in the wide arithmetic; 0: all.
     group: int = 0
+    end_nodes: int = 0  # of an item with a pattern, which stay in memory too
 
     @property
     def by_ticket(self) -> bool:
@@ -126,7 +127,11 @@ class Plan:
     @cached_property
     def state_bytes(self) -> dict[str, int]:
         """What is kept from launch to launch; what must or may be 0 at first comes last."""
-        return {**self.swept_bytes, "status": 4 * self.kept_items} if self.kept_items else {}
+        if not self.kept_items:
+            return {}
+        ends = self.kept_items * self.end_nodes * self.variant.node_bytes
+        status = {"status": 4 * self.kept_items}
+        return ({"end_nodes": ends} if ends else {}) | self.swept_bytes | status
 
     @cached_property
     def scratch_bytes(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ that its terms cancel where y is near x or both are far from the origin.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,8 +80,12 @@ def _result(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def pattern_value(problem: PatternProblem) -> Tensor:
-    value = ops.value(*_warped(problem)) - problem.frames * _on_device(problem.warp, problem)
-    return value.to(problem.cost.dtype)
+    return _of_warped(ops.value(*_warped(problem)), problem)
+
+
+def _of_warped(value: Tensor, problem: PatternProblem) -> Tensor:
+    unwarped = value - problem.frames * _on_device(problem.warp, problem)
+    return unwarped.to(problem.cost.dtype)
 
 
 def pattern_gradient(
@@ -88,6 +93,32 @@ def pattern_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = grad_value.double()
     by_cost, by_gamma, _ = ops.gradient(*_warped(problem), wide, with_parameters)
+    return _by_all(by_cost, by_gamma, problem, wide, with_parameters)
+
+
+def pattern_value_and_state(problem: PatternProblem, engine: Any) -> tuple[Tensor, Tensor]:
+    """engine: one whose value of the plain problem keeps a state."""
+    value, state = engine.value_and_state(_warped(problem))
+    return _of_warped(value, problem), state
+
+
+def pattern_gradient_from_state(
+    problem: PatternProblem, state: Tensor, grad_value: Tensor, with_parameters: bool, engine: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    backward = state, grad_value.double(), with_parameters
+    by_cost, by_gamma, _ = engine.gradient_from_state(_warped(problem), *backward)
+    if by_gamma is None:
+        by_gamma = torch.empty_like(grad_value, dtype=torch.float64)
+    return _by_all(by_cost, by_gamma, problem, grad_value.double(), with_parameters)
+
+
+def _by_all(
+    by_cost: Tensor,
+    by_gamma: Tensor,
+    problem: PatternProblem,
+    wide: Tensor,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not with_parameters:  # which nobody reads
         return _like_cost(by_cost, problem), by_gamma, by_gamma.clone(), by_gamma.clone()
     visits = by_cost.sum((-2, -1))

@@ -16,7 +16,7 @@
   X(const double*, skip)            /* the price of a frame left out: item p has skip[p * skip_stride] */ \
   X(int64, skip_stride)                                                                               \
   X(double, skip_number)            /* instead, where skip is null */                                 \
-  X(void*, end_nodes)               /* (slots, 2 + rows + columns): see OfPattern */                  \
+  X(void*, end_nodes)               /* (slots, or pairs if kept, 2 + rows + columns): see OfPattern */                  \
   X(double*, grad_skip)             /* out, (pairs, parts) */
 
 enum Sides { OF_X = 1, OF_Y = 2 };
@@ -167,7 +167,7 @@ struct OfPattern<A, true> {
     left = problem.repeats & OF_X;
     up_factor = up ? Real(1) : Real(0);
     left_factor = left ? Real(1) : Real(0);
-    kept = static_cast<Number*>(problem.end_nodes) + slot * (2 + problem.rows + problem.columns);
+    kept = static_cast<Number*>(problem.end_nodes) + (problem.kept ? pair : slot) * (2 + problem.rows + problem.columns);
     if (!begins && !ends) return FINE;  // and no price counts
     const double price = problem.skip_of(pair);
     return !(fabs(price) < infinity<double>()) ? NOT_A_NUMBER : of_ends.start(price, gamma, n + m);

@@ -11,6 +11,8 @@
 //
 // Steps in which no lane is at its first or last block, beyond them, or in the first column, have code without such cases
 // (EDGE false): most steps of long items.
+//
+// The file is long since a tile is a struct of registers: what is done with them, forward, again and backward, is in one place.
 #pragma once
 #include "fixed.cuh"
 #include "lattices.cuh"
