@@ -17,8 +17,16 @@ from pathlib import Path
 import numpy as np
 import oracles
 import torch
+from hypothesis import settings
 
 TESTS = Path(__file__).parent
+
+
+def examples(count: int) -> settings:
+    """Decorate a property test that draws more or fewer examples than others: so many where these
+    draw 25, and where a profile asks for more, as many times more.
+    """
+    return settings(max_examples=count * settings.default.max_examples // 25)
 
 
 def value_and_gradient(

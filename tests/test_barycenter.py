@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close
-from hypothesis import given, settings
+from helpers import assert_close, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
@@ -46,7 +46,7 @@ def test_single_frames_have_their_weighted_mean(backend: str) -> None:
     assert_close(center, x.mean(0), 1e-6, "mean")
 
 
-@settings(max_examples=5)
+@examples(5)
 @given(seed=seeds(), gamma=st.sampled_from([0.1, 1.0, 5.0]))
 def test_the_barycenter_is_stationary_and_below_its_start(
     seed: int, gamma: float, backend: str

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorLauncher
-from helpers import bits
-from hypothesis import given, settings
+from helpers import bits, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -145,13 +145,13 @@ def check(launcher: EmulatorLauncher, problem: FeatureProblem) -> None:
     assert (got[3] - truth[3]).abs().max() <= bar * steps
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_value_and_gradient_match_the_reference(data: st.DataObject) -> None:
     check(data.draw(launchers(checked=False)), data.draw(problems(110)))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(data=st.data())
 def test_every_access_is_in_bounds_and_ordered(data: st.DataObject) -> None:
     check(data.draw(launchers(checked=True)), data.draw(problems(50)))
@@ -175,13 +175,13 @@ def check_state(launcher: EmulatorLauncher, problem: FeatureProblem) -> None:
         assert bits(state) == before
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data())
 def test_a_gradient_from_state_has_the_bits_of_one_without(data: st.DataObject) -> None:
     check_state(data.draw(launchers(checked=False)), data.draw(problems(110)))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(data=st.data())
 def test_every_access_from_state_is_in_bounds_and_ordered(data: st.DataObject) -> None:
     check_state(data.draw(launchers(checked=True)), data.draw(problems(50)))
@@ -280,7 +280,7 @@ def test_what_is_no_number_makes_its_item_nan_whatever_else_is_wrong_with_it(
         assert grads[0][0, 7].isnan().all() and grads[2][0].isnan()
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(data=st.data())
 def test_squared_distances_give_the_value_of_the_cost_matrix(data: st.DataObject) -> None:
     """To the bit in float64; in float32 only the sweep of costs tries one exponent a lane."""

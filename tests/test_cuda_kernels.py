@@ -30,7 +30,8 @@ from cuda_calls import (
     wide_call,
 )
 from cuda_emulator import COMPILER, NO_COMPILER, EmulatorLauncher
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import make_cost
 
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_value_and_gradient_match_the_oracle(data: st.DataObject, weak: bool) -> None:
     launcher = data.draw(launchers(checked=False))
@@ -85,7 +86,7 @@ def test_small_costs_decide_behind_masks_that_no_path_avoids(
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_every_access_is_in_bounds_and_ordered(data: st.DataObject, weak: bool) -> None:
     launcher = data.draw(launchers(checked=True))
@@ -93,7 +94,7 @@ def test_every_access_is_in_bounds_and_ordered(data: st.DataObject, weak: bool) 
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data())
 def test_hessian_product_matches_the_reference(data: st.DataObject, weak: bool) -> None:
     call = data.draw(calls(9, weak))
@@ -126,7 +127,7 @@ def test_hessian_product_matches_the_reference(data: st.DataObject, weak: bool) 
         assert (a.double() - b).abs().max().item() <= (2e-4 if single else 1e-9) * scale, name
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data())
 def test_smoothing_and_its_gradient_match_the_reference(data: st.DataObject) -> None:
     call = data.draw(calls(40, True))
@@ -240,7 +241,7 @@ def test_no_path_has_value_infinity_and_gradient_zero(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=20)
+@examples(20)
 @given(data=st.data())
 def test_path_matches_that_of_the_cpu(data: st.DataObject, weak: bool) -> None:
     call = data.draw(calls(12, weak))

@@ -16,8 +16,8 @@ import pytest
 import torch
 from cuda_calls import MANY, ONE, launchers
 from cuda_emulator import COMPILER, NO_COMPILER, EmulatorLauncher
-from helpers import Forks, bits
-from hypothesis import given, settings
+from helpers import Forks, bits, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pattern_oracle import PATTERNS, SIDES
 from strategies import make_cost
@@ -108,7 +108,7 @@ def check(launcher: EmulatorLauncher, problem: PatternProblem) -> None:
     assert ((alone - truths[0]).abs().nan_to_num(0) <= tolerance).all(), problem[6:]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_values_and_gradients_are_those_of_the_recursion(data: st.DataObject) -> None:
     check(data.draw(launchers(checked=False)), data.draw(problems(40)))
@@ -136,7 +136,7 @@ def check_state(
     return state.numel()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_a_gradient_from_state_has_the_bits_of_one_without(data: st.DataObject) -> None:
     launcher, problem = data.draw(launchers(checked=False)), data.draw(problems(48))
@@ -181,7 +181,7 @@ def test_the_public_functions_go_on_from_the_state(
         names.clear()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_many_small_pairs(data: st.DataObject) -> None:
     """A thread each, in place of a warp."""

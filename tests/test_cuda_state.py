@@ -26,8 +26,8 @@ from cuda_calls import (
     wide_call,
 )
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorLauncher
-from helpers import bits
-from hypothesis import given, settings
+from helpers import bits, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
@@ -68,7 +68,7 @@ def check(launcher: EmulatorLauncher, call: dict[str, object], with_parameters: 
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_a_gradient_from_state_has_the_bits_of_one_without(data: st.DataObject, weak: bool) -> None:
     launcher = data.draw(launchers(checked=False))
@@ -77,7 +77,7 @@ def test_a_gradient_from_state_has_the_bits_of_one_without(data: st.DataObject, 
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_every_access_is_in_bounds_and_ordered(data: st.DataObject, weak: bool) -> None:
     check(data.draw(launchers(checked=True)), data.draw(calls(12, weak)))

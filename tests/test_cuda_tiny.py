@@ -27,7 +27,8 @@ from cuda_calls import (
     no_limits,
 )
 from cuda_emulator import COMPILER, NO_COMPILER, SCHEDULES, EmulatorLauncher
-from hypothesis import assume, given, settings
+from helpers import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from softdtw_kernels._cpu import operators as numba_cpu
@@ -61,7 +62,7 @@ def sources(launcher: EmulatorLauncher) -> list[str]:
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=50)
+@examples(50)
 @given(data=st.data())
 def test_value_and_gradient_match_the_oracle(data: st.DataObject, weak: bool) -> None:
     launcher = data.draw(launchers(checked=False))
@@ -91,7 +92,7 @@ def test_float32_values_keep_their_bar_where_equal_costs_are_rounded_alike(
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=12)
+@examples(12)
 @given(data=st.data())
 def test_every_access_is_in_bounds_and_ordered(data: st.DataObject, weak: bool) -> None:
     launcher = data.draw(launchers(checked=True))
@@ -136,7 +137,7 @@ def check_smoothed(launcher: EmulatorLauncher, call: dict[str, object], count: f
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=50)
+@examples(50)
 @given(data=st.data())
 def test_smoothed_value_and_gradient_match_the_oracle(data: st.DataObject, weak: bool) -> None:
     launcher = data.draw(launchers(checked=False))
@@ -145,7 +146,7 @@ def test_smoothed_value_and_gradient_match_the_oracle(data: st.DataObject, weak:
 
 
 @pytest.mark.parametrize("weak", [False, True])
-@settings(max_examples=12)
+@examples(12)
 @given(data=st.data())
 def test_every_access_of_the_smoothing_is_in_bounds(data: st.DataObject, weak: bool) -> None:
     launcher = data.draw(launchers(checked=True))

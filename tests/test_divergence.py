@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close, value_and_gradient
-from hypothesis import example, given, settings
+from helpers import assert_close, examples, value_and_gradient
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import gammas, seeds
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def test_a_small_divergence_in_float32_does_not_cancel(n: int, noise: float, siz
     assert torch.equal(value.detach(), soft_dtw_divergence(x, y))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     seed=seeds(),
     cost=st.sampled_from([*COSTS, _squares]),
@@ -87,7 +87,7 @@ def test_all_variants_are_exact_and_zero_at_equal_sequences(
         assert torch.equal(zero, torch.zeros_like(zero))
 
 
-@settings(max_examples=30)
+@examples(30)
 @example(
     seed=5, noises=[1e-7], frames=9, gamma=10.0, cost="cosine", pairwise=False, lengths=True,
     own_gammas=False,

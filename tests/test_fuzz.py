@@ -116,6 +116,27 @@ def test_the_default_profile_is_fixed() -> None:
     assert settings.get_profile("thorough").max_examples == 400
 
 
+def test_no_test_draws_as_many_examples_whatever_the_profile() -> None:
+    """As `settings(max_examples=...)` beside a test would, over that of the profile."""
+    names = {
+        file.name for file in TESTS.rglob("*.py") if "settings(max_examples=" in file.read_text()
+    }
+    assert names == {"helpers.py", "test_fuzz.py"}
+    drawn = {}
+    for profile in ("fixed", "thorough"):
+        line = "import hypothesis, conftest, helpers; print(helpers.examples(40).max_examples)"
+        environment = {**os.environ, "HYPOTHESIS_PROFILE": profile, "PYTHONPATH": str(TESTS)}
+        done = subprocess.run(
+            [sys.executable, "-c", line],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        drawn[profile] = int(done.stdout)
+    assert drawn == {"fixed": 40, "thorough": 640}
+
+
 def given_in(file: Path) -> set[str]:
     """The names of the tests in this file that are decorated by @given."""
     return {

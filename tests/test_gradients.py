@@ -13,8 +13,8 @@ import oracles
 import pytest
 import strategies
 import torch
-from helpers import assert_close, derivative
-from hypothesis import assume, given, settings
+from helpers import assert_close, derivative, examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import Problem, features, gammas, problems, seeds
 from torch import Tensor
@@ -34,7 +34,7 @@ COSTS = ("sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot")
 MILD = ("normal", "walk", "negative")
 # Numerical differentiation needs a function that is smooth at the scale of its step.
 SMOOTH_GAMMAS = st.floats(0.3, 3.0)
-FEW = settings(max_examples=8)
+FEW = examples(8)
 
 
 def _check(function: Callable[..., Tensor], *inputs: Tensor, second: bool = True) -> None:

@@ -13,8 +13,8 @@ import framed_costs
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, bits
-from hypothesis import example, given, settings
+from helpers import assert_close, bits, examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pattern_calls import PRICES, cost_of, number, options_of, value_of
 from pattern_oracle import PATTERNS
@@ -161,7 +161,7 @@ def test_prices_of_a_billion_gammas(skip: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow  # most of it compiles
-@settings(max_examples=80)
+@examples(80)
 @given(
     pattern=st.sampled_from(PATTERNS),
     n=st.integers(1, 70),

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, derivative
-from hypothesis import given, settings
+from helpers import assert_close, derivative, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pattern_calls import PRICES, cost_of, number, options_of, value_of
 from pattern_oracle import PATTERNS, SIDES, Truth, enumerate_paths, padded
@@ -54,7 +54,7 @@ def _assert_truth(got: list[Any], truth: Truth, cost: np.ndarray, gamma: float) 
 
 
 @pytest.mark.slow  # most of it compiles
-@settings(max_examples=60)
+@examples(60)
 @given(
     pattern=st.sampled_from(PATTERNS),
     n=SIZES,
@@ -93,7 +93,7 @@ def test_every_combination(pattern: tuple[str, str, str], backend: str) -> None:
         _assert_truth(got, truth, cost, 1)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     pattern=st.sampled_from(PATTERNS),
     n=SIZES,

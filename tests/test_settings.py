@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close
-from hypothesis import given, settings
+from helpers import assert_close, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def _settings(function: Callable[..., Tensor], shape: tuple[int, ...]) -> dict[s
     return found
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(seed=seeds(), shape=st.sampled_from(SHAPES), function=st.sampled_from(OF_FEATURES))
 def test_a_setting_an_item_is_a_loop_over_items(
     seed: int, shape: tuple[int, ...], function: Any, backend: str

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close
-from hypothesis import given, settings
+from helpers import assert_close, examples
+from hypothesis import given
 from strategies import Problem, problems
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -120,7 +120,7 @@ def test_vmap_of_features(function: Callable[..., Tensor]) -> None:
     assert_close(vmap(grad(function))(x, y), gradient, 1e-12, "vmap of grad")
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(problem=problems(largest=5))
 def test_vmap_is_the_batch(problem: Problem) -> None:
     cost = problem.cost.reshape(-1, *problem.cost.shape[-2:])
