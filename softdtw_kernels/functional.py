@@ -104,8 +104,8 @@ def soft_dtw(
 
     With a warp_cost, less repeats or open ends costs are always stored, on CUDA with a warp_cost in
     float64. On the CPU a warp_cost and less repeats take no time, open ends up to a third more, and
-    more than that where values are near 0 or calls small (gamma = 0 takes three quarters more with
-    a warp_cost); a single long pair with open ends runs on one thread. Second derivatives take
+    more than that where values are near 0 or calls small (gamma = 0 takes half more with a
+    warp_cost); a single long pair with open ends runs on one thread. Second derivatives take
     about 100 ns a pair of frames. On CUDA less repeats and open ends take a tenth more machine
     instructions; as backward goes forward again, and as the kernels for batches of plain pairs are
     quicker, training takes up to twice, with thousands of pairs of at most 16 frames three times

@@ -21,9 +21,11 @@ SHAPE = (3, 5, 8)
 LENGTHS = {"x_lengths": torch.tensor([5, 1, 3]), "y_lengths": torch.tensor([2, 8, 1])}
 
 
-def pattern(**settings: Any) -> Callable[..., Tensor]:
+def pattern(whole: bool = False, **settings: Any) -> Callable[..., Tensor]:
+    """whole: without lengths, as calls are that are prepared."""
+
     def value(cost: Tensor, gamma: Any) -> Tensor:
-        prices = settings | LENGTHS
+        prices = settings if whole else settings | LENGTHS
         values = [sk.soft_dtw_from_cost(cost, gamma=gamma, warp_cost=w, **prices) for w in PRICES]
         return torch.stack(values)
 
@@ -46,6 +48,8 @@ FUNCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "alignment": alignment,
     "warp_cost": pattern(),
     "repeat": pattern(repeat="x"),
+    "repeat, whole": pattern(repeat="x", whole=True),
+    "open ends, whole": pattern(open_begin="x", open_end="x", skip_cost=-1e300, whole=True),
     "open ends": pattern(open_begin="xy", open_end="y", skip_cost=1e300),
     "open ends, one repeat": pattern(repeat="y", open_begin="y", open_end="xy", skip_cost=-1.0),
     "s2dtw": lambda c, g: sk.s2dtw_from_cost(c, gamma=g, dummy_cost=1e300, **LENGTHS),

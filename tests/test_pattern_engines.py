@@ -330,3 +330,49 @@ def test_framed_costs_are_open_ends(
         assert one[2].isnan().any() and two[2].isnan().any()
         one, two = (torch.cat([t[:2], t[3:]]).detach() for t in (one, two))
         assert_close(one, two, 1e-9 + 1e-10 / gamma**2, str(ends))
+
+
+@pytest.mark.parametrize("spoiler", [math.nan, -math.inf, -1e30, 1e30, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [0.1, 0.0])
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("shape", [(40, 6, 7), (4, 70, 40)], ids=str)
+def test_pairs_of_the_same_sizes_leave_nothing_to_the_next_ones(
+    shape: tuple[int, ...], lengths: bool, gamma: float, dtype: torch.dtype, spoiler: float
+) -> None:
+    """In the lanes of the same vectors, or one after another."""
+    cost = torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    spoilt = cost.clone()
+    spoilt[0, 2, 2] = spoilt[1] = spoiler
+    more = {"x_lengths": torch.full(shape[:1], shape[1])} if lengths else {}
+    for options in ON_VECTORS:
+        for begin in ("", "x", "y"):
+            settings: dict[str, Any] = {"open_begin": begin, "gamma": gamma} | options | more
+            found = []
+            for costs in (cost, spoilt):
+                leaf = costs.clone().requires_grad_()
+                value = soft_dtw_from_cost(leaf, **settings)
+                (grad,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
+                found.append((bits(value[2:]), bits(grad[2:])))
+            assert found[0] == found[1], settings
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pairs", [1, 40])
+@pytest.mark.parametrize("shape", [(40, 38), (33, 31), (31, 70), (100, 90)], ids=str)
+@pytest.mark.parametrize("options", [{"warp_cost": 0.5}, {"repeat": "y"}, {"repeat": "x"}], ids=str)
+def test_gamma_0_in_a_band_of_more_rows_than_lanes(
+    options: dict[str, Any], shape: tuple[int, int], pairs: int, dtype: torch.dtype
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    cost = torch.randint(0, 3, (pairs, *shape), generator=random).to(dtype)
+    cost[0, :, shape[1] // 2] += 1
+    for bandwidth in (0, 1, 5, 60):
+        found = []
+        for backend in ("numba", "reference"):
+            leaf = cost.clone().requires_grad_()
+            settings = {"gamma": 0.0, "bandwidth": bandwidth, "backend": backend} | options
+            value = soft_dtw_from_cost(leaf, **settings)
+            found.append((value, torch.autograd.grad(value.sum(), leaf)[0]))
+        for one, two in zip(*found, strict=True):
+            assert torch.equal(one, two), bandwidth

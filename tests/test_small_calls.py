@@ -60,6 +60,7 @@ SPECIAL = {
     "no path": lambda cost: torch.cat((torch.full_like(cost[:, :1], torch.inf), cost[:, 1:]), 1),
     "not a number": lambda cost: torch.where(cost == cost.max(), torch.nan, cost),
     "far apart": lambda cost: cost * 1e30,  # one path has all of the weight
+    "ties": lambda cost: (3 * cost).floor() * 1e6,
     "many sizes": lambda cost: cost.exp2() ** 40,  # up to 1e30 and more: no tier on vectors
 }
 FACTORS = {
@@ -146,20 +147,7 @@ WITH_THREADS += ("lengths", "lengths and band")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(40, 37, 33), (1100, 7, 9), (4, 160, 150)])
-@pytest.mark.parametrize(
-    "of",
-    [
-        "costs",
-        "all tiers",
-        "hard",
-        "features",
-        "weak",
-        "lengths",
-        "lengths and band",
-        "ends",
-        "warp",
-    ],
-)
+@pytest.mark.parametrize("of", WITH_THREADS)
 def test_bits_where_threads_share_the_work(
     of: str, shape: tuple[int, int, int], dtype: torch.dtype, threads: int
 ) -> None:
@@ -203,6 +191,29 @@ def test_bits_where_threads_share_the_work(
             assert constant == bits(call(*inputs))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("settings", [{}, {"x_lengths": [5, 7, 6]}, {"open_end": "x"}], ids=str)
+@pytest.mark.parametrize("copies", [1, 2000])
+def test_strides_of_the_costs_change_no_bit(
+    copies: int, settings: dict[str, Any], dtype: torch.dtype, kind: str
+) -> None:
+    """In calls that keep their gradient and in larger ones."""
+    cost = SPECIAL[kind](random(3, 7, 9).abs()).to(dtype).repeat(copies, 1, 1)
+    if "x_lengths" in settings:
+        settings = {"x_lengths": settings["x_lengths"] * copies}
+    factor = FACTORS["signs"](len(cost)).to(dtype)
+    call = functools.partial(soft_dtw_from_cost, gamma=1e-2, **settings)
+    found = []
+    for view in (cost, cost.mT.contiguous().mT, torch.stack((cost, cost), -1)[..., 0]):
+        leaf = view.detach().requires_grad_()
+        assert leaf.stride() == view.stride()
+        value = call(leaf)
+        (grad,) = torch.autograd.grad(value, leaf, factor)
+        found.append((bits(value), bits(grad.contiguous())))
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("kind", SPECIAL)

@@ -247,12 +247,16 @@ class Gradients:
     def put(
         self, items: np.ndarray, part: Gradients, pairs: int, kept: np.ndarray | None = None
     ) -> None:
-        """The gradients of some pairs from a part, or of those of it that are kept."""
+        """The gradients of some pairs from a part, or of those of it that are kept, times the
+        factors if the part is of the sum of the values.
+        """
         some = slice(None) if kept is None or kept.size == part.scale.size else kept
         costs, sums = part.cost[0, some], part.sums[:, some]
         if part.of_sum and not self.of_sum:
-            mass, scale = costs.astype(self.cost.dtype), self.scale[items]
-            costs, sums = np.empty_like(mass), np.where(sums != 0.0, sums * scale, 0.0)
+            scale = self.scale[items]
+            # Contiguous: of others reshape makes copies, and what is written there is lost.
+            mass = np.ascontiguousarray(costs, self.cost.dtype)
+            costs, sums = np.empty(mass.shape, mass.dtype), np.where(sums != 0.0, sums * scale, 0.0)
             flat = len(mass), math.prod(mass.shape[1:])
             scaled(mass.reshape(flat), scale, costs.reshape(flat))
         self.cost[places_of(items, pairs)] = costs
@@ -266,8 +270,8 @@ class Gradients:
 
 def part_of(gradients: Gradients | None, items: np.ndarray, part: Batch) -> Gradients | None:
     """Room for the gradients of some pairs, whose problem is the part. In another type they are of
-    the sum of the values: a gradient is rounded to the type of the costs before it is multiplied,
-    in all tiers.
+    the sum of the values: as in the first tier, a gradient has the type of the costs before it is
+    multiplied.
     """
     if gradients is None:
         return None

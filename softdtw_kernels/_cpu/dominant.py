@@ -62,7 +62,7 @@ def with_margins(task: Batch, items: np.ndarray) -> np.ndarray:
 
 @jit
 def survey(bits, sign, lowest, largest):
-    """Of each pair the lowest cost, and the largest size: that of no number, if there is one.
+    """Of each pair the lowest cost, and what tells of NaN: the largest of all bits but the sign.
 
     Bits of floats are integers in the order of the floats, but that negative ones count down: of
     integers LLVM makes vectors, of floats that may be none it does not.

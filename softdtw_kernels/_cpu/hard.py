@@ -8,7 +8,7 @@ other tier. With margins sums are rounded, and only pairs are certified in which
 see `margins`.
 
 `solve` has the rows of one pair in the lanes, as `strips` has; `solve_many` has pairs of a batch in
-them, as `lanes` has. Subnormal costs count: nothing is flushed here.
+them, as `lanes` has. Subnormal costs count: they are not flushed here, factors of gradients are.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def walk_strip(
                 if keep:
                     bits[at + 2 * t], bits[at + 2 * t + 1] = by_up, by_left
             if pattern is not None:
-                find_in_strip(pattern, here, row, t)
+                find_in_strip(pattern, here, row, first + t)
             if t >= WIDE - 1:
                 leave(here, border, width, first + t - WIDE + 2)
     store(nan_sums, 0, nan_sum)

@@ -91,7 +91,7 @@ def begin_in_strip(pattern, diagonal, row, t):
 
 @inline
 def find_in_strip(pattern, here, row, t):
-    """Keep the cells of a step at which a path may end."""
+    """Keep the cells of a step at which a path may end. t: the column of the first lane."""
     rows, columns, found = pattern.rows, pattern.columns, pattern.found
     end, lane, size = rows - 1 - row, t - (columns - 1), found.size // 3
     of_row = end < WIDE and 0 <= t - end < columns

@@ -24,7 +24,7 @@ from .jit import allocating, inline, plain
 from .lattice import entry, entry_or_zero
 from .memory import empty, filled
 from .scaling import added
-from .simd import load, store
+from .simd import like, load, store
 
 
 class OpenLanes(NamedTuple):
@@ -176,6 +176,8 @@ def weigh_group(opened, pairs, geometry, count, warp, floor, checks, exponents, 
             rows, columns = geometry[ROWS, lane], geometry[COLUMNS, lane]
             skipped, bits = mean_of_ends(ends, rows, columns, opened.given, lane, lanes)
             sums[LEFT_OUT * lanes + lane], sums[lanes + lane] = skipped, bits
+    # The next group, of the same sizes, may have no end there.
+    store(kept, 0, like(k, floor))
 
 
 @inline

@@ -1,8 +1,8 @@
 """Calls of few cells whose settings are numbers, prepared once for all calls of the same shapes.
 
 What the engine derives from shapes, types and bandwidth is kept here; what remains of a call is to
-hand its arrays to the kernels. Bits are those of the same call through `operators`. A call that the
-first tier does not certify goes there, and nothing is kept of it.
+hand its arrays to the kernels. Bits are those of the same call through `operators`. Of a pattern
+that the first tier does not certify nothing is kept.
 
 All calls have one interface, which `_operators.prepared` makes a Function of. settings: gamma, and
 the dummy cost of a weak lattice; given: the tensors of the call, dense ones.
@@ -21,7 +21,7 @@ from torch import Tensor
 from .._problem import PatternProblem
 from . import features, small
 from . import smoothing as smoothing_kernels
-from .arrays import NOTHING, NUMPY_TYPE, dense
+from .arrays import NOTHING, NUMPY_TYPE, dense, without_warnings
 from .batch import ALL, Batch
 from .ends import Ends, Open, ends_of
 from .factors import scaled
@@ -42,7 +42,7 @@ class PreparedCall(Protocol):
     def value(self, settings: Settings, given: Given) -> Tensor: ...
 
     def value_and_kept(self, settings: Settings, given: Given, wanted: Wanted) -> Both:
-        """The value, and what `gradients` needs; nothing where the first tier is not sure."""
+        """The value, and what `gradients` needs; nothing if that is not certified."""
         ...
 
     def gradients(
@@ -53,16 +53,22 @@ class PreparedCall(Protocol):
 class OfCosts:
     """Costs (*, N, M)."""
 
-    is_symmetric = True  # what holds of costs holds of their transposes
-
-    def __init__(self, shape: Shape, dtype: torch.dtype, weak: bool, bandwidth: int | None) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        weak: bool,
+        bandwidth: int | None,
+        symmetric: bool = True,
+    ) -> None:
+        """symmetric: whether the transposed costs would do."""
         *batch, rows, columns = shape
         self.batch, self.dtype = tuple(batch), NUMPY_TYPE[dtype]
         self.pairs = math.prod(batch)
         self.band = band_of(bandwidth, rows, columns)
         # A column is done as a row, in fewer strips. Bits are the same: each cell has one
         # predecessor.
-        as_row = columns == 1 and self.is_symmetric and not weak
+        as_row = columns == 1 and symmetric and not weak
         in_memory = (*batch, 1, rows) if as_row else shape
         self.shape, self.four = shape, tuple((1,) * (4 - len(shape)) + in_memory)
         self.plan = small.plan_of(self.four, dtype.itemsize, weak, self.band)
@@ -123,7 +129,7 @@ class OfCosts:
     def both_in_tiers(
         self, settings: Settings, cost: np.ndarray, both: small.Both
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """As in_tiers, and the gradient of their sum; None if that is not certified."""
+        """As in_tiers, and the gradient of their sum; None where it is not to be kept."""
         return small.both_completed(self.plan, self.task(settings, cost), both)
 
     def task(self, settings: Settings, cost: np.ndarray) -> Batch:
@@ -137,6 +143,11 @@ class OfCosts:
         grad = np.empty(of_sum.shape, self.dtype)
         scaled(of_sum, dense(grad_value, (self.pairs,)), grad)
         return grad.reshape(self.pairs, *self.shape[-2:])
+
+
+@without_warnings
+def with_repeats(value: np.ndarray, price: float) -> np.ndarray:
+    return (value.astype(np.float64) + price).astype(value.dtype)
 
 
 class OfPattern(OfCosts):
@@ -153,8 +164,7 @@ class OfPattern(OfCosts):
         begin: str,
         end: str,
     ) -> None:
-        self.is_symmetric = False
-        super().__init__(shape, dtype, False, bandwidth)
+        super().__init__(shape, dtype, False, bandwidth, symmetric=False)
         self.bandwidth, self.sides = bandwidth, (repeat, begin, end)
         self.warp: np.ndarray | None = None  # that of the fewest repeats
         if repeat != "xy" and not (begin or end):
@@ -179,7 +189,7 @@ class OfPattern(OfCosts):
         if self.warp is None:
             return value
         _, warp, _ = settings
-        return (value.astype(np.float64) + self.repeats * warp).astype(self.dtype)
+        return with_repeats(value, self.repeats * warp)
 
     def ends(self, settings: Settings) -> Ends | None:
         repeat, begin, end = self.sides
@@ -228,8 +238,7 @@ class OfHardPattern(OfHardCosts):
         begin: str,
         end: str,
     ) -> None:
-        self.is_symmetric = False
-        super().__init__(shape, dtype, False, bandwidth)
+        super().__init__(shape, dtype, False, bandwidth, symmetric=False)
         self.sides = begin, end, repeat
 
     def task(self, settings: Settings, cost: np.ndarray) -> Batch:
@@ -319,7 +328,7 @@ class OfSmoothedCosts:
     """Costs (*, N, M) to be smoothed."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, weak: bool, origin_count: float) -> None:
-        self.costs = OfCosts(shape, dtype, weak, None)
+        self.costs = OfCosts(shape, dtype, weak, None, symmetric=False)
         four = self.costs.four
         *_, rows, columns = four
         self.strides = math.prod(four[1:]), rows * columns, columns, 1
