@@ -117,11 +117,14 @@ def soft_dtw_divergence(
     value = _combine(of_pairs.value, of_x.value, of_y.value)
     # All pairs may be rounded in another order than sequences with themselves. Programs that are
     # recorded keep that rounding of float64: they can't compare sizes that they don't know.
+    same = None
     if not is_recorded():
-        value = torch.where(_equal(pairs) & value.isfinite(), 0, value)
-    if of_pairs.error is not None and of_x.error is not None and of_y.error is not None:
-        error = of_pairs.error + 0.5 * (of_x.error + of_y.error)
-        unsure = (error > ALLOWED * value.abs()) & (value != 0)
+        same = _equal(pairs) & value.isfinite()
+        value = torch.where(same, 0, value)
+    errors = [t.error for t in (of_pairs, of_x, of_y) if t.error is not None]
+    if same is not None and len(errors) == 3:
+        error = errors[0] + 0.5 * (errors[1] + errors[2])
+        unsure = (error > ALLOWED * value.abs()) & ~same
         if unsure.any():
             value[unsure] = _certified(pairs, unsure, gamma, cost, bandwidth)
     value = reduce(value, reduction).to(pairs.x.dtype)
