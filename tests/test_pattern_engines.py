@@ -23,7 +23,7 @@ from torch import Tensor
 
 from softdtw_kernels import _backends as backends
 from softdtw_kernels import _reference_pattern as reference
-from softdtw_kernels import soft_dtw_from_cost
+from softdtw_kernels import soft_dtw_alignment_from_cost, soft_dtw_from_cost
 from softdtw_kernels._cpu import pattern as on_cpu
 from softdtw_kernels._operators import compositions
 from softdtw_kernels._problem import PatternProblem
@@ -332,7 +332,7 @@ def test_framed_costs_are_open_ends(
         assert_close(one, two, 1e-9 + 1e-10 / gamma**2, str(ends))
 
 
-@pytest.mark.parametrize("spoiler", [math.nan, -math.inf, -1e30, 1e30, math.inf])
+@pytest.mark.parametrize("spoiler", [math.nan, -1e30, math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gamma", [0.1, 0.0])
 @pytest.mark.parametrize("lengths", [False, True])
@@ -376,3 +376,6 @@ def test_gamma_0_in_a_band_of_more_rows_than_lanes(
             found.append((value, torch.autograd.grad(value.sum(), leaf)[0]))
         for one, two in zip(*found, strict=True):
             assert torch.equal(one, two), bandwidth
+        alignment = soft_dtw_alignment_from_cost(cost, bandwidth=bandwidth, **options)
+        for path, visits in zip(alignment.path(), found[0][1], strict=True):
+            assert torch.equal(path, visits.nonzero()), bandwidth
