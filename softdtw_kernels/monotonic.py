@@ -41,7 +41,9 @@ def forward_sum(
 
     Args:
         log_probs: (*, N, M), frames by tokens, float32 or float64 of any strides; float16 and
-            bfloat16 are computed in float32. -inf forbids a pair. They need not be normalized.
+            bfloat16 are computed in float32. -inf forbids a pair; a mask of a huge number does too,
+            but where every alignment has to cross some, it takes the digits of what else is in
+            those frames. They need not be normalized.
         x_lengths: None (all N) or integers of shape (*), each 1..N: the frames that count. What
             lies beyond, NaN included, changes nothing and gets gradient 0. So do pairs that no
             alignment can visit, with too few frames before or after them.
