@@ -127,3 +127,52 @@ def test_a_band_of_any_width_is_no_band(bandwidth: int, backend: str) -> None:
             results.append((alignment.value, alignment.expected, product))
         for got, truth, what in zip(*results, ("value", "expected", "Hessian"), strict=True):
             assert_close(got.detach(), truth.detach(), 1e-12, what)
+
+
+OF_BATCHES = {
+    "plain": {},
+    "warp_cost": {"warp_cost": 0.3},
+    "repeat": {"repeat": "y"},
+    "hard": {"gamma": 0.0},
+    "hard, warp_cost": {"gamma": 0.0, "warp_cost": 0.3},
+    "one hard": {"gamma": torch.tensor([0.0, 0.5, 0.5], dtype=torch.float64)},
+}
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(7, 6), (9, 5), (70, 60), (600, 500)], ids=str)
+@pytest.mark.parametrize("settings", OF_BATCHES)
+def test_beyond_the_band_the_gradient_is_0_where_the_value_is_no_number(
+    settings: str, shape: tuple[int, int], dtype: torch.dtype, bad: float
+) -> None:
+    n, m = shape[0] - 1, shape[1]
+    random = torch.Generator().manual_seed(0)
+    for spoilt in ((0,), (1,), (0, 1)):
+        cost = torch.rand(3, *shape, dtype=dtype, generator=random)
+        for item in spoilt:
+            cost[item, 2, 2] = bad
+        (grad,) = value_and_gradient(
+            soft_dtw_from_cost, cost, x_lengths=[n] * 3, bandwidth=1, **OF_BATCHES[settings]
+        )[1:]
+        within = torch.zeros(shape, dtype=torch.bool)
+        within[:n] = torch.from_numpy(oracles.band(n, m, 1))
+        assert (grad[:, ~within] == 0).all()
+        assert grad[list(spoilt)][:, within].isnan().all()
+        assert not grad[2].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pairs, rows, columns", [(1, 3, 3), (20, 9, 8), (1, 30, 20), (1, 70, 60)])
+@pytest.mark.parametrize("settings", ["plain", "warp_cost", "repeat"])
+def test_a_cost_of_minus_infinity_is_no_number(
+    settings: str, pairs: int, rows: int, columns: int, dtype: torch.dtype
+) -> None:
+    """At gamma > 0, in lattices of any size; the value may be -inf."""
+    cost = torch.rand(pairs, rows, columns, dtype=dtype)
+    for place in ((2, 2), (0, 0), (-1, -1)):
+        given_ = cost.clone()
+        given_[:, place[0], place[1]] = -math.inf
+        value, grad = value_and_gradient(soft_dtw_from_cost, given_, **OF_BATCHES[settings])
+        assert (value.isnan() | (value == -math.inf)).all()
+        assert grad.isnan().all()

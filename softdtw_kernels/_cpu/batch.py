@@ -196,6 +196,19 @@ class Batch:
             opened = replace(opened, skip=opened.skip[items])
         return Batch(cost, gamma, dummy, n, m, self.bandwidth, warp, opened)
 
+    def clear_beyond_band(self, gradient: np.ndarray, values: np.ndarray) -> None:
+        """0 beyond the band of the pairs whose value is NaN or -inf: all that is within their
+        lengths has been made NaN.
+        """
+        if self.bandwidth < 0:
+            return
+        rows, columns = np.ogrid[: gradient.shape[2], : gradient.shape[3]]
+        n, m = self.lengths
+        for q in np.flatnonzero(~(values > -np.inf)):
+            low, high = band_limits(int(n[q]), int(m[q]), self.bandwidth)
+            matrix = gradient[divmod(q, gradient.shape[1])]
+            matrix[(columns - rows < low) | (columns - rows > high)] = 0.0
+
     @property
     def hard(self) -> np.ndarray:
         """The pairs of a gamma that has no inverse: 0, the hard minimum, and next to it."""

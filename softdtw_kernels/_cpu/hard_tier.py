@@ -69,6 +69,8 @@ def hard_minimum(
     status[items] = SURE
     if values is not out:
         out[items] = values[items]
+    if gradients is not None:
+        task.clear_beyond_band(gradients.cost, out)
 
 
 def cheapest_paths(task: Batch) -> Iterator[np.ndarray]:

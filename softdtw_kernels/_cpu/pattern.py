@@ -136,6 +136,8 @@ def _solve(
 
     size = task.cost.shape[2] * task.cost.shape[3]
     run_chunks(rest.size, EXACT_COST * size * rest.size, work)
+    if scale is not None:
+        plain.clear_beyond_band(grad, results.values)
     return results
 
 

@@ -43,3 +43,4 @@ def spread(results: Results, task: Batch, items: np.ndarray, number: float) -> N
     for q in items:
         results.grad[divmod(q, results.grad.shape[1])][: n[q], : m[q]] = number
         results.sums[:, q] = number
+    task.clear_beyond_band(results.grad, results.values)

@@ -82,6 +82,8 @@ def finish(task: Batch, gradients: Gradients | None, out: np.ndarray, status: np
     if rest.size and task.warp.size == 0 and task.open is None:
         in_exact_tier(task, gradients, rest, out)
         status[rest] = SURE
+    if gradients is not None:
+        task.clear_beyond_band(gradients.cost, out)
 
 
 def soft_of(task: Batch, status: np.ndarray) -> np.ndarray:

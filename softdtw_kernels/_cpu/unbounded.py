@@ -153,7 +153,7 @@ def solve(
         for lane in range(WIDE):
             nan_sum += nan_sums[lane]
         v = total_of(final, (rows - 1) % WIDE, THREE)
-        if math.isnan(nan_sum):
+        if math.isnan(nan_sum) or nan_sum == -np.inf:  # -inf has no part but the first
             v = np.nan
         values[place] = v
         if not with_grad:
