@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from examples.vttwins import metrics
@@ -105,6 +105,7 @@ def test_windows_span_the_segment_less_a_margin_and_the_whole_video() -> None:
             metrics.segment_windows(*arguments)
 
 
+@example(seconds=5, steps=2, seed=309, normalize="log_softmax", levels=1000)  # better by 1e-13
 @given(
     seconds=st.integers(0, 7),
     steps=st.integers(1, 4),
@@ -123,10 +124,13 @@ def test_ordered_assignment_is_the_earliest_of_the_best_of_all(
     if normalize == "log_softmax":
         score = torch.from_numpy(score).log_softmax(1).numpy()
     every = list(itertools.combinations(range(seconds), steps))
-    totals = [sum(score[t, k] for k, t in enumerate(times)) for times in every]
-    # Combinations come in lexicographic order, so the first best one is the earliest.
-    best = next(c for c, total in zip(every, totals, strict=True) if total > max(totals) - 1e-9)
-    assert chosen == list(best)
+    totals = {times: sum(score[t, k] for k, t in enumerate(times)) for times in every}
+    rounding = 1e-15 * steps * levels
+    # Combinations come in lexicographic order, so the first best one is the earliest. One that is
+    # better by less than a rounding may be told from it, or not.
+    best = next(c for c, total in totals.items() if total >= max(totals.values()) - rounding)
+    found = totals[tuple(chosen)]
+    assert tuple(chosen) == best or max(totals.values()) - rounding <= found > totals[best]
 
 
 @given(seconds=st.integers(2, 6), seed=st.integers(0, 99))
