@@ -46,12 +46,14 @@ def found(
 
 
 def rounding(cost: Tensor, gamma: float) -> float:
-    """Of gradients of the exact tier: of its three parts, multiples of 1e200 take two, and the sum
-    of all other costs has 53 bits.
+    """Of gradients of the exact tier: of its three parts, multiples of 1e200 or 2e37 take two, and
+    of the sum of all other costs, that far below, the third has 53 bits at most.
     """
-    others = cost.double()[cost.abs() < 1e7].abs()
+    sizes = cost.double().abs()
+    others = sizes[sizes < 1e7]
     largest = float(others.max()) if others.numel() else 0.0
-    return 4 * 2.0**-53 * largest / gamma if (cost == 1e200).any() else 0.0
+    far = ((sizes > 2.0**95 * largest) & sizes.isfinite()).any()
+    return 4 * 2.0**-53 * largest / gamma if far else 0.0
 
 
 def without_walls(patch: pytest.MonkeyPatch) -> None:
