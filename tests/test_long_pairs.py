@@ -4,11 +4,22 @@ pairs are made once more, and what is short shares vectors. No result may tell.
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
+import numpy as np
 import pytest
 import torch
-from helpers import bits
+from helpers import bits, examples
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import COST_KINDS, gammas, make_cost, seeds
 
 from softdtw_kernels import soft_dtw_from_cost
+from softdtw_kernels._cpu.arrays import NOTHING
+from softdtw_kernels._cpu.batch import ALL, Batch, Gradients
+from softdtw_kernels._cpu.ends import Open
+from softdtw_kernels._cpu.scaling import precision_of
+from softdtw_kernels._cpu.solve import solve
 
 
 def trained(cost: torch.Tensor, **arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +77,61 @@ def test_vectors_of_pairs_and_of_rows_give_the_same_bits(
         for k in (0, 7, 15):
             assert bits(values[k]) == bits(value)
             assert bits(gradients[k]) == bits(gradient)
+
+
+def solved(task: Batch, scale: np.ndarray, low: bool) -> tuple[np.ndarray, Gradients]:
+    """By strips of one vector, or of two."""
+    gradients = Gradients(scale, True, np.zeros_like(task.cost))
+    with (
+        patch.object(Batch, "in_lanes", lambda task, sums: False),
+        patch.object(Batch, "in_low_strips", lambda task, precision: low),
+    ):
+        values = solve(task, gradients)
+    return values, gradients
+
+
+def check_heights_of_strips(task: Batch, scale: np.ndarray) -> None:
+    """Values and gradients by the costs to the bit; sums over cells have other orders."""
+    (values, one), (truth, two) = solved(task, scale, True), solved(task, scale, False)
+    assert values.tobytes() == truth.tobytes()
+    assert one.cost.tobytes() == two.cost.tobytes()
+    rounding = 1e-4 if task.cost.dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(one.sums, two.sums, rounding, rounding * sum(task.lattice))
+
+
+@pytest.mark.slow
+@examples(60)
+@given(data=st.data())
+def test_strips_of_one_vector_give_the_bits_of_those_of_two(data: st.DataObject) -> None:
+    sides = st.integers(1, 70), st.one_of(st.integers(1, 70), st.integers(1, 300))
+    rows, columns = data.draw(st.permutations([data.draw(side) for side in sides]))
+    shape = (*data.draw(st.sampled_from(((1, 1), (1, 3), (2, 2)))), rows, columns)
+    kind, seed = data.draw(st.sampled_from(COST_KINDS)), data.draw(seeds())
+    cost = make_cost(kind, shape, seed).astype(data.draw(st.sampled_from((np.float32, float))))
+    random, pairs = np.random.default_rng(seed), shape[0] * shape[1]
+    cost[random.random(shape) < data.draw(st.sampled_from((0.0, 0.1)))] = np.inf
+    task = Batch(cost, np.array([data.draw(gammas())]), NOTHING, ALL, ALL, -1)
+    form = data.draw(st.sampled_from(("plain", "band", "lengths", "weak", "open")))
+    if form == "band":
+        task.bandwidth = data.draw(st.integers(0, 40))
+    elif form == "lengths":
+        task.n, task.m = (random.integers(1, size + 1, pairs) for size in (rows, columns))
+    elif form == "weak":
+        task.dummy = random.normal(size=1)
+    elif form == "open":
+        begin, end = (data.draw(st.sampled_from(("x", "y", "xy"))) for _ in "12")
+        task.open = Open(begin, end, "xy", np.array([0.1]))
+    check_heights_of_strips(task, random.normal(size=pairs).astype(cost.dtype))
+
+
+@pytest.mark.parametrize("shape", [(2, 4096), (4096, 3), (8, 9000), (200_000, 4), (70_000, 8)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_low_strips_of_long_pairs(shape: tuple[int, int], dtype: type) -> None:
+    """Of which not all weights, or not all borders, are kept."""
+    cost = drawn(1, 1, *shape).numpy().astype(dtype)
+    task = Batch(cost, np.array([0.1]), NOTHING, ALL, ALL, -1)
+    assert task.in_low_strips(precision_of(cost))
+    check_heights_of_strips(task, np.full(1, 1.5, dtype))
 
 
 def test_a_cost_far_below_zero_is_no_nan() -> None:

@@ -20,6 +20,8 @@ LANES = 256**2  # lattice cells up to which lanes can be pairs
 STRIP_STEP = 1.4  # time of a step of a strip of a vector's rows over that of a step of lanes
 LANES_ROW = 4  # steps of lanes that the begin of a row takes as long as
 FEWEST = 8  # pairs in lanes, at gamma = 0
+MANY_STEPS = 1024  # of strips of one vector, for which it pays to have them compiled
+STEP_OF_TWO = {4: 1.3, 8: 1.5}  # time of a step on two vectors over that on one, by itemsize
 HARD_STRIP = 16  # steps of a strip that its begin takes as long as, at gamma = 0
 
 
@@ -101,6 +103,20 @@ class Batch:
             steps = np.minimum(m, np.abs(n - m) + 2 * self.bandwidth + width)
         in_strips = np.sum(-(-n // width) * (steps + width - 1))
         return bool(in_lanes <= STRIP_STEP * in_strips)
+
+    def in_low_strips(self, precision: Precision) -> bool:
+        """Whether strips are as high as one vector, and not as two: where many steps are done
+        sooner, as fewer lanes are outside a lattice or a band of few rows or columns.
+
+        Bits are the same but for those of sums over cells: so it does not depend on the batch.
+        """
+        (rows, columns), lanes = self.lattice, precision.lanes
+        low, high = band_limits(rows, columns, self.bandwidth)
+        one, two = (
+            -(-rows // height) * (min(columns, high - low + height) + height)
+            for height in (lanes, 2 * lanes)
+        )
+        return one >= MANY_STEPS and one <= STEP_OF_TWO[precision.floats.itemsize] * two
 
     @property
     def hard_in_lanes(self) -> bool:

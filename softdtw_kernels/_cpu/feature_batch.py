@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .._lattice import band_limits
-from . import sources, strips
+from . import sources, tiles
 
 Wanted = tuple[bool, bool, bool]  # which gradients: by x, y, gamma
 
@@ -41,7 +41,7 @@ class FeatureBatch:
 
     @property
     def packed_sizes(self) -> tuple[int, int, int]:
-        lanes = strips.WIDTH // self.x.itemsize
+        lanes = tiles.WIDTH // self.x.itemsize
         shape = self.x.shape[1], self.y.shape[1], self.x.shape[2]
         nx, ny, size = sources.sizes_of.py_func(*shape, lanes)
         return nx, ny, size

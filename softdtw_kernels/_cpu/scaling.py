@@ -38,7 +38,7 @@ class Precision:
     near_0: whether values near 0 are held to that, or are good to some roundings of gamma.
     """
 
-    floats: np.ndarray  # empty: kernels read the type off it
+    floats: np.ndarray  # empty: kernels read the type off it, and how high strips are (`tiles`)
     integers: np.ndarray
     floor: int
     limit: float
@@ -59,6 +59,11 @@ class Precision:
     @property
     def kernel_arguments(self) -> tuple:
         return self.floats, self.integers, self.floor, self.bounds
+
+    @property
+    def in_low_strips(self) -> tuple:
+        """The kernel arguments for strips of one vector."""
+        return self.floats.reshape(0, 0), self.integers, self.floor, self.bounds
 
 
 # Places in the bounds that a kernel is given.

@@ -123,28 +123,28 @@ def vector_pointer(
     return builder.bitcast(builder.gep(data, [index]), kind.ir_type.as_pointer())
 
 
-@intrinsic
-def load(typingctx, array, index):
-    """The lanes array[index : index + lanes] of a contiguous 1-D array."""
-    kind = Vector(array.dtype)
+def load_as(kind: Vector) -> Any:
+    """The code of an intrinsic of an array and an index that loads such a vector."""
 
     def codegen(context, builder, sig, args):
         pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
         return builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type)
 
-    return kind(array, types.intp), codegen
+    return codegen
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """The lanes array[index : index + lanes] of a contiguous 1-D array."""
+    kind = Vector(array.dtype)
+    return kind(array, types.intp), load_as(kind)
 
 
 @intrinsic
 def load_double(typingctx, array, index):
     """As load, twice as many lanes: LLVM makes two vectors of them."""
     kind = Vector(array.dtype, 2 * BITS // array.dtype.bitwidth)
-
-    def codegen(context, builder, sig, args):
-        pointer = vector_pointer(context, builder, sig.args[0], args[0], args[1], kind)
-        return builder.load(pointer, align=kind.dtype.bitwidth // 8, typ=kind.ir_type)
-
-    return kind(array, types.intp), codegen
+    return kind(array, types.intp), load_as(kind)
 
 
 @intrinsic

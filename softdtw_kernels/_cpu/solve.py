@@ -176,9 +176,12 @@ def arguments(
     precision: Precision,
     out: np.ndarray,
     status: np.ndarray,
+    in_lanes: bool = False,
 ) -> tuple:
     """What the vectorized kernels take after the first and the last of the pairs to do."""
-    common = (*task.kernel_arguments, *precision.kernel_arguments, out, status)
+    low = not in_lanes and task.in_low_strips(precision)
+    settings = precision.in_low_strips if low else precision.kernel_arguments
+    common = (*task.kernel_arguments, *settings, out, status)
     ends = None
     if task.open is not None:
         ends = ends_of(task.open, task.gamma, task.price, task.lattice, precision)
@@ -193,8 +196,8 @@ def vectorized(
 ) -> None:
     """Values, and which of them (and of the gradients written) are certified."""
     precision = task.precision or precision_of(task.cost)
-    common = arguments(task, gradients, precision, out, status)
     in_lanes = task.in_lanes(gradients is not None and gradients.with_gamma)
+    common = arguments(task, gradients, precision, out, status, in_lanes)
     if not in_lanes:
         in_strips(task, np.arange(task.pairs), common)
         return

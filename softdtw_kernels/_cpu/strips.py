@@ -54,7 +54,7 @@ from .scaling import (
 from .simd import first_lane, store
 from .sources import begin_of, cost_of, end_of, is_returned, room_for, shape_of, size_of_costs
 from .subnormal import flush_subnormals, restore
-from .tiles import CHUNK, TILE, WIDTH, any_mass, backward, forward
+from .tiles import CHUNK, TILE, any_mass, backward, forward, lanes_of
 
 WEIGHTS = 2 * 2**20  # bytes of the weights of a pair that are kept: about the second cache level
 BORDERS = 4 * 2**20  # bytes of the borders of a pair that are kept without counting
@@ -206,7 +206,7 @@ def solve(
     """
     weak = dummy.size > 0
     shape = shape_of(source)
-    lanes = WIDTH // floats.itemsize
+    lanes = lanes_of(floats)
     room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
     widest = lattice_of(shape[2], shape[3], weak, bandwidth)[1]
     strips, longest = most_of_pairs(first, last, shape, n, m, weak, bandwidth, lanes)
@@ -283,7 +283,7 @@ def solve(
             if keep:
                 copy_border(border_m, above_m, border_k, above_k, left, place * window, steps + 1)
             k = forward(
-                costs, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate, floor,
+                costs, theta, weak, row, floats, plain(0), steps, left, starts, stops, rate, floor,
                 packed, border_m, border_k, left, border_m, border_k, checks,
                 keep, states_m, states_k, place * tiles, stored, weights, strip * stride, opened,
             )  # fmt: skip
@@ -331,7 +331,7 @@ def solve(
                     at = place * window
                     copy_border(border_m, above_m, border_k, above_k, left, at, steps + 1)
                     forward(
-                        costs, theta, weak, row, lanes, plain(0), steps, left, starts, stops, rate,
+                        costs, theta, weak, row, floats, plain(0), steps, left, starts, stops, rate,
                         floor, packed, border_m, border_k, left, border_m, border_k, checks,
                         again, states_m, states_k, place * tiles, stored, weights, plain(0), opened,
                     )  # fmt: skip
@@ -347,7 +347,7 @@ def solve(
                 flows[c] = 1.0 if ends is None and c == end else 0.0
             for begin in range((steps - 1) // TILE * TILE, -1, -TILE):
                 stop = min(steps, begin + TILE)
-                some = any_mass(lanes, begin, stop, left, below, flows)
+                some = any_mass(floats, begin, stop, left, below, flows)
                 if ends is not None:
                     some = some or is_given(opened, row, lanes, begin, stop)
                 if not some:
@@ -358,13 +358,13 @@ def solve(
                 if again:
                     offset = plain(0)
                     forward(
-                        costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                        costs, theta, weak, row, floats, begin, stop, left, starts, stops, rate,
                         floor, packed, above_m, above_k, place * window, border_m, border_k,
                         checks, plain(False), states_m, states_k, place * tiles, again, weights,
                         offset, opened,
                     )  # fmt: skip
                 d, h = backward(
-                    weak, row, lanes, begin, stop, left, starts, stops, scale[q], bounds[TINY],
+                    weak, row, floats, begin, stop, left, starts, stops, scale[q], bounds[TINY],
                     packed, below, weights, offset, flows, with_gamma, grad, opened,
                 )  # fmt: skip
                 dummies += d

@@ -5,17 +5,22 @@ At step t of a strip, lane k is at the cell (row + lane, first + t - lane).
 
 from __future__ import annotations
 
+from numba import types
+from numba.extending import intrinsic
+
 from .cell import quotient, step, surprise, warped_exponential
 from .ends import add_begun, find_ends, give_ends, has_ends
 from .floating import to_integer
 from .jit import inline, outlined
 from .simd import (
+    Vector,
     first_lane,
     in_lane,
     keep_above,
     lane_sum,
     last_lane,
     like,
+    load_as,
     shift_down,
     shift_up,
     smaller,
@@ -23,18 +28,30 @@ from .simd import (
     up_to_lane,
     where_above,
 )
-from .simd import load_double as load
 from .sources import pack, unpack
 
-WIDTH = 128  # bytes of a row of lanes: two vectors, so that borders take half the memory
+WIDTH = 128  # bytes of the lanes of a strip: two vectors, so that borders take half the memory
 CHUNK = 64  # steps packed at a time: they stay in the first cache level
 TILE = 2 * CHUNK  # steps that are computed again together
 
 
+@inline
+def lanes_of(floats):
+    """Of a strip: two vectors of the type of the empty array, one if that has two dimensions."""
+    return WIDTH // (floats.itemsize * floats.ndim)
+
+
+@intrinsic
+def load(typingctx, array, index, floats):
+    """The elements array[index : index + lanes_of(floats)] of a contiguous 1-D array."""
+    kind = Vector(array.dtype, WIDTH * 8 // (array.dtype.bitwidth * floats.ndim))
+    return kind(array, types.intp, floats), load_as(kind)
+
+
 @outlined
 def forward(
-    source, theta, weak, row, lanes, begin, steps, first, starts, stops, rates, floor, packed,
-    above_m, above_k, shift, border_m, border_k, checks, save, states_m, states_k, state,
+    source, theta, weak, row, floats, begin, steps, first, starts, stops, rates, floor,
+    packed, above_m, above_k, shift, border_m, border_k, checks, save, states_m, states_k, state,
     keep, weights, offset, opened=None,
 ):  # fmt: skip
     """The steps begin <= t < steps of one strip: reads the border above it, leaves the border of
@@ -46,18 +63,19 @@ def forward(
     checks: rows of the minimum of the costs, of a sum that is NaN if a cost is, and of the last
     mantissas. Returns the vector of exponents of the last step. opened: see `ends`.
     """
-    r_high, r_low = load(rates, 0), load(rates, lanes)
-    largest, part = load(rates, 2 * lanes), load(rates, 3 * lanes)
-    whole = to_integer(load(rates, 4 * lanes))
-    lowest, nan_sum = load(checks, 0), load(checks, lanes)
+    lanes = lanes_of(floats)
+    r_high, r_low = load(rates, 0, floats), load(rates, lanes, floats)
+    largest, part = load(rates, 2 * lanes, floats), load(rates, 3 * lanes, floats)
+    whole = to_integer(load(rates, 4 * lanes, floats))
+    lowest, nan_sum = load(checks, 0, floats), load(checks, lanes, floats)
     one = like(r_high, 1.0)
-    bottom = like(load(border_k, 0), floor)
+    bottom = like(load(border_k, 0, floats), floor)
     m, k = one, bottom
     m_up, k_up = shift_up(one, above_m[shift]), shift_up(bottom, above_k[shift])
     if begin > 0:
         at = 2 * lanes * (state + begin // TILE)
-        m, m_up = load(states_m, at), load(states_m, at + lanes)
-        k, k_up = load(states_k, at), load(states_k, at + lanes)
+        m, m_up = load(states_m, at, floats), load(states_m, at + lanes, floats)
+        k, k_up = load(states_k, at, floats), load(states_k, at + lanes, floats)
     for t0 in range(begin, steps, CHUNK):
         t1 = min(steps, t0 + CHUNK)
         if save and t0 % TILE == 0:
@@ -70,14 +88,14 @@ def forward(
         if opened is not None:
             shown = has_ends(opened, row, lanes, t0, t1)
         for t in range(t0, t1):
-            d = load(packed, (t - t0) * lanes)
+            d = load(packed, (t - t0) * lanes, floats)
             w, dk = warped_exponential(d, r_high, r_low, largest, part, whole)
             lowest = smaller(d, lowest)
             nan_sum = nan_sum + w
             if opened is not None:
                 if t < lanes:  # a lane comes to the first column
-                    m = in_lane(load(opened.ends.beside_m, opened.beside + row + 1), m, t)
-                    k = in_lane(load(opened.ends.beside_k, opened.beside + row + 1), k, t)
+                    m = in_lane(load(opened.ends.beside_m, opened.beside + row + 1, floats), m, t)
+                    k = in_lane(load(opened.ends.beside_k, opened.beside + row + 1, floats), k, t)
             m_diagonal, k_diagonal = m_up, k_up
             m_up, k_up = (
                 shift_up(m, above_m[shift + t + 1]),
@@ -120,7 +138,7 @@ def forward(
 
 @outlined
 def backward(
-    weak, row, lanes, begin, steps, first, starts, stops, scale, tiny,
+    weak, row, floats, begin, steps, first, starts, stops, scale, tiny,
     mass, below, weights, offset, flows, with_gamma, sink, opened=None,
 ):  # fmt: skip
     """The steps begin <= t < steps of the adjoint recursion of one strip; `below` holds what the
@@ -129,9 +147,10 @@ def backward(
     Returns the sums of the expected visits over the dummy cells, and of the expected visits times
     the entropy of the weights in bits.
     """
-    from_right, up_next = load(flows, 0), load(flows, lanes)
+    lanes = lanes_of(floats)
+    from_right, up_next = load(flows, 0, floats), load(flows, lanes, floats)
     # Of steps t + 1 and t + 2.
-    diagonal_next, diagonal_after = load(flows, 2 * lanes), load(flows, 3 * lanes)
+    diagonal_next, diagonal_after = load(flows, 2 * lanes, floats), load(flows, 3 * lanes, floats)
     corner = flows[4 * lanes]
     zero, threshold = like(from_right, 0.0), like(from_right, tiny)
     factor = like(from_right, scale)
@@ -145,13 +164,13 @@ def backward(
                 give_ends(opened, mass, row, lanes, t0, t1)
         for t in range(t1 - 1, t0 - 1, -1):
             at = offset + 3 * lanes * (t - begin)
-            p_diagonal, p_up = load(weights, at), load(weights, at + lanes)
-            p_left = load(weights, at + 2 * lanes)
+            p_diagonal, p_up = load(weights, at, floats), load(weights, at + lanes, floats)
+            p_left = load(weights, at + 2 * lanes, floats)
             handed = below[max(0, first + t - lanes + 2)]
             from_below = shift_down(up_next, handed) + shift_down(diagonal_after, first_lane(zero))
             if opened is not None:
                 if given:
-                    from_right = from_right + load(mass, (t - t0) * lanes)
+                    from_right = from_right + load(mass, (t - t0) * lanes, floats)
             flow = from_right + from_below
             e = keep_above(flow, threshold)
             store(mass, (t - t0) * lanes, where_above(flow, threshold, flow * factor))
@@ -177,10 +196,11 @@ def backward(
 
 
 @inline
-def any_mass(lanes, begin, steps, first, below, flows):
+def any_mass(floats, begin, steps, first, below, flows):
     """Whether mass flows into the steps begin <= t < steps of a strip."""
-    inside = (load(flows, 0) + load(flows, lanes)) + (
-        load(flows, 2 * lanes) + load(flows, 3 * lanes)
+    lanes = lanes_of(floats)
+    inside = (load(flows, 0, floats) + load(flows, lanes, floats)) + (
+        load(flows, 2 * lanes, floats) + load(flows, 3 * lanes, floats)
     )
     total = lane_sum(inside) + flows[4 * lanes]
     for c in range(max(0, first + begin - lanes + 2), max(0, first + steps - lanes + 1) + 1):

@@ -21,7 +21,7 @@ from .jit import inline, jit, outlined, plain
 from .lattice import entry, entry_or_zero
 from .memory import parts_of_block, shared_block
 from .scaling import AGAIN, SURE, TINY, WARPED_ROWS, conclude
-from .simd import like, load_double, store
+from .simd import like, store
 from .sources import begin_of, end_of, is_returned, room_for, shape_of, size_of_costs
 from .strips import (
     begin_pair,
@@ -37,7 +37,7 @@ from .strips import (
 )
 from .subnormal import flush_subnormals, restore
 from .threads import run_together
-from .tiles import CHUNK, TILE, WIDTH, any_mass, backward, forward
+from .tiles import CHUNK, TILE, any_mass, backward, forward, lanes_of, load
 
 # Counters: of strips that were taken forward; then, for each part, of strips that were taken again
 # and backward, and 1 + the last column that mass reaches, once its border is there; then, for each
@@ -64,7 +64,7 @@ def value_of_pair(ends, final, rows, columns, gamma, warp, lanes, floor, bounds,
 
 @outlined
 def walk_strip(
-    costs, theta, weak, row, lanes, steps, left, starts, stops, rate, floor, packed, border_m,
+    costs, theta, weak, row, floats, steps, left, starts, stops, rate, floor, packed, border_m,
     border_k, checks, behind, counters, above, mine, kept_m, kept_k, at, states_m, states_k, state,
     weights,
 ):  # fmt: skip
@@ -74,7 +74,8 @@ def walk_strip(
     above goes to kept from `at` on, if there is any. The counter of the strip is `mine`; who calls
     tells it that the strip is done.
     """
-    k = like(load_double(border_k, 0), floor)
+    lanes = lanes_of(floats)
+    k = like(load(border_k, 0, floats), floor)
     for begin in range(0, steps, TILE):
         stop = min(steps, begin + TILE)
         if behind:
@@ -83,7 +84,7 @@ def walk_strip(
             size = stop - begin + 1
             copy_border(border_m, kept_m, border_k, kept_k, left + begin, at + begin, size)
         k = forward(
-            costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate, floor, packed,
+            costs, theta, weak, row, floats, begin, stop, left, starts, stops, rate, floor, packed,
             border_m, border_k, left, border_m, border_k, checks, plain(True), states_m, states_k,
             state, plain(False), weights, plain(0),
         )  # fmt: skip
@@ -105,7 +106,7 @@ def work(
     """
     weak = dummy.size > 0
     shape, to_return = shape_of(source), is_returned(source, with_grad)
-    lanes = WIDTH // floats.itemsize
+    lanes = lanes_of(floats)
     room = room_for(source, sink, lanes, floats, with_grad, CHUNK)
     costs, grad = begin_of(source, sink, q, n, m, room, lanes)
     theta = entry(dummy, q) if weak else 0.0
@@ -153,7 +154,7 @@ def work(
         elif with_grad and place == 0:
             kept_m, kept_k, at = top_m, top_k, part * window
         k = walk_strip(
-            costs, theta, weak, row, lanes, steps, left, starts, stops, rate, floor, packed,
+            costs, theta, weak, row, floats, steps, left, starts, stops, rate, floor, packed,
             border_m, border_k, checks, strip > 0, counters, onward + strip - 1, onward + strip,
             kept_m, kept_k, at, its_m, its_k, state, weights,
         )  # fmt: skip
@@ -200,7 +201,7 @@ def work(
                         steps = min(steps, whole_tiles(rightmost - left + lanes))
                     lane_steps(row, lanes, left, rows, columns, low, high, starts, stops)
                     walk_strip(
-                        costs, theta, weak, row, lanes, steps, left, starts, stops, rate, floor,
+                        costs, theta, weak, row, floats, steps, left, starts, stops, rate, floor,
                         packed, border_m, border_k, checks, place > 0, counters, again + strip - 1,
                         again + strip, above_m, above_k, place * window, states_m, states_k,
                         place * tiles, weights,
@@ -223,15 +224,15 @@ def work(
                     if strip < final:
                         lowest_read = max(0, left + begin - lanes + 2)
                         wait(counters, back + strip + 1, FROM_RIGHT - lowest_read)
-                    if any_mass(lanes, begin, stop, left, below, flows):
+                    if any_mass(floats, begin, stop, left, below, flows):
                         forward(
-                            costs, theta, weak, row, lanes, begin, stop, left, starts, stops, rate,
+                            costs, theta, weak, row, floats, begin, stop, left, starts, stops, rate,
                             floor, packed, above_m, above_k, place * window, nowhere_m, nowhere_k,
                             checks, plain(False), states_m, states_k, place * tiles, plain(True),
                             weights, plain(0),
                         )  # fmt: skip
                         d, h = backward(
-                            weak, row, lanes, begin, stop, left, starts, stops, scale[q],
+                            weak, row, floats, begin, stop, left, starts, stops, scale[q],
                             bounds[TINY], packed, below, weights, plain(0), flows, with_gamma,
                             grad,
                         )  # fmt: skip
@@ -254,7 +255,7 @@ def solve(q: int, lattice: tuple[int, int, int], threads: int, *arguments: Any) 
     many columns of a row are in the band.
     """
     (source, *_, floats, integers, floor, _, _, status, with_grad, scale, _, _, sums) = arguments
-    lanes = WIDTH // floats.itemsize
+    lanes = lanes_of.py_func(floats)
     rows, columns, wide = lattice
     strips, longest = -(-rows // lanes), min(columns, wide + lanes) + lanes
     window, tiles = longest + 1, longest // TILE + 1

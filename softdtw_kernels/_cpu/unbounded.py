@@ -114,6 +114,7 @@ def solve(
     starts, stops = np.empty(WIDE, np.int64), np.empty(WIDE, np.int64)
     half_starts, half_stops = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     rates, flows = np.empty(3), np.empty(4 * LANES + 1)
+    floats = rates[:0]  # for strips of so many rows
     widest, longest, most = plain(0), plain(0), plain(0)
     for q in items:
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])
@@ -188,7 +189,7 @@ def solve(
                 for c in range(flows.size):
                     flows[c] = 1.0 if c < LANES and c + begin == end else 0.0
                 d, h = backward(
-                    weak, row + begin, LANES, plain(0), steps - begin, first, half_starts,
+                    weak, row + begin, floats, plain(0), steps - begin, first, half_starts,
                     half_stops, scale[q], 0.0, packed, below, weights, offset + part * size, flows,
                     with_gamma, grad,
                 )  # fmt: skip
