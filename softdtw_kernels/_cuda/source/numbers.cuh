@@ -44,6 +44,7 @@ constexpr int NOTHING = -(1 << 30), FAINT = -(1 << 28);
 // lost goes unnoticed; beyond WEIGHT_LIMIT it counts as infinite.
 constexpr int NARROW_WEIGHT = 128, FAST_WEIGHT = 1 << 21, CAREFUL_WEIGHT = 1 << 27, WEIGHT_LIMIT = 1 << 30;
 constexpr double LOG2_E = 1.4426950408889634074;
+constexpr double LARGEST_RATE = 1e300;  // of 1 / gamma where it multiplies what may be 0
 constexpr double LN_2 = 0.69314718055994530942;
 
 // 2^x for |x| <= 0.5: polynomials fitted at Chebyshev nodes, errors 2e-9 and 3e-18.

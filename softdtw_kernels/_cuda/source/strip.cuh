@@ -15,7 +15,9 @@
 // those of this row and of all below it from the right, which is what it overwrites.
 //
 // Second order (Mensch and Blondel 2018): the tangent R' = Z + sum p_k R'_k rides along the forward sweep, with
-// p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep.
+// p'_k = -(1/gamma) p_k (R'_k - sum p_l R'_l), and F = sum over successors (p' E + p F) along the backward sweep. Along gamma
+// R' is less by the entropy H of the p_k: in place of R'_k stands R'_k + gamma' log p_k. The derivative by gamma is
+// - sum (E H' + F H). Nothing here is as large as the costs, of which it would lose digits.
 //
 // Other steps, begins and ends than those of the plain recursion: pattern.cuh has the rules, pattern_strip.cuh what they ask of
 // a strip. Nothing of them is left in the forms for plain problems.
@@ -27,6 +29,7 @@
 #include "narrow.cuh"
 #include "pattern.cuh"
 #include "pattern_strip.cuh"
+#include "tangents.cuh"
 
 template <class Number, bool TANGENT>
 struct Node;  // a lattice cell as its successors see it
@@ -56,7 +59,7 @@ struct Strip {
   using N = Node<typename A::Number, TANGENT>;
   using F = Flow<Real, TANGENT>;
   static constexpr int COLUMNS = C, WIDTH = LANES * C;
-  static constexpr bool HAS_DUMMIES = WEAK, HAS_TANGENT = TANGENT, HAS_PATTERN = PATTERN;
+  static constexpr bool HAS_TANGENT = TANGENT, HAS_PATTERN = PATTERN;
   static constexpr int PARTS = TANGENT ? 4 : 2;  // p and p' of two predecessors; those of the diagonal follow
   static constexpr int ORDERS = TANGENT ? 2 : 1;
   static constexpr bool HAS_SHORTCUT = A::HAS_SHORTCUT && !TANGENT;
@@ -80,7 +83,7 @@ struct Strip {
   int left_first, left_last, right_first, right_last;  // rows of the strips beside it; empty where there is none
   int begin;                // first column of the lane
   int top_lane;             // the last lane with a column inside the lattice
-  double gamma, dummy, tangent_ratio, tangent_dummy;
+  double gamma, dummy, tangent_gamma, tangent_dummy;
   typename A::Weight dummy_weight;
   const Cost* tangent_cost;
   N* borders;                    // of the item, as the next two
@@ -112,13 +115,12 @@ struct Strip {
     gamma = problem.gamma_of(item.pair);
     status |= arithmetic.start(gamma);
     tangent_cost = TANGENT ? static_cast<const Cost*>(problem.tangent_cost) + problem.dense_offset(item.pair) : nullptr;
-    // A direction in gamma is worth a direction in the costs: the value is homogeneous in (cost, dummy, gamma).
-    tangent_ratio = TANGENT && problem.tangent_gamma && gamma > 0 ? problem.tangent_gamma[item.pair] / gamma : 0.0;
+    tangent_gamma = TANGENT && problem.tangent_gamma && gamma > 0 ? problem.tangent_gamma[item.pair] : 0.0;
     if (WEAK) {
       dummy = problem.dummy_of(item.pair);
       dummy_weight = arithmetic.careful_weight(Real(dummy), status);
       if (!(fabs(dummy) < infinity<double>())) status |= NOT_A_NUMBER;
-      tangent_dummy = TANGENT ? problem.tangent_dummy[item.pair] - tangent_ratio * dummy : 0.0;
+      tangent_dummy = TANGENT ? problem.tangent_dummy[item.pair] : 0.0;
     }
     strips = (item.m + WIDTH - 1) / WIDTH;
     tiles = (unsigned(problem.span) + LANES - 1 + unsigned(problem.tile_steps) - 1) / unsigned(problem.tile_steps);
@@ -401,14 +403,20 @@ struct Strip {
       if (KEEP) {
         parts.v[0] = p.diagonal == Real(0) ? -p.up : p.up;
         parts.v[1] = p.left;
+        if constexpr (TANGENT) Shares<Real>::put(parts, p);
       }
       if constexpr (TANGENT) {
         // Differences of neighbors, so that what the probabilities lack to a sum of 1 does not multiply a tangent.
         double d = before.tangent, u = over.tangent, l = beside.tangent;
+        if (tangent_gamma != 0) {
+          d += tangent_gamma * log_of_share(p.diagonal, double(p.up) + p.left);
+          u += tangent_gamma * log_of_share(p.up, double(p.diagonal) + p.left);
+          l += tangent_gamma * log_of_share(p.left, double(p.diagonal) + p.up);
+        }
         double most = p.diagonal >= p.up && p.diagonal >= p.left ? d : (p.up >= p.left ? u : l);
         double mean = most + (p.diagonal * (d - most) + p.up * (u - most) + p.left * (l - most));
         if (KEEP) {
-          double factor = gamma > 0 ? -1 / gamma : 0;
+          double factor = gamma > 0 ? -min(1 / gamma, LARGEST_RATE) : 0;
           double d_u = factor * p.diagonal * p.up * (d - u);
           double d_l = factor * p.diagonal * p.left * (d - l);
           double u_l = factor * p.up * p.left * (u - l);
@@ -417,7 +425,7 @@ struct Strip {
         }
         out.tangent = 0;
         if (!A::is_zero(out.z) && unsigned(row) < unsigned(last - first) && begin + c < item.m)
-          out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(first + row, begin + c, costs[c]));
+          out.tangent = mean + (dummy_cell ? tangent_dummy : tangent_of(first + row, begin + c));
       }
       if (KEEP) tile_at(slot, c) = parts;
       before = over;
@@ -426,13 +434,14 @@ struct Strip {
     state.diagonal = left;
   }
 
-  __device__ __forceinline__ double tangent_of(int row, int column, Cost cost_here) const {
-    int64 place = Lattice<WEAK>::of_cost(row) * problem.dense_row + Lattice<WEAK>::of_cost(column) * problem.dense_column;
-    return double(tangent_cost[place]) - tangent_ratio * double(cost_here);
+  __device__ __forceinline__ double tangent_of(int row, int column) const {
+    const int64 place = Lattice<WEAK>::of_cost(row) * problem.dense_row + Lattice<WEAK>::of_cost(column) * problem.dense_column;
+    return double(tangent_cost[place]);
   }
 
   // Probabilities lie lane by lane: each lane reads only what it wrote, without bank conflicts. Those of the diagonal are
-  // what the others leave to 1; the first one's sign is set where that is nothing, whatever rounding leaves.
+  // what the others leave to 1; the first one's sign is set where that is nothing, whatever rounding leaves. Second order
+  // keeps them as Shares has them.
   __device__ __forceinline__ Vector<Real, PARTS>& tile_at(int slot, int c) const { return tile[(slot * C + c) * LANES + lane]; }
 
   __device__ __forceinline__ N* checkpoint_at(int tile_index) const {
@@ -566,10 +575,9 @@ struct Strip {
   __device__ __forceinline__ F load_flow(int row) const { return has_flow(row) ? right_flow[row] : F{}; }
 
   struct Sums {  // over the lane's cells
-    double entropy = 0;   // of the transitions, weighted by visits: -dV/dgamma
-    double dummy = 0;     // of the results at dummy cells
-    double weighted = 0;  // of cost times result
-    double skipped = 0;   // of the frames that begins leave out, weighted by visits
+    double entropy = 0;  // of the transitions, weighted by visits: -dV/dgamma; or the derivative of that
+    double dummy = 0;    // of the results at dummy cells
+    double skipped = 0;  // of the frames that begins leave out, weighted by visits
   };
 
   // Transition probabilities of steps [begin, end) into the tile, from the lanes' state at step `begin`.
@@ -799,11 +807,10 @@ struct Strip {
     }
   }
 
-  // Of a cell inside the strip's rows, where results are not staged; false where it is not the matrix's.
-  __device__ __forceinline__ bool store_result(int row, int column, int place, Cost result) {
-    if (is_dummy(row, column) || column >= item.m || !(Cells::TAKE_ALL || item.in_band(first + row, column))) return false;
+  // Of a cell inside the strip's rows, where results are not staged, if it is the matrix's.
+  __device__ __forceinline__ void store_result(int row, int column, int place, Cost result) {
+    if (is_dummy(row, column) || column >= item.m || !(Cells::TAKE_ALL || item.in_band(first + row, column))) return;
     cells.store(place, first + row, column, status & NOT_A_NUMBER ? Cost(not_a_number()) : result);
-    return true;
   }
 
   // Steps [from, to) of one chunk, from the last to the first.
@@ -838,8 +845,7 @@ struct Strip {
                                           int slot, Cost scale) {
     auto& below = carried.below;
     auto& pending = carried.pending;
-    Cost costs[C], results[C];
-    if (TANGENT) load_costs(row, last - first, place, infinity<Cost>(), costs);
+    Cost results[C];
     Real from_right[ORDERS], diagonally[ORDERS];
 #pragma unroll
     for (int k = 0; k < ORDERS; ++k) {
@@ -859,14 +865,13 @@ struct Strip {
       // that none are lost or made by rounding.
 #pragma unroll
       for (int k = 0; k < ORDERS; ++k) {
-        Real up = visits[k] * fabs(p.v[0]), left = visits[k] * p.v[1];
-        if (k == 1) {
-          up += visits[0] * p.v[PARTS - 2];
-          left += visits[0] * p.v[PARTS - 1];
+        Real up = visits[k] * fabs(p.v[0]), left = visits[k] * p.v[1], over;
+        if constexpr (TANGENT) {
+          Shares<Real>(p).share_out(visits, k, up, left, over);
+        } else {
+          over = max((visits[k] - up) - left, Real(0));
+          if (Bits<Real>::has_sign(p.v[0])) over = 0;
         }
-        Real over = (visits[k] - up) - left;
-        if (k == 0) over = max(over, Real(0));
-        if (Bits<Real>::has_sign(p.v[0])) over = 0;
         from_right[k] = left;
         below[k][c] = up + diagonally[k];
         diagonally[k] = over;
@@ -876,11 +881,11 @@ struct Strip {
       if (is_dummy(row, column)) {
         sums.dummy += double(result);
       } else if constexpr (!Cells::STAGED) {
-        if (inside && store_result(row, column, place, results[c]) && TANGENT && result != Real(0))
-          sums.weighted += double(result) * double(costs[c]);
+        if (inside) store_result(row, column, place, results[c]);
       }
       // Visits of pairs that begin go on to rows before the first.
-      if (!TANGENT && ENTROPY && (!PATTERN || inside)) sums.entropy += double(visits[0] * entropy(fabs(p.v[0]), p.v[1]));
+      if constexpr (ENTROPY && TANGENT) sums.entropy += Shares<Real>(p).tangent_of_entropy(visits);
+      else if (ENTROPY && (!PATTERN || inside)) sums.entropy += double(visits[0] * entropy(fabs(p.v[0]), p.v[1]));
     }
     if constexpr (Cells::STAGED)
       if (inside && (!WEAK || row % 2 == 1)) cells.write(place, results);

@@ -42,23 +42,14 @@ __device__ __forceinline__ void write_value(const Problem& problem, S& strip) {
     static_cast<Cost*>(problem.value)[p] = Cost(value);
   }
   if constexpr (S::HAS_TANGENT) {
-    double value = end.tangent;
-    if (strip.tangent_ratio != 0) value += strip.tangent_ratio * strip.arithmetic.value(end.z, strip.gamma, cells);
-    static_cast<Cost*>(problem.tangent_value)[p] = Cost(bad ? not_a_number() : none ? 0.0 : value);
+    static_cast<Cost*>(problem.tangent_value)[p] = Cost(bad ? not_a_number() : none ? 0.0 : end.tangent);
   }
 }
 
 // The sums of one strip over its lanes, times grad_value.
 template <class S>
 __device__ __forceinline__ void write_sums(const Problem& problem, const S& strip, const typename S::Sums& sums, double scale) {
-  double dummy = warp_sum(sums.dummy), in_gamma;
-  if (S::HAS_TANGENT) {
-    // The derivatives are homogeneous too: cost . H_cost + dummy H_dummy + gamma H_gamma = 0.
-    double weighted = warp_sum(sums.weighted) + (S::HAS_DUMMIES ? dummy * strip.dummy : 0.0);
-    in_gamma = strip.gamma > 0 ? -weighted / strip.gamma : 0.0;
-  } else {
-    in_gamma = -warp_sum(sums.entropy);
-  }
+  double dummy = warp_sum(sums.dummy), in_gamma = -warp_sum(sums.entropy);
   double skipped = 0;
   if constexpr (S::HAS_PATTERN) {
     double entropy_of_ends = 0;
