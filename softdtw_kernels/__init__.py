@@ -6,6 +6,7 @@ from ._checks import Backend, Lengths, Number, Reduction
 from ._operators import derivatives  # noqa: F401  # of the torch.library operators
 from ._operators.recursion import SoftDTWFunction
 from ._operators.smoothing import S2DTWFunction
+from ._pattern import Sides
 from ._version import __version__
 from .alignment import (
     Alignment,
@@ -35,6 +36,7 @@ __all__ = [
     "Reduction",
     "S2DTWFunction",
     "S2DTWLoss",
+    "Sides",
     "SoftDTWFunction",
     "SoftDTWLoss",
     "__version__",

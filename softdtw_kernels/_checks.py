@@ -19,9 +19,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from ._modes import in_plain_mode, is_autocast, number_of_plain_calls
+from ._remedies import to_tensor
 
 Reduction = Literal["none", "mean", "sum"]
 Backend = Literal["numba", "reference", "cuda"]
@@ -67,7 +67,7 @@ def check_tensor(x: Any, name: str, shape: str) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor of shape {shape}, got {type(x).__name__}"
-            + _to_tensor(x, name)
+            + to_tensor(x, name, of_frames=shape.endswith("D)"))
         )
     if x.is_nested:  # one with strides has neither a shape nor a layout of its own to tell
         raise TypeError(
@@ -76,6 +76,8 @@ def check_tensor(x: Any, name: str, shape: str) -> None:
         )
     if x.dtype not in DTYPES:
         remedy = f"convert it, for example with {name}.float()"
+        if x.is_quantized:
+            remedy = f"convert it with {name}.dequantize()"
         if x.is_complex():
             remedy = f"pass {name}.abs() or {name}.real"
             if shape.endswith("D)"):
@@ -98,25 +100,6 @@ def check_tensor(x: Any, name: str, shape: str) -> None:
             f"{name} must have shape {shape} without an empty sequence or feature dimension, "
             f"got {tuple(x.shape)}"
         )
-
-
-def _to_tensor(x: Any, name: str) -> str:
-    """How to make a tensor of something else, as the end of a message."""
-    if isinstance(x, PackedSequence):
-        return (
-            f"; unpack it: {name}, lengths = torch.nn.utils.rnn.pad_packed_sequence({name}, "
-            "batch_first=True), and pass both"
-        )
-    if hasattr(x, "__array__"):
-        return f"; convert it with torch.as_tensor({name})"
-    if not isinstance(x, (list, tuple)):
-        return ""
-    if x and all(isinstance(sequence, Tensor) for sequence in x):
-        return (
-            f"; pad it with torch.nn.utils.rnn.pad_sequence({name}, batch_first=True), and pass "
-            f"the lengths [len(sequence) for sequence in {name}]"
-        )
-    return f"; convert it with torch.tensor({name})"
 
 
 @outside_of_traces
@@ -268,6 +251,9 @@ def check_lengths(
         try:
             lengths = tensor_of(lengths)
         except (TypeError, ValueError, RuntimeError):
+            if isinstance(lengths, Sequence) and all(isinstance(n, int) for n in lengths):
+                largest = max(map(int, lengths), key=abs)
+                raise ValueError(f"{name} must be int64, got {largest}, which is none") from None
             raise TypeError(
                 f"{name} must be an integer tensor or a sequence of integers, "
                 f"got {type(lengths).__name__}"
@@ -326,6 +312,23 @@ def check_lattice(dummy: Any, bandwidth: int | None) -> None:
             f"bandwidth must be None with a dummy cost, got {bandwidth}: the lattice of weak "
             "alignment has no band; leave out one of the two"
         )
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """True or False, NumPy's too: of words, "False" would be one that is true."""
+    if type(value) is not bool:
+        plain = value.item() if getattr(value, "shape", None) == () else value
+        if not isinstance(plain, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+        return plain
+    return value
+
+
+def check_finite(value: Tensor, name: str) -> None:
+    """Where it can be read."""
+    bad = ~value.isfinite()
+    if is_seen(bad):
+        raise ValueError(f"{name} must be finite, got {value[bad].flatten()[0].item()}")
 
 
 def check_count(value: Any, name: str) -> int:

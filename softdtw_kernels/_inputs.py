@@ -22,6 +22,8 @@ from ._checks import (
     batch_parameter,
     broadcast_batch,
     check_features,
+    check_finite,
+    check_flag,
     check_lengths,
     check_tensor,
     same_shape,
@@ -53,6 +55,8 @@ class Costs(NamedTuple):
         self, gamma: Number, dummy_cost: Number | None = None, bandwidth: int | None = None
     ) -> Problem:
         dummy = None if dummy_cost is None else self.setting(dummy_cost, "dummy_cost")
+        if isinstance(dummy_cost, Tensor) and dummy is not None:
+            check_finite(dummy, "dummy_cost")
         lengths = self.x_lengths, self.y_lengths
         return Problem(self.cost, self.setting(gamma, "gamma"), dummy, *lengths, bandwidth)
 
@@ -189,6 +193,7 @@ def sequences(
     pairwise: bool,
     backend: Backend | None,
 ) -> Sequences:
+    pairwise = check_flag(pairwise, "pairwise")
     check_features(x, y, pairwise)
     check_cost(cost)
     name = backends.select(backend, x)

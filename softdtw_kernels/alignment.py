@@ -9,7 +9,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ._checks import Backend, Lengths, Number, check_bandwidth, check_origin_count
+from ._checks import (
+    Backend,
+    Lengths,
+    Number,
+    check_bandwidth,
+    check_flag,
+    check_origin_count,
+)
 from ._inputs import Costs, costs_of_matrix, operators_of, operators_of_patterns, sequences
 from ._modes import is_recorded
 from ._operators.function import is_transformed
@@ -41,6 +48,17 @@ class Alignment:
     _differentiable: Problem | PatternProblem | None = None  # the same problem, with its graph
     # Not functools.cached_property, whose lock before Python 3.12 torch.compile cannot trace.
     _kept: dict[str, Tensor] = field(default_factory=dict)
+
+    # Tensors of a copy, or of another process, count what is written to them from their own begin.
+    def __getstate__(self) -> dict[str, Any]:
+        changed = [a != b for a, b in zip(_versions(self._problem), self._versions, strict=False)]
+        return self.__dict__ | {"_versions": tuple(changed)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = _own_parts(state["_problem"])
+        kept = zip(_versions(own), state["_versions"], strict=False)
+        versions = tuple(version - changed for version, changed in kept)
+        self.__dict__.update(state, _problem=own, _versions=versions)
 
     def __repr__(self) -> str:
         shapes = tuple(self.value.shape), tuple(self.expected.shape)
@@ -254,7 +272,7 @@ def s2dtw_alignment(
 
     Source: Ko et al. 2022, Section 3; Mensch and Blondel 2018 for the derivative.
     """
-    origin_count = check_origin_count(origin_count)
+    origin_count, smoothing = check_origin_count(origin_count), check_flag(smoothing, "smoothing")
     costs = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend).costs(cost)
     return _align_smoothed(costs, gamma, smoothing, dummy_cost, origin_count)
 
@@ -291,7 +309,7 @@ def s2dtw_alignment_from_cost(
 
     Source: Ko et al. 2022, Section 3.
     """
-    origin_count = check_origin_count(origin_count)
+    origin_count, smoothing = check_origin_count(origin_count), check_flag(smoothing, "smoothing")
     costs = costs_of_matrix(cost, x_lengths, y_lengths, backend)
     return _align_smoothed(costs, gamma, smoothing, dummy_cost, origin_count)
 
@@ -321,7 +339,7 @@ def _align(costs: Costs, problem: Problem | PatternProblem) -> Alignment:
         value = costs.operators.value(problem)
     if torch.compiler.is_compiling():  # what was traced has no version that its path could check
         return Alignment(value, expected, costs.backend, problem)
-    own = type(problem)(*[_own(part) for part in problem])
+    own = _own_parts(problem)
     due = value.requires_grad or is_transformed() or is_recorded()
     tracked = problem if due else None
     return Alignment(value, expected, costs.backend, own, _versions(own), tracked)
@@ -334,6 +352,10 @@ def _gradient(
     if isinstance(problem, PatternProblem):
         return operators_of_patterns(backend).gradient(problem, grad_value, with_parameters)
     return operators_of(backend).gradient(problem, grad_value, with_parameters)
+
+
+def _own_parts(problem: Problem | PatternProblem) -> Any:
+    return type(problem)(*[_own(part) for part in problem])
 
 
 def _own(part: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ._checks import (
     Lengths,
     Number,
     check_count,
+    check_flag,
     check_lengths,
     check_scalar,
     check_tensor,
@@ -88,6 +89,7 @@ def soft_dtw_barycenter(
     """
     max_iter, tol = check_count(max_iter, "max_iter"), check_tolerance(tol, "tol")
     check_scalar(gamma, "gamma", "barycenters")
+    divergence = check_flag(divergence, "divergence")
     if not isinstance(sequences, Tensor):
         sequences, lengths = padded(sequences, lengths)
     check_tensor(sequences, "sequences", "(B, N, D)")
@@ -130,7 +132,8 @@ def padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tenso
     # A tuple, but not of sequences; or an array, to be converted as a whole.
     if isinstance(sequences, PackedSequence) or hasattr(sequences, "__array__"):
         check_tensor(sequences, "sequences", "(B, N, D)")
-    if not hasattr(sequences, "__len__"):
+    in_order = hasattr(sequences, "__len__") and hasattr(sequences, "__getitem__")
+    if isinstance(sequences, Mapping) or not in_order:
         raise TypeError(
             "sequences must be a torch.Tensor (B, N, D) or a list of tensors (N_b, D), "
             f"got {type(sequences).__name__}"

@@ -22,6 +22,7 @@ from ._checks import (
     Backend,
     broadcast_batch,
     check_features,
+    check_flag,
     is_distance,
     same_shape,
 )
@@ -67,7 +68,8 @@ def cost_matrix(
         ImportError: for distances of CUDA tensors without CuPy.
 
     Costs O(N M D) time and the memory of the result: distances are sums of differences, exact
-    where x is near y or far from the origin; the dot types are one matrix product; "manhattan" is
+    where x is near y or far from the origin (as long as their squares, and those of the features
+    for a cosine, are numbers of the dtype); the dot types are one matrix product; "manhattan" is
     plain torch, some calls a feature. Autocast is ignored. Differentiable twice, in forward mode
     too.
 
@@ -81,6 +83,7 @@ def cost_matrix(
     Source: Cuturi and Blondel 2017, Section 2 ("sqeuclidean"); Ko et al. 2022, Section 3
     ("shifted_cosine").
     """
+    pairwise = check_flag(pairwise, "pairwise")
     check_features(x, y, pairwise)
     check_cost(cost)
     x, y = computing_dtype(x, y)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ._checks import (
     Backend,
@@ -110,7 +109,7 @@ def _from_costs(costs: Costs, gamma: Number, bandwidth: int | None, alpha: float
         temporal = weight * (expected * squares).sum((-2, -1))
         loss = _total(costs.operators.value(problem), temporal, alpha)
     elif gradient_is_due((cost,)):
-        loss = _OfCosts.apply(cost, problem, squares, weight, alpha)
+        loss = _OfCosts.apply(cost, _Anchor.apply(cost), problem, squares, weight, alpha)
     else:
         loss, _ = _weighted(problem, squares, weight, alpha, False)
     if isinstance(gamma, Tensor):  # whose values a device keeps to itself
@@ -136,7 +135,7 @@ def _from_features(
     args = engine, problem, squares, (alpha, weight)
     loss: Tensor
     if gradient_is_due((x, y)):
-        loss = _OfFeatures.apply(x, y, *args)
+        loss = _OfFeatures.apply(x, y, _Anchor.apply(x, y), *args)
     else:
         loss, _, _ = engine.directional.of_features(*args[1:], False, False)
     return loss
@@ -159,30 +158,65 @@ def _total(value: Tensor, temporal: Tensor, alpha: float) -> Tensor:
     return shape + temporal
 
 
+class _Anchor(Function):
+    """A zero that hangs on tensors, for a gradient that is not to be differentiated: torch's
+    `once_differentiable` makes it a constant, and what is asked of it silently 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        return tensors[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[None, ...]:
+        if grad is None:  # of the loss, which goes its own way
+            return (None,) * len(ctx.needs_input_grad)
+        raise RuntimeError(
+            "dilate_loss has no second derivative, which would be a third one of soft-DTW; "
+            "backend='reference' (plain torch, slow) gives derivatives of any order"
+        )
+
+
 class _OfCosts(Function):
     """The loss, which keeps its gradient by the costs: backward only multiplies."""
 
     @staticmethod
     def forward(
-        ctx: Any, cost: Tensor, problem: Problem, squares: Tensor, weight: Tensor, alpha: float
+        ctx: Any,
+        cost: Tensor,
+        anchor: Tensor,
+        problem: Problem,
+        squares: Tensor,
+        weight: Tensor,
+        alpha: float,
     ) -> Tensor:
         problem = problem._replace(cost=cost)
         loss, by_cost = _weighted(problem, squares, weight, alpha, True)
-        ctx.save_for_backward(by_cost, loss == math.inf)
+        ctx.save_for_backward(by_cost, loss == math.inf, anchor)
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        by_cost, without_path = ctx.saved_tensors
+        by_cost, without_path, anchor = ctx.saved_tensors
+        with torch.no_grad():
+            by_cost = _OfCosts.times(by_cost, without_path, grad)
+        return anchored(by_cost, anchor), None, None, None, None, None
+
+    @staticmethod
+    def times(by_cost: Tensor, without_path: Tensor, grad: Tensor) -> Tensor:
         # Without a path 0, even if the gradient of the loss is not finite.
         grad = torch.where(without_path, 0, grad)
         engine = kernels.engine_of_plain_call((by_cost, grad))
         if engine is not None:
-            scaled = engine.directional.times(by_cost, grad)
-        else:
-            scaled = torch.where(by_cost == 0, 0, by_cost * grad[..., None, None])
-        return scaled, None, None, None, None
+            scaled: Tensor = engine.directional.times(by_cost, grad)
+            return scaled
+        return torch.where(by_cost == 0, 0, by_cost * grad[..., None, None])
+
+
+def anchored(gradient: Tensor, anchor: Tensor) -> Tensor:
+    """The gradient; where it may be differentiated, with the error that this will raise."""
+    return gradient + anchor if torch.is_grad_enabled() else gradient
 
 
 def _weighted(
@@ -215,6 +249,7 @@ class _OfFeatures(Function):
         ctx: Any,
         x: Tensor,
         y: Tensor,
+        anchor: Tensor,
         engine: Any,
         problem: FeatureProblem,
         squares: Tensor,
@@ -223,17 +258,18 @@ class _OfFeatures(Function):
         problem = problem._replace(x=x, y=y)
         wanted = ctx.needs_input_grad[:2]
         loss, by_x, by_y = engine.directional.of_features(problem, squares, factors, *wanted)
-        ctx.save_for_backward(loss == math.inf, by_x, by_y)  # a caller may change the loss
+        ctx.save_for_backward(loss == math.inf, anchor, by_x, by_y)  # a caller may change the loss
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        without_path, *by_features = ctx.saved_tensors
-        grad = torch.where(without_path, 0, grad)[..., None, None]
-        wanted = zip(by_features, ctx.needs_input_grad, strict=False)
-        grads = [by * grad if is_wanted else None for by, is_wanted in wanted]
-        return *grads, None, None, None, None
+        without_path, anchor, *by_features = ctx.saved_tensors
+        with torch.no_grad():
+            grad = torch.where(without_path, 0, grad)[..., None, None]
+            wanted = zip(by_features, ctx.needs_input_grad, strict=False)
+            grads = [by * grad if is_wanted else None for by, is_wanted in wanted]
+        by_x, by_y = (None if by is None else anchored(by, anchor) for by in grads)
+        return by_x, by_y, None, None, None, None, None
 
 
 def _check_alpha(alpha: Any) -> float:

@@ -21,6 +21,7 @@ from ._checks import (
     Reduction,
     batch_parameter,
     check_bandwidth,
+    check_flag,
     check_reduction,
     check_scalar,
 )
@@ -101,7 +102,7 @@ def soft_dtw_divergence(
     """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)
-    pattern = check_pattern(warp_cost)
+    pattern, pairwise = check_pattern(warp_cost), check_flag(pairwise, "pairwise")
     if pairwise:
         check_scalar(gamma, "gamma", "pairwise=True")
         check_scalar(warp_cost, "warp_cost", "pairwise=True")

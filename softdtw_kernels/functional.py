@@ -10,6 +10,7 @@ from ._checks import (
     Number,
     Reduction,
     check_bandwidth,
+    check_flag,
     check_origin_count,
     check_reduction,
 )
@@ -138,7 +139,7 @@ def soft_dtw(
         pattern is None
         and isinstance(cost, str)
         and cost == "sqeuclidean"
-        and not pairwise
+        and pairwise is False
         and x_lengths is y_lengths is None
     ):
         value = prepared.of_features(x, y, gamma, bandwidth, backend)
@@ -267,7 +268,7 @@ def s2dtw(
     Alignment", CVPR 2022, Section 3.
     """
     check_reduction(reduction)
-    origin_count = check_origin_count(origin_count)
+    origin_count, smoothing = check_origin_count(origin_count), check_flag(smoothing, "smoothing")
     costs = sequences(x, y, cost, x_lengths, y_lengths, pairwise, backend).costs(cost)
     return reduce(_weak_value(costs, gamma, smoothing, dummy_cost, origin_count), reduction)
 
@@ -311,7 +312,7 @@ def s2dtw_from_cost(
     Source: Ko et al. 2022, Section 3.
     """
     check_reduction(reduction)
-    origin_count = check_origin_count(origin_count)
+    origin_count, smoothing = check_origin_count(origin_count), check_flag(smoothing, "smoothing")
     value = None
     if x_lengths is y_lengths is None:
         count = origin_count if smoothing else None

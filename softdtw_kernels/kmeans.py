@@ -129,6 +129,11 @@ def soft_dtw_kmeans(
             f"generator must be None or a torch.Generator, got {type(generator).__name__}; of a "
             "seed pass torch.Generator().manual_seed(seed)"
         )
+    if not (callback is None or callable(callback)):
+        raise TypeError(
+            "callback must be None or a function of the round and a KMeans, "
+            f"got {type(callback).__name__}"
+        )
     dtype = sequences.dtype
     constant = gamma.detach() if isinstance(gamma, Tensor) else gamma
     settings: dict[str, Any] = {

@@ -16,6 +16,7 @@ from ._checks import (
     Reduction,
     check_backend,
     check_bandwidth,
+    check_flag,
     check_origin_count,
     check_parameter,
     check_reduction,
@@ -37,8 +38,13 @@ _OWN_NAMES = {
 # Arguments of other libraries' losses, and what to do here.
 _ELSEWHERE = {
     "use_cuda": "the device follows input and target, so leave it out and move them",
-    "normalize": "pass divergence=normalize, which takes sequences of any two lengths",
     "dist_func": "pass cost=dist_func, a name or a function of (..., N, D) and (..., M, D)",
+    "cost_function": "pass cost=cost_function, of (..., N, D) and (..., M, D)",
+    "normalization": "no value is divided by lengths here: divide the result",
+}
+_OF_SOFT_DTW = {
+    "normalize": "pass divergence=normalize, which takes sequences of any two lengths",
+    "sakoe_chiba_radius": "pass bandwidth=sakoe_chiba_radius",
 }
 
 
@@ -52,6 +58,13 @@ def renamed(function: Callable[..., T], *args: Any, **settings: Any) -> T:
         message = re.sub(r"\b[xy](_lengths)?\b", lambda m: _OWN_NAMES[m.group()], str(error))
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(message).with_traceback(error.__traceback__) from None
+
+
+def refuse(unknown: dict[str, Any], loss: type, advice: dict[str, str]) -> None:
+    """Arguments that a loss does not have."""
+    for name in unknown:
+        remedy = advice.get(name, f"those that there are, are in help({loss.__name__})")
+        raise TypeError(f"{loss.__name__} has no argument {name!r}: {remedy}")
 
 
 def priced(price: Number) -> bool:
@@ -167,17 +180,15 @@ class SoftDTWLoss(_AlignmentLoss):
         backend: Backend | None = None,
         **unknown: NoReturn,
     ) -> None:
-        for name in unknown:
-            remedy = _ELSEWHERE.get(name, "those that there are, are in help(SoftDTWLoss)")
-            raise TypeError(f"SoftDTWLoss has no argument {name!r}: {remedy}")
+        refuse(unknown, SoftDTWLoss, _ELSEWHERE | _OF_SOFT_DTW)
         super().__init__(gamma, cost, reduction, backend)
         self.bandwidth = check_bandwidth(bandwidth)
-        self.divergence = divergence
+        self.divergence = check_flag(divergence, "divergence")
         check_pattern(warp_cost, repeat, open_begin, open_end, skip_cost, self.bandwidth)
         self._keep("warp_cost", warp_cost)
         self._keep("skip_cost", skip_cost)
         self.repeat, self.open_begin, self.open_end = repeat, open_begin, open_end
-        if divergence and (priced(skip_cost) or self._path):
+        if self.divergence and (priced(skip_cost) or self._path):
             names = *self._path, *(["skip_cost"] if priced(skip_cost) else [])
             raise ValueError(
                 f"divergence=True has no {', '.join(names)}: the divergence is defined for all "
@@ -269,14 +280,16 @@ class S2DTWLoss(_AlignmentLoss):
         origin_count: float = 1,
         reduction: Reduction = "mean",
         backend: Backend | None = None,
+        **unknown: NoReturn,
     ) -> None:
+        refuse(unknown, S2DTWLoss, _ELSEWHERE)
         super().__init__(gamma, cost, reduction, backend)
         if dummy_cost is None:
             self.dummy_cost = None
         else:
             self._keep("dummy_cost", dummy_cost)
         check_origin_count(origin_count)
-        self.smoothing = smoothing
+        self.smoothing = check_flag(smoothing, "smoothing")
         self.origin_count = origin_count
 
     def forward(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
+import pickle
 from collections.abc import Callable
 
+import mpmath
 import numpy as np
 import oracles
 import pytest
@@ -236,6 +240,59 @@ def _entropy(cost: np.ndarray, gamma: float) -> float:
     return float(-(p[p > 0] * np.log(p[p > 0])).sum())
 
 
+COPIES: list[Callable[[Alignment], Alignment]] = [
+    copy.copy,
+    copy.deepcopy,
+    lambda a: pickle.loads(pickle.dumps(a)),
+    lambda a: _saved(a),
+]
+
+
+def _saved(alignment: Alignment) -> Alignment:
+    file = io.BytesIO()
+    torch.save(alignment, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=["copy", "deepcopy", "pickle", "save"])
+def test_a_copy_has_the_path_and_the_entropy(
+    copied: Callable[[Alignment], Alignment], backend: str
+) -> None:
+    x, y = _data(3, 6, 2), _data(3, 5, 2, seed=1)
+    for alignment in (
+        soft_dtw_alignment(x, y, gamma=torch.tensor(0.5), backend=backend),
+        soft_dtw_alignment(x, y, x_lengths=[6, 4, 5], backend=backend),
+        soft_dtw_alignment(x, y, open_begin="y", skip_cost=0.1, backend=backend),
+        s2dtw_alignment(x, y, backend=backend),
+    ):
+        other = copied(alignment)
+        for its, own in zip(other.path(), alignment.path(), strict=True):
+            assert torch.equal(its, own)
+        assert torch.equal(other.entropy, alignment.entropy)
+        assert torch.equal(copied(other).entropy, alignment.entropy)
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=["copy", "deepcopy", "pickle", "save"])
+def test_a_copy_of_what_was_changed_tells_no_path_either(
+    copied: Callable[[Alignment], Alignment],
+) -> None:
+    cost = _data(6, 5)
+    alignment = soft_dtw_alignment_from_cost(cost)
+    cost.mul_(2)
+    for _ in range(2):
+        alignment = copied(alignment)
+        with pytest.raises(RuntimeError, match="changed in place"):
+            alignment.path()
+    fresh = copied(soft_dtw_alignment_from_cost(cost))
+    with torch.inference_mode():
+        again = copied(fresh)
+        assert torch.equal(again.path(), fresh.path())
+    fresh._problem.cost.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        fresh.entropy.item()
+
+
 @pytest.mark.parametrize("gamma", [0.05, 1.0, 20.0])
 def test_entropy_is_that_of_all_alignments(gamma: float, backend: str) -> None:
     cost = _data(3, 4, 5)
@@ -262,6 +319,34 @@ def test_entropy_has_derivatives_by_costs_and_gamma(backend: str) -> None:
     assert torch.autograd.gradcheck(entropy, (cost, gamma.requires_grad_()))
     features = torch.vmap(lambda c: soft_dtw_alignment_from_cost(c, backend=backend).entropy)
     assert_close(features(cost.detach()), entropy(cost.detach(), 1.0), 1e-12, "vmap")
+
+
+@pytest.mark.parametrize("pairs", [1, 40])  # in strips, and in lanes
+@pytest.mark.parametrize("gamma", [0.2, 0.1, 0.05, 0.02])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_entropy_has_its_digits(dtype: torch.dtype, gamma: float, pairs: int) -> None:
+    """Of alignments that are all but certain, beside whose 1 the others are below rounding."""
+    cost = _data(12, 12).abs().add(1 - torch.eye(12, dtype=torch.float64)).to(dtype)
+    entropy = _entropy_by_shares(cost.double().numpy(), gamma)
+    got = soft_dtw_alignment_from_cost(cost.expand(pairs, 12, 12), gamma=gamma).entropy
+    bar = 2e-5 if dtype == torch.float32 else 1e-9
+    assert ((got - entropy).abs() <= bar * entropy).all(), (got[0], entropy)
+
+
+def _entropy_by_shares(cost: np.ndarray, gamma: float) -> float:
+    with mpmath.workdps(60):
+        g, n = mpmath.mpf(gamma), len(cost)
+        z = {(-1, -1): mpmath.mpf(1)}
+        entropy = {(-1, -1): mpmath.mpf(0)}
+        for i in range(n):
+            for j in range(n):
+                before = [k for k in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if k in z]
+                total = sum(z[k] for k in before)
+                p = [z[k] / total for k in before]
+                own = sum(-q * mpmath.log(q) for q in p)
+                entropy[i, j] = own + sum(q * entropy[k] for q, k in zip(p, before, strict=True))
+                z[i, j] = total * mpmath.exp(-mpmath.mpf(float(cost[i, j])) / g)
+        return float(entropy[n - 1, n - 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -206,6 +206,27 @@ def test_a_gradient_that_is_not_finite_stays_within_the_lengths() -> None:
         assert grad[0].isfinite().all() and not grad[1, :4].isfinite().all()
 
 
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "cosine"])
+def test_a_second_derivative_is_an_error_and_not_0(cost: str) -> None:
+    x, y = torch.rand(2, 5, 2, dtype=torch.float64)
+
+    def loss(x: Tensor, backend: str | None = None) -> Tensor:
+        return dilate_loss(x, y, gamma=0.5, cost=cost, backend=backend)
+
+    with pytest.raises(RuntimeError, match="no second derivative.*backend='reference'"):
+        torch.autograd.functional.hessian(loss, x)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        (gradient.sum() + x.sum()).backward()
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss(x), x)[0])
+    of_reference = torch.autograd.functional.hessian(lambda x: loss(x, "reference"), x)
+    assert of_reference.abs().max() > 0.01
+    (gradient,) = torch.autograd.grad(loss(x) ** 2, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
 def test_bad_arguments() -> None:
     x = walks(2, 4)
     zero = torch.tensor([1.0, 0.0])

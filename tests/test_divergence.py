@@ -60,6 +60,20 @@ def test_a_small_divergence_in_float32_does_not_cancel(n: int, noise: float, siz
     assert torch.equal(value.detach(), soft_dtw_divergence(x, y))
 
 
+@pytest.mark.parametrize("bandwidth", [None, 2])
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("shape", [(32, 32, 32), (64, 64, 64), (20, 80, 32), (13, 7, 9)], ids=str)
+def test_as_many_features_as_costs_are_stored_with(
+    shape: tuple[int, int, int], cost: str, bandwidth: int | None
+) -> None:
+    """D = 2 N M / (N + M), up to which no matrix is stored; with a cosine kernels take D + 1."""
+    n, m, size = shape
+    generator = torch.Generator().manual_seed(0)
+    for features in (size - 1, size, size + 1):
+        x, y = (torch.randn(2, k, features, generator=generator) for k in (n, m))
+        _assert_exact(x, y, cost=cost, bandwidth=bandwidth)
+
+
 @examples(20)
 @given(
     seed=seeds(),

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +23,10 @@ from softdtw_kernels import (
     SoftDTWLoss,
     cost_matrix,
     s2dtw,
+    s2dtw_alignment,
+    s2dtw_from_cost,
     soft_dtw,
+    soft_dtw_alignment,
     soft_dtw_barycenter,
     soft_dtw_divergence,
     soft_dtw_from_cost,
@@ -59,6 +63,12 @@ def nested(layout: torch.layout) -> Tensor:
         return torch.nested.nested_tensor(SEQUENCES, layout=layout)
 
 
+def quantized(x: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+
+
 CONTAINERS = [
     (lambda: pack_sequence(SEQUENCES), ["PackedSequence", "pad_packed_sequence", "batch_first"]),
     (lambda: SEQUENCES, ["list", "pad_sequence", "batch_first=True", "lengths"]),
@@ -70,6 +80,33 @@ CONTAINERS = [
     (lambda: X.cfloat(), ["complex64", ".abs()", ".real", "torch.view_as_real(", ".flatten(-2)"]),
     (lambda: X.long(), ["int64", ".float()"]),
     (lambda: X.bool(), ["bool", ".float()"]),
+    (lambda: quantized(X), ["qint8", ".dequantize()"]),
+]
+
+RAGGED = [np.ones((4, 3)), np.ones((2, 3))]
+FLAT = [np.ones(4), np.ones(2)]
+
+
+def of_objects(sequences: list[np.ndarray]) -> np.ndarray:
+    array = np.empty(len(sequences), object)
+    array[:] = sequences
+    return array
+
+
+# Each advice is the text between the last of these words and the end of the call in it.
+TO_CONVERT: list[Any] = [
+    RAGGED,
+    [sequence.tolist() for sequence in RAGGED],
+    of_objects(RAGGED),
+    FLAT,
+    [sequence.tolist() for sequence in FLAT],
+    of_objects(FLAT),
+    [torch.ones(4), torch.ones(2)],
+    SEQUENCES,
+    X.numpy()[:, ::-1],
+    X.numpy().astype(">f4"),
+    X.numpy()[::-1].astype(">f8"),
+    X.tolist(),
 ]
 
 
@@ -131,6 +168,83 @@ def test_what_the_messages_advise_works() -> None:
     parts = torch.view_as_real(torch.complex(X, X + 1)).flatten(-2)
     assert parts.shape == (2, 4, 6) and soft_dtw(parts, parts).shape == (2,)
     assert soft_dtw(X[0, 0][:, None], Y[0, 0][:, None]).shape == ()
+
+
+@pytest.mark.parametrize("x", TO_CONVERT, ids=range(len(TO_CONVERT)))
+def test_what_the_messages_advise_is_a_tensor(x: Any) -> None:
+    """Their code is run as it stands there."""
+    message = raised(TypeError, ["x must be a torch.Tensor"], lambda: soft_dtw(x, Y))
+    code = message.partition(" with ")[2]
+    code, _, lengths = code.partition(", and pass the lengths ")
+    names = {"torch": torch, "x": x}
+    tensor = eval(code, names)
+    assert tensor.dim() == 3 and len(tensor) == 2
+    assert eval(lengths, names) == [4, 2] if lengths else tensor.shape == X.shape
+    other = torch.ones(2, 5, tensor.shape[-1], dtype=tensor.dtype)
+    assert soft_dtw(tensor, other, x_lengths=eval(lengths, names) if lengths else None).dim() == 1
+
+
+@pytest.mark.parametrize("x", [[[], [1.0]], [3, [1.0, 2.0]], [(), ()], ["a", "bc"], [None]])
+def test_lists_of_anything_have_a_message(x: list[Any]) -> None:
+    raised(TypeError, ["x must be a torch.Tensor", "got list"], lambda: soft_dtw(x, Y))
+
+
+def test_matrices_of_several_sizes_are_not_padded_as_sequences() -> None:
+    assert "pad_sequence" not in raised(TypeError, ["list"], lambda: soft_dtw_from_cost(RAGGED))
+
+
+@pytest.mark.parametrize("value", ["False", "no", 1, 0, None, np.ones(2, bool)], ids=repr)
+def test_flags_are_true_or_false(value: Any) -> None:
+    """Of a word, as it comes from a file of settings, "False" would be one that is true."""
+    expected = ["must be True or False, got", repr(value)]
+    for name, functions in (
+        ("pairwise", (soft_dtw, s2dtw, soft_dtw_divergence, cost_matrix, soft_dtw_alignment)),
+        ("smoothing", (s2dtw, s2dtw_alignment)),
+    ):
+        for function in functions:
+            raised(TypeError, [name, *expected], lambda f=function, n=name: f(X, Y, **{n: value}))
+    for name, function in (("smoothing", S2DTWLoss), ("divergence", SoftDTWLoss)):
+        raised(TypeError, [name, *expected], lambda f=function, n=name: f(**{n: value}))
+    raised(TypeError, ["smoothing"], lambda: s2dtw_from_cost(X, smoothing=value))
+    raised(TypeError, ["divergence"], lambda: soft_dtw_barycenter(X, divergence=value))
+
+
+def test_flags_of_numpy() -> None:
+    assert torch.equal(soft_dtw(X, Y, pairwise=np.bool_(True)), soft_dtw(X, Y, pairwise=True))
+    assert SoftDTWLoss(divergence=np.bool_(True)).divergence is True
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_dummy_cost_is_finite_in_a_tensor_too(value: float) -> None:
+    for dummy in (value, torch.tensor(value), torch.tensor([0.5, value])):
+        for function in (s2dtw, s2dtw_alignment, S2DTWLoss(dummy_cost=0.5)):
+            if isinstance(function, S2DTWLoss):
+                function.dummy_cost = dummy
+            settings = {} if isinstance(function, S2DTWLoss) else {"dummy_cost": dummy}
+            raised(
+                ValueError,
+                ["dummy_cost must be finite", str(value)],
+                lambda f=function, s=settings: f(X, Y, **s),
+            )
+
+
+def test_lengths_that_are_no_int64() -> None:
+    for many in (2**63, -(2**70)):
+        raised(ValueError, ["x_lengths", "int64", str(many)], lambda m=many: soft_dtw(
+            X, Y, x_lengths=[3, m]
+        ))  # fmt: skip
+
+
+@pytest.mark.parametrize("container", [set, dict.fromkeys, lambda x: dict.fromkeys(x).keys(), iter])
+def test_sequences_come_in_order(container: Callable[[Any], Any]) -> None:
+    for function in (soft_dtw_barycenter, lambda x: soft_dtw_kmeans(x, 1)):
+        raised(TypeError, ["sequences must be", "list of tensors"], lambda f=function: f(
+            container(SEQUENCES)
+        ))  # fmt: skip
+
+
+def test_a_callback_is_a_function() -> None:
+    raised(TypeError, ["callback", "int"], lambda: soft_dtw_kmeans(X, 1, callback=3))
 
 
 @pytest.mark.parametrize("name", ["x_lengths", "y_lengths"])
@@ -202,11 +316,22 @@ def test_a_named_cost_is_no_cost_function_that_failed() -> None:
         ({"use_cuda": True}, ["'use_cuda'", "device follows", "leave it out"]),
         ({"normalize": True}, ["'normalize'", "divergence=normalize"]),
         ({"dist_func": torch.cdist}, ["'dist_func'", "cost=dist_func"]),
+        ({"cost_function": torch.cdist}, ["'cost_function'", "cost=cost_function"]),
+        ({"sakoe_chiba_radius": 1}, ["'sakoe_chiba_radius'", "bandwidth=sakoe_chiba_radius"]),
+        ({"normalization": "N"}, ["'normalization'", "divide"]),
         ({"gama": 1.0}, ["'gama'", "help(SoftDTWLoss)"]),
     ],
 )
 def test_arguments_of_other_libraries(arguments: dict[str, Any], parts: list[str]) -> None:
     raised(TypeError, ["SoftDTWLoss has no argument", *parts], lambda: SoftDTWLoss(**arguments))
+
+
+def test_arguments_that_s2dtw_lacks() -> None:
+    raised(TypeError, ["S2DTWLoss has no argument 'use_cuda'", "leave it out"], lambda: S2DTWLoss(
+        use_cuda=True
+    ))  # fmt: skip
+    for name in ("gama", "normalize", "sakoe_chiba_radius"):
+        raised(TypeError, [f"{name!r}", "help(S2DTWLoss)"], lambda n=name: S2DTWLoss(**{n: 1}))
 
 
 @pytest.mark.parametrize("loss", [SoftDTWLoss, S2DTWLoss])

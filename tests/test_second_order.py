@@ -136,6 +136,18 @@ def test_a_hard_minimum_changes_along_its_path() -> None:
     assert product_mixed[3].any()
 
 
+def test_nan_stays_within_a_band_and_its_item() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cost, tangent = torch.rand(2, 2, 8, 8, generator=generator, dtype=torch.float64)
+    cost[1, 3, 3] = torch.nan
+    _, product, *_ = _product(_problem(cost)._replace(bandwidth=1), tangent)
+    row, column = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    inside = (row - column).abs() <= 1
+    assert product[0].isfinite().all()
+    assert product[1][inside].isnan().all()
+    assert not product[:, ~inside].any()
+
+
 def test_s2dtw_matches_differences_of_its_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     cost, tangent = torch.rand(2, 1, 70, 90, generator=generator, dtype=torch.float64)

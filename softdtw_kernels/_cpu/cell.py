@@ -145,6 +145,19 @@ def surprise(p):
 
 
 @inline
+def entropy_of(p0, p1, p2):
+    """The entropy of three probabilities in bits, to some roundings of itself however small it is:
+    of the largest, -p log2(p) = (1 - q) log2(1 + q / (1 - q)) with the sum q of the others.
+    """
+    lower, upper = smaller(p0, p1), larger(p0, p1)
+    second = smaller(upper, larger(lower, p2))
+    least = smaller(lower, p2)
+    others = least + second
+    rest = like(p0, 1.0) - others
+    return (surprise(least) + surprise(second)) + rest * log2_of_one_plus(others / rest)
+
+
+@inline
 def fraction(d, high, low, largest):
     """(f, k) with d (high + low) = f + k, k integral and f in -1/2 .. 1/2; d is clamped to the
     largest, NaN stays in f.

@@ -11,6 +11,7 @@ from . import hard
 from .arrays import NOTHING, bits_of
 from .batch import ALL, Batch, Gradients, part_of
 from .jit import jit
+from .lattice import entry
 from .margins import FAR, LOG_3, margins_of
 from .order import max, min
 from .scaling import SURE
@@ -49,15 +50,26 @@ def with_margins(task: Batch, items: np.ndarray) -> np.ndarray:
     if items.size == 0 or task.dummy.size or task.warp.size or task.open is not None:
         return items[:0]
     cells = sum(task.lattice)
-    needed = CHOICES * cells * (LOG_3 * cells + FAR) * task.gamma
-    needed = needed[items] if needed.size > 1 else needed
-    rows, columns = task.cost.shape[2:]
-    costs = task.matrices(items, 1)[:, 0] if columns > 1 else task.matrices(items)[:, :, 0]
-    # NumPy is slow where the loop over what is next to each other in memory is short.
-    costs = np.asarray(costs, order="F" if costs.shape[0] > costs.shape[1] else "C")
-    apart = np.abs(costs[:, 1:] - costs[:, :-1])
-    far = np.count_nonzero(apart > needed[:, None], 1)
-    return items[2 * far >= max(1, apart.shape[1])]
+    found = np.empty(items.size, np.bool_)
+    find_far(task.cost, items, CHOICES * cells * (LOG_3 * cells + FAR) * task.gamma, found)
+    return items if found.all() else items[found]
+
+
+@jit
+def find_far(cost4, items, needed, found):
+    """Of some pairs, whether half of the neighbors in the first row, or in the only column, are
+    further apart than what is needed.
+    """
+    rows, columns = cost4.shape[2:]
+    for place, q in enumerate(items):
+        cost, most = cost4[q // cost4.shape[1], q % cost4.shape[1]], entry(needed, q)
+        far, pairs = 0, (columns if columns > 1 else rows) - 1
+        for k in range(pairs):
+            here, there = (
+                (cost[0, k], cost[0, k + 1]) if columns > 1 else (cost[k, 0], cost[k + 1, 0])
+            )
+            far += abs(there - here) > most
+        found[place] = 2 * far >= max(1, pairs)
 
 
 @jit
@@ -95,9 +107,11 @@ def lowest_of(task: Batch, items: np.ndarray) -> np.ndarray:
 def solve_some(
     task: Batch, gradients: Gradients | None, items: np.ndarray, out: np.ndarray, status: np.ndarray
 ) -> None:
-    margins = np.full((3, task.pairs), np.nan)
     gamma = task.gamma[items] if task.gamma.size > 1 else task.gamma
-    margins[:, items] = margins_of(gamma, sum(task.lattice), lowest_of(task, items))
+    margins = margins_of(gamma, sum(task.lattice), lowest_of(task, items))
+    if items.size < task.pairs:
+        theirs, margins = margins, np.full((3, task.pairs), np.nan)
+        margins[:, items] = theirs
     common = (task.cost, task.dummy, task.n, task.m, task.bandwidth, hard.ONE)
     unused, values = np.empty(0, task.cost.dtype), np.empty(task.pairs)
     results: tuple = (values, status, True, False, unused, False, task.cost, NOTHING[None])
@@ -119,5 +133,5 @@ def solve_some(
     else:
         run_chunks(items.size, task.cells * items.size // task.pairs, some)
     out[items] = values[items]
-    if gradients is not None:  # lanes may have written there
+    if gradients is not None and gradients.with_gamma:  # lanes may have written there
         gradients.sums[:, items[status[items] == SURE]] = 0.0

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cell import exponential, quotient, step, surprise, warped_exponential
+from .cell import entropy_of, exponential, quotient, step, warped_exponential
 from .ends import LEFT_OUT, SUMS
 from .floating import to_integer
 from .groups import (
@@ -175,7 +175,7 @@ def backward(
             p_diagonal, p_up = load(weights, at), load(weights, at + lanes)
             p_left = load(weights, at + 2 * lanes)
             if with_gamma:
-                bits = bits + e * (surprise(p_diagonal) + (surprise(p_up) + surprise(p_left)))
+                bits = bits + e * entropy_of(p_diagonal, p_up, p_left)
             store(below, j * lanes, e * p_up + diagonal)
             from_right, diagonal = e * p_left, e * p_diagonal
         if real and inside == 0:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .exact import add
+from .exact import two_sum
 from .expansion import WIDE, load_wide, not_above
 from .hard_paths import trace
 from .jit import inline, outlined, plain
@@ -97,10 +97,13 @@ def finish(
     if not abs(end) < MOST:
         return 0.0, AGAIN
     count = trace(bits, plain(WORDS), height, stride, lane, low, n - 1, m - 1, steps)
-    total = (0.0, 0.0, 0.0)
+    total = error = rest = 0.0  # three parts, in order at the end alone: no step waits for that
     for k in range(count):
-        total = add(total, float(cost[steps[k, 0], steps[k, 1]]))
-    value = total[0] + (total[1] + total[2])
+        total, e = two_sum(total, float(cost[steps[k, 0], steps[k, 1]]))
+        error, e = two_sum(error, e)
+        rest += e
+    total, error = two_sum(total, error)
+    value = total + (error + rest)
     if count == 0 or not (value == 0.0 or abs(value) > least):
         return 0.0, AGAIN
     if with_grad:

@@ -303,7 +303,8 @@ def value_within_gamma(problem: Problem | FeatureProblem) -> tuple[Tensor, Tenso
     )
     error = problem.gamma * (2.0**-53 * roundings.py_func(rows, columns))
     if isinstance(problem, FeatureProblem):
-        if without_matrix(problem):
+        # What is no distance comes without a matrix, though its features may be more by one here.
+        if without_matrix(problem) or not is_distance(problem.kind):
             task = features.batch_of(problem)
             values = features.solve(task, None, returned=False)
             return from_array(values, problem.x.shape[:-2]), error

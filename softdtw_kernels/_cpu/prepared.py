@@ -32,6 +32,7 @@ from .warping import clipped, repeats_of
 
 Settings = tuple[float, ...]
 Shape = tuple[int, ...]
+Sides = tuple[str, str, str]  # of a pattern: repeat, open_begin, open_end
 Given = tuple[Tensor, ...]
 Wanted = Sequence[bool]
 Both = tuple[Tensor, tuple[Tensor, ...]]
@@ -156,16 +157,11 @@ class OfPattern(OfCosts):
     """
 
     def __init__(
-        self,
-        shape: Shape,
-        dtype: torch.dtype,
-        bandwidth: int | None,
-        repeat: str,
-        begin: str,
-        end: str,
+        self, shape: Shape, dtype: torch.dtype, bandwidth: int | None, sides: Sides
     ) -> None:
         super().__init__(shape, dtype, False, bandwidth, symmetric=False)
-        self.bandwidth, self.sides = bandwidth, (repeat, begin, end)
+        self.bandwidth, self.sides = bandwidth, sides
+        repeat, begin, end = sides
         self.warp: np.ndarray | None = None  # that of the fewest repeats
         if repeat != "xy" and not (begin or end):
             *_, rows, columns = shape
@@ -173,8 +169,9 @@ class OfPattern(OfCosts):
             self.repeats, _ = repeats_of(rows, columns, repeat)
 
     @staticmethod
-    def has_none(shape: Shape, repeat: str, begin: str, end: str) -> bool:
+    def has_none(shape: Shape, sides: Sides) -> bool:
         """Whether no alignment has so few repeats."""
+        repeat, begin, end = sides
         if repeat == "xy" or begin or end:
             return False
         *_, rows, columns = shape
@@ -230,20 +227,15 @@ class OfHardPattern(OfHardCosts):
     """As `OfPattern`, at gamma = 0."""
 
     def __init__(
-        self,
-        shape: Shape,
-        dtype: torch.dtype,
-        bandwidth: int | None,
-        repeat: str,
-        begin: str,
-        end: str,
+        self, shape: Shape, dtype: torch.dtype, bandwidth: int | None, sides: Sides
     ) -> None:
         super().__init__(shape, dtype, False, bandwidth, symmetric=False)
-        self.sides = begin, end, repeat
+        self.sides = sides
 
     def task(self, settings: Settings, cost: np.ndarray) -> Batch:
         gamma, warp, skip = (np.array([number]) for number in settings)
-        opened = Open(*self.sides, skip)
+        repeat, begin, end = self.sides
+        opened = Open(begin, end, repeat, skip)
         return Batch(cost, gamma, NOTHING, ALL, ALL, self.band, warp, opened)
 
 

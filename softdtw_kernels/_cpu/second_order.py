@@ -334,6 +334,8 @@ def directional(
         run_chunks(soft.size, task.cells * soft.size // task.pairs, work)
     if not status.any():
         return values, sums
+    if factors.size:
+        task.clear_beyond_band(out, values[0])
     if task.dummy.size == 0:  # all is 0 where no path is
         without_path(task, None, np.flatnonzero(status == AGAIN), values[0], status)
     rest = np.flatnonzero(status == AGAIN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from numba import types
 from numba.extending import intrinsic
 
-from .cell import quotient, step, surprise, warped_exponential
+from .cell import entropy_of, quotient, step, warped_exponential
 from .ends import add_begun, find_ends, give_ends, has_ends
 from .floating import to_integer
 from .jit import inline, outlined
@@ -178,7 +178,7 @@ def backward(
                 if t < lanes:  # what has come to the column before the first has begun there
                     e = up_to_lane(e, zero, t)
             if with_gamma:
-                bits = bits + e * (surprise(p_diagonal) + (surprise(p_up) + surprise(p_left)))
+                bits = bits + e * entropy_of(p_diagonal, p_up, p_left)
             from_right, up_next = e * p_left, e * p_up
             diagonal_next, diagonal_after = e * p_diagonal, diagonal_next
             below[first + t + 1] = first_lane(up_next) + corner

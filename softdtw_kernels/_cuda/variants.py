@@ -69,8 +69,8 @@ class Variant:
 
     @property
     def real_bytes(self) -> int:
-        """Of probabilities and visits: float64 in the wide arithmetic."""
-        return 8 if self.wide or self.dtype == torch.float64 else 4
+        """Of probabilities and visits: float64 in the wide arithmetic, and for second order."""
+        return 8 if self.wide or self.order == 2 or self.dtype == torch.float64 else 4
 
     @property
     def node_bytes(self) -> int:
@@ -141,7 +141,7 @@ def variants() -> list[Variant]:
 
 def columns_offered(dtype: torch.dtype, order: int) -> tuple[int, ...]:
     """Columns a lane: with more, the rings of rows leave shared memory for too few warps."""
-    return (1,) if order == 2 and dtype == torch.float64 else (1, 2)
+    return (1,) if order == 2 else (1, 2)
 
 
 def flag_bytes(strips: int) -> int:

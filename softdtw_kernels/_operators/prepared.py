@@ -26,7 +26,7 @@ from . import pattern as patterns
 from .function import EagerFunction, gradient_is_due
 
 if TYPE_CHECKING:
-    from .._cpu.prepared import PreparedCall, Settings, Shape
+    from .._cpu.prepared import PreparedCall, Settings, Shape, Sides
 
 KINDS = 256  # of calls that are kept
 MOST_PAIRS = 4096  # of such a call: a few numbers are kept for each
@@ -126,7 +126,7 @@ def of_pattern(
     if not cost.is_contiguous():
         return None
     sides = repeat, begin, end
-    kind = kind_of_pattern(cost.shape, cost.dtype, bandwidth, *sides, gamma == 0)
+    kind = kind_of_pattern(cost.shape, cost.dtype, bandwidth, sides, gamma == 0)
     settings = float(gamma), float(warp), float(skip)
     return None if kind is None else kind.value(settings, (cost,))
 
@@ -222,13 +222,7 @@ def kind_of_costs(
 
 @lru_cache(maxsize=KINDS)
 def kind_of_pattern(
-    shape: Shape,
-    dtype: torch.dtype,
-    bandwidth: int | None,
-    repeat: str,
-    begin: str,
-    end: str,
-    hard: bool,
+    shape: Shape, dtype: torch.dtype, bandwidth: int | None, sides: Sides, hard: bool
 ) -> Kind | None:
     check_tensor(stand_in(shape, dtype), "cost", "(*, N, M)")
     if not is_small(shape, dtype, MOST_CELLS):
@@ -242,16 +236,17 @@ def kind_of_pattern(
             batch_parameter(value, name, shape[:-2], cost.device)
             for value, name in zip(settings, ("gamma", "warp_cost", "skip_cost"), strict=True)
         )
-        rest = None, None, bandwidth, repeat, begin, end
-        problem, needs = PatternProblem(cost, gamma, warp, skip, *rest), (*wanted, *3 * (False,))
+        limits = None, None, bandwidth
+        problem = PatternProblem(cost, gamma, warp, skip, *limits, *sides)
+        needs = (*wanted, False, False, False)
         return patterns.gradient_by_inputs(problem, grad_value, needs)[:1]
 
     from .._cpu import prepared as engine
 
-    if engine.OfPattern.has_none(shape, repeat, begin, end):
+    if engine.OfPattern.has_none(shape, sides):
         return None
     prepare = engine.OfHardPattern if hard else engine.OfPattern
-    return Kind(prepare(shape, dtype, bandwidth, repeat, begin, end), gradients)
+    return Kind(prepare(shape, dtype, bandwidth, sides), gradients)
 
 
 def parameters_of(settings: Settings, cost: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -40,6 +40,8 @@ typedef Problem Given;
 #endif
 #if WITH_WIDE
 typedef Wide<COST> Arithmetic;
+#elif WITH_ORDER == 2
+typedef Scaled<double, COST> Arithmetic;
 #else
 typedef Scaled<COST> Arithmetic;
 #endif

@@ -7,7 +7,8 @@
 // relative to local costs, whatever the length of the path.
 //
 // Two arithmetics share one interface:
-//   Scaled<float>, Scaled<double>   exponents of 32 bits; says where they do not do
+//   Scaled<float>, Scaled<double>   exponents of 32 bits; says where they do not do. Second order takes that of double for
+//                                   all costs: its differences of logarithms need more digits than there are in a float
 //   Wide<Cost>                      slow; R itself to 159 bits and, for gamma = 0, the hard minimum
 // Where Scaled<float> would do, a chunk of steps is tried in Narrow (narrow.cuh) first.
 #pragma once
@@ -135,10 +136,10 @@ struct Transition {
   T diagonal, up, left;
 };
 
-template <typename T>
+template <typename T, typename C = T>
 struct Scaled {
   using Real = T;  // of the probabilities and of the expected visits
-  using Cost = T;
+  using Cost = C;
   using B = Bits<T>;
   static constexpr int UNIT = B::UNIT;
   static constexpr bool HAS_SHORTCUT = true;  // weight() does most costs, careful_weight() all
