@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(softdtw_kernels.__file__).resolve().parent  # of a wheel, where one is tested
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = softdtw_kernels.__version__
-ALIASES = {"Backend", "Cost", "Lengths", "Number", "Reduction"}  # of types
+ALIASES = {"Backend", "Cost", "Lengths", "Number", "Reduction", "Sides"}  # of types
 
 
 def test_the_version_is_stated_once() -> None:
