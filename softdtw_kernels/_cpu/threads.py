@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 
 SMALLEST_SHARE = 20_000  # cells that are worth a thread: about 0.1 ms of work
 PARTS_OF_THREAD = 4  # several: pairs of unequal lengths balance out
+AWAKE = 1e-4  # seconds for which the caller asks whether others are done
+
+
+_yield: Callable[[], Any] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 class _Job:
@@ -110,6 +116,16 @@ def run_together(threads: int, work: Callable[[], None]) -> None:
         _share(_Job(threads, threads, lambda first, last: work()))
 
 
+def _wait_for(lock: Any) -> None:
+    """Acquire the lock: for a while by asking, since a thread that sleeps takes long to wake."""
+    end = time.perf_counter() + AWAKE
+    while not lock.acquire(blocking=False):
+        if time.perf_counter() > end:
+            lock.acquire()
+            return
+        _yield()  # the GIL too
+
+
 def _share(job: _Job) -> None:
     _ensure_helpers(job.threads - 1)
     for index in range(1, job.threads):
@@ -117,6 +133,6 @@ def _share(job: _Job) -> None:
     job.run(0)
     # For what others have begun. A helper that comes late, from another caller's work, finds
     # nothing left to do and is not waited for.
-    job.finished.acquire()
+    _wait_for(job.finished)
     if job.error is not None:
         raise job.error
