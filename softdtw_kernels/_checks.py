@@ -2,9 +2,7 @@
 of a cost is in `costs`, beside the table of their names.)
 
 Shapes, dtypes, names and Python numbers are checked at the door, by the functions here that
-`functional` calls. Values inside tensors (gamma, lengths) are checked where the operator reads them
-anyway, on the CPU, so that torch.compile, vmap and fake tensors never meet a data-dependent branch;
-on other devices a bad value gives NaN.
+`functional` calls. Values inside tensors have checks of their own: `_values`.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from ._modes import in_plain_mode, is_autocast, number_of_plain_calls
 from ._remedies import to_tensor
+from ._values import LARGEST_GAMMA, finite_error, gamma_error
 
 Reduction = Literal["none", "mean", "sum"]
 Backend = Literal["numba", "reference", "cuda"]
@@ -29,7 +28,6 @@ REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 BACKENDS: tuple[str, ...] = get_args(Backend)
 KINDS = ("sqeuclidean", "negative_dot")  # the costs of two features that kernels compute
 WIDEST_BAND = 2**30  # wider than any cost matrix; sums with lengths fit 32 bits
-LARGEST_GAMMA = 1e28  # 1 / gamma stays a normal float32; as in cuda/numbers.cuh
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 Lengths = Tensor | Sequence[int] | None
@@ -196,20 +194,8 @@ def check_number(value: Any, name: str) -> float:
         if not 0 <= value <= LARGEST_GAMMA:
             raise gamma_error(value)
     elif not -sys.float_info.max <= value <= sys.float_info.max:
-        raise ValueError(f"{name} must be finite, got {value}")
+        raise finite_error(value, name)
     return value
-
-
-def gamma_in_range(gamma: Tensor) -> Tensor:
-    """Which gammas are of the range that every backend takes."""
-    return (gamma >= 0) & (gamma <= LARGEST_GAMMA)
-
-
-def gamma_error(value: Any) -> ValueError:
-    return ValueError(
-        "gamma must be finite, at least 0 (0 is the hard DTW) and at most "
-        f"{LARGEST_GAMMA:g}, got {value}"
-    )
 
 
 def _number(value: Any, name: str, expected: str) -> float:
@@ -324,13 +310,6 @@ def check_flag(value: Any, name: str) -> bool:
     return value
 
 
-def check_finite(value: Tensor, name: str) -> None:
-    """Where it can be read."""
-    bad = ~value.isfinite()
-    if is_seen(bad):
-        raise ValueError(f"{name} must be finite, got {value[bad].flatten()[0].item()}")
-
-
 def check_count(value: Any, name: str) -> int:
     value = _integer(value, name, "an integer")
     if value < 0:
@@ -380,39 +359,3 @@ def check_origin_count(origin_count: Any) -> float:
     if not 0 < origin_count < math.inf:
         raise ValueError(f"origin_count must be finite and greater than 0, got {origin_count}")
     return float(origin_count)
-
-
-def is_seen(condition: Tensor) -> bool:
-    """Whether it holds somewhere; False where that cannot be read: on a device, or recorded."""
-    recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    if recorded or condition.device.type != "cpu":
-        return False
-    try:
-        return bool(condition.any())
-    except RuntimeError:  # vmap and fake tensors refuse to be read
-        return False
-
-
-def check_gamma_and_lengths(
-    gamma: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, rows: int, columns: int
-) -> None:
-    """Values out of range raise ValueError where they can be read."""
-    bad_gamma = ~gamma_in_range(gamma)
-    if is_seen(bad_gamma):
-        raise gamma_error(gamma[bad_gamma].flatten()[0].item())
-    for lengths, size, name in ((x_lengths, rows, "x_lengths"), (y_lengths, columns, "y_lengths")):
-        bad = ~lengths_in_range(lengths, size)
-        if lengths is not None and is_seen(bad):
-            raise ValueError(
-                f"{name} must lie in 1..{size}, the size of that dimension, "
-                f"got {lengths[bad].flatten()[0].item()}"
-            )
-
-
-def lengths_in_range(lengths: Tensor | None, size: int) -> Tensor:
-    """Which of the lengths are 1..size; all if there are none."""
-    return (
-        torch.ones((), dtype=torch.bool, device="cpu")
-        if lengths is None
-        else (lengths >= 1) & (lengths <= size)
-    )

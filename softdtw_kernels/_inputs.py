@@ -22,7 +22,6 @@ from ._checks import (
     batch_parameter,
     broadcast_batch,
     check_features,
-    check_finite,
     check_flag,
     check_lengths,
     check_tensor,
@@ -32,6 +31,7 @@ from ._operators import differentiable, from_features, prepared, recursion
 from ._operators import pattern as patterns
 from ._pattern import Pattern
 from ._problem import FeatureProblem, PatternProblem, Problem, SmoothedProblem, Smoothing
+from ._values import check_finite
 from .costs import Cost, check_cost, computing_dtype, fused_rule, matrix, repeat_first_beyond
 
 

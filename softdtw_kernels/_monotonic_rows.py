@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ._checks import check_gamma_and_lengths, lengths_in_range
 from ._problem import Monotonic
 from ._reference import nan_of_items, per_item_lengths, softmin
+from ._values import check_gamma_and_lengths, lengths_in_range
 
 
 def value(monotonic: Monotonic) -> Tensor:

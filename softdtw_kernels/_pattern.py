@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from ._checks import Number, check_parameter, is_seen
+from ._checks import Number, check_parameter
+from ._values import check_finite
 
 Sides = Literal["xy", "x", "y", ""]  # one of the two sequences, both, or none
 SIDES: tuple[str, ...] = get_args(Sides)
@@ -83,14 +84,7 @@ def check_no_band(open_begin: str, open_end: str, bandwidth: int | None) -> None
 def check_prices(warp: Tensor, skip: Tensor, is_open: bool) -> None:
     """Values that are not finite raise ValueError where they can be read."""
     for name, price in (("warp_cost", warp), *((("skip_cost", skip),) if is_open else ())):
-        bad = ~price.isfinite()
-        if is_seen(bad):
-            raise price_error(price[bad].flatten()[0].item(), name)
-
-
-def price_error(got: float, name: str) -> ValueError:
-    remedy = "; to forbid the steps pass repeat" if name == "warp_cost" else ""
-    return ValueError(f"{name} must be finite, got {got}{remedy}")
+        check_finite(price, name)
 
 
 def in_range(warp: Tensor, skip: Tensor, is_open: bool) -> Tensor:

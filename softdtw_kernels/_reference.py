@@ -19,8 +19,9 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import check_gamma_and_lengths, check_lattice, gamma_in_range, lengths_in_range
+from ._checks import check_lattice
 from ._problem import Problem, SmoothedProblem, Smoothing
+from ._values import check_gamma_and_lengths, gamma_in_range, lengths_in_range
 
 
 def softmin(arguments: Tensor, gamma: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._checks import check_gamma_and_lengths, gamma_in_range, lengths_in_range
 from ._pattern import check_no_band, check_prices, in_range
 from ._problem import PatternProblem
 from ._reference import allowed_cells, down, nan_of_items, per_item_lengths, softmin
+from ._values import check_gamma_and_lengths, gamma_in_range, lengths_in_range
 
 
 def border(price: Tensor, of_x: Tensor, of_y: Tensor, is_open: str) -> Tensor:

@@ -22,9 +22,9 @@ from ._checks import (
     check_scalar,
     check_tensor,
     check_tolerance,
-    lengths_in_range,
     tensor_of,
 )
+from ._values import lengths_in_range
 from .costs import Cost, computing_dtype, repeat_first_beyond
 from .functional import soft_dtw
 

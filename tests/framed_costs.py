@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from softdtw_kernels import _reference_pattern as reference
-from softdtw_kernels._checks import is_seen, lengths_in_range
 from softdtw_kernels._operators import recursion
 from softdtw_kernels._pattern import check_no_band, check_prices, in_range
 from softdtw_kernels._problem import PatternProblem, Problem
 from softdtw_kernels._reference import per_item_lengths
+from softdtw_kernels._values import is_seen, lengths_in_range
 
 
 def takes(problem: PatternProblem) -> bool:

@@ -22,10 +22,10 @@ from softdtw_kernels import (
     soft_dtw_from_cost,
 )
 from softdtw_kernels import _reference as reference
-from softdtw_kernels._checks import LARGEST_GAMMA
 from softdtw_kernels._cuda import features, fields, lattice, smoothing, tiny
 from softdtw_kernels._cuda.operators import Operators
 from softdtw_kernels._problem import FeatureProblem, Problem, SmoothedProblem, Smoothing
+from softdtw_kernels._values import LARGEST_GAMMA
 
 OPERATORS = torch.ops.softdtw_kernels
 COST, ITEM = torch.rand(2, 3, 6), torch.ones(2)

@@ -7,9 +7,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from .._checks import LARGEST_GAMMA, gamma_error
-from .._pattern import price_error
 from .._problem import Problem, Smoothing
+from .._values import LARGEST_GAMMA, finite_error, gamma_error
 from .arrays import flat, matrices, one_or_all
 from .batch import ALL, Batch
 
@@ -28,7 +27,7 @@ def checked_price(price: Tensor, name: str) -> np.ndarray:
     values = one_or_all(price)
     finite = np.isfinite(values)
     if not finite.all():
-        raise price_error(values[~finite][0], name)
+        raise finite_error(values[~finite][0], name)
     return values
 
 

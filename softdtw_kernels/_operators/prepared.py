@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from .. import _backends as backends
-from .._checks import LARGEST_GAMMA, batch_parameter, check_features, check_tensor
+from .._checks import batch_parameter, check_features, check_tensor
 from .._modes import are_plain_tensors
 from .._pattern import Pattern
 from .._problem import FeatureProblem, PatternProblem, Problem, SmoothedProblem
+from .._values import LARGEST_GAMMA
 from . import from_features, recursion, smoothing
 from . import pattern as patterns
 from .function import EagerFunction, gradient_is_due
