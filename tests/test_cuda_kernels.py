@@ -153,6 +153,22 @@ def test_a_hessian_product_keeps_its_digits_beside_large_costs(
         assert_close(a, b, (2e-7 if dtype == torch.float32 else 1e-9) * scale, name)
 
 
+@pytest.mark.parametrize("gamma", [0.2, 0.1, 0.05])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_entropy_has_its_digits(dtype: torch.dtype, gamma: float) -> None:
+    """Of alignments along the diagonal, beside whose 1 the others are next to its rounding."""
+    cost = torch.from_numpy(make_cost("normal", (1, 12, 12), 0)).abs().to(dtype)
+    cost += 1 - torch.eye(12, dtype=dtype)
+    problem = Problem(**no_limits(cost, torch.full((1,), gamma, dtype=torch.float64)))
+    ones = torch.ones(1, dtype=dtype)
+    _, by_gamma, _ = lattice.gradient(EmulatorLauncher(ONE), problem, ones, True)
+    exact = problem._replace(cost=cost.double())
+    _, truth, _ = numba_cpu.gradient(exact, ones.double(), True)
+    assert truth < 0
+    bar = 2e-5 if dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(by_gamma, truth, rtol=bar, atol=0.0)
+
+
 @pytest.mark.parametrize("gamma", [1e-30, 1e-300, 5e-324])
 def test_a_hessian_product_of_a_gamma_without_an_inverse(gamma: float) -> None:
     """One path, whose visits no direction changes."""

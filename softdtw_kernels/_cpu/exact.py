@@ -161,15 +161,23 @@ def fill_weights(cost, n, m, bandwidth, gamma, theta, weak, p):
 
 
 @inline
+def log_of_share(p, others):
+    """log(p), 0 where p is 0; others: what it lacks to 1, of which p may have too few digits."""
+    if p > 0.5:
+        return math.log1p(-others)
+    return math.log(p) if p > 0.0 else 0.0
+
+
+@inline
+def mean_log(d0, d1, d2, p0, p1, p2):
+    """The sum of d_k log p_k."""
+    h = d0 * log_of_share(p0, p1 + p2) + d1 * log_of_share(p1, p0 + p2)
+    return h + d2 * log_of_share(p2, p0 + p1)
+
+
+@inline
 def entropy(p0, p1, p2):
-    h = 0.0
-    if p0 > 0.0:
-        h -= p0 * math.log(p0)
-    if p1 > 0.0:
-        h -= p1 * math.log(p1)
-    if p2 > 0.0:
-        h -= p2 * math.log(p2)
-    return h
+    return -mean_log(p0, p1, p2, p0, p1, p2)
 
 
 @inline

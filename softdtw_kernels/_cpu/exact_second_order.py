@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from .exact import entropy, fill_weights, push
+from .exact import entropy, fill_weights, log_of_share, mean_log, push
 from .jit import inline, jit
 from .lattice import band_of, cost_at, entry, give, length, size_of
 
@@ -60,9 +60,9 @@ def solve(
                 p0, p1, p2 = p[i, j, 0], p[i, j, 1], p[i, j, 2]
                 if p0 + p1 + p2 == 0.0:  # no path passes: nothing depends on this cell
                     continue
-                a0 = dr[i, j] + (dg * math.log(p0) if p0 > 0.0 else 0.0)
-                a1 = dr[i, j + 1] + (dg * math.log(p1) if p1 > 0.0 else 0.0)
-                a2 = dr[i + 1, j] + (dg * math.log(p2) if p2 > 0.0 else 0.0)
+                a0 = dr[i, j] + dg * log_of_share(p0, p1 + p2)
+                a1 = dr[i, j + 1] + dg * log_of_share(p1, p0 + p2)
+                a2 = dr[i + 1, j] + dg * log_of_share(p2, p0 + p1)
                 mean = 0.0
                 if p0 > 0.0:
                     mean += p0 * a0
@@ -88,10 +88,9 @@ def solve(
                 push(e, p, i, j, mass)
                 push(f, dp, i, j, mass)
                 push(f, p, i, j, change)
-                h, dh = entropy(p[i, j, 0], p[i, j, 1], p[i, j, 2]), 0.0
-                for k in range(3):
-                    if p[i, j, k] > 0.0:
-                        dh -= dp[i, j, k] * math.log(p[i, j, k])
+                p0, p1, p2 = p[i, j, 0], p[i, j, 1], p[i, j, 2]
+                h = entropy(p0, p1, p2)
+                dh = -mean_log(dp[i, j, 0], dp[i, j, 1], dp[i, j, 2], p0, p1, p2)
                 sums[1, q] -= (change * h + mass * dh) * factors[1, q]
                 both = mass * factors[0, q] + change * factors[1, q]
                 sums[0, q] += give(out, weak, i, j, both)

@@ -11,7 +11,16 @@ import math
 
 import numpy as np
 
-from .exact import add, begin, copy_row, difference, entropy, softmin
+from .exact import (
+    add,
+    begin,
+    copy_row,
+    difference,
+    entropy,
+    log_of_share,
+    mean_log,
+    softmin,
+)
 from .exact_second_order import tangent_weight
 from .jit import allocating, inline, jit
 from .lattice import band_of, entry, length
@@ -264,9 +273,9 @@ def second_order(
                 p0, p1, p2 = p[i, j, 0], p[i, j, 1], p[i, j, 2]
                 if p0 + p1 + p2 > 0.0:  # else no path passes
                     before = dr[i, j] if i > 0 and j > 0 else ds * (i + j)
-                    a0 = before + (dg * math.log(p0) if p0 > 0.0 else 0.0)
-                    a1 = dr[i, j + 1] + dw + (dg * math.log(p1) if p1 > 0.0 else 0.0)
-                    a2 = dr[i + 1, j] + dw + (dg * math.log(p2) if p2 > 0.0 else 0.0)
+                    a0 = before + dg * log_of_share(p0, p1 + p2)
+                    a1 = dr[i, j + 1] + dw + dg * log_of_share(p1, p0 + p2)
+                    a2 = dr[i + 1, j] + dw + dg * log_of_share(p2, p0 + p1)
                     here = 0.0
                     if p0 > 0.0:
                         here += p0 * a0
@@ -317,12 +326,6 @@ def second_order(
                     e[i, j - 1] += mass * p2
                     f[i, j - 1] += mass * d2 + change * p2
                 sums[1, q] += mass * (d1 + d2) + change * (p1 + p2)
-                slope = 0.0
-                if p0 > 0.0:
-                    slope += d0 * math.log(p0)
-                if p1 > 0.0:
-                    slope += d1 * math.log(p1)
-                if p2 > 0.0:
-                    slope += d2 * math.log(p2)
+                slope = mean_log(d0, d1, d2, p0, p1, p2)
                 sums[0, q] += mass * slope - change * entropy(p0, p1, p2)
                 out[i, j] = change

@@ -14,7 +14,7 @@
 #pragma once
 #include "portability.cuh"
 
-constexpr double LARGEST_GAMMA = 1e28;  // as in checks.py
+constexpr double LARGEST_GAMMA = 1e28;  // as in _values.py
 
 __device__ __forceinline__ bool is_gamma(double gamma) { return gamma >= 0 && gamma <= LARGEST_GAMMA; }  // NaN is not
 
@@ -128,6 +128,20 @@ template <typename T>
 __device__ __forceinline__ bool is_near_zero(double log2_z, int cells) {
   const double alike = sizeof(T) == 4 ? 0.17 : 3.2e-4, random = sizeof(T) == 4 ? 0.25 : 3.2e-4;
   return fabs(log2_z) < alike * cells + random * sqrt(double(cells));
+}
+
+// log(p), 0 where p is 0; others: what it lacks to 1, beside which a small one would be rounded away.
+template <typename T>
+__device__ __forceinline__ T log_of_share(T p, T others) {
+  return p > T(0.5) ? log1p(-others) : p > T(0) ? log(p) : T(0);
+}
+
+// The entropy of the steps up and left, and of the diagonal one, which has what they leave to 1.
+template <typename T>
+__device__ __forceinline__ T entropy_of_shares(T up, T left) {
+  const T diagonal = max((T(1) - up) - left, T(0));
+  const T of_up = up * log_of_share(up, left + diagonal), of_left = left * log_of_share(left, up + diagonal);
+  return -((of_up + of_left) + diagonal * log_of_share(diagonal, up + left));
 }
 
 // The probabilities of having come from each predecessor. Of no meaning where Z is 0: nothing visits such a cell.

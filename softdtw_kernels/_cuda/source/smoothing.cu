@@ -58,12 +58,14 @@ struct Predecessors {
 
   // Minus the derivative in gamma: the entropy of the shares.
   __device__ __forceinline__ double entropy(COST gamma) const {
-    double total = 0;
+    if (!(gamma > COST(0)) || smallest == infinity<COST>()) return 0;
+    // -log(p) is log(1 + others), and the distance to the smallest over gamma.
+    COST total = log1p(others);
     for (int which = 0; which < 3; ++which) {
-      COST p = share(which, gamma);
-      if (p > COST(0) && gamma > COST(0)) total -= double(p * log(p));
+      const COST p = share(which, gamma), x = which == 0 ? diagonal : which == 1 ? up : left;
+      if (p > COST(0)) total += p * ((x - smallest) / gamma);
     }
-    return total;
+    return double(total);
   }
 };
 

@@ -409,9 +409,9 @@ struct Strip {
         // Differences of neighbors, so that what the probabilities lack to a sum of 1 does not multiply a tangent.
         double d = before.tangent, u = over.tangent, l = beside.tangent;
         if (tangent_gamma != 0) {
-          d += tangent_gamma * log_of_share(p.diagonal, double(p.up) + p.left);
-          u += tangent_gamma * log_of_share(p.up, double(p.diagonal) + p.left);
-          l += tangent_gamma * log_of_share(p.left, double(p.diagonal) + p.up);
+          d += tangent_gamma * log_of_share(p.diagonal, p.up + p.left);
+          u += tangent_gamma * log_of_share(p.up, p.diagonal + p.left);
+          l += tangent_gamma * log_of_share(p.left, p.diagonal + p.up);
         }
         double most = p.diagonal >= p.up && p.diagonal >= p.left ? d : (p.up >= p.left ? u : l);
         double mean = most + (p.diagonal * (d - most) + p.up * (u - most) + p.left * (l - most));
@@ -885,7 +885,7 @@ struct Strip {
       }
       // Visits of pairs that begin go on to rows before the first.
       if constexpr (ENTROPY && TANGENT) sums.entropy += Shares<Real>(p).tangent_of_entropy(visits);
-      else if (ENTROPY && (!PATTERN || inside)) sums.entropy += double(visits[0] * entropy(fabs(p.v[0]), p.v[1]));
+      else if (ENTROPY && (!PATTERN || inside)) sums.entropy += double(visits[0] * entropy_of_shares(fabs(p.v[0]), p.v[1]));
     }
     if constexpr (Cells::STAGED)
       if (inside && (!WEAK || row % 2 == 1)) cells.write(place, results);
@@ -894,14 +894,5 @@ struct Strip {
       carried.leaving.left[k] = from_right[k];
       carried.leaving.diagonal[k] = diagonally[k];
     }
-  }
-
-  static __device__ __forceinline__ Real entropy(Real up, Real left) {
-    const Real p[3] = {up, left, (Real(1) - up) - left};
-    Real sum = 0;
-#pragma unroll
-    for (int k = 0; k < 3; ++k)
-      if (p[k] > Real(0)) sum -= p[k] * log(p[k]);
-    return sum;
   }
 };

@@ -2,11 +2,6 @@
 #pragma once
 #include "numbers.cuh"
 
-// log(p), 0 where p is 0; others: what it lacks to 1.
-__device__ __forceinline__ double log_of_share(double p, double others) {
-  return p > 0.5 ? log1p(-others) : p > 0 ? log(p) : 0.0;
-}
-
 // Kept are the two smaller probabilities: the largest is what they leave to 1, but of a small one rounding would leave
 // nothing that has a logarithm. Where the largest is that of the step up or left, that of the diagonal stands in its place,
 // with a sign. Tangents sum to 0, and have their own places.

@@ -371,7 +371,7 @@ struct Tiles {
           over = max(fmaf(-e, left[r][c], fmaf(-e, up[r][c], e)), 0.0f);
           result[r][c] = e * factor;
           if (EDGE && !plain && e == 0) result[r][c] = 0;
-          if (ENTROPY && b * R + r < n && begin + c < m && e > 0) entropy += double(e * entropy_of(up[r][c], left[r][c]));
+          if (ENTROPY && b * R + r < n && begin + c < m && e > 0) entropy += double(e * entropy_of_shares(up[r][c], left[r][c]));
         }
         visits.leaving.left.v[r] = e * left[r][0];
         visits.leaving.over.v[r] = over;
@@ -380,15 +380,6 @@ struct Tiles {
       store<EDGE>(to, b, result);
       if (lane == 0 && !is_first) to_left[b] = visits.leaving;
     }
-  }
-
-  static __device__ __forceinline__ float entropy_of(float up, float left) {
-    const float p[3] = {up, left, (1.0f - up) - left};
-    float sum = 0;
-#pragma unroll
-    for (int k = 0; k < 3; ++k)
-      if (p[k] > 0) sum -= p[k] * log(p[k]);
-    return sum;
   }
 
   // The results of a tile in block b, whose place is given.

@@ -284,10 +284,7 @@ struct TinyPair {
         if (inside(row, c)) *out = visits == COST(0) ? COST(0) : scale * visits;
         out -= problem.dense_column;
         if (WITH_SUMS && visits != COST(0)) {
-          const COST q[3] = {fabs(p.v[0]), p.v[1], (COST(1) - fabs(p.v[0])) - p.v[1]};
-#pragma unroll
-          for (int k = 0; k < 3; ++k)
-            if (q[k] > COST(0)) entropy -= double(visits * (q[k] * log(q[k])));
+          entropy += double(visits * entropy_of_shares(fabs(p.v[0]), p.v[1]));
           if (c == 0 && pattern.begins & OF_X) skipped += double(over) * row;
           if (row == 0 && pattern.begins & OF_Y) skipped += double(over) * c;
         }
