@@ -97,9 +97,14 @@ class Alignment:
         Computed at its first use, at the cost of the backward pass. A RuntimeError tells that
         gamma, costs, lengths or dummy cost were changed in place since.
         """
-        if "entropy" not in self._kept:
-            self._kept["entropy"] = self._computed_entropy()
-        return self._kept["entropy"]
+        if "entropy" in self._kept:
+            return self._kept["entropy"]
+        entropy = self._computed_entropy()
+        # What was asked for without gradients may be asked for with them.
+        due = self._differentiable is not None
+        if entropy.requires_grad or not (due or torch.is_inference_mode_enabled()):
+            self._kept["entropy"] = entropy
+        return entropy
 
     def _computed_entropy(self) -> Tensor:
         problem = self._problem if self._differentiable is None else self._differentiable

@@ -199,23 +199,20 @@ class _OfCosts(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         by_cost, without_path, anchor = ctx.saved_tensors
-        with torch.no_grad():
-            by_cost = _OfCosts.times(by_cost, without_path, grad)
-        return anchored(by_cost, anchor), None, None, None, None, None
-
-    @staticmethod
-    def times(by_cost: Tensor, without_path: Tensor, grad: Tensor) -> Tensor:
         # Without a path 0, even if the gradient of the loss is not finite.
         grad = torch.where(without_path, 0, grad)
         engine = kernels.engine_of_plain_call((by_cost, grad))
-        if engine is not None:
-            scaled: Tensor = engine.directional.times(by_cost, grad)
-            return scaled
-        return torch.where(by_cost == 0, 0, by_cost * grad[..., None, None])
+        if engine is None or (grad.requires_grad and torch.is_grad_enabled()):
+            scaled = torch.where(by_cost == 0, 0, by_cost * grad[..., None, None])
+        else:
+            scaled = engine.directional.times(by_cost, grad)
+        return anchored(scaled, anchor), None, None, None, None, None
 
 
 def anchored(gradient: Tensor, anchor: Tensor) -> Tensor:
-    """The gradient; where it may be differentiated, with the error that this will raise."""
+    """The gradient; where it may be differentiated, with the error that this will raise in all but
+    the gradient of the loss, in which it is linear.
+    """
     return gradient + anchor if torch.is_grad_enabled() else gradient
 
 
@@ -264,10 +261,9 @@ class _OfFeatures(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         without_path, anchor, *by_features = ctx.saved_tensors
-        with torch.no_grad():
-            grad = torch.where(without_path, 0, grad)[..., None, None]
-            wanted = zip(by_features, ctx.needs_input_grad, strict=False)
-            grads = [by * grad if is_wanted else None for by, is_wanted in wanted]
+        grad = torch.where(without_path, 0, grad)[..., None, None]
+        wanted = zip(by_features, ctx.needs_input_grad, strict=False)
+        grads = [by * grad if is_wanted else None for by, is_wanted in wanted]
         by_x, by_y = (None if by is None else anchored(by, anchor) for by in grads)
         return by_x, by_y, None, None, None, None, None
 
@@ -315,6 +311,8 @@ def _distortion(
     area = n * m
     if torch.compiler.is_compiling() and not isinstance(area, Tensor):
         area = torch.full((), area, dtype=torch.float64, device=device)  # follows other sizes
+    if isinstance(area, Tensor) and not area.is_floating_point():  # sizes in a trace
+        area = area.double()
     weight = (1 - alpha) / area
     if isinstance(weight, Tensor):
         return (i[:, None] - j).square_(), weight.to(device, dtype)

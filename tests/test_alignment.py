@@ -240,6 +240,28 @@ def _entropy(cost: np.ndarray, gamma: float) -> float:
     return float(-(p[p > 0] * np.log(p[p > 0])).sum())
 
 
+def test_an_entropy_that_was_logged_is_learned_from(backend: str) -> None:
+    x, y = _data(3, 6, 2), _data(3, 5, 2, seed=1)
+    gradients = []
+    for mode in (None, torch.no_grad(), torch.inference_mode()):
+        leaf = x.clone().requires_grad_()
+        alignment = soft_dtw_alignment(leaf, y, gamma=0.4, backend=backend)
+        if mode is not None:
+            with mode:
+                assert not alignment.entropy.requires_grad
+        assert alignment.entropy is alignment.entropy
+        (alignment.value.sum() + 5 * alignment.entropy.sum()).backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(gradients[1], gradients[0]) and torch.equal(gradients[2], gradients[0])
+
+
+def test_an_entropy_without_gradients_is_kept_of_no_other_mode() -> None:
+    alignment = soft_dtw_alignment(_data(6, 2), _data(5, 2, seed=1))
+    with torch.inference_mode():
+        inside = alignment.entropy
+    assert torch.equal(alignment.entropy, inside) and not alignment.entropy.is_inference()
+
+
 COPIES: list[Callable[[Alignment], Alignment]] = [
     copy.copy,
     copy.deepcopy,

@@ -153,6 +153,17 @@ def test_a_hessian_product_keeps_its_digits_beside_large_costs(
         assert_close(a, b, (2e-7 if dtype == torch.float32 else 1e-9) * scale, name)
 
 
+@pytest.mark.parametrize("factor", [math.inf, -math.inf, math.nan])
+def test_visits_that_are_no_float32_get_0_whatever_the_factor_is(factor: float) -> None:
+    """The wide arithmetic has them in float64, where they are 1e-80."""
+    cost = torch.tensor([[[1e12, 200.0], [0.0, 0.0]]])
+    problem = Problem(**no_limits(cost, torch.ones(1, dtype=torch.float64)))
+    gradient, *_ = lattice.gradient(EmulatorLauncher(MANY), problem, torch.tensor([factor]), False)
+    assert gradient[0, 0, 1] == 0
+    others = gradient.flatten()[[0, 2, 3]]
+    assert others.isnan().all() if math.isnan(factor) else (others == factor).all()
+
+
 @pytest.mark.parametrize("gamma", [0.2, 0.1, 0.05])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_small_entropy_has_its_digits(dtype: torch.dtype, gamma: float) -> None:

@@ -227,6 +227,29 @@ def test_a_second_derivative_is_an_error_and_not_0(cost: str) -> None:
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("lengths", [None, [5, 3]])
+def test_the_gradient_is_linear_in_that_of_the_loss(cost: str, lengths: list[int] | None) -> None:
+    """A learned weight of the loss, and the derivative along a direction by two backward passes."""
+    generator = torch.Generator().manual_seed(0)
+    x, y, along = torch.rand(3, 2, 5, 2, dtype=torch.float64, generator=generator)
+
+    def loss(x: Tensor, backend: str | None = None) -> Tensor:
+        settings = {"gamma": 0.5, "cost": cost, "input_lengths": lengths, "backend": backend}
+        return dilate_loss(x, y, **settings).sum()
+
+    results = []
+    for backend in (None, "reference"):
+        weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(weight * loss(leaf, backend), leaf, create_graph=True)
+        (by_weight,) = torch.autograd.grad((gradient * along).sum(), weight)
+        _, along_x = torch.autograd.functional.jvp(lambda x, b=backend: loss(x, b), x, along)
+        results.append((by_weight, along_x))
+    torch.testing.assert_close(*results)
+    assert all(result.abs() > 1e-3 for result in results[1])
+
+
 def test_bad_arguments() -> None:
     x = walks(2, 4)
     zero = torch.tensor([1.0, 0.0])

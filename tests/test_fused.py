@@ -106,6 +106,33 @@ def test_transforms(cost: str) -> None:
     )
 
 
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("lengths", [None, [4, 5]])
+def test_a_gradient_that_is_0_has_derivatives_in_forward_mode(
+    cost: str, lengths: list[int] | None
+) -> None:
+    """Of a feature that is the same everywhere, say: only padding counts for nothing."""
+    x, y = (t.detach() for t in features((2,), 5, 4))
+    x[..., 1] = y[..., 1] = 1.0
+    padded = torch.zeros(2, 5, dtype=torch.bool)
+    if lengths is not None:
+        padded = torch.arange(5) >= torch.tensor(lengths)[:, None]
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        of_x = None if lengths is None else torch.tensor(lengths)
+        given = Sequences("cuda", (2,), x, y, of_x, None, False)
+        return from_features.value(given.without_matrix(cost, torch.tensor(0.5), None)).sum()
+
+    func = torch.func
+    truth = func.jacfwd(func.jacrev(value))(x)
+    assert truth[..., 1, :, :, 1].abs().max() > 0.1
+    for other in (func.jacfwd(func.jacfwd(value)), func.jacrev(func.jacfwd(value))):
+        torch.testing.assert_close(other(x), truth)
+    tangent = torch.ones_like(x).masked_fill(padded[..., None], torch.nan)
+    _, along = func.jvp(value, (x,), (tangent,))
+    assert along.isfinite()
+
+
 def test_compile() -> None:
     x, y = features((2,), 5, 4)
 

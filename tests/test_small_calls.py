@@ -503,3 +503,23 @@ def test_what_is_wrong_is_refused_as_ever(wrong: Any) -> None:
     ):
         with pytest.raises((TypeError, ValueError), match="got"):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(9, 8), (3, 70, 64)])
+def test_what_hooks_give_back_in_another_type_goes_to_no_kernel(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """torch asks hooks to keep it. Kernels would read or write beyond what they were given."""
+    other = torch.float64 if dtype == torch.float32 else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(shape, dtype=dtype, generator=generator).requires_grad_()
+    for function in (s2dtw_from_cost, soft_dtw_from_cost):
+        (truth,) = torch.autograd.grad(function(cost, gamma=0.4).sum(), cost)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.to(other), lambda t: t):
+            value = function(cost, gamma=0.4)
+        try:
+            (gradient,) = torch.autograd.grad(value.sum(), cost)
+        except (RuntimeError, TypeError, ValueError):
+            continue
+        torch.testing.assert_close(gradient, truth, rtol=1e-4, atol=1e-5)

@@ -87,6 +87,20 @@ def test_vmap_with_lengths(function: Callable[..., Tensor]) -> None:
     assert_close(last, value.detach(), 1e-12, "vmap over the last dimension")
 
 
+@pytest.mark.parametrize("dummy", [None, 0.5])
+def test_every_order_of_modes_by_gamma_of_smoothed_costs(dummy: float | None) -> None:
+    cost = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gamma = torch.tensor(0.5, dtype=torch.float64)
+
+    def call(gamma: Tensor, backend: str | None = None) -> Tensor:
+        return s2dtw_from_cost(cost, gamma=gamma, dummy_cost=dummy, backend=backend)
+
+    truth = jacrev(jacrev(lambda g: call(g, "reference")))(gamma)
+    for outer in (jacfwd, jacrev):
+        for inner in (jacfwd, jacrev):
+            assert_close(outer(inner(call))(gamma), truth, 1e-9, f"{outer} of {inner}")
+
+
 def test_vmap_over_gamma_alone_and_hessian_in_gamma() -> None:
     cost, gammas = _data(3, 4), torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
 

@@ -323,13 +323,16 @@ class OfSmoothedCosts:
         self.costs = OfCosts(shape, dtype, weak, None, symmetric=False)
         four = self.costs.four
         *_, rows, columns = four
-        self.strides = math.prod(four[1:]), rows * columns, columns, 1
+        self.strides, self.sizes = (
+            (math.prod(four[1:]), rows * columns, columns, 1),
+            (math.prod(four),),
+        )
         precision = precision_of(np.empty(0, self.costs.dtype))
         self.end = ALL, ALL, precision.bounds, math.log(origin_count)
 
     def arguments(self, settings: Settings, cost: Tensor) -> tuple[Any, ...]:
         """Of the kernels that smooth."""
-        memory, gamma = dense(cost, (-1,)), np.array(settings[:1])
+        memory, gamma = dense(cost, self.sizes), np.array(settings[:1])
         return 0, self.costs.pairs, memory, self.costs.four, self.strides, gamma, *self.end
 
     def smoothed(self, settings: Settings, cost: Tensor) -> np.ndarray:

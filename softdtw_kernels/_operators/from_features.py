@@ -134,14 +134,23 @@ class FusedValue(EagerFunction, _FusedValueTwin):
         wanted = [tangent is not None for tangent in (by_x, by_y, by_gamma)]
         grads = composed_gradient(problem, ones, *wanted)
         total = torch.zeros_like(problem.gamma, device=x.device)
-        for grad, tangent in zip(grads[:2], (by_x, by_y), strict=True):
+        lengths = problem.x_lengths, problem.y_lengths
+        for grad, tangent, own in zip(grads[:2], (by_x, by_y), lengths, strict=True):
             if tangent is not None:
                 # Padding counts for nothing, whatever its tangent holds.
-                tangent = torch.where(grad == 0, 0, tangent)
+                tangent = within(tangent, own)
                 total = total + (grad * tangent).sum((-2, -1), dtype=torch.float64)
         if by_gamma is not None:
             total = total + grads[2] * by_gamma
         return total.to(x.dtype)
+
+
+def within(tangent: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zeros beyond the lengths."""
+    if lengths is None:
+        return tangent
+    frames = torch.arange(tangent.shape[-2], device=tangent.device) < lengths[..., None]
+    return torch.where(frames[..., None], tangent, 0)
 
 
 class _FusedSlopeTwin(_FusedValueTwin):

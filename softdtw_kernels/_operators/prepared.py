@@ -74,7 +74,8 @@ class PreparedValue(EagerFunction):
         _, _, *wanted = ctx.needs_input_grad
         given, kept = saved[: len(wanted)], saved[len(wanted) :]
         args = ctx.settings, given, grad_value, wanted
-        if not kept or torch.is_grad_enabled() or not are_plain_tensors((grad_value, *saved)):
+        plain = kept and not torch.is_grad_enabled() and are_plain_tensors((grad_value, *saved))
+        if not plain or any(tensor.dtype != grad_value.dtype for tensor in saved):
             return None, None, *ctx.kind.gradients(*args)
         return None, None, *ctx.kind.call.gradients(kept, *args)
 

@@ -265,10 +265,15 @@ def _weights(costs: tuple[Tensor, Tensor, Tensor], g: Tensor) -> tuple[list[Tens
     """The weights of a softmin, and their logarithms: 0 where the weight is 0."""
     a, b, c = costs
     hard = g == 0
+    rate = torch.where(hard, 1, g)
     least = torch.minimum(torch.minimum(a, b), c)
     nowhere = least == math.inf
     shift = least.masked_fill(nowhere, 0)
-    powers = [(shift - x) / torch.where(hard, 1, g) for x in costs]
+    # What is outside has no derivatives: those of inf / g would be NaN.
+    powers = [
+        torch.where(x == math.inf, -math.inf, (shift - x.masked_fill(x == math.inf, 0)) / rate)
+        for x in costs
+    ]
     factors = [torch.exp(power) for power in powers]
     total = ((factors[0] + factors[1]) + factors[2]).masked_fill(nowhere, 1)
     is_a = a <= torch.minimum(b, c)

@@ -877,7 +877,8 @@ struct Strip {
         diagonally[k] = over;
       }
       const Real result = visits[ORDERS - 1];
-      results[c] = Cells::STAGED || result != Real(0) ? scale * Cost(result) : Cost(0);
+      const Cost rounded = Cost(result);  // may be 0 where the result is not
+      results[c] = Cells::STAGED || rounded != Cost(0) ? scale * rounded : Cost(0);
       if (is_dummy(row, column)) {
         sums.dummy += double(result);
       } else if constexpr (!Cells::STAGED) {
