@@ -104,7 +104,7 @@ class Run:
         per_epoch = task.items // (settings.batch * settings.accumulate)
         self.steps = settings.steps or settings.epochs * max(per_epoch, 1)
         self.step = self.skipped = 0
-        self._saved_step = -1
+        self._saved_step: int | None = None  # of the last checkpoint on disk
         self.files: dict[str, str] = {}
         saved = None
         with distributed.agreed():
@@ -148,6 +148,7 @@ class Run:
             settings, place,
         )  # fmt: skip
         self.stepper.bad = saved.get("bad", 0) if saved else 0
+        self._stop = StopRequest(busy=lambda: self.stepper.updating)
 
     @property
     def _vocabulary_file(self) -> Path:
@@ -236,10 +237,13 @@ class Run:
             )
 
     def save(self) -> None:
-        """Write a checkpoint, on the first rank."""
-        self._saved_step = self.step
-        if not self.place.first:
-            return
+        """Write a checkpoint, on the first rank; no signal breaks that off."""
+        with self._stop.holding():
+            if self.place.first:
+                self._write_checkpoint()
+            self._saved_step = self.step  # only now is it true
+
+    def _write_checkpoint(self) -> None:
         content = {
             "step": self.step,
             "steps": self.steps,
@@ -263,20 +267,33 @@ class Run:
         except Exception as error:  # what ended the run is what is to be told
             print(f"the last whole step could not be saved: {error!r}")
 
+    @property
+    def saved(self) -> str:
+        """What there is on disk of the steps that were taken."""
+        at, out = f"step {self.step} of {self.steps}", self.settings.out
+        if self._saved_step == self.step:
+            return f"saved at {at} in {out}"
+        if self._saved_step is None:
+            return f"{at} is not saved; there is no checkpoint in {out}"
+        return f"{at} is not saved; the last checkpoint in {out} is of step {self._saved_step}"
+
     def train(self) -> int:
         """Train to the end, or until a signal; returns the signal's number, 0 at the end.
 
         Raises:
             loading.LoadingError, steps.NotFinite: the run cannot go on; it is saved.
         """
-        with StopRequest() as stop, loading.stream(self.loader) as stream:
+        with self._stop as stop, loading.stream(self.loader) as stream:
             try:
                 self._loop(stop, stream)
-            except Stopped:
+                stop.hold()
+            except BaseException as error:
+                stop.hold()
                 self._rescue()
-            except BaseException:
-                self._rescue()
-                raise
+                if not isinstance(error, Stopped):
+                    if self.place.first and self._saved_step != self.step:
+                        print(self.saved)
+                    raise
         if not stop.number and self.stepper.bad_in_a_row > 1:
             raise self.stepper.not_finite(self.step - 1)  # no end that deserves the name
         if not stop.number and self.place.first:
@@ -291,8 +308,9 @@ class Run:
         )
         # Several ranks stop together, after a step; one alone need not wait for anything.
         waiting = stop.waiting if self.place.world == 1 else nullcontext
+        agreed = 0
         with logs, bar:
-            while self.step < self.steps and not stop.number:
+            while self.step < self.steps and not agreed:
                 began = time.perf_counter()
                 with waiting():
                     batches = [next(stream) for _ in range(settings.accumulate)]
@@ -315,10 +333,12 @@ class Run:
                 self.stepper.updating = False
                 bar.update()
                 bar.set_postfix(loss=f"{entry['loss']:.3f}", skipped=self.skipped, refresh=False)
-                stop.number = int(distributed.max_over_ranks(stop.number, self.place.device))
-                done = stop.number or self.step == self.steps
+                # Not the number itself, which may change at any time, on this rank alone.
+                agreed = int(distributed.max_over_ranks(stop.number, self.place.device))
+                stop.number = agreed or stop.number
+                done = agreed or self.step == self.steps
                 due = settings.eval_every and self.step % settings.eval_every == 0
-                if first and due and not stop.number:
+                if first and due and not agreed:
                     with waiting():
                         logs.evaluated(self.step, self.task.evaluate(self.model, self.vocabulary))
                 if done or self.step % settings.save_every == 0 or self._kept():
@@ -357,7 +377,7 @@ def run_task(make: Callable[[S], Task], settings: S, restart: bool) -> None:
         if number:
             name = signal.Signals(number).name
             if place.first:
-                print(f"{name}: saved at step {run.step} of {run.steps} in {settings.out}")
+                print(f"{name}: {run.saved}")
             sys.exit(128 + number)
         if place.first:
             task.finished(run)

@@ -3,8 +3,9 @@
 Requirements: torch. The ends of worker processes are in loading.py.
 
 SIGINT (Ctrl-C) and SIGTERM let the step under way finish, so that it is saved. A second one, or
-``GRACE`` seconds, break it off: then the last whole step is saved. torchrun sends SIGTERM to all
-ranks when one of them has died, and kills them 30 seconds later.
+``GRACE`` seconds, break it off: then the last whole step is saved. Nothing breaks off a save, or an
+update of the weights: they are short, and a part of one is worth nothing. torchrun sends SIGTERM to
+all ranks when one of them has died, and kills them 30 seconds later.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -33,14 +34,20 @@ class StopRequest:
     """Notes SIGTERM and SIGINT in its block; both signals work as before after it.
 
     Outside the main thread, which alone receives signals, it notes nothing.
+
+    Args:
+        grace: seconds from the first signal until it breaks off what is under way.
+        busy: whether to wait with that, as what is under way must end whole.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, grace: int = GRACE) -> None:
+    def __init__(self, grace: int = GRACE, busy: Callable[[], bool] = lambda: False) -> None:
         self.number = 0  # of the signal; 0: none came
         self.impatient = False  # whether to break off at once, as nothing is under way
-        self.grace = grace
+        self.grace, self.busy = grace, busy
+        self._holding = False
+        self._broken_off = False
         self._former: dict[int, Any] = {}
 
     @property
@@ -76,15 +83,37 @@ class StopRequest:
         finally:
             self.impatient = False
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """A block that no signal breaks off; one that comes is noted."""
+        before, self._holding = self._holding, True
+        try:
+            yield
+        finally:
+            self._holding = before
+
+    def hold(self) -> None:
+        """Break off nothing any more: what is left to do is to save."""
+        self._holding = True
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self.number = self.requested, number
-        if again or self.impatient:
-            raise Stopped
-        if signal.SIGALRM in self._former:
-            signal.alarm(self.grace)
+        if not again:
+            self._alarm(self.grace)
+        # Only once: a key that is held down must not break off the way to the last save.
+        if (again or self.impatient) and not self._broken_off:
+            self._break_off()
 
-    def _break_off(self, number: int, frame: FrameType | None) -> None:
+    def _break_off(self, *_: object) -> None:
+        if self._holding or self.busy():
+            self._alarm(1)  # until then it may be over
+            return
+        self._broken_off = True
         raise Stopped
+
+    def _alarm(self, seconds: int) -> None:
+        if signal.SIGALRM in self._former:
+            signal.alarm(seconds)
 
 
 @contextmanager
