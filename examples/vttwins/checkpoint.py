@@ -25,10 +25,11 @@ PREVIOUS = "previous.pt"
 LOG = "log.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 SETTINGS = "settings.json"
+FINETUNING = "finetuning.json"
 # All that a run, its evaluation and its pictures write; --restart deletes these and nothing else.
 WRITTEN = (
     SETTINGS, "vocabulary.json", LAST, PREVIOUS, "step-*.pt", "model.safetensors", LOG, EVALUATIONS,
-    "skipped-*.jsonl", "evaluation*.json", "loss.png", "alignment.png",
+    "skipped-*.jsonl", "evaluation*.json", FINETUNING, "loss.png", "alignment.png",
     "tensorboard/events.out.tfevents.*", "*.tmp",
 )  # fmt: skip
 NEEDED = {"step", "skipped", "state_dict", "optimizer", "settings"}

@@ -17,8 +17,9 @@ YouCook2 and MSR-VTT, from a file of weights with its word vectors, on eight GPU
 The lists are those that evaluate.py reads. A sample is a clip of a segment and one of its
 sentences, both drawn anew in each epoch. The loss is the symmetric InfoNCE on cosines. The
 statistics of BatchNorm and the word vectors stay as they are. The test set is evaluated before the
-first step and after the last, and never in between; --holdout keeps a share of the training videos
-for --eval-every. Interrupting, going on and extending are as in train.py.
+first step and after the last, and never in between: --test-csv, its videos, --eval-windows and the
+clips may not change on the way. --holdout keeps a share of the training videos for --eval-every.
+Interrupting, going on and extending are as in train.py.
 
 The paper gives results of fine-tuning and no settings: the defaults here are ours.
 
@@ -40,6 +41,7 @@ from torch import Tensor, nn
 from examples.vttwins import build, checkpoint, config, distributed, evaluate, weights
 from examples.vttwins.benchmarks import measure
 from examples.vttwins.benchmarks.segments import Segment
+from examples.vttwins.benchmarks.videos import locate
 from examples.vttwins.captioned import SegmentSamples, captioned, held_out, read_list
 from examples.vttwins.config import Settings, opt
 from examples.vttwins.distributed import Place
@@ -47,7 +49,16 @@ from examples.vttwins.model import VideoTextModel
 from examples.vttwins.run import Run, run_task
 from examples.vttwins.words import Vocabulary, load_word_vectors
 
-RESULT = "finetuning.json"
+RESULT = checkpoint.FINETUNING
+# What the numbers before and after have in common, and how a message calls it.
+MEASURED = {
+    "segments": "the segments of --test-csv", "videos": "the test videos in --data",
+    "windows": "--eval-windows", "clip": "the shape of a clip", "start": "the weights of --start",
+}  # fmt: skip
+REMEDY = (
+    "Give what was given then; or leave out --test-csv, to go on without a comparison; or "
+    "--restart to begin anew."
+)
 HEADS = ("fc.", "text_module.")
 
 
@@ -176,8 +187,9 @@ class Retrieval:
     def digests(self) -> dict[str, str]:
         lines = (str(dataclasses.astuple(span)) for span in self.spans)
         found = build.digests(self.settings)
+        self.start_digest = checkpoint.digest(self.weights_file)
         found |= {
-            "start": checkpoint.digest(self.weights_file),
+            "start": self.start_digest,
             "train_csv": checkpoint.digest_of_lines(lines),
         }
         return found
@@ -247,13 +259,49 @@ class Retrieval:
         assert result is not None  # the only process is the first
         return result
 
+    def _measured(self) -> dict[str, Any]:
+        """What an evaluation on the test set measures; another one is not comparable."""
+        videos = sorted({(s.video_id, s.task) for s in self.test})
+        files = [locate(self.settings.data, video, (task,)) for video, task in videos]
+        # Sizes, as to read all videos for a digest would take as long as to evaluate them.
+        sizes = [path.stat().st_size if path.is_file() else None for path in files]
+        segments = (str(dataclasses.astuple(s)) for s in self.test)
+        return {
+            "segments": checkpoint.digest_of_lines(segments),
+            "videos": checkpoint.digest_of_lines(map(str, zip(videos, sizes, strict=True))),
+            "windows": self.settings.eval_windows,
+            "clip": dataclasses.asdict(self.shape),
+            "start": self.start_digest,
+        }
+
+    def going_on(self, out: Path, step: int) -> None:
+        """Refuse a test that is not the one before the first step."""
+        if not self.test or not step:
+            return
+        path = out / RESULT
+        if not path.exists():
+            raise SystemExit("--test-csv: too late to evaluate before the first step; leave it out")
+        then, now = json.loads(path.read_text(encoding="utf-8")).get("measured"), self._measured()
+        if not isinstance(then, dict):
+            raise SystemExit(f"{path} does not say what it was measured on. {REMEDY}")
+        changed = []
+        for name, text in MEASURED.items():
+            if then.get(name) != now[name]:
+                digest = name in ("segments", "videos", "start")
+                other = " are others" if digest else f": {then.get(name)} then, {now[name]} now"
+                changed.append(text + other)
+        if changed:
+            raise SystemExit(
+                f"The test before the first step, in {path}, was another one than is asked for now "
+                f"({'; '.join(changed)}), so before and after would not compare. {REMEDY}"
+            )
+
     def started(self, run: Run) -> None:
         """Evaluate on the test set before the first step."""
-        if self.test and run.step and not (run.out / RESULT).exists():
-            raise SystemExit("--test-csv: too late to evaluate before the first step; leave it out")
         if self.test and run.step == 0:
             before = self._retrieval(self.test, run.model, run.vocabulary)
-            checkpoint.write_text(run.out / RESULT, json.dumps({"before": before}, indent=1))
+            result = {"measured": self._measured(), "before": before}
+            checkpoint.write_text(run.out / RESULT, json.dumps(result, indent=1))
 
     def finished(self, run: Run) -> None:
         """Evaluate on the test set after the last step, and say by how much it is better."""

@@ -77,6 +77,13 @@ class Task(Protocol):
     def evaluate(self, model: VideoTextModel, vocabulary: Vocabulary) -> dict[str, Any]:
         """What ``evaluate.evaluate`` returns, on data that is held out."""
 
+    def going_on(self, out: Path, step: int) -> None:
+        """Called on the first rank before a run goes on and a file of it is changed.
+
+        Raises:
+            SystemExit: a sentence about what does not fit the files in ``out``.
+        """
+
     def started(self, run: Run) -> None:
         """Called on the first rank before the first step, here or after an interruption."""
 
@@ -201,6 +208,7 @@ class Run:
                 f"{self.out} holds a run of {saved['step']} steps, more than the {self.steps} that "
                 "--steps or --epochs ask for. Give more of them, another --out, or --restart."
             )
+        self.task.going_on(self.out, saved["step"])
         return saved
 
     def _vocabulary(self, saved: dict[str, Any] | None) -> Vocabulary | None:

@@ -130,6 +130,9 @@ class Narration:
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         return torch.rand(2, self.settings.batch, generator=generator, dtype=torch.float64)
 
+    def going_on(self, out: Path, step: int) -> None:
+        pass
+
     def started(self, run: Run) -> None:
         pass
 

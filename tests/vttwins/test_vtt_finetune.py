@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,12 +98,17 @@ def line(benchmark: str, narrated: Path, start: Path, out: Path, *options: str) 
     ]  # fmt: skip
 
 
+def tuning(colored: Path, start: Path, out: Path, *options: str) -> list[str]:
+    lists = ["--train-csv", str(colored / "train_segments.csv")]
+    lists += ["--test-csv", str(colored / "test.csv"), "--holdout", "0.1", "--clip-norm", "0"]
+    lists += ["--batch", "8", "--frames", "2", *options]
+    return line("youcook2", colored, start, out, *lists)
+
+
 @pytest.fixture(scope="module")
 def tuned(colored: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned") / "run"
-    lists = ["--train-csv", str(colored / "train_segments.csv")]
-    lists += ["--test-csv", str(colored / "test.csv"), "--holdout", "0.1", "--clip-norm", "0"]
-    command = [*line("youcook2", colored, start, out, *lists, "--batch", "8"), "--frames", "2"]
+    command = tuning(colored, start, out)
     finetune.main([*command, "--steps", "5", "--eval-every", "5"])
     finetune.main([*command, "--steps", str(STEPS), "--eval-every", "10"])
     return out
@@ -125,6 +132,57 @@ def test_statistics_and_word_vectors_stay_and_the_rest_moves(tuned: Path, start:
     for name, value in before.items():
         kept = "running" in name or "num_batches" in name or "word_embd" in name
         assert torch.equal(value, after[name]) == kept, name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--eval-windows", "2"], "--eval-windows: 1 then, 2 now"),
+        (["--test-csv", "OTHER/test.csv"], "the segments of --test-csv are others"),
+        (["--data", "OTHER/videos"], "the test videos in --data are others"),
+    ],
+)
+def test_before_and_after_are_of_the_same_test(
+    options: list[str], message: str, tuned: Path, colored: Path, start: Path, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(tuned, run, copy_function=os.link)
+    shutil.copytree(colored, other)
+    rows = (other / "test.csv").read_text(encoding="utf-8").splitlines()
+    (other / "test.csv").write_text("\n".join(rows[:-1]), encoding="utf-8")
+    (other / "videos" / "test_00024.mp4").unlink()
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    options = [option.replace("OTHER", str(other)) for option in options]
+    command = tuning(colored, start, run, "--steps", str(STEPS + 1), *options)
+    with pytest.raises(SystemExit, match=rf"before the first step, .*\({message}[;)]"):
+        finetune.main(command)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    finetune.main([*command, "--test-csv", ""])  # goes on, and compares nothing
+    result = json.loads((run / finetune.RESULT).read_text(encoding="utf-8"))
+    assert result["steps"] == STEPS
+
+
+def test_a_restart_deletes_the_comparison(
+    tuned: Path, colored: Path, start: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run, copy_function=os.link)
+    finetune.main(tuning(colored, start, run, "--test-csv", "", "--steps", "1", "--restart"))
+    assert not (run / finetune.RESULT).exists()
+
+
+def test_a_test_that_comes_too_late_or_of_unknown_origin_is_refused(
+    tuned: Path, colored: Path, start: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run, copy_function=os.link)
+    command = tuning(colored, start, run, "--steps", str(STEPS + 1))
+    (run / finetune.RESULT).unlink()
+    with pytest.raises(SystemExit, match="too late to evaluate before the first step"):
+        finetune.main(command)
+    (run / finetune.RESULT).write_text('{"before": {}}', encoding="utf-8")
+    with pytest.raises(SystemExit, match="does not say what it was measured on"):
+        finetune.main(command)
 
 
 def test_evaluations_in_between_are_of_videos_held_out(tuned: Path) -> None:
