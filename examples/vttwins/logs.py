@@ -20,12 +20,15 @@ class Logs:
 
     def __init__(self, out: Path, step: int, place: Place, settings: Settings) -> None:
         self._steps = self._evaluations = self._board = None
+        self.evaluated_steps: set[int] = set()
         self._skips = checkpoint.Log(out / f"skipped-{place.rank}.jsonl", step)
         if place.first:
             self._steps = checkpoint.Log(out / checkpoint.LOG, step)
             if settings.eval_every:
                 # An evaluation after a step belongs to the checkpoint after it.
-                self._evaluations = checkpoint.Log(out / checkpoint.EVALUATIONS, step + 1)
+                path = out / checkpoint.EVALUATIONS
+                self._evaluations = checkpoint.Log(path, step + 1)
+                self.evaluated_steps = {entry["step"] for entry in checkpoint.read_log(path)}
             self._board = _tensorboard(out, step) if settings.tensorboard else None
 
     def __enter__(self) -> Logs:
@@ -51,6 +54,7 @@ class Logs:
         ways = ("text_to_video", "video_to_text")
         if self._evaluations is not None:
             self._evaluations.write({"step": step, **{way: result[way] for way in ways}})
+            self.evaluated_steps.add(step)
         if self._board is not None:
             for way in ways:
                 for name, value in result[way].items():

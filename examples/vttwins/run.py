@@ -15,14 +15,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from examples.vttwins import checkpoint, config, distributed, loading, stopping, weights
@@ -30,65 +29,12 @@ from examples.vttwins.config import Settings
 from examples.vttwins.distributed import Place
 from examples.vttwins.loading import LoadingError
 from examples.vttwins.logs import Logs
-from examples.vttwins.model import VideoTextModel
 from examples.vttwins.steps import NotFinite, Stepper, learning_rate
 from examples.vttwins.stopping import Stopped, StopRequest
+from examples.vttwins.task import Task
 from examples.vttwins.words import Vocabulary
 
 S = TypeVar("S", bound=Settings)
-
-
-class Task(Protocol):
-    """What is learned: the samples, the loss, and what of the model is trained.
-
-    Its constructor checks the settings and the files that they name.
-    """
-
-    @property
-    def settings(self) -> Settings: ...
-
-    @property
-    def items(self) -> int:
-        """Training samples in an epoch."""
-
-    @property
-    def clips(self) -> int:
-        """Clips in a sample."""
-
-    def digests(self) -> dict[str, str]:
-        """Digests of the files that the settings name, by the field."""
-
-    def vocabulary(self) -> Vocabulary | None:
-        """The words of a new run; None: those of the word vectors."""
-
-    def model(self, vocabulary: Vocabulary | None) -> tuple[VideoTextModel, Vocabulary]:
-        """The model as training begins, and the vocabulary."""
-
-    def dataset(self, vocabulary: Vocabulary) -> Dataset[dict[str, Any]]: ...
-
-    def groups(self, model: VideoTextModel) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizer; "scale" multiplies the learning rate."""
-
-    def train_mode(self, network: nn.Module) -> None: ...
-
-    def loss(self, network: nn.Module, batch: dict[str, Any], number: int, place: Place) -> Tensor:
-        """This rank's part of the loss of the batch with this number; the batch is on the CPU."""
-
-    def evaluate(self, model: VideoTextModel, vocabulary: Vocabulary) -> dict[str, Any]:
-        """What ``evaluate.evaluate`` returns, on data that is held out."""
-
-    def going_on(self, out: Path, step: int) -> None:
-        """Called on the first rank before a run goes on and a file of it is changed.
-
-        Raises:
-            SystemExit: a sentence about what does not fit the files in ``out``.
-        """
-
-    def started(self, run: Run) -> None:
-        """Called on the first rank before the first step, here or after an interruption."""
-
-    def finished(self, run: Run) -> None:
-        """Called on the first rank after the last step."""
 
 
 class Run:
@@ -318,6 +264,7 @@ class Run:
         waiting = stop.waiting if self.place.world == 1 else nullcontext
         agreed = 0
         with logs, bar:
+            self._evaluate(logs, waiting)  # if an interruption left it out
             while self.step < self.steps and not agreed:
                 began = time.perf_counter()
                 with waiting():
@@ -345,12 +292,18 @@ class Run:
                 agreed = int(distributed.max_over_ranks(stop.number, self.place.device))
                 stop.number = agreed or stop.number
                 done = agreed or self.step == self.steps
-                due = settings.eval_every and self.step % settings.eval_every == 0
-                if first and due and not agreed:
-                    with waiting():
-                        logs.evaluated(self.step, self.task.evaluate(self.model, self.vocabulary))
+                if not agreed:
+                    self._evaluate(logs, waiting)
                 if done or self.step % settings.save_every == 0 or self._kept():
                     self.save()
+
+    def _evaluate(self, logs: Logs, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """Evaluate on the first rank, if that is due after this step and was not done before."""
+        every = self.settings.eval_every
+        due = every and self.step and self.step % every == 0
+        if self.place.first and due and self.step not in logs.evaluated_steps:
+            with waiting():
+                logs.evaluated(self.step, self.task.evaluate(self.model, self.vocabulary))
 
     @property
     def _clips(self) -> int:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_vtt_training import command, losses
 
-from examples.vttwins import checkpoint, run, steps, stopping, train
+from examples.vttwins import checkpoint, evaluate, run, steps, stopping, train
 
 pytestmark = [
     pytest.mark.slow,
@@ -138,3 +138,23 @@ def test_what_could_not_be_saved_is_said(
     output = capsys.readouterr().out
     assert "could not be saved: OSError('no space left')" in output
     assert message.replace("OUT", str(tmp_path)) in output
+
+
+@pytest.mark.parametrize(("function", "call"), [("evaluate", 1), ("batch_loss", 2)])
+@pytest.mark.parametrize("length", [2, 4])
+def test_an_evaluation_that_an_interruption_left_out_is_made_up(
+    function: str, call: int, length: int, narrated: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    module = evaluate if function == "evaluate" else train
+    arguments = line(narrated, tmp_path, "--eval-every", "2", "--steps", str(length))
+    with monkeypatch.context() as patch:
+        act = before(getattr(module, function), lambda: send(signal.SIGINT), call)
+        patch.setattr(module, function, act)
+        interrupted(arguments, signal.SIGINT)
+    assert checkpoint.load_checkpoint(tmp_path)["step"] == 2
+    expected = list(range(2, length + 1, 2))
+    for _ in range(2):  # the second time nothing is left to do
+        train.main(arguments)
+        evaluations = checkpoint.read_log(tmp_path / checkpoint.EVALUATIONS)
+        assert [entry["step"] for entry in evaluations] == expected
