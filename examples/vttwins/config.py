@@ -17,11 +17,19 @@ from examples.vttwins.loss import COSTS, DIRECTIONS, OPERATORS
 from examples.vttwins.model import FRONT_ENDS
 
 LONGEST_TDA = 12  # 11,854 orders of 12 x 12 similarities, 14 MB a sequence; 0.7 GB at 16
+LARGEST_SEED = 10**12  # a million times as much, plus a batch's number, is still an int64
 
 
-def opt(default: Any, text: str, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
-    """A field with the text of its help, the values it may have, and the least of them."""
-    return field(default=default, metadata={"help": text, "choices": choices, "least": least})
+def opt(
+    default: Any,
+    text: str,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float = math.inf,
+) -> Any:
+    """A field with the text of its help, the values it may have, the least and the most of them."""
+    bounds = {"least": least, "most": most}
+    return field(default=default, metadata={"help": text, "choices": choices, **bounds})
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Settings:
     contrastive: bool = opt(True, "compare with the other pairs of the batch")
     gamma: float = opt(0.1, "softness of the minimum", least=0)
     dummy_cost: float = opt(0.5, "cost of a dummy cell")
-    origin_count: int = opt(1, "smoothing at the origin: 1 clean, 3 as released")
+    origin_count: int = opt(1, "smoothing at the origin: 1 clean, 3 as released", least=1)
     direction: str = opt("t2v", "anchors of the contrast", choices=DIRECTIONS)
     temperature: float = opt(1.0, "temperature of the contrast", least=1e-6)
     tda: bool = opt(
@@ -82,7 +90,7 @@ class Settings:
     bad_steps: int = opt(5, "steps in a row without a finite gradient that end the run", least=1)
     compile: bool = opt(False, "torch.compile the encoders")
     cross_rank_bn: bool = opt(False, "BatchNorm statistics over all processes")
-    seed: int = opt(0, "seed of everything random", least=0)
+    seed: int = opt(0, "seed of everything random", least=0, most=LARGEST_SEED)
     # Machine: may differ when a run is resumed
     device: str = opt("", "cpu or cuda; empty: a GPU if there is one")
     workers: int = opt(8, "processes that decode, per training process", least=0)
@@ -107,6 +115,8 @@ class Settings:
                 raise ValueError(f"{f.name} must be a finite number, got {value!r}")
             if least is not None and not value >= least:
                 raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
+            if least is not None and not value <= f.metadata["most"]:
+                raise ValueError(f"{f.name} must be at most {f.metadata['most']}, got {value!r}")
         if self.compile and self.checkpointing:
             raise ValueError("compile and checkpointing do not go together; choose one")
         if self.front_end == "space_to_depth" and (self.size % 2 or self.frames % 2):

@@ -299,7 +299,10 @@ def test_a_restart_deletes_what_the_run_wrote_and_nothing_else(copy: Path) -> No
     (run / "plots" / "loss.png").write_bytes(b"mine too")
     before = content(copy)
     line = short(copy, copy / "vectors.txt", "--steps", "1", "--restart")
-    for wrong in (["--data", "nowhere"], ["--batch", "99"], ["--weights", str(run / "notes.txt")]):
+    for wrong in (
+        ["--data", "nowhere"], ["--batch", "99"], ["--weights", str(run / "notes.txt")],
+        ["--origin-count", "0"], ["--seed", "99999999999999"],
+    ):  # fmt: skip
         with pytest.raises(SystemExit):
             train.main([*line, *wrong])
         assert content(copy) == before

@@ -195,6 +195,9 @@ def test_what_is_missing_is_said_in_one_sentence(
         (["--operator", "dtw"], "invalid choice: 'dtw'"),
         (["--batch", "0"], "batch must be at least 1, got 0"),
         (["--frames", "many"], "invalid int value: 'many'"),
+        (["--origin-count", "0"], "origin_count must be at least 1, got 0"),
+        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--seed", "99999999999999"], "seed must be at most 1000000000000, got 99999999999999"),
         (["--clips", "16"], "tda takes at most 12 clips or captions"),
         (["--gama", "1"], "unrecognized arguments: --gama"),
     ],
@@ -220,6 +223,12 @@ def test_a_finished_run_is_evaluated_and_drawn(
     pictures.main([str(whole)])
     for name in ("loss.png", "alignment.png"):
         assert (whole / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_largest_seed_has_numbers_for_the_augmentation() -> None:
+    task = object.__new__(train.Narration)
+    task.settings = config.preset("demo", seed=config.LARGEST_SEED, batch=3)
+    assert task.uniform(10**9).shape == (2, 3)
 
 
 def test_the_presets_hold_the_papers_hyperparameters() -> None:
