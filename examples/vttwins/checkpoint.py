@@ -22,13 +22,14 @@ import torch
 
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
+WEIGHTS = "model.safetensors"  # at the end of a run; last.pt is then of the same step
 LOG = "log.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 SETTINGS = "settings.json"
 FINETUNING = "finetuning.json"
 # All that a run, its evaluation and its pictures write; --restart deletes these and nothing else.
 WRITTEN = (
-    SETTINGS, "vocabulary.json", LAST, PREVIOUS, "step-*.pt", "model.safetensors", LOG, EVALUATIONS,
+    SETTINGS, "vocabulary.json", LAST, PREVIOUS, "step-*.pt", WEIGHTS, LOG, EVALUATIONS,
     "skipped-*.jsonl", "evaluation*.json", FINETUNING, "loss.png", "alignment.png",
     "tensorboard/events.out.tfevents.*", "*.tmp",
 )  # fmt: skip

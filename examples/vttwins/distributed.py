@@ -44,18 +44,38 @@ class Place:
         return self.rank == 0
 
 
+def device_of(name: str | None = None) -> torch.device:
+    """The device of that name, on a GPU that of this process.
+
+    Args:
+        name: "cpu", "cuda" or None, which takes a GPU if there is one.
+
+    Raises:
+        SystemExit: a sentence about a name that is none, or about a GPU that is not there.
+    """
+    kind = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(kind)
+    except RuntimeError:  # torch's message lists twenty kinds
+        where = None
+    if where is None or where.type not in ("cpu", "cuda"):
+        raise SystemExit(f"--device must be cpu or cuda, got {kind!r}")
+    if where.type == "cuda":
+        index = int(os.environ.get("LOCAL_RANK", "0")) if where.index is None else where.index
+        where = torch.device("cuda", index)
+        if index >= torch.cuda.device_count():
+            raise SystemExit(f"no {where}: there are {torch.cuda.device_count()} CUDA devices")
+    return where
+
+
 def start(device: str | None = None) -> Place:
     """Join the processes that torchrun started, or stand alone.
 
     Args:
-        device: "cpu", "cuda" or None, which takes a GPU if there is one.
+        device: as that of ``device_of``.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    where = torch.device(f"cuda:{local}") if kind == "cuda" else torch.device(kind)
+    where = device_of(device)
     if where.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise SystemExit(f"no {where}: there are {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(where)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Place(device=where)

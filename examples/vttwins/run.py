@@ -198,6 +198,8 @@ class Run:
             self._saved_step = self.step  # only now is it true
 
     def _write_checkpoint(self) -> None:
+        # The weights of a former end; first, so that those that are there are of one step.
+        (self.out / checkpoint.WEIGHTS).unlink(missing_ok=True)
         content = {
             "step": self.step,
             "steps": self.steps,
@@ -251,7 +253,7 @@ class Run:
         if not stop.number and self.stepper.bad_in_a_row > 1:
             raise self.stepper.not_finite(self.step - 1)  # no end that deserves the name
         if not stop.number and self.place.first:
-            weights.export_safetensors(self.model, self.out / "model.safetensors")
+            weights.export_safetensors(self.model, self.out / checkpoint.WEIGHTS)
         return stop.number
 
     def _loop(self, stop: StopRequest, stream: Any) -> None:

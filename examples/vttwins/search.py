@@ -32,11 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from examples.vttwins.benchmarks.extraction import EverySecond, Item, see
 from examples.vttwins.benchmarks.measure import Viewer, embed_texts
 from examples.vttwins.data import ClipShape
+from examples.vttwins.distributed import device_of
 from examples.vttwins.evaluate import load_run
 from examples.vttwins.metrics import similarity
 from examples.vttwins.model import VideoTextModel
@@ -194,13 +194,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=5, help="moments to show (5)")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder of features ({CACHE})")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode (1)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cpu or cuda; default: a GPU if there is one")
     options = parser.parse_args(arguments)
     if options.top < 1 or options.workers < 0:
         parser.error(f"need --top >= 1, --workers >= 0: got {options.top}, {options.workers}")
+    device = device_of(options.device)
     try:
         model, vocabulary, shape, _ = load_run(options.run)
-        sentence = embed_text(model.to(options.device), vocabulary, options.sentence)
+        sentence = embed_text(model.to(device), vocabulary, options.sentence)
         videos = embed_videos(model, options.folder, shape, options.workers, options.cache)
     except (ValueError, OSError) as error:
         raise SystemExit(f"{error}") from error

@@ -51,6 +51,15 @@ def evaluated(run: Path, *options: str) -> dict[str, Any]:
     return json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("foo", "--device must be cpu or cuda, got 'foo'"), ("cuda:99", "no cuda:99: there are")],
+)
+def test_a_device_that_is_not_there_is_said(device: str, message: str, run: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        evaluate.main([str(run), "--device", device])
+
+
 def test_a_run_is_evaluated_on_its_own_test_videos(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -158,3 +159,18 @@ def test_an_evaluation_that_an_interruption_left_out_is_made_up(
         train.main(arguments)
         evaluations = checkpoint.read_log(tmp_path / checkpoint.EVALUATIONS)
         assert [entry["step"] for entry in evaluations] == expected
+
+
+def test_a_copy_without_times_is_evaluated_with_the_last_weights(
+    narrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.main(line(narrated, tmp_path / "run", "--steps", "2"))
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    loss = before(train.batch_loss, lambda: send(signal.SIGINT))
+    monkeypatch.setattr(train, "batch_loss", loss)
+    interrupted(line(narrated, tmp_path / "run"), signal.SIGINT)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    for path in (tmp_path / "copy").iterdir():
+        os.utime(path, (0, 0))
+    path = evaluate.checkpoint_of_run(tmp_path / "copy")
+    assert path.name == checkpoint.LAST and checkpoint.load_checkpoint(path.parent)["step"] == 3

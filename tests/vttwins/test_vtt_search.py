@@ -121,6 +121,9 @@ def test_the_command_prints_moments_and_what_it_could_not_read(
     assert printed[1].startswith("not searched: broken: ") and len(printed) == 2
     with pytest.raises(SystemExit, match="no word of"):
         search.main(["run", "Purple", str(folder)])
+    for device, message in (("foo", "must be cpu or cuda"), ("cuda:99", "no cuda:99: there are")):
+        with pytest.raises(SystemExit, match=message):
+            search.main([*line, "--device", device])
 
 
 def test_the_example_of_the_docstring_runs(

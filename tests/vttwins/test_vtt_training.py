@@ -180,6 +180,8 @@ def test_a_vocabulary_without_its_checkpoint_is_written_anew(flawed: Path, tmp_p
         (["--word-vectors", "none.bin"], "none.bin does not exist"),
         (["--weights", "none.pth"], "none.pth does not exist"),
         (["--batch", "9"], "8 videos do not fill a batch of 9"),
+        (["--device", "foo"], "--device must be cpu or cuda, got 'foo'"),
+        (["--device", "cuda:99"], r"no cuda:99: there are \d+ CUDA devices"),
     ],
 )
 def test_what_is_missing_is_said_in_one_sentence(
