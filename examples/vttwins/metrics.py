@@ -5,7 +5,7 @@ Requirements: NumPy, torch; scikit-learn for the linear probe.
 Arguments are NumPy arrays or tensors, results plain Python. Recalls and accuracies are percent,
 ranks start at 1. A constant model cannot cheat: where scores tie, the expectation over a random
 order of the ties counts. NaN, the score of a video that cannot be used, is the worst of all and is
-never a hit.
+never a hit, however small the gallery is.
 
 Source: the definitions of the benchmarks' own papers (CrossTask: Zhukov et al., CVPR 2019) and of
 the supplement of Ko et al., CVPR 2022.
@@ -73,8 +73,9 @@ def retrieval_metrics(scores: Any, match: Any = None) -> dict[str, float]:
     """Recall at 1, 5 and 10 in percent, and the median and mean rank of the matches.
 
     rank = 1 + (number greater) + (number equal - 1) / 2, the mean over a random order of the ties;
-    recall at k is the share of queries of rank <= k, in expectation over that order. NaN counts as
-    the worst score. The median of an even number of ranks may end in .5.
+    recall at k is the share of queries of rank <= k, in expectation over that order. NaN is worse
+    than every score. A query whose match is NaN is a miss at every k and has the rank N + 1, behind
+    all items: no usable one can do worse. The median of an even number of ranks may end in .5.
 
     Args:
         scores: (Q, N), query q against item n, larger is better.
@@ -99,11 +100,12 @@ def retrieval_metrics(scores: Any, match: Any = None) -> dict[str, float]:
             f"scores of {queries} queries and {items} items have no diagonal of matches: pass match"
         )
     column = np.arange(queries) if match is None else _integers(match, "match", queries, 0, items)
-    s = np.where(np.isnan(s), -np.inf, s)
     own = s[np.arange(queries), column][:, None]
-    greater, equal = (s > own).sum(1), (s == own).sum(1)
-    ranks = 1 + greater + (equal - 1) / 2
-    shares = {k: np.clip((k - greater) / equal, 0, 1) for k in (1, 5, 10)}
+    lost = np.isnan(own[:, 0])
+    # NaN is neither greater than a score nor equal to one: it stands behind all of them.
+    greater, equal = (s > own).sum(1), np.where(lost, 1, (s == own).sum(1))
+    ranks = np.where(lost, items + 1, 1 + greater + (equal - 1) / 2)
+    shares = {k: np.where(lost, 0, np.clip((k - greater) / equal, 0, 1)) for k in (1, 5, 10)}
     result = {f"R@{k}": 100 * math.fsum(share) / queries for k, share in shares.items()}
     return {**result, "MedR": float(np.median(ranks)), "MeanR": float(ranks.mean())}
 

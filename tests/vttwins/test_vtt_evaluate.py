@@ -122,7 +122,15 @@ def test_an_unusable_video_is_counted_and_is_no_hit(
     nothing = evaluate.evaluate(model, WORDS, segments, tmp_path, SHAPE, windows=2)
     assert nothing["unusable"] == {"missing": 16} and nothing["CTR (c)"]["mean"] == 0
     for direction in ("text_to_video", "video_to_text"):
-        assert nothing[direction] == {"R@1": 0, "R@5": 0, "R@10": 0, "MedR": 16, "MeanR": 16}
+        assert nothing[direction] == {"R@1": 0, "R@5": 0, "R@10": 0, "MedR": 17, "MeanR": 17}
+
+
+def test_missing_videos_are_misses_in_a_gallery_of_few(run: Path) -> None:
+    for video in ("a", "b"):  # with five of the eight segments
+        (run.parent / "data" / "videos" / "23" / f"{video}.mp4").unlink()
+    found = evaluated(run)
+    for direction in ("text_to_video", "video_to_text"):
+        assert found[direction]["R@10"] == 37.5 and found[direction]["MedR"] == 9
 
 
 def test_a_file_of_weights_is_evaluated_with_its_word_vectors(

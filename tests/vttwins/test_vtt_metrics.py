@@ -41,13 +41,16 @@ def test_ranks_and_recalls_are_expectations_over_random_orders_of_ties(
         for q, row in enumerate(np.nan_to_num(scores, nan=-9.0)):
             own = (row[column[q]], -order[column[q]])
             ranks[q, o] = 1 + sum((row[j], -order[j]) > own for j in range(len(row)))
+    lost = np.isnan(scores[np.arange(len(scores)), column])
+    ranks[lost] = 1 + scores.shape[1]  # behind every item
     for k in (1, 5, 10):
-        assert result[f"R@{k}"] == pytest.approx(100 * (ranks <= k).mean())
+        hits = (ranks <= k) & ~lost[:, None]
+        assert result[f"R@{k}"] == pytest.approx(100 * hits.mean())
     assert result["MeanR"] == pytest.approx(ranks.mean())
     assert result["MedR"] == pytest.approx(np.median(ranks.mean(1)))
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+@pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_constant_model_is_at_chance(value: float) -> None:
     assert metrics.retrieval_metrics(torch.full((100, 100), value)) == AT_CHANCE
     steps = torch.arange(30) % 10
@@ -74,7 +77,26 @@ def test_an_unusable_video_is_ranked_last_and_harms_no_other() -> None:
     scores[:, 2] = torch.nan
     result = metrics.retrieval_metrics(scores)
     assert result["R@1"] == result["R@10"] == pytest.approx(100 * 11 / 12)
-    assert result["MeanR"] == pytest.approx((11 + 12) / 12) and result["MedR"] == 1
+    assert result["MeanR"] == pytest.approx((11 + 13) / 12) and result["MedR"] == 1
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 12, 100])
+def test_what_cannot_be_used_is_a_miss_however_small_the_gallery(count: int) -> None:
+    nothing = metrics.retrieval_metrics(np.full((count, count), np.nan))
+    behind = count + 1.0
+    assert nothing == {"R@1": 0, "R@5": 0, "R@10": 0, "MedR": behind, "MeanR": behind}
+    lost_item, lost_query = np.eye(count), np.eye(count)
+    lost_item[:, 0] = lost_query[0] = np.nan
+    for scores in (lost_item, lost_query):
+        result = metrics.retrieval_metrics(scores)
+        share = pytest.approx(100 * (count - 1) / count)
+        assert result["R@1"] == result["R@5"] == result["R@10"] == share
+        assert result["MeanR"] == pytest.approx((count - 1 + behind) / count)
+
+
+def test_what_cannot_be_used_stands_behind_the_worst_score_that_there_is() -> None:
+    result = metrics.retrieval_metrics([[-np.inf, np.nan, np.nan]], [0])
+    assert result["R@1"] == 100 and result["MeanR"] == 1
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def retrieval(
         # The mean of embeddings that are not normalized, whatever the similarity.
         scores = metrics.similarity(embedded, features.mean(1), cosine=name == "cosine")
         result[name] = {
-            "text_to_video": metrics.retrieval_metrics(_misses_last(scores, match), match),
+            "text_to_video": metrics.retrieval_metrics(scores, match),
             "video_to_text": video_to_text(scores, match),
         }
     if steps:  # a segment's first window begins with it
@@ -231,15 +231,6 @@ def _as_wide_as(features: np.ndarray, texts: Tensor) -> np.ndarray:
     return features.repeat(texts.shape[1], axis=2) if lost else features
 
 
-def _misses_last(scores: np.ndarray, match: np.ndarray) -> np.ndarray:
-    """Scores whose queries without an answer, of NaN, rank it behind all others."""
-    scores = scores.copy()
-    lost = np.flatnonzero(np.isnan(scores[np.arange(len(scores)), match]))
-    scores[lost] = 0.0
-    scores[lost, match[lost]] = np.nan
-    return scores
-
-
 def video_to_text(scores: np.ndarray, match: np.ndarray) -> dict[str, float]:
     """Ranks of the best own text of each video; a video that cannot be used finds nothing.
 
@@ -253,7 +244,7 @@ def video_to_text(scores: np.ndarray, match: np.ndarray) -> dict[str, float]:
         own = np.flatnonzero(match == n)
         best[n] = own[row[own].argmax()]
         row[own[own != best[n]]] = -np.inf  # set aside
-    return metrics.retrieval_metrics(_misses_last(back, best), best)
+    return metrics.retrieval_metrics(back, best)
 
 
 def ordered_steps(
