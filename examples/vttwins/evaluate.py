@@ -59,6 +59,7 @@ from examples.vttwins.benchmarks.measure import (
     ordered_steps,
     probe,
     retrieval,
+    set_apart,
     trimmed_steps,
 )
 from examples.vttwins.benchmarks.table import BENCHMARKS
@@ -248,7 +249,8 @@ def _evaluate_run(options: argparse.Namespace, place: distributed.Place) -> dict
     if found is None:
         return None
     found |= {"similarity": similarity, **found.pop(similarity)}
-    return {**result, **(steps or {}), **found, "remarks": remarks}
+    # A video that opens may lose a segment, so the whole videos have an account of their own.
+    return {**result, **set_apart(steps or {}, "whole"), **found, "remarks": remarks}
 
 
 def _evaluate_benchmark(
@@ -322,7 +324,7 @@ def _crosstask(
     if steps is None:
         remark = f"CTR (a) and (b) need the folder of CrossTask with {TASKS} as --annotation."
         return {**trimmed, "remarks": [remark]}
-    return {"unusable_trimmed": trimmed.pop("unusable"), **trimmed, **steps}
+    return {**set_apart(trimmed, "trimmed"), **steps}
 
 
 def _refuse_nothing(result: dict[str, Any]) -> None:

@@ -199,7 +199,9 @@ def test_a_segment_past_the_end_is_no_hit_and_harms_no_other(
     assert found["dot"]["video_to_text"]["R@1"] == pytest.approx(600 / 7)
 
 
-def test_missing_videos_miss_all_their_steps(command: Command, tmp_path: Path) -> None:
+def test_missing_videos_miss_all_their_steps(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     color_world.crosstask(tmp_path / "crosstask")
     color_world.word_vectors(tmp_path / "words.txt")
     command.world = tmp_path
@@ -209,7 +211,11 @@ def test_missing_videos_miss_all_their_steps(command: Command, tmp_path: Path) -
     assert found["CTR (a)"]["tasks"]["23"] == pytest.approx(40)
     assert found["CTR (b)"]["tasks"]["23"] == pytest.approx(50)
     assert found["CTR (c)"]["tasks"]["23"] == pytest.approx(40)
-    assert found["unusable_trimmed"] == {"broken": 3}
+    assert found["unusable_trimmed"] == {"broken": 3} and found["looked_at_trimmed"] == 8
+    assert [row[:2] for row in found["unusable_videos_trimmed"]] == [["a", "broken"]]
+    page = capsys.readouterr().out
+    assert "Whole videos that cannot be used, by reason, whose steps are missed: 1 broken" in page
+    assert "Trimmed segments that cannot be used, by reason, counted as misses: 3 broken" in page
 
 
 def test_two_processes_share_the_videos_and_give_the_numbers_of_one(

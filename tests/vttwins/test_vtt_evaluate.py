@@ -133,6 +133,20 @@ def test_missing_videos_are_misses_in_a_gallery_of_few(run: Path) -> None:
         assert found[direction]["R@10"] == 37.5 and found[direction]["MedR"] == 9
 
 
+def test_whole_videos_that_are_lost_have_an_account_beside_that_of_the_segments(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.parent / "data" / "videos" / "7" / "c.mp4").write_bytes(b"damaged")
+    found = evaluated(run)
+    assert (found["looked_at"], found["unusable"]) == (8, {"broken": 3})
+    assert (found["looked_at_whole"], found["unusable_whole"]) == (3, {"broken": 1})
+    assert [row[:2] for row in found["unusable_videos_whole"]] == [["c", "broken"]]
+    assert found["CTR (a)"]["tasks"] == {"23": 100.0, "7": 0.0}
+    page = capsys.readouterr().out
+    assert "Segments that cannot be used, by reason, counted as misses: 3 broken" in page
+    assert "Whole videos that cannot be used, by reason, whose steps are missed: 1 broken" in page
+
+
 def test_a_file_of_weights_is_evaluated_with_its_word_vectors(
     model: VideoTextModel, narrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

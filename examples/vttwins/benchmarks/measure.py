@@ -116,6 +116,17 @@ def _account(total: int, lost: list[tuple[str, str, str]]) -> dict[str, Any]:
     }
 
 
+def set_apart(result: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The result with ``kind`` behind the names of its account, to stand beside another one's.
+
+    Example:
+        >>> set_apart({"videos": 3, "looked_at": 3, "unusable": {"broken": 1}}, "whole")
+        {'videos': 3, 'looked_at_whole': 3, 'unusable_whole': {'broken': 1}}
+    """
+    names = _account(0, [])
+    return {f"{name}_{kind}" if name in names else name: v for name, v in result.items()}
+
+
 def _lost(seen: Sequence[Seen], items: Sequence[Item]) -> list[tuple[str, str, str]]:
     pairs = zip(items, seen, strict=True)
     return [(item.video_id, s.reason, s.message) for item, s in pairs if s.features is None]

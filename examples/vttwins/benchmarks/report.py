@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from examples.vttwins.benchmarks.measure import CTR_MEANING, CTR_RELEASE
+from examples.vttwins.benchmarks.measure import CTR_MEANING, CTR_OFFICIAL, CTR_RELEASE
 from examples.vttwins.benchmarks.table import BENCHMARKS, Benchmark
 from examples.vttwins.checkpoint import write_text
 
@@ -116,12 +116,20 @@ def _remarks(result: dict[str, Any], benchmark: Benchmark | None) -> list[str]:
     ):
         if result.get(name):
             lines.append(f"{result[name]} {words}")
-    if result["unusable"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in result["unusable"].items())
-        lines.append(
-            f"Videos that cannot be used, by reason, counted as misses: {reasons} (the JSON file "
-            "names them)."
-        )
+    whole = CTR_OFFICIAL in result and "pairs" not in result
+    what = "Whole videos" if whole else "Videos" if "splits" in result else "Segments"
+    for name, words in (
+        ("unusable", what),
+        ("unusable_whole", "Whole videos"),
+        ("unusable_trimmed", "Trimmed segments"),
+    ):
+        if result.get(name):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in result[name].items())
+            misses = "whose steps are missed" if words == "Whole videos" else "counted as misses"
+            lines.append(
+                f"{words} that cannot be used, by reason, {misses}: {reasons} (the JSON file names "
+                "them)."
+            )
     lines += result.get("remarks", [])
     lines.append(benchmark.comparable if benchmark else OWN_DATA)
     return lines
