@@ -62,8 +62,9 @@ class VideoReader:
         path: file to open.
 
     Raises:
-        VideoError: "missing" (no such file), "unreadable" (the file system refuses), "broken"
-            (cannot be opened), "no_video" (no film: sound only, or a cover beside sound).
+        VideoError: "missing" (no such file), "unreadable" (the system refuses: rights, disk,
+            memory), "broken" (its content cannot be opened), "no_video" (no film: sound only, or a
+            cover beside sound).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -72,7 +73,7 @@ class VideoReader:
         try:  # what a file says about itself may be in any encoding, and is of no interest
             self._container = av.open(str(self.path), metadata_errors="replace")
         except (av.FFmpegError, ValueError, OSError) as error:
-            raise VideoError("broken", f"{self.path}: cannot be opened: {error}") from None
+            raise _failed(self.path, "cannot be opened", error) from None
         try:
             self._stream = _film(self._container, self.path)
             codec, time_base = self._stream.codec_context, self._stream.time_base
@@ -137,7 +138,8 @@ class VideoReader:
             resize: scale the shorter side to this many pixels; None keeps the size.
 
         Raises:
-            VideoError: "short" (the video ends before ``start``) or "broken" (decoding failed).
+            VideoError: "short" (the video ends before ``start``), "broken" (decoding failed) or
+                "unreadable" (the system refused).
             ValueError: an argument is out of its range.
         """
         if frames < 1 or not (
@@ -185,7 +187,7 @@ class VideoReader:
         """Every picture (H, W, 3) in order, at the rate of the file.
 
         Raises:
-            VideoError: "broken" (decoding failed).
+            VideoError: "broken" (decoding failed) or "unreadable" (the system refused).
         """
         for _, _, frame in self._frames_from(Fraction(0)):
             yield self._pixels(frame, resize)
@@ -198,7 +200,7 @@ class VideoReader:
                 self._container.seek(seek_to, stream=self._stream, backward=True)
             except (av.FFmpegError, OSError) as error:
                 if seek_to == self._first_tick:
-                    raise VideoError("broken", f"{self.path}: cannot seek: {error}") from None
+                    raise _failed(self.path, "cannot seek", error) from None
                 continue
             stream = self._decode()
             head = next(stream, None)
@@ -220,7 +222,7 @@ class VideoReader:
                 duration = frame.duration * self._time_base if frame.duration else 1 / rate
                 yield time, duration, frame
         except (av.FFmpegError, ValueError, OSError) as error:
-            raise VideoError("broken", f"{self.path}: decoding failed: {error}") from None
+            raise _failed(self.path, "decoding failed", error) from None
 
     def _pixels(self, frame: av.VideoFrame, resize: int | None) -> np.ndarray:
         width, height = frame.width, frame.height
@@ -236,6 +238,12 @@ class VideoReader:
         except (av.FFmpegError, ValueError, OSError) as error:  # a damaged or odd pixel format
             raise VideoError("broken", f"{self.path}: cannot be scaled: {error}") from None
         return _as_shown(pixels, frame)
+
+
+def _failed(path: Path, what: str, error: Exception) -> VideoError:
+    """The reason of a failure: of the system, which may pass, or of the content, which will not."""
+    refused = isinstance(error, (OSError, MemoryError))
+    return VideoError("unreadable" if refused else "broken", f"{path}: {what}: {error}")
 
 
 def _check_file(path: Path) -> None:

@@ -4,15 +4,17 @@ Requirements: NumPy, torch.
 
 A folder for each key: the content of the weights, the benchmark, the settings and the list of
 items. In it, key.json says what it is, and each file part-*.npz holds a few items, written whole
-or not at all. An item is valid as long as its video file has the same name, size and time of
-change; so a video that was missing is looked at once it has come. Several processes need a folder
-that all of them see.
+or not at all. An item is valid as long as its video file has the same name, size, time of change,
+beginning and end, wherever it lies; so a video that was missing is looked at once it has come. A
+failure is kept only where the content of the file explains it: what the system refused is tried
+again. Several processes need a folder that all of them see.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import stat
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,10 @@ from examples.vttwins.distributed import Place
 
 ITEMS_OF_A_PART = 16
 FORMAT = 1
+NO_FILE = "no file"  # the stamp of a video that is missing
+ENDS = 1 << 16  # bytes at the beginning and at the end of a file that tell it from others
+# Why an item has no features, or not all, while the file stays the same.
+LASTING = ("", "broken", "short", "no_video", "no_duration")
 
 
 class Seen(NamedTuple):
@@ -145,13 +151,15 @@ class FeatureCache:
         write_atomically(self._path(part), lambda file: np.savez(file, **content))
 
     def _stamps_of(self, part: int) -> dict[int, str]:
-        """Stamps of the items in a file; nothing if there is none, or a damaged one."""
+        """Stamps of the items in a file that may be used again; nothing if there is none, or a
+        damaged one."""
         try:
             with np.load(self._path(part), allow_pickle=False) as file:
-                stamps = file["stamps"].tolist()
+                stamps, reasons = file["stamps"].tolist(), file["reasons"].tolist()
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return {}
-        return dict(zip(self._parts[part], stamps, strict=False))
+        stored = zip(self._parts[part], stamps, reasons, strict=False)
+        return {index: stamp for index, stamp, reason in stored if _lasts(stamp, reason)}
 
     def _read(self, part: int) -> dict[int, Seen]:
         path = self._path(part)
@@ -174,10 +182,28 @@ def _wait_for_all() -> None:
         torch.distributed.barrier()
 
 
+def _lasts(stamp: str, reason: str) -> bool:
+    """Whether what was seen stays so while the stamp does."""
+    return reason in LASTING or (reason == "missing" and stamp == NO_FILE)
+
+
 def _stamp(path: Path) -> str:
-    """Changes when the file does; that of no file says so."""
+    """Changes when the file does; that of no file says so.
+
+    Not the path but the content tells files of equal names apart, as data are moved and copied.
+    """
     try:
         status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return NO_FILE
     except (OSError, ValueError):
-        return "no file"
-    return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+        return NO_FILE
+    seen = f"{path.name} {status.st_size} {status.st_mtime_ns}"
+    try:
+        with path.open("rb") as file:
+            ends = hashlib.sha256(file.read(ENDS))
+            file.seek(max(status.st_size - ENDS, 0))
+            ends.update(file.read(ENDS))
+    except OSError:
+        return f"{seen} unread"
+    return f"{seen} {ends.hexdigest()[:16]}"
