@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from examples.vttwins.video import VideoError, bare_name
 from examples.vttwins.words import says_nothing
 
+_LONE = re.compile("[\ud800-\udfff]")  # a surrogate without its other half
 LONGEST = 1e6  # seconds; a caption later than 11 days into its video is a mistake
 
 
@@ -106,11 +108,15 @@ class Captions:
 
 
 def _words_of(value: object) -> str:
-    """The text of a caption; null and NaN (an empty cell of a table) say nothing."""
+    """The text of a caption; null and NaN (an empty cell of a table) say nothing.
+
+    Half a character, which JSON allows ("\\ud83d" alone) and UTF-8 does not, is replaced as
+    decoders do: it is no word, and the rest of the caption is as good as any.
+    """
     if says_nothing(value):
         return ""
     if isinstance(value, (str, int, float)):
-        return str(value).strip()
+        return _LONE.sub("\ufffd", str(value).strip())
     raise TypeError(f"a caption must be text, got {value!r:.80}")
 
 

@@ -12,6 +12,9 @@ have captions. A source is a file or a folder that is searched for files of thes
     .json        {"start": [...], "end": [...], "text": [...]} of the video that the file is named
                  after, or HowTo100M's {video: {...}, ...}, read video by video, as it is gigabytes
 
+What is no character in a .json file is replaced by U+FFFD, which is no word. Names that UTF-8 or
+the file system cannot write are left out and reported, as train.csv and the captions need them.
+
 Next: python -m examples.vttwins.check_data data. Requirements: NumPy, torch and av through data.py.
 """
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import io
 import json
 import os
@@ -34,6 +38,8 @@ from examples.vttwins.subtitles import captions_of_subtitles
 from examples.vttwins.video import VideoError, bare_name, find_video, videos_in
 
 KINDS = (".srt", ".vtt", ".csv", ".json")
+# What the system says of a name that cannot be written; other errors concern all files.
+BAD_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EINVAL)
 _LANGUAGE = re.compile(r"\.([a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*)$")
 
 
@@ -74,7 +80,8 @@ def json_items(path: Path, block: int = 1 << 20) -> Iterator[tuple[str, Any]]:
 
 def _json_items(path: Path, block: int) -> Iterator[tuple[str, Any]]:
     parse, space = json.JSONDecoder().raw_decode, re.compile(r"[\s,:]*")
-    with path.open(encoding="utf-8-sig") as file:
+    # One damaged byte of a caption is not to cost all videos after it.
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         text = file.read(block)
         while text.isspace():
             text = file.read(block)
@@ -188,7 +195,13 @@ def convert(
         ValueError: a source is missing or given twice, or a file exists with other content.
     """
     report, captions = Report(), out / "captions"
-    videos = videos_in(out / "videos")
+    videos = []
+    for video in videos_in(out / "videos"):
+        if _is_utf8(video):
+            videos.append(video)
+        else:
+            why = f"bad_name: the file name {video!r} is not UTF-8; rename it"
+            report.skipped.append((video, why))
     names = {part for video in videos for part in (bare_name(video), Path(bare_name(video)).name)}
     for stem, source in sources_in(places, out / "videos", language).items():
         try:
@@ -196,12 +209,18 @@ def convert(
                 if with_video and video not in names:
                     continue
                 try:
-                    checked = Captions.from_json(content, f"{source}: {video}")
                     path = _inside(captions, video)
+                    checked = Captions.from_json(content, f"{source}: {video}")
                 except VideoError as error:
                     report.skipped.append((video, f"{error.reason}: {error}"))
                     continue
-                _write(path, json.dumps(checked.__dict__, ensure_ascii=False), overwrite)
+                try:
+                    _write(path, json.dumps(checked.__dict__, ensure_ascii=False), overwrite)
+                except OSError as error:
+                    if error.errno not in BAD_NAMES:
+                        raise
+                    report.skipped.append((video, f"bad_name: {video!r:.80}: {error.strerror}"))
+                    continue
                 report.written += 1
         except VideoError as error:
             report.skipped.append((str(source), f"{error.reason}: {error}"))
@@ -224,7 +243,18 @@ def _inside(folder: Path, video: str) -> Path:
     parts = Path(video).parts
     if not parts or ".." in parts or Path(video).is_absolute() or "\0" in video:
         raise VideoError("bad_name", f"{video!r:.80} is no name for a file in {folder}")
+    if not _is_utf8(video):
+        raise VideoError("bad_name", f"the name {video!r:.80} is not UTF-8")
     return folder / f"{video}.json"
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be written into train.csv: not with bytes or halves of characters."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _write(path: Path, text: str, overwrite: bool) -> None:
@@ -251,7 +281,7 @@ def show(report: Report, out: Path) -> None:
     for reason, count in reasons.most_common():
         print(f"{count} left out: {reason}")
         for _, why in [entry for entry in report.skipped if entry[1].split(":")[0] == reason][:3]:
-            print(f"    {why}")
+            print(f"    {why.encode('utf-8', 'backslashreplace').decode()}")
     for names, what in (
         (report.without_captions, "videos have no captions and are not listed"),
         (report.ambiguous, "videos would share captions and are not listed; see captions.py"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,6 +209,47 @@ def test_a_damaged_source_is_reported_and_the_others_are_converted(
     assert report.written == 6
     reasons = [why for source, why in report.skipped if source.endswith(name)]
     assert len(reasons) == 1 and reasons[0].startswith("bad_captions: ")
+
+
+def test_a_bad_character_costs_neither_its_file_nor_what_comes_after(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = '{"start": [0], "end": [1], "text": ["%s"]}'
+    said = {"b": "first", "dr. who": r"bad \ud83d x", "d": r"grin \ud83d\ude00", "z": "cut \xff"}
+    items = [f'"{video}": {one % text}' for video, text in said.items()]
+    items[1:1] = [rf'"caf\udce9": {one % "x"}', rf'"\ud83d": {one % "x"}']
+    items[2:2] = [f'"{"n" * 300}": {one % "x"}']
+    raw = folder / "raw.json"
+    raw.write_bytes(("{" + ",\n".join([*items, f'"z2": {one % "last"}']) + "}").encode("latin-1"))
+    out = folder / "data"
+    assert convert.main([str(raw), "--out", str(out)]) == 1
+    texts = {video: text for video, (_, (text,)) in captions_of(out).items()}
+    assert texts == {
+        "b": "first", "dr. who": "bad \ufffd x", "d": "grin \U0001f600", "z": "cut \ufffd",
+        "z2": "last",
+    }  # fmt: skip
+    assert "3 left out: bad_name" in capsys.readouterr().out
+
+
+def test_files_whose_names_are_not_utf8_are_left_out_and_named(folder: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    try:
+        (folder / "data" / "videos" / f"{odd}.mp4").touch()
+        (folder / "source" / f"{odd}.srt").write_text("1\n0:01 --> 0:02\nx\n")
+        (folder / "source" / odd).mkdir()
+        (folder / "source" / odd / "y.csv").write_text("begin\n")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    # A process of its own: its output is strict, that of a test is not.
+    line = [str(folder / "source"), "--out", str(folder / "data")]
+    run = subprocess.run(
+        [sys.executable, "-m", "examples.vttwins.convert", *line], capture_output=True,
+        env={**os.environ, "PYTHONUTF8": "1"}, cwd=Path(convert.__file__).parents[2], text=True,
+    )  # fmt: skip
+    assert run.returncode == 1 and not run.stderr
+    assert "6 caption files written" in run.stdout and "3 left out: bad_name" in run.stdout
+    assert r"caf\udce9.mp4' is not UTF-8" in run.stdout
+    assert len(data.read_column(folder / "data" / "train.csv", "video_path")) == 5
 
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
