@@ -110,11 +110,19 @@ def _json_items(path: Path, block: int) -> Iterator[tuple[str, Any]]:
             begin = end
 
 
-def captions_in(path: Path, name: str) -> Iterator[tuple[str, Any]]:
-    """(video, {"start", "end", "text"}) of a source; ``name`` is the video of a source with one."""
+def captions_in(
+    path: Path, name: str, unread: list[str] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """(video, {"start", "end", "text"}) of a source.
+
+    Args:
+        path: of the source.
+        name: the video of a source with one.
+        unread: gets the timings of the cues of subtitles that are left out.
+    """
     suffix = path.suffix.lower()
     if suffix in (".srt", ".vtt"):
-        yield name, captions_of_subtitles(path)
+        yield name, captions_of_subtitles(path, unread)
     elif suffix == ".csv":
         yield name, captions_of_table(path)
     else:
@@ -134,6 +142,7 @@ class Report:
 
     written: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (video or file, reason: message)
+    unread: dict[str, list[str]] = field(default_factory=dict)  # timings by source
     listed: int = 0
     without_captions: list[str] = field(default_factory=list)
     ambiguous: list[str] = field(default_factory=list)
@@ -204,8 +213,9 @@ def convert(
             report.skipped.append((video, why))
     names = {part for video in videos for part in (bare_name(video), Path(bare_name(video)).name)}
     for stem, source in sources_in(places, out / "videos", language).items():
+        unread: list[str] = []
         try:
-            for video, content in captions_in(source, stem):
+            for video, content in captions_in(source, stem, unread):
                 if with_video and video not in names:
                     continue
                 try:
@@ -226,6 +236,8 @@ def convert(
             report.skipped.append((str(source), f"{error.reason}: {error}"))
         except OSError as error:
             report.skipped.append((str(source), f"unreadable: {error}"))
+        if unread and not (with_video and stem not in names):
+            report.unread[str(source)] = unread
     report.without_captions = [v for v in videos if not caption_path(captions, v).is_file()]
     described = set(videos) - set(report.without_captions)
     shared = shared_captions(sorted(described), captions).values()
@@ -273,6 +285,11 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _printable(text: str) -> str:
+    """Text without halves of characters, which file names may hold and no output takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def show(report: Report, out: Path) -> None:
     """Print what was done, with a few examples of what was not."""
     print(f"{out / 'captions'}: {report.written} caption files written")
@@ -281,7 +298,12 @@ def show(report: Report, out: Path) -> None:
     for reason, count in reasons.most_common():
         print(f"{count} left out: {reason}")
         for _, why in [entry for entry in report.skipped if entry[1].split(":")[0] == reason][:3]:
-            print(f"    {why.encode('utf-8', 'backslashreplace').decode()}")
+            print(f"    {_printable(why)}")
+    if report.unread:
+        count = sum(map(len, report.unread.values()))
+        print(f"{count} cues of {len(report.unread)} files left out, for their timing:")
+        for source, lines in list(report.unread.items())[:3]:
+            print(f"    {_printable(source)}: {_printable(lines[0])}")
     for names, what in (
         (report.without_captions, "videos have no captions and are not listed"),
         (report.ambiguous, "videos would share captions and are not listed; see captions.py"),
@@ -311,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         raise SystemExit(f"{error}") from error
     show(report, options.out)
-    return 1 if report.skipped or not report.listed else 0
+    return 1 if report.skipped or report.unread or not report.listed else 0
 
 
 if __name__ == "__main__":

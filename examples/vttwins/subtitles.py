@@ -17,8 +17,9 @@ from typing import Any
 ROLLING = 0.3
 GAP = 0.5  # seconds between cues that may still repeat lines
 
-_CLOCK = r"(?:(\d+):)?(\d{1,2}):(\d{2})(?:[.,](\d{1,3}))?"
-_TIMING = re.compile(rf"^\s*{_CLOCK}\s*-->\s*{_CLOCK}")
+_CLOCK = r"(-?)(?:(\d{1,6}):)?(\d{1,2}):(\d{2})(?:[.,](\d{1,9})\d*)?"
+_ARROW = "-->"
+_TIMING = re.compile(rf"^\s*{_CLOCK}\s*{_ARROW}\s*{_CLOCK}")
 _TAGS = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.color>, <00:00:01.000>; {\an8}
 
 
@@ -46,8 +47,16 @@ def decode(content: bytes) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def read_cues(text: str) -> list[Cue]:
+def read_cues(text: str, unread: list[str] | None = None) -> list[Cue]:
     """Cues of an SRT or WebVTT file, in the order of the file, without markup.
+
+    A cue that begins before 0, as tools that shift times leave it, begins at 0. One that also ends
+    there is left out, and so is one whose line with an arrow is not understood: its text must not
+    become that of the cue before.
+
+    Args:
+        text: of the file.
+        unread: gets the timings of the cues that are left out.
 
     Example:
         >>> read_cues("7\\n00:00:01,500 --> 00:00:03\\n<i>stir</i> it\\n\\n8\\n01:00 --> 01:02\\nx")
@@ -55,10 +64,11 @@ def read_cues(text: str) -> list[Cue]:
     """
     cues: list[Cue] = []
     raw: list[str] = []  # lines since the last timing
+    timed = False  # whether they belong to the last cue
     webvtt = text.lstrip().startswith("WEBVTT")
 
     def finish(is_last: bool) -> None:
-        if not cues:
+        if not timed:
             return
         lines = raw
         if webvtt:  # an empty line ends a cue; a note or the name of the next one may follow
@@ -69,20 +79,25 @@ def read_cues(text: str) -> list[Cue]:
         cues[-1].lines = [" ".join(line.split()) for line in plain if line.split()]
 
     for line in text.splitlines():
-        found = _TIMING.match(line)
-        if found is None:
+        if _ARROW not in line:
             raw.append(line)
             continue
         finish(is_last=False)
-        cues.append(Cue(_seconds(found.groups()[:4]), _seconds(found.groups()[4:]), []))
-        raw = []
+        raw, found = [], _TIMING.match(line)
+        start, end = (_seconds(found.groups()[k : k + 5]) for k in (0, 5)) if found else (-1, -1)
+        timed = start >= 0 or end > 0
+        if timed:
+            cues.append(Cue(max(start, 0.0), max(end, 0.0), []))
+        elif unread is not None:
+            unread.append(line.strip())
     finish(is_last=True)
     return cues
 
 
 def _seconds(fields: tuple[str | None, ...]) -> float:
-    hours, minutes, seconds, fraction = (field or "0" for field in fields)
-    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction.ljust(3, "0")) / 1000
+    hours, minutes, seconds, fraction = (field or "0" for field in fields[1:])
+    whole = int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+    return (whole + int(fraction) / 10 ** len(fraction)) * (-1 if fields[0] else 1)
 
 
 def _carried(before: list[str], now: list[str]) -> int:
@@ -124,9 +139,9 @@ def merge_rolling(cues: list[Cue]) -> list[Cue]:
     return merged
 
 
-def captions_of_subtitles(path: Path) -> dict[str, list[Any]]:
-    """{"start", "end", "text"} of an SRT or WebVTT file."""
-    cues = merge_rolling(read_cues(decode(path.read_bytes())))
+def captions_of_subtitles(path: Path, unread: list[str] | None = None) -> dict[str, list[Any]]:
+    """{"start", "end", "text"} of an SRT or WebVTT file; ``unread`` as in ``read_cues``."""
+    cues = merge_rolling(read_cues(decode(path.read_bytes()), unread))
     return {
         "start": [cue.start for cue in cues],
         "end": [cue.end for cue in cues],

@@ -81,6 +81,59 @@ def test_srt_and_webvtt_are_read_without_their_markup() -> None:
     assert texts_of(VTT.replace("\n", "\r\n")) == texts_of(VTT)
 
 
+SHIFTED = """1
+-00:00:03,000 --> -00:00:01,500
+gone
+
+2
+-00:00:01,000 --> 00:00:01,250
+early
+
+3
+0:00:02 --> 0:00:03.5
+there
+
+4
+0:00:05.250000 --> 0:00:06.1234567
+soup
+
+5
+1 day, 0:00:07 --> 1 day, 0:00:08
+lost
+
+6
+00:00:09,000 --> 00:00:10,000
+now
+"""
+
+
+@pytest.mark.parametrize("head", ["", "WEBVTT\n\n"])
+def test_timings_of_any_writer_are_read_or_end_the_cue_before(head: str) -> None:
+    unread: list[str] = []
+    cues = subtitles.read_cues(head + SHIFTED, unread)
+    assert [(cue.start, cue.end, *cue.lines) for cue in cues] == [
+        (0.0, 1.25, "early"), (2.0, 3.5, "there"), (5.25, 6.1234567, "soup"), (9.0, 10.0, "now"),
+    ]  # fmt: skip
+    assert unread == ["-00:00:03,000 --> -00:00:01,500", "1 day, 0:00:07 --> 1 day, 0:00:08"]
+    long = "9" * 9999  # more digits than int() takes
+    assert subtitles.read_cues(f"1 --> 2\nx\n{long}:00:01 --> 00:02\ny") == []
+    assert subtitles.read_cues(f"0:01.{long} --> 0:03\nx")[0].start == pytest.approx(2)
+
+
+def test_cues_that_are_left_out_are_counted_and_shown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder / "source" / "b.en.vtt"
+    line = [str(source), "--out", str(folder / "data")]
+    assert convert.main(line) == 0 and "timing" not in capsys.readouterr().out
+    source.write_text(SHIFTED)
+    assert convert.main([*line, "--overwrite"]) == 1
+    printed = capsys.readouterr().out
+    assert "2 cues of 1 files left out, for their timing" in printed
+    assert "b.en.vtt: -00:00:03,000 --> -00:00:01,500" in printed
+    assert captions_of(folder / "data")["b"][1] == ["early", "there", "soup", "now"]
+
+
 def test_rolling_captions_say_each_line_once_when_it_appears() -> None:
     assert texts_of(ROLLING) == [
         (0.5, 2.0, "first we cut"),
