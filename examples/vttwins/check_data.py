@@ -6,7 +6,8 @@
 
 checks what train.py takes: train.csv, the captions of each video, and the pictures at its captions.
 Exit code: 0 if all can be used; 1 if some would be skipped, or captions left out; 2 if no run could
-start, as the list of videos is missing, repeats a video, or lets two share their captions.
+start, as the list of videos is missing, repeats a video, or lets two share their captions; 3 if a
+run could start, but the report could not be written.
 
 Requirements: torch, NumPy, av, tqdm.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -132,10 +134,24 @@ def show(result: Result) -> None:
 
 def write_report(result: Result, path: Path) -> None:
     """Write all findings as CSV: video, reason, message, skipped (1) or only captions lost (0)."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["video", "reason", "message", "skipped"])
         table.writerows([f.video, f.reason, f.message, int(f.fatal)] for f in result.findings)
+
+
+def try_report(path: Path) -> None:
+    """Find out whether a file can be written, without a trace.
+
+    Raises:
+        OSError: it cannot.
+    """
+    there = path.exists()
+    if there and not path.is_file() and not path.is_dir():
+        return  # a pipe or a device, which opening would use up
+    path.open("a").close()
+    if not there:
+        path.unlink()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -148,10 +164,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--report", type=Path, help="write all findings to this CSV file")
     options = parser.parse_args(arguments)
+    if options.report:
+        try:  # a check may take hours, so this is said before it
+            try_report(options.report)
+        except OSError as error:
+            print(f"--report {options.report} cannot be written: {error}", file=sys.stderr)
     try:
         result = check(options.folder, options.train_csv, options.thorough, options.workers)
-        if options.report:
-            write_report(result, options.report)
     except (ValueError, OSError) as error:
         print(f"No run can start: {error}")
         return 2
@@ -160,10 +179,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("With --workers 1, the last video that the progress bar counts is the one before it.")
         return 2
     show(result)
+    unwritten = False
+    if options.report:
+        try:
+            write_report(result, options.report)
+        except OSError as error:
+            print(f"{options.report} is not written: {error}", file=sys.stderr)
+            unwritten = True
     if not result.usable:
         print("No run can start: no video can be used")
         return 2
-    return 1 if result.findings else 0
+    return 3 if unwritten else 1 if result.findings else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -126,6 +127,50 @@ def test_the_exit_code_says_whether_a_run_can_start(
         assert sentence in capsys.readouterr().out
     assert check_data.main([*line, "--train-csv", "absent.csv"]) == 2
     assert "absent.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("train_csv", ["train.csv", "good.csv"])
+def test_a_report_that_cannot_be_written_is_said_first_and_costs_no_result(
+    train_csv: str, flawed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (flawed / "good.csv").write_text("video_path\n0.mp4\n8.mp4\n9.mp4\n", encoding="utf-8")
+    said: list[str] = []
+
+    def check(*arguments: object) -> check_data.Result:
+        said.append(capsys.readouterr().err)
+        return plain(*arguments)
+
+    plain = check_data.check
+    monkeypatch.setattr(check_data, "check", check)
+    path = tmp_path / "absent" / "report.csv"
+    line = [str(flawed), "--workers", "1", "--train-csv", train_csv, "--report"]
+    for report in (path, tmp_path):
+        assert check_data.main([*line, str(report)]) == 3
+        assert f"--report {report} cannot be written" in said.pop()
+        printed = capsys.readouterr()
+        assert "videos can be used" in printed.out and "No run can start" not in printed.out
+        assert f"{report} is not written: " in printed.err
+    good = tmp_path / "report.csv"
+    good.write_text("of before")
+    assert check_data.main([*line, str(good)]) == (1 if train_csv == "train.csv" else 0)
+    assert said == [""] and good.read_text().startswith("video,reason")
+    assert check_data.main([str(flawed), "--train-csv", "no.csv", "--report", f"{good}2"]) == 2
+    assert not Path(f"{good}2").exists()  # trying the path leaves nothing behind
+
+
+def test_a_report_that_fails_in_the_end_costs_no_result(
+    flawed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(check_data, "write_report", full)
+    line = [str(flawed), "--workers", "1", "--report", str(tmp_path / "report.csv")]
+    assert check_data.main(line) == 3
+    printed = capsys.readouterr()
+    assert "4 of 10 videos can be used" in printed.out and "No space left" in printed.err
 
 
 def test_a_refusal_is_that_of_training(flawed: Path) -> None:
