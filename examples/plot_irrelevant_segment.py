@@ -3,7 +3,8 @@ A segment that matches nothing
 ==============================
 
 The second series is a walk with a pause in it, which the first walk does not have. Soft-DTW has to
-give every standing frame a partner; S2DTW passes by these frames, at the price of dummy cells.
+give every standing frame a partner; weak soft-DTW, which is S2DTW without its smoothing, passes by
+these frames, at the price of dummy cells.
 
     python -m examples.plot_irrelevant_segment
 
@@ -39,7 +40,7 @@ def main(output: Path = Path("build/plot_irrelevant_segment.png")) -> dict[str, 
     y = torch.cat([again[: PAUSE.start], stand[: PAUSE.stop - PAUSE.start], again[PAUSE.start :]])
     alignments = {
         "Soft-DTW": soft_dtw_alignment(x, y, gamma=0.1),
-        "S2DTW": s2dtw_alignment(
+        "Weak soft-DTW": s2dtw_alignment(
             x, y, gamma=0.1, cost="sqeuclidean", smoothing=False, dummy_cost=0.5
         ),
     }

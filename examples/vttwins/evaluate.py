@@ -225,6 +225,13 @@ def _evaluate_run(options: argparse.Namespace, place: distributed.Place) -> dict
     folder = Path(options.what)
     model, vocabulary, shape, settings = load_run(folder)
     root = Path(settings["data"])
+    own = {"annotation": root / "test.csv", "videos": root / "videos"}
+    lacking = [n for n, path in own.items() if getattr(options, n) is None and not path.exists()]
+    if lacking:  # a relative folder, seen from another one than that of the training
+        give = " and ".join(f"--{name}" for name in lacking)
+        raise SystemExit(
+            f"{own[lacking[0]]} does not exist, where the run had its data: give {give}"
+        )
     annotation = options.annotation or root / "test.csv"
     segments = read_segments(annotation)
     shape, similarity = _shape(options, shape), options.similarity or "dot"

@@ -2,9 +2,10 @@
 
 Requirements: NumPy and torch. Files of word vectors are untrusted input: nothing here unpickles.
 
-A caption is split by the pattern [\\w']+, its case kept; words outside the vocabulary are dropped;
-the id of a word is its index in the dictionary + 1; 0 is the pad, and a caption without a known
-word is all pads.
+A caption is split by the pattern [\\w']+, its case kept, accents that are written apart (NFD, as
+macOS writes names; not Korean syllables) put on their letters first; words outside the vocabulary
+are dropped; the id of a word is its index in the dictionary + 1; 0 is the pad, and a caption
+without a known word is all pads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gzip
 import json
 import re
 import sys
+import unicodedata
 import zlib
 from array import array
 from collections import Counter
@@ -28,6 +30,9 @@ from torch import Tensor
 from examples.vttwins.checkpoint import write_text
 
 PATTERN = re.compile(r"[\w']+")
+# A letter and its marks: of Latin, Greek, Cyrillic; Arabic; Devanagari; kana. None is in PATTERN,
+# so a text of words of the pattern alone stays as it is, whatever NFC would make of it.
+_MARKED = re.compile("\\w[\u0300-\u036f\u0653-\u0655\u093c\u3099\u309a]+")
 TRAIN_WORDS = 20
 EVAL_WORDS = 30
 
@@ -50,7 +55,10 @@ def tokenize(text: object) -> list[str]:
         >>> tokenize(float("nan"))
         []
     """
-    return [] if says_nothing(text) else PATTERN.findall(str(text))
+    if says_nothing(text):
+        return []
+    composed = _MARKED.sub(lambda found: unicodedata.normalize("NFC", found[0]), str(text))
+    return PATTERN.findall(composed)
 
 
 class Vocabulary:

@@ -147,6 +147,24 @@ def test_whole_videos_that_are_lost_have_an_account_beside_that_of_the_segments(
     assert "Whole videos that cannot be used, by reason, whose steps are missed: 1 broken" in page
 
 
+def test_a_run_whose_data_lie_elsewhere_says_which_options_name_them(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8")) | {"data": "data"}
+    (run / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    monkeypatch.chdir(run.parent)
+    assert evaluated(run)["pairs"] == 8
+    monkeypatch.chdir(run)
+    sentence = r"data/test\.csv does not exist.* give --annotation and --videos$"
+    with pytest.raises(SystemExit, match=sentence):
+        evaluated(run)
+    annotation = "--annotation", str(run.parent / "data" / "test.csv")
+    with pytest.raises(SystemExit, match=r"data/videos does not exist.* give --videos$"):
+        evaluated(run, *annotation)
+    videos = "--videos", str(run.parent / "data" / "videos")
+    assert evaluated(run, *annotation, *videos)["pairs"] == 8
+
+
 def test_a_file_of_weights_is_evaluated_with_its_word_vectors(
     model: VideoTextModel, narrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

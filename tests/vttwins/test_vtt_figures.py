@@ -165,6 +165,20 @@ def test_pictures_of_a_run_are_drawn_for_every_operator(run: Path, tmp_path: Pat
     assert heights[1] > 1.5 * heights[0]  # the panel of the evaluations
 
 
+def test_pictures_of_a_run_whose_data_lie_elsewhere_name_the_option(
+    run: Path, narrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    settings = json.loads((run / "settings.json").read_text()) | {"data": narrated.name}
+    write_text(tmp_path / "run" / "settings.json", json.dumps(settings))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        SystemExit, match=rf"{narrated.name}/test\.csv does not exist.* give --data"
+    ):
+        pictures.main(["run"])
+    pictures.main(["run", "--data", str(narrated)])
+
+
 def image_height(path: Path) -> int:
     return int.from_bytes(path.read_bytes()[20:24], "big")
 

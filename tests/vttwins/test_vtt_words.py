@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.vttwins.words import (
+    PATTERN,
     Vocabulary,
     WordFileError,
     load_word_vectors,
@@ -36,6 +38,24 @@ def test_encoding_keeps_known_words_in_order(words: list[str], text: str, size: 
     known = [w for w in tokenize(text + " " + " ".join(words)) if w in words][:size]
     assert [words[i - 1] for i in ids.tolist() if i] == known
     assert not ids[len(known) :].any()
+
+
+def test_accents_that_are_written_apart_meet_words_that_hold_them() -> None:
+    words = ["café", "naïve", "Ünï", "ấm", "食べる", "آب"]
+    apart = unicodedata.normalize("NFD", " ".join(words))
+    assert not set(words) & set(apart.split())
+    assert tokenize(apart) == words and tokenize("cafe\u0301s") == ["cafés"]
+    assert Vocabulary(words).encode(apart, 6).tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@given(words=WORDS)
+def test_words_without_marks_are_those_of_the_pattern_alone(words: list[str]) -> None:
+    text = " ".join([*words, "\u212b \u2126 \uf900"])  # signs that NFC would replace
+    assert tokenize(text) == PATTERN.findall(text)
+
+
+def test_no_mark_is_a_part_of_a_word_of_the_pattern() -> None:
+    assert not PATTERN.search("".join(map(chr, range(0x300, 0x370))) + "\u3099\u309a\u0653\u093c")
 
 
 def test_a_caption_without_known_words_is_all_pads() -> None:

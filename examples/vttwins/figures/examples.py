@@ -103,6 +103,9 @@ def of_run(folder: Path, data: Path | None = None, most: int = MOST) -> Trained:
     """
     model, vocabulary, shape, settings = evaluate.load_run(folder)
     model.eval()
+    if data is None and not (Path(settings["data"]) / "test.csv").exists():
+        path = Path(settings["data"]) / "test.csv"
+        raise ValueError(f"{path} does not exist, where the run had its data: give --data")
     data = data or Path(settings["data"])
     examples: list[Example] = []
     problems: list[str] = []
