@@ -136,12 +136,16 @@ __device__ __forceinline__ T log_of_share(T p, T others) {
   return p > T(0.5) ? log1p(-others) : p > T(0) ? log(p) : T(0);
 }
 
-// The entropy of the steps up and left, and of the diagonal one, which has what they leave to 1.
+// The entropy of the steps up and left, and of the diagonal one, which has what they leave to 1. The largest of the three is
+// what the others leave, so that it has their digits.
 template <typename T>
 __device__ __forceinline__ T entropy_of_shares(T up, T left) {
-  const T diagonal = max((T(1) - up) - left, T(0));
-  const T of_up = up * log_of_share(up, left + diagonal), of_left = left * log_of_share(left, up + diagonal);
-  return -((of_up + of_left) + diagonal * log_of_share(diagonal, up + left));
+  const T diagonal = max((T(1) - up) - left, T(0)), low = min(up, left), high = max(up, left);
+  const T least = min(low, diagonal), second = max(low, min(high, diagonal)), others = least + second;
+  T sum = (T(1) - others) * log1p(-others);
+  if (least > T(0)) sum += least * log(least);
+  if (second > T(0)) sum += second * log(second);
+  return -sum;
 }
 
 // The probabilities of having come from each predecessor. Of no meaning where Z is 0: nothing visits such a cell.
