@@ -134,6 +134,22 @@ def test_low_strips_of_long_pairs(shape: tuple[int, int], dtype: type) -> None:
     check_heights_of_strips(task, np.full(1, 1.5, dtype))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_where_strips_are_low(dtype: type) -> None:
+    """Where most of the lanes of higher ones would be outside, and nowhere else."""
+    precision = precision_of(np.empty(0, dtype))
+
+    def low(rows: int, columns: int, bandwidth: int = -1) -> bool:
+        cost = np.empty((1, 1, rows, columns), dtype)
+        return Batch(cost, np.ones(1), NOTHING, ALL, ALL, bandwidth).in_low_strips(precision)
+
+    assert low(2, 4096) and low(4096, 2) and low(4096, 4096, bandwidth=3)
+    for rows, columns in ((1024, 1024), (4096, 4096), (512, 2048), (2048, 512), (300, 5000)):
+        assert not low(rows, columns)
+        assert not low(rows, columns, bandwidth=200)
+    assert not low(8, 8) and not low(200, 2)  # not worth a form of their own
+
+
 def test_a_cost_far_below_zero_is_no_nan() -> None:
     """It leaves the range of float32 as a multiple of gamma; other tiers tell it from NaN."""
     for shape in ((7, 7), (120, 130)):

@@ -110,10 +110,12 @@ class Batch:
 
         Bits are the same but for those of sums over cells: so it does not depend on the batch.
         """
-        (rows, columns), lanes = self.lattice, precision.lanes
-        low, high = band_limits(rows, columns, self.bandwidth)
+        (rows, columns), lanes, wide = self.lattice, precision.lanes, math.inf
+        if self.bandwidth >= 0:
+            low, high = band_limits(rows, columns, self.bandwidth)
+            wide = high - low
         one, two = (
-            -(-rows // height) * (min(columns, high - low + height) + height)
+            -(-rows // height) * (min(columns, wide + height) + height)
             for height in (lanes, 2 * lanes)
         )
         return one >= MANY_STEPS and one <= STEP_OF_TWO[precision.floats.itemsize] * two
