@@ -8,21 +8,47 @@ its futures take longer to hand over than a small call takes to compute.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
 
+import numpy as np
 import torch
 
+from .atomic import SPINS, give_way, look, pause, tell
+from .jit import jit
+
 SMALLEST_SHARE = 20_000  # cells that are worth a thread: about 0.1 ms of work
-PARTS_OF_THREAD = 4  # several: pairs of unequal lengths balance out
-AWAKE = 1e-4  # seconds for which the caller asks whether others are done
+# Where the parts of a share end: several of them, so that pairs of unequal lengths balance out, and
+# the last one short, as others wait for it.
+ENDS_OF_PARTS = 0.5, 0.8, 0.95, 1.0
+AWAKE = 1e-4  # seconds for which the caller looks whether others are done
+STEP_BACK = 100  # pauses: some microseconds
 
 
-_yield: Callable[[], Any] = getattr(os, "sched_yield", lambda: time.sleep(0))
+@jit
+def tell_caller(done):
+    """That all is done, and leave the GIL to the caller for a while: a thread that finds it taken
+    sleeps, and takes long to wake.
+    """
+    tell(done, 0, 1)
+    for _ in range(STEP_BACK):
+        pause()
+
+
+@jit
+def is_told(done):
+    """Looks for a while, and leaves the GIL to those who have work to finish."""
+    for _ in range(SPINS):
+        if look(done, 0) > 0:
+            return True
+        pause()
+    give_way()
+    return False
 
 
 class _Job:
@@ -30,17 +56,25 @@ class _Job:
 
     def __init__(self, chunks: int, threads: int, work: Callable[[int, int], None]) -> None:
         self.threads, self.work = threads, work
-        self.parts = min(chunks, threads * PARTS_OF_THREAD)
-        self.edges = [chunks * k // self.parts for k in range(self.parts + 1)]
+        shares = [chunks * k // threads for k in range(threads + 1)]
+        ends = {
+            first + math.ceil((end - first) * part)
+            for first, end in itertools.pairwise(shares)
+            for part in ENDS_OF_PARTS
+        }
+        self.edges = sorted({0, *ends})
+        self.parts = len(self.edges) - 1
+        self.first_parts = [self.edges.index(first) for first in shares[:-1]]
         self.free = [True] * self.parts
         self.unfinished = self.parts
         self.error: BaseException | None = None
         self.lock, self.finished = threading.Lock(), threading.Lock()
         self.finished.acquire()
+        self.done = np.zeros(1, np.int64)
 
     def run(self, index: int) -> None:
         """The own share first, in every call the same: what it reads may be in its cache."""
-        start = index * self.parts // self.threads
+        start = self.first_parts[index]
         for part in (*range(start, self.parts), *range(start)):
             with self.lock:
                 mine, self.free[part] = self.free[part], False
@@ -52,8 +86,20 @@ class _Job:
                 self.error = error
             with self.lock:
                 self.unfinished -= 1
-                if self.unfinished == 0:
-                    self.finished.release()
+                if self.unfinished:
+                    continue
+            self.finished.release()
+            if index > 0:
+                tell_caller(self.done)
+            else:
+                self.done[0] = 1
+
+    def wait(self) -> None:
+        """Until all is done: for a while awake, as a thread that sleeps takes long to wake."""
+        end = time.perf_counter() + AWAKE
+        while not is_told(self.done) and time.perf_counter() < end:
+            pass
+        self.finished.acquire()
 
 
 _lock = threading.Lock()
@@ -116,16 +162,6 @@ def run_together(threads: int, work: Callable[[], None]) -> None:
         _share(_Job(threads, threads, lambda first, last: work()))
 
 
-def _wait_for(lock: Any) -> None:
-    """Acquire the lock: for a while by asking, since a thread that sleeps takes long to wake."""
-    end = time.perf_counter() + AWAKE
-    while not lock.acquire(blocking=False):
-        if time.perf_counter() > end:
-            lock.acquire()
-            return
-        _yield()  # the GIL too
-
-
 def _share(job: _Job) -> None:
     _ensure_helpers(job.threads - 1)
     for index in range(1, job.threads):
@@ -133,6 +169,6 @@ def _share(job: _Job) -> None:
     job.run(0)
     # For what others have begun. A helper that comes late, from another caller's work, finds
     # nothing left to do and is not waited for.
-    _wait_for(job.finished)
+    job.wait()
     if job.error is not None:
         raise job.error
