@@ -26,8 +26,8 @@ from .function import (
     forward_rule,
     goes_on,
     may_be_differentiated,
+    only,
 )
-from .recursion import only
 
 # On CUDA, shorter sequences fill no strip of the kernels, and their cost matrix is small.
 LEAST_LENGTH = 32

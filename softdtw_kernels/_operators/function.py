@@ -8,8 +8,8 @@ jvp breaks fullgraph), and a subclass with `jvp` for eager and torch.func use.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -196,31 +196,28 @@ def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
     return jvp
 
 
-def raise_no_third_derivative() -> NoReturn:
-    raise RuntimeError(
-        "softdtw_kernels gives first and second derivatives, a third one was asked for; "
-        "backend='reference' (plain torch, slow) gives derivatives of any order"
-    )
-
-
-class LastDerivative(EagerFunction):
-    """A second derivative, which is not differentiated again."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise_no_third_derivative()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise_no_third_derivative()
-
-
 def zeros_if_none(
     tangent: Tensor | None, like: Tensor, device: torch.device | None = None
 ) -> Tensor:
     """On the device of `like` or, for parameters that may be in host memory, the one given."""
     return torch.zeros_like(like, device=device) if tangent is None else tangent
+
+
+def along(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
+    """<gradient, tangents> per item, in float64: by the cost, and by settings."""
+    total = torch.zeros_like(grads[1])
+    by_cost, *by_settings = tangents
+    if by_cost is not None:
+        # Cells that no path visits contribute nothing, whatever their tangent holds (padding may
+        # hold NaN).
+        by_cost = torch.where(grads[0] == 0, 0, by_cost)
+        total = total + (grads[0] * by_cost).sum((-2, -1), dtype=torch.float64)
+    for grad, tangent in zip(grads[1:], by_settings, strict=True):
+        if tangent is not None:
+            total = total + grad * tangent
+    return total
+
+
+def only(grads: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients that autograd asks for."""
+    return [grad if need else None for grad, need in zip(grads, needs, strict=True)]

@@ -1,5 +1,5 @@
 """The derivatives of monotonic alignments: the value -> the expected visits, which are its gradient
-but for the sign -> their derivative along a tangent. A third derivative raises.
+but for the sign -> their derivative along a tangent, as in `hessian`.
 
 The visits are computed in the sweep of the value, if a derivative may be asked for, and kept.
 """
@@ -23,11 +23,13 @@ from .function import (
     derivative_is_due,
     forward_rule,
     may_be_differentiated,
-    raise_no_third_derivative,
 )
+from .hessian import LastDerivative
 
 
-class MonotonicProduct(EagerFunction):
+class MonotonicProduct(LastDerivative):
+    fields = len(Monotonic._fields)
+
     @staticmethod
     def forward(*args: Any) -> Tensor:
         return kernels.monotonic_product(Monotonic(*args[:3]), args[3])
@@ -36,19 +38,20 @@ class MonotonicProduct(EagerFunction):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:3])
         ctx.save_for_forward(*inputs[:3])
+        ctx.set_materialize_grads(False)  # nor tangents, in forward mode
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        """The Hessian is symmetric; its own derivative is a third one."""
-        if ctx.needs_input_grad[0]:
-            raise_no_third_derivative()
-        return None, None, None, MonotonicProduct.apply(*ctx.saved_tensors, grad)
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        """The Hessian is symmetric."""
+        if grad is None:
+            return None, None, None, None
+        args = *ctx.saved_tensors, grad
+        return None, None, None, derivative(MonotonicProduct, _product, args)
 
     @staticmethod
     @forward_rule
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Any:
-        if tangents[0] is not None:
-            raise_no_third_derivative()
+        MonotonicProduct.refuse(tangents)
         return MonotonicProduct.apply(*saved, tangents[3])
 
 

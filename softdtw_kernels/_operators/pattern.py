@@ -20,15 +20,17 @@ from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
-    LastDerivative,
+    along,
     choose,
+    derivative,
     evaluate,
     forward_rule,
     goes_on,
     may_be_differentiated,
+    only,
     zeros_if_none,
 )
-from .recursion import only
+from .hessian import LastDerivative, hessian_jvp, hessian_vjp
 
 FIELDS = len(PatternProblem._fields)
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -63,11 +65,33 @@ def path(problem: PatternProblem) -> list[Tensor]:
 
 
 class PatternHessianProduct(LastDerivative):
+    """As `recursion.HessianProduct`."""
+
+    fields = FIELDS
+
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         problem, rest = PatternProblem(*args[:FIELDS]), args[FIELDS:]
         by_torch = reference.hessian_product if declined(problem) else None
         return (by_torch or kernels.pattern_hessian_product)(problem, *rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, PatternProblem(*inputs[:FIELDS]), *inputs[FIELDS:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        tensors, (s, *directions) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        problem, functions = (*tensors, *ctx.rest), (PatternHessianProduct, PatternGradient)
+        return hessian_vjp(functions, problem, s, directions, grads, ctx.needs_input_grad)
+
+    @staticmethod
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> tuple[Tensor, ...]:
+        tensors, (s, *directions) = saved[:6], saved[6:]
+        problem = *tensors, *ctx.rest
+        return hessian_jvp(PatternHessianProduct, problem, s, directions, tangents)
 
 
 def _save(ctx: Any, problem: PatternProblem, *more: Tensor) -> None:
@@ -107,13 +131,11 @@ class _PatternGradientTwin(BatchedFunction):
     def backward(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         *tensors, grad_value = ctx.saved_tensors
         args = *tensors, *ctx.rest, grad_value, *tangents
-        if may_be_differentiated():
-            along, *products = PatternHessianProduct.apply(*args)
-        else:
-            along, *products = PatternHessianProduct.forward(*args)
+        product = PatternHessianProduct
+        slope, *products = derivative(product, product.forward, args)
         needs = ctx.needs_input_grad
-        along = along if needs[FIELDS] else None
-        return *only(products, needs[:4]), *[None] * (FIELDS - 4), along, None
+        slope = slope if needs[FIELDS] else None
+        return *only(products, needs[:4]), *[None] * (FIELDS - 4), slope, None
 
 
 class PatternGradient(EagerFunction, _PatternGradientTwin):
@@ -206,16 +228,7 @@ class PatternValue(EagerFunction, _PatternValueTwin):
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
         problem = PatternProblem(*[*saved, *ctx.rest])
         cost = problem.cost
-        by_cost, *by_settings = tangents[:4]
         ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
-        with_settings = any(tangent is not None for tangent in by_settings)
+        with_settings = any(tangent is not None for tangent in tangents[1:4])
         grads = PatternGradient.apply(*problem, ones, with_settings)
-        total = torch.zeros_like(grads[1])
-        if by_cost is not None:
-            # Cells that no path visits contribute nothing, whatever their tangent holds.
-            by_cost = torch.where(grads[0] == 0, 0, by_cost)
-            total = total + (grads[0] * by_cost).sum((-2, -1), dtype=torch.float64)
-        for grad, tangent in zip(grads[1:], by_settings, strict=True):
-            if tangent is not None:
-                total = total + grad * tangent
-        return total.to(cost.dtype)
+        return along(grads, tangents[:4]).to(cost.dtype)

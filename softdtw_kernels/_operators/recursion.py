@@ -1,10 +1,10 @@
 """The derivatives of the recursion: torch autograd Functions that vmap, jvp, grad and hessian
 compose with.
 
-SoftDTWFunction (value) -> its gradient -> the Hessian-vector product, each the derivative of the
-one before it and each one call of an operator. A third derivative raises. The lower-case functions
-at the end are what the package itself calls: they choose the class that torch.compile can trace
-when it is tracing, and that which keeps a state for its gradient where that pays.
+SoftDTWFunction (value) -> its gradient -> the Hessian-vector product (see `hessian`), each the
+derivative of the one before it and each one call of an operator. The lower-case functions at the
+end are what the package itself calls: they choose the class that torch.compile can trace when it is
+tracing, and that which keeps a state for its gradient where that pays.
 """
 
 from __future__ import annotations
@@ -31,20 +31,48 @@ from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
-    LastDerivative,
+    along,
     choose,
     evaluate,
     forward_rule,
     goes_on,
     may_be_differentiated,
+    only,
     zeros_if_none,
 )
+from .hessian import LastDerivative, hessian_jvp, hessian_vjp
 
 
 class HessianProduct(LastDerivative):
+    """<dV, t>, and s H t, of a value V, a factor s and directions t."""
+
+    fields = len(Problem._fields)
+
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return kernels.hessian_product(Problem(*args[:6]), *args[6:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.bandwidth = inputs[5]
+        tensors = *inputs[:5], *inputs[6:]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        *tensors, s, t_cost, t_gamma, t_dummy = ctx.saved_tensors
+        problem, directions = (*tensors, ctx.bandwidth), (t_cost, t_gamma, t_dummy)
+        functions = HessianProduct, Gradient
+        return hessian_vjp(functions, problem, s, directions, grads, ctx.needs_input_grad)
+
+    @staticmethod
+    @forward_rule
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> tuple[Tensor, ...]:
+        *tensors, s, t_cost, t_gamma, t_dummy = saved
+        problem, directions = (*tensors, ctx.bandwidth), (t_cost, t_gamma, t_dummy)
+        return hessian_jvp(HessianProduct, problem, s, directions, tangents)
 
 
 # The twins name the arguments of forward: where nothing requires a gradient, torch.compile takes a
@@ -283,27 +311,6 @@ def _parameter(value: Any, name: str, cost: Tensor) -> Any:
     if isinstance(value, Tensor) and value.shape == cost.shape[:-2]:
         return to_device(value, cost.device, torch.float64)
     return batch_parameter(value, name, cost.shape[:-2], cost.device)
-
-
-def along(grads: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Tensor:
-    """<gradient, tangents> per item, in float64."""
-    total = torch.zeros_like(grads[1])
-    by_cost, by_gamma, by_dummy = tangents
-    if by_cost is not None:
-        # Cells that no path visits contribute nothing, whatever their tangent holds (padding may
-        # hold NaN).
-        by_cost = torch.where(grads[0] == 0, 0, by_cost)
-        total = total + (grads[0] * by_cost).sum((-2, -1), dtype=torch.float64)
-    if by_gamma is not None:
-        total = total + grads[1] * by_gamma
-    if by_dummy is not None:
-        total = total + grads[2] * by_dummy
-    return total
-
-
-def only(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """The gradients that autograd asks for."""
-    return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
 
 
 def value(problem: Problem) -> Tensor:

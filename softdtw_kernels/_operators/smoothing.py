@@ -23,14 +23,16 @@ from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
+    along,
     choose,
     evaluate,
     forward_rule,
     goes_on,
     may_be_differentiated,
+    only,
     zeros_if_none,
 )
-from .recursion import Gradient, along, checked_for_function, only
+from .recursion import Gradient, checked_for_function
 
 
 class SmoothVjp(EagerFunction):
