@@ -309,15 +309,11 @@ def _distortion(
     sizes = zip(shape, lengths, strict=True)
     n, m = (size if own is None else own.to(dtype) for size, own in sizes)
     area = n * m
-    if torch.compiler.is_compiling() and not isinstance(area, Tensor):
-        area = torch.full((), area, dtype=torch.float64, device=device)  # follows other sizes
-    if isinstance(area, Tensor) and not area.is_floating_point():  # sizes in a trace
+    if not isinstance(area, Tensor):  # as a tensor it follows the sizes of other calls of a program
+        area = torch.full((), area, dtype=torch.float64, device=device)
+    elif not area.is_floating_point():  # sizes in a trace
         area = area.double()
-    weight = (1 - alpha) / area
-    if isinstance(weight, Tensor):
-        return (i[:, None] - j).square_(), weight.to(device, dtype)
-    weight = torch.as_tensor(weight, dtype=dtype, device=device)
-    return (i[:, None] - j).square_(), weight
+    return (i[:, None] - j).square_(), ((1 - alpha) / area).to(device, dtype)
 
 
 class DILATELoss(_AlignmentLoss):

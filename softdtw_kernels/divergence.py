@@ -296,10 +296,10 @@ def _equal(pairs: Sequences) -> Tensor:
     of_y: Tensor | int = y.shape[-2] if pairs.y_lengths is None else pairs.y_lengths
     if pairwise and isinstance(of_x, Tensor):
         of_x = of_x[..., None]
-    if torch.compiler.is_compiling() and not isinstance(of_x, Tensor):
-        of_x = torch.full((), of_x, device=x.device)  # the sizes of other calls may be equal or not
-    as_long = torch.as_tensor(of_x == of_y, device=x.device)
-    size = min(x.shape[-2], y.shape[-2])
+    if not isinstance(of_x, Tensor):  # the sizes of other calls of a program may be equal or not
+        of_x = torch.full((), of_x, device=x.device)
+    as_long = of_x == of_y
+    size = torch.sym_min(x.shape[-2], y.shape[-2])
     x, y = x[..., :size, :].flatten(-2), y[..., :size, :].flatten(-2)
     if not pairwise:
         return as_long & (x == y).all(-1)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_close
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import softdtw_kernels as sk
 from softdtw_kernels._operators import ops
@@ -360,3 +362,14 @@ def test_a_direct_call_with_gradient_takes_no_other_shapes() -> None:
     arguments[6] = "euclidean"
     with pytest.raises(ValueError, match="kind must be one of"):
         call("fused_gradient")(*arguments)
+
+
+@pytest.mark.parametrize("name", ["soft_dtw", "s2dtw", "soft_dtw_divergence", "dilate_loss"])
+def test_the_values_of_a_graph_with_symbols_for_sizes(name: str) -> None:
+    """Of make_fx, whose graphs compute values: the backward of a Function is not in them."""
+    function = getattr(sk, name)
+    draw = torch.Generator().manual_seed(0)
+    x, y, z, w = (torch.rand(3, n, 2, generator=draw) for n in (6, 5, 7, 9))
+    graph = make_fx(lambda a, b: function(a, b), tracing_mode="symbolic")(x, y)
+    for a, b in ((x, y), (w, z), (z, w), (w, w), (w, w.clone())):
+        assert_close(graph(a[1:], b[1:]), function(a[1:], b[1:]), 1e-6, "value")

@@ -120,6 +120,11 @@ class Batch:
         )
         return one >= MANY_STEPS and one <= STEP_OF_TWO[precision.floats.itemsize] * two
 
+    def settings(self, precision: Precision, in_lanes: bool) -> tuple:
+        """What kernels on vectors need to know of the precision."""
+        low = not in_lanes and self.in_low_strips(precision)
+        return precision.in_low_strips if low else precision.kernel_arguments
+
     @property
     def hard_in_lanes(self) -> bool:
         """Whether lanes are pairs at gamma = 0: if that takes fewer steps. Bits are the same

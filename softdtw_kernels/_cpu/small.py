@@ -93,14 +93,13 @@ class Plan(NamedTuple):
 
 def _plan(task: Batch) -> Plan:
     precision, in_lanes = precision_of(task.cost), task.in_lanes(False)
-    low = not in_lanes and task.in_low_strips(precision)
     return Plan(
         lanes.solve if in_lanes else strips.solve,
         task.groups if in_lanes else task.pairs,
         room_for(task.cost.size, zeros=task.partial or not in_lanes),
         (task.in_order,) if in_lanes else (),
         task.cells,
-        precision.in_low_strips if low else precision.kernel_arguments,
+        task.settings(precision, in_lanes),
         np.ones(task.pairs, task.cost.dtype),
         (*task.lattice, precision.bounds),
     )

@@ -179,9 +179,7 @@ def arguments(
     in_lanes: bool = False,
 ) -> tuple:
     """What the vectorized kernels take after the first and the last of the pairs to do."""
-    low = not in_lanes and task.in_low_strips(precision)
-    settings = precision.in_low_strips if low else precision.kernel_arguments
-    common = (*task.kernel_arguments, *settings, out, status)
+    common = (*task.kernel_arguments, *task.settings(precision, in_lanes), out, status)
     ends = None
     if task.open is not None:
         ends = ends_of(task.open, task.gamma, task.price, task.lattice, precision)
