@@ -31,3 +31,16 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 def pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     x, y = random(2, 4, 3, dtype=dtype), random(2, 5, 3, seed=1, dtype=dtype)
     return x.requires_grad_(), y.requires_grad_()
+
+
+SPECIAL = {
+    "plain": lambda cost: cost,
+    "near 0": lambda cost: cost - 0.4,  # values that the first tier does not return
+    "walls": lambda cost: torch.where(cost > 1.2, 1e30, cost),
+    "forbidden": lambda cost: torch.where(cost > 1.5, torch.inf, cost),
+    "no path": lambda cost: torch.cat((torch.full_like(cost[:, :1], torch.inf), cost[:, 1:]), 1),
+    "not a number": lambda cost: torch.where(cost == cost.max(), torch.nan, cost),
+    "far apart": lambda cost: cost * 1e30,  # one path has all of the weight
+    "ties": lambda cost: (3 * cost).floor() * 1e6,
+    "many sizes": lambda cost: cost.exp2() ** 40,  # up to 1e30 and more: no tier on vectors
+}
