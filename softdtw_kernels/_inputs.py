@@ -84,6 +84,13 @@ class Costs(NamedTuple):
             return operators_of_patterns(self.backend).value(problem)
         return self.operators.value(problem)
 
+    def slope(self, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None) -> Tensor:
+        """Zeros that have the derivatives of `value`, on the backends that have kernels."""
+        problem = self.of_pattern(gamma, pattern, bandwidth)
+        if isinstance(problem, PatternProblem):
+            return patterns.slope(problem)
+        return recursion.slope(problem)
+
     def prepared(
         self, gamma: Number, bandwidth: int | None, pattern: Pattern | None
     ) -> Tensor | None:
@@ -176,12 +183,14 @@ class Sequences(NamedTuple):
             return from_features.value(problem)
         return self.costs(cost).value(gamma, bandwidth, pattern)
 
-    def slope(self, cost: Cost, gamma: Number, bandwidth: int | None) -> Tensor:
+    def slope(
+        self, cost: Cost, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None
+    ) -> Tensor:
         """Zeros that have the derivatives of `value`, on the backends that have kernels."""
-        problem = self.without_matrix(cost, gamma, bandwidth)
+        problem = self.without_matrix(cost, gamma, bandwidth) if pattern is None else None
         if problem is not None:
             return from_features.slope(problem)
-        return recursion.slope(self.costs(cost).problem(gamma, bandwidth=bandwidth))
+        return self.costs(cost).slope(gamma, bandwidth, pattern)
 
 
 def sequences(

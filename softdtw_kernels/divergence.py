@@ -25,7 +25,7 @@ from ._checks import (
     check_reduction,
     check_scalar,
 )
-from ._inputs import Sequences, expand, reduce, sequences
+from ._inputs import Costs, Sequences, expand, reduce, sequences
 from ._modes import is_recorded
 from ._operators import kernels
 from ._operators.function import (
@@ -37,12 +37,12 @@ from ._operators.function import (
     zeros_if_none,
 )
 from ._pattern import Pattern, check_pattern
-from ._problem import FeatureProblem, Problem
 from .costs import Cost
 
 BLOCK = 1 << 20  # cells whose float64 costs are in memory at a time
 LEAST_ITEMS = 16
-ALLOWED = 5e-6  # of a divergence, for roundings of gamma
+# Of a divergence, for roundings of gamma.
+ALLOWED = {torch.float32: 5e-6, torch.float64: 1e-12}
 
 
 def soft_dtw_divergence(
@@ -125,9 +125,9 @@ def soft_dtw_divergence(
     errors = [t.error for t in (of_pairs, of_x, of_y) if t.error is not None]
     if same is not None and len(errors) == 3:
         error = errors[0] + 0.5 * (errors[1] + errors[2])
-        unsure = (error > ALLOWED * value.abs()) & ~same
+        unsure = (error > ALLOWED[pairs.x.dtype] * value.abs()) & ~same
         if unsure.any():
-            value[unsure] = _certified(pairs, unsure, gamma, cost, bandwidth)
+            value[unsure] = _certified(pairs, unsure, gamma, cost, bandwidth, pattern)
     value = reduce(value, reduction).to(pairs.x.dtype)
     if of_pairs.slope is None:
         return value
@@ -148,38 +148,54 @@ class _Term(NamedTuple):
 def _term(
     checked: Sequences, gamma: Number, cost: Cost, bandwidth: int | None, pattern: Pattern | None
 ) -> _Term:
-    """One term: the kernels compute the derivatives for a named cost of float32 features from the
+    """One term. The kernels compute the derivatives for a named cost of float32 features from the
     float32 costs, whose values nobody needs.
     """
     x, y = checked.x, checked.y
     wide = checked._replace(x=x.double(), y=y.double())
-    settings = cost, gamma, bandwidth, pattern
-    in_one = not isinstance(cost, str) or x.dtype == torch.float64 or pattern is not None
-    # A program that is recorded has the derivatives of its parts.
-    if in_one or checked.backend == "reference" or is_recorded():
+    settings = gamma, bandwidth, pattern
+    tensors = x, y, *_tensors(gamma, pattern)
+    # Values of their own pay where they are narrower than their derivatives, or need not be exact
+    # next to 0. A program that is recorded has the derivatives of its parts.
+    narrow = x.dtype == torch.float32 and isinstance(cost, str) and pattern is None
+    own = not is_recorded() and (narrow or _engine(tensors) is not None)
+    if checked.backend == "reference" or not own:
         value = (
-            wide.value(*settings)
+            wide.value(cost, *settings)
             if isinstance(cost, str)
-            else _of_function(wide, checked, *settings)
+            else _of_function(wide, checked, cost).value(*settings)
         )
         return _Term(value, None) if is_recorded() else _Term(value.detach(), value)
-    constant = gamma.detach() if isinstance(gamma, Tensor) else gamma
+    if not isinstance(cost, str):
+        costs = _of_function(wide, checked, cost)
+        value, error = _of_costs(costs._replace(cost=costs.cost.detach()), *_constant(*settings))
+        slope = costs.slope(*settings) if derivative_is_due((costs.cost, *tensors)) else None
+        return _Term(value, slope, error)
     wide = wide._replace(x=wide.x.detach(), y=wide.y.detach())
-    value, error = _in_blocks(wide, cost, constant, bandwidth)
-    slope = checked.slope(cost, gamma, bandwidth) if derivative_is_due((x, y, gamma)) else None
+    value, error = _in_blocks(wide, cost, *_constant(*settings))
+    slope = checked.slope(cost, *settings) if derivative_is_due(tensors) else None
     return _Term(value, slope, error)
 
 
-def _of_function(
-    wide: Sequences,
-    checked: Sequences,
-    cost: Cost,
-    gamma: Number,
-    bandwidth: int | None,
-    pattern: Pattern | None,
-) -> Tensor:
-    """The value by a function's costs: in float64, or of the features as they are if it refuses
-    others.
+def _tensors(gamma: Number, pattern: Pattern | None) -> list[Tensor]:
+    """Those among the settings."""
+    settings = gamma, None if pattern is None else pattern.warp_cost
+    return [setting for setting in settings if isinstance(setting, Tensor)]
+
+
+def _constant(
+    gamma: Number, bandwidth: int | None, pattern: Pattern | None
+) -> tuple[Number, int | None, Pattern | None]:
+    """The settings without their graphs."""
+    gamma = gamma.detach() if isinstance(gamma, Tensor) else gamma
+    if pattern is not None and isinstance(pattern.warp_cost, Tensor):
+        pattern = pattern._replace(warp_cost=pattern.warp_cost.detach())
+    return gamma, bandwidth, pattern
+
+
+def _of_function(wide: Sequences, checked: Sequences, cost: Cost) -> Costs:
+    """A function's costs in float64: of float64 features, or of the features as they are if it
+    refuses others.
     """
     try:
         costs = wide.costs(cost)
@@ -187,48 +203,78 @@ def _of_function(
         if checked.x.dtype == torch.float64:
             raise
         costs = checked.costs(cost)
-    costs = costs._replace(cost=costs.cost.double())
-    return costs.value(gamma, bandwidth, pattern)
+    return costs._replace(cost=costs.cost.double())
 
 
 def _within_gamma(
-    checked: Sequences, cost: Cost, gamma: Number, bandwidth: int | None
+    checked: Sequences, cost: Cost, gamma: Number, bandwidth: int | None, pattern: Pattern | None
 ) -> tuple[Tensor, Tensor | None]:
     """The value, and what it may be off by. The value of a sequence with itself is next to 0, to
     which only the slowest kernels are exact; next to the third term that rarely counts.
     """
-    tensors = checked.x, checked.y, gamma if isinstance(gamma, Tensor) else None
-    engine = kernels.engine_of_plain_call(tensors)
-    if not hasattr(engine, "value_within_gamma"):
-        return checked.value(cost, gamma, bandwidth), None
-    problem: FeatureProblem | Problem | None = checked.without_matrix(cost, gamma, bandwidth)
+    engine = _engine((checked.x, checked.y, *_tensors(gamma, pattern)))
+    if engine is None:
+        return checked.value(cost, gamma, bandwidth, pattern), None
+    problem = checked.without_matrix(cost, gamma, bandwidth) if pattern is None else None
     if problem is None:
-        problem = checked.costs(cost).problem(gamma, bandwidth=bandwidth)
+        return _of_costs(checked.costs(cost), gamma, bandwidth, pattern)
     found: tuple[Tensor, Tensor] = engine.value_within_gamma(problem)
     return found
 
 
+def _of_costs(
+    costs: Costs, gamma: Number, bandwidth: int | None, pattern: Pattern | None
+) -> tuple[Tensor, Tensor | None]:
+    """As `_within_gamma`."""
+    engine = _engine((costs.cost, *_tensors(gamma, pattern)))
+    if engine is None:
+        return costs.value(gamma, bandwidth, pattern), None
+    found: tuple[Tensor, Tensor] = engine.value_within_gamma(
+        costs.of_pattern(gamma, pattern, bandwidth)
+    )
+    return found
+
+
+def _engine(tensors: tuple[Tensor, ...]) -> Any:
+    """Whose values these are; None where none has them, or torch would do something else."""
+    engine = kernels.engine_of_plain_call(tensors)
+    return engine if hasattr(engine, "value_within_gamma") else None
+
+
 def _certified(
-    pairs: Sequences, which: Tensor, gamma: Number, cost: Cost, bandwidth: int | None
+    pairs: Sequences,
+    which: Tensor,
+    gamma: Number,
+    cost: Cost,
+    bandwidth: int | None,
+    pattern: Pattern | None,
 ) -> Tensor:
     """The divergence of some of the pairs, as exact as its terms."""
     batch, pairwise = pairs.batch, pairs.pairwise
-    gamma = batch_parameter(gamma, "gamma", batch, pairs.x.device)[which].detach()
-    x, y = pairs.x.detach().double(), pairs.y.detach().double()
+
+    def of_some(setting: Number, name: str) -> Tensor:
+        return batch_parameter(setting, name, batch, pairs.x.device)[which].detach()
+
+    gamma = of_some(gamma, "gamma")
+    if pattern is not None:
+        pattern = pattern._replace(warp_cost=of_some(pattern.warp_cost, "warp_cost"))
+    x, y = pairs.x.detach(), pairs.y.detach()
     if pairwise:
         x, y = x[:, None], y[None]
     x, y = (t.expand(*batch, *t.shape[-2:])[which] for t in (x, y))
     n, m = (None if t is None else t[which] for t in pairs.lengths)
     some = pairs.backend, x.shape[:1]
-    terms = [
-        Sequences(*some, a, b, a_lengths, b_lengths, False).value(cost, gamma, bandwidth)
-        for a, a_lengths, b, b_lengths in ((x, n, y, m), (x, n, x, n), (y, m, y, m))
-    ]
+    terms = []
+    for a, a_lengths, b, b_lengths in ((x, n, y, m), (x, n, x, n), (y, m, y, m)):
+        checked = Sequences(*some, a, b, a_lengths, b_lengths, False)
+        wide = checked._replace(x=a.double(), y=b.double())
+        costs = wide.costs(cost) if isinstance(cost, str) else _of_function(wide, checked, cost)
+        terms.append(costs.value(gamma, bandwidth, pattern))
     return _combine(*terms)
 
 
 def _in_blocks(
-    wide: Sequences, cost: Cost, gamma: Number, bandwidth: int | None
+    wide: Sequences, cost: Cost, gamma: Number, bandwidth: int | None, pattern: Pattern | None
 ) -> tuple[Tensor, Tensor | None]:
     """As `_within_gamma`, on the CPU some items after others: costs that fit a cache take less
     time.
@@ -237,8 +283,10 @@ def _in_blocks(
     # Neither compiled code nor a transform gains by blocks.
     step = _items(wide) if wide.backend == "numba" and not derivative_is_due(()) else 0
     if step == 0:
-        return _within_gamma(wide, cost, gamma, bandwidth)
+        return _within_gamma(wide, cost, gamma, bandwidth, pattern)
     gamma = batch_parameter(gamma, "gamma", batch, x.device)
+    warp = 0.0 if pattern is None else pattern.warp_cost
+    warp = batch_parameter(warp, "warp_cost", batch, x.device)
     if not pairwise:
         x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
         y_lengths = expand(y_lengths, batch)
@@ -253,7 +301,8 @@ def _in_blocks(
             x_lengths=None if x_lengths is None else x_lengths[rows],
             y_lengths=y_lengths if pairwise or y_lengths is None else y_lengths[rows],
         )
-        value, error = _within_gamma(block, cost, gamma[rows], bandwidth)
+        of_block = None if pattern is None else pattern._replace(warp_cost=warp[rows])
+        value, error = _within_gamma(block, cost, gamma[rows], bandwidth, of_block)
         values.append(value)
         errors += [] if error is None else [error]
     return torch.cat(values), torch.cat(errors) if errors else None

@@ -54,10 +54,11 @@ from .pattern import (
 from .pattern import (
     pattern_value_and_state as pattern_value_and_state,
 )
-from .scaling import WITHIN_GAMMA, precision_of, roundings
+from .scaling import precision_of
 from .solve import solve
 from .task import batch_of, batch_to_smooth, checked_lengths
 from .threads import run_chunks
+from .within_gamma import value_within_gamma as value_within_gamma
 
 
 def value(problem: Problem) -> Tensor:
@@ -290,28 +291,6 @@ def fused_gradient_from_state(
         return fused_gradient(problem, grad_value, *wanted)
     not_wanted = torch.zeros(grad_value.shape, dtype=torch.float64)
     return *small.features_of(by_cost, x, y, with_x, with_y), not_wanted
-
-
-def value_within_gamma(problem: Problem | FeatureProblem) -> tuple[Tensor, Tensor]:
-    """Values of float64, and what they are off by at most for roundings of gamma: near 0 more than
-    `value` and `fused_value` are.
-    """
-    rows, columns = (
-        problem.cost.shape[-2:]
-        if isinstance(problem, Problem)
-        else (problem.x.shape[-2], problem.y.shape[-2])
-    )
-    error = problem.gamma * (2.0**-53 * roundings.py_func(rows, columns))
-    if isinstance(problem, FeatureProblem):
-        # What is no distance comes without a matrix, though its features may be more by one here.
-        if without_matrix(problem) or not is_distance(problem.kind):
-            task = features.batch_of(problem)
-            values = features.solve(task, None, returned=False)
-            return from_array(values, problem.x.shape[:-2]), error
-        problem = problem.of(squared_distances(problem.x, problem.y))
-    batch = batch_of(problem)
-    batch.precision = WITHIN_GAMMA
-    return from_array(solve(batch, None), problem.cost.shape[:-2]), error
 
 
 @without_warnings

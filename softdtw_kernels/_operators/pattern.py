@@ -50,6 +50,12 @@ def value(problem: PatternProblem) -> Tensor:
     return result
 
 
+def slope(problem: PatternProblem) -> Tensor:
+    """Zeros that have the derivatives of `value`."""
+    result: Tensor = choose(_PatternSlope, _PatternSlopeTwin, problem)
+    return result
+
+
 def gradient(problem: PatternProblem, grad_value: Tensor, with_parameters: bool) -> Four:
     """`ops.pattern_gradient`, differentiable."""
     args = *problem, grad_value, with_parameters
@@ -232,3 +238,26 @@ class PatternValue(EagerFunction, _PatternValueTwin):
         with_settings = any(tangent is not None for tangent in tangents[1:4])
         grads = PatternGradient.apply(*problem, ones, with_settings)
         return along(grads, tangents[:4]).to(cost.dtype)
+
+
+class _PatternSlopeTwin(_PatternValueTwin):
+    """As `recursion._SlopeTwin`."""
+
+    @staticmethod
+    def forward(
+        cost: Tensor,
+        gamma: Tensor,
+        warp: Tensor,
+        skip: Tensor,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        bandwidth: int | None,
+        repeat: str,
+        open_begin: str,
+        open_end: str,
+    ) -> Tensor:
+        return cost.new_zeros(cost.shape[:-2])
+
+
+class _PatternSlope(PatternValue):
+    forward = staticmethod(_PatternSlopeTwin.forward)
