@@ -100,11 +100,14 @@ class Alignment:
         if "entropy" in self._kept:
             return self._kept["entropy"]
         entropy = self._computed_entropy()
-        # What was asked for without gradients may be asked for with them.
-        due = self._differentiable is not None
-        if entropy.requires_grad or not (due or torch.is_inference_mode_enabled()):
+        if not torch.compiler.is_compiling() and self._may_be_kept(entropy):
             self._kept["entropy"] = entropy
         return entropy
+
+    def _may_be_kept(self, entropy: Tensor) -> bool:
+        """What was asked for without gradients may be asked for with them."""
+        due = self._differentiable is not None
+        return entropy.requires_grad or not (due or torch.is_inference_mode_enabled())
 
     def _computed_entropy(self) -> Tensor:
         problem = self._problem if self._differentiable is None else self._differentiable

@@ -199,19 +199,20 @@ class _OfCosts(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         by_cost, without_path, anchor = ctx.saved_tensors
+        by_cost = anchored(by_cost, anchor)
         # Without a path 0, even if the gradient of the loss is not finite.
         grad = torch.where(without_path, 0, grad)
         engine = kernels.engine_of_plain_call((by_cost, grad))
-        if engine is None or (grad.requires_grad and torch.is_grad_enabled()):
+        if engine is None or torch.is_grad_enabled():
             scaled = torch.where(by_cost == 0, 0, by_cost * grad[..., None, None])
         else:
             scaled = engine.directional.times(by_cost, grad)
-        return anchored(scaled, anchor), None, None, None, None, None
+        return scaled, None, None, None, None, None
 
 
 def anchored(gradient: Tensor, anchor: Tensor) -> Tensor:
-    """The gradient; where it may be differentiated, with the error that this will raise in all but
-    the gradient of the loss, in which it is linear.
+    """A gradient that is kept; where it may be differentiated, with the error that this will raise.
+    What it is multiplied by has its derivatives.
     """
     return gradient + anchor if torch.is_grad_enabled() else gradient
 
@@ -263,8 +264,7 @@ class _OfFeatures(Function):
         without_path, anchor, *by_features = ctx.saved_tensors
         grad = torch.where(without_path, 0, grad)[..., None, None]
         wanted = zip(by_features, ctx.needs_input_grad, strict=False)
-        grads = [by * grad if is_wanted else None for by, is_wanted in wanted]
-        by_x, by_y = (None if by is None else anchored(by, anchor) for by in grads)
+        by_x, by_y = (anchored(by, anchor) * grad if due else None for by, due in wanted)
         return by_x, by_y, None, None, None, None, None
 
 

@@ -225,6 +225,12 @@ def test_a_second_derivative_is_an_error_and_not_0(cost: str) -> None:
     (gradient,) = torch.autograd.grad(loss(x) ** 2, x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
+    # Along a direction, beside what has second derivatives.
+    both = torch.autograd.functional.jvp(
+        lambda x: loss(x) + x.sum() ** 2, x, torch.ones_like(x), create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        both[1].backward()
 
 
 @pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])

@@ -11,6 +11,7 @@ import torch
 from helpers import assert_close
 from torch import Tensor
 from torch.autograd.functional import hvp, jvp, vhp
+from torch.func import grad
 
 import softdtw_kernels as sk
 
@@ -109,6 +110,43 @@ def test_its_derivative_by_the_direction_alone(name: str) -> None:
             torch.autograd.grad(norm, leaf, retain_graph=True)
     with pytest.raises(RuntimeError, match="a third one was asked for"):
         norm.backward()
+
+
+ROUTES: dict[str, Callable[..., object]] = {
+    "grad of jvp of grad": lambda f, p, v: grad(
+        lambda q: (torch.func.jvp(grad(f), (q,), (v,))[1] * v).sum()
+    )(p),
+    "grad of jvp of jvp": lambda f, p, v: grad(
+        lambda q: torch.func.jvp(lambda r: torch.func.jvp(f, (r,), (v,))[1], (q,), (v,))[1]
+    )(p),
+    "jacrev of jvp of grad": lambda f, p, v: torch.func.jacrev(
+        lambda q: torch.func.jvp(grad(f), (q,), (v,))[1]
+    )(p),
+    "jacfwd of hessian": lambda f, p, v: torch.func.jacfwd(torch.func.hessian(f))(p),
+    "grad of grad of grad": lambda f, p, v: grad(
+        lambda q: (grad(lambda r: (grad(f)(r) * v).sum())(q) * v).sum()
+    )(p),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", ["cost", "repeat", "sqeuclidean", "divergence", "forward_sum"])
+def test_a_third_derivative_is_refused_by_all_transforms(name: str, route: str) -> None:
+    total, (point, *rest) = CASES[name]
+    (along,) = directions((point,))
+    with pytest.raises(RuntimeError, match="a third one was asked for"):
+        ROUTES[route](lambda p: total(p, *rest), point, along)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_slope_along_a_direction_has_a_derivative(name: str) -> None:
+    """Made by double backward it is linear in the direction, and of second order in the problem."""
+    total, points = CASES[name]
+    along = directions(points)
+    leaves = tuple(point.clone().requires_grad_() for point in points)
+    _, slope = jvp(total, leaves, along, create_graph=True)
+    got = torch.autograd.grad(slope, leaves)
+    assert_all_close(got, vhp(total, points, along)[1], "derivative of the slope")
 
 
 def test_of_the_operators_in_all_that_they_are_linear_in() -> None:

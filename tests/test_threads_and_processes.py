@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+import time
+import weakref
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from helpers import Forks, bits, run_python
 from torch import Tensor
 
 from softdtw_kernels import s2dtw_from_cost, soft_dtw_from_cost
+from softdtw_kernels._cpu import threads
 
 
 def _train(cost: Tensor) -> list[bytes]:
@@ -162,3 +167,92 @@ soft_dtw_from_cost(torch.rand(64, 64, 64))
 """,
         timeout=100,
     )
+
+
+def test_a_fork_while_another_thread_compiles(fresh: Forks) -> None:
+    """The lock of the compiler belongs to a thread that the child does not have."""
+    fresh.run(
+        """
+import os
+import threading
+import time
+import torch
+from numba.core.compiler_lock import global_compiler_lock
+from softdtw_kernels import soft_dtw_from_cost
+
+soft_dtw_from_cost(torch.rand(2, 5, 5))
+begun = threading.Event()
+
+def compile_something():
+    with global_compiler_lock:
+        begun.set()
+        time.sleep(0.3)
+
+thread = threading.Thread(target=compile_something)
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    soft_dtw_from_cost(torch.rand(300, 300))  # another kernel
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+thread.join()
+""",
+        timeout=100,
+    )
+
+
+def test_where_no_thread_can_be_started_the_caller_works_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_more(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    cost = torch.rand(64, 40, 40, generator=torch.Generator().manual_seed(0))
+    truth, before = soft_dtw_from_cost(cost), torch.get_num_threads()
+    torch.set_num_threads(40)  # more than there are helpers
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_more)
+            assert torch.equal(soft_dtw_from_cost(cost), truth)
+        end = time.monotonic() + 30
+        while not threads._jobs.empty():  # what waits for a helper that is not there stays
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_call_that_is_done_holds_nothing() -> None:
+    """Neither in the queue of helpers that are busy elsewhere, nor by an error of its own."""
+    held = [weakref.ref(torch.zeros(0)) for _ in range(2)]
+    busy, go_on = threading.Event(), threading.Event()
+
+    def block(first: int, last: int) -> None:
+        busy.set()
+        assert go_on.wait(60)
+
+    def fail(first: int, last: int) -> None:
+        raise ValueError("a fault of the work")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    caller = threading.Thread(target=threads.run_chunks, args=(2, 10**6, block))
+    gc.disable()
+    try:
+        caller.start()
+        assert busy.wait(60)
+        for k, work in enumerate((lambda first, last: None, fail)):
+            array = torch.zeros(8)
+            held[k] = weakref.ref(array)
+            with contextlib.suppress(ValueError):
+                threads.run_chunks(
+                    8, 10**6, lambda first, last, work=work, array=array: work(first, last)
+                )
+            del array
+            assert held[k]() is None
+    finally:
+        go_on.set()
+        caller.join()
+        gc.enable()
+        torch.set_num_threads(before)

@@ -216,16 +216,24 @@ def test_compile_of_sizes_that_become_equal(name: str) -> None:
         assert_close(*gradients, 1e-11, "gradient")
 
 
-def test_compile_of_the_expected_alignment() -> None:
+@pytest.mark.parametrize("of", ["expected", "entropy"])
+def test_compile_of_an_alignment_without_gradients(of: str) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda c: soft_dtw_alignment_from_cost(c, gamma=0.2).expected,
-        fullgraph=True,
-        backend="aot_eager",
-    )
+
+    def function(cost: Tensor) -> Tensor:
+        return getattr(soft_dtw_alignment_from_cost(cost, gamma=0.2), of)
+
     cost = _data(2, 4, 5)
-    truth = soft_dtw_alignment_from_cost(cost, gamma=0.2).expected
-    assert_close(compiled(cost), truth, 1e-12, "expected alignment")
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(cost), function(cost), 1e-12, of)
+
+
+@pytest.mark.parametrize("function", [soft_dtw_from_cost, forward_sum])
+def test_compile_of_a_gradient_of_functorch(function: Callable[..., Tensor]) -> None:
+    torch._dynamo.reset()
+    gradient = torch.func.grad(lambda cost: function(cost).sum())
+    cost = _data(2, 5, 4)
+    assert_close(torch.compile(gradient, backend="eager")(cost), gradient(cost), 1e-12, "gradient")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
 import pickle
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -200,6 +200,15 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     return enabled(lambda: numba.jit(**options)(function))
 
 
+if hasattr(os, "register_at_fork"):
+    # A child of a process that compiles in another thread would wait for that thread for ever.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
+
+
 @contextmanager
 def _without_collection() -> Iterator[None]:
     """Numba makes millions of objects while it compiles, which live until it is done: looking for
@@ -219,7 +228,6 @@ def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> 
     """Let the first call with other types than before choose its form."""
     compile_form = dispatcher._compile_for_args
     known: set[Signature] = set()
-    lock = threading.Lock()
 
     def choose(*arguments: Any) -> Any:
         own = tuple(map(dispatcher.typeof_pyval, arguments))
@@ -228,7 +236,9 @@ def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> 
             if form == own:
                 return enabled(compile_form, *arguments)
             entry = enabled(dispatcher.compile, form)
-        with lock:  # once: of two that are the same, Numba finds none, and each call comes here
+        with (
+            global_compiler_lock
+        ):  # once: of two that are the same, Numba finds none, and each call comes here
             if own not in known:
                 known.add(own)
                 dispatcher._insert([t._code for t in own], entry, False)  # found by later calls

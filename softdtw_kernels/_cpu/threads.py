@@ -88,6 +88,7 @@ class _Job:
                 self.unfinished -= 1
                 if self.unfinished:
                     continue
+            del self.work  # and the arrays of the call: helpers may be long busy before they look
             self.finished.release()
             if index > 0:
                 tell_caller(self.done)
@@ -123,15 +124,19 @@ def _help(jobs: SimpleQueue[tuple[_Job, int]]) -> None:
         del job  # and with it the arrays of the call, while waiting for the next
 
 
-def _ensure_helpers(count: int) -> None:
+def _helpers_up_to(count: int) -> int:
+    """How many helpers there are, up to so many: started now, as far as the system lets us."""
     global _helpers
-    if _helpers >= count:
-        return
-    with _lock:
-        while _helpers < count:
-            _helpers += 1
-            name = f"softdtw-{_helpers}"
-            threading.Thread(target=_help, args=(_jobs,), name=name, daemon=True).start()
+    if _helpers < count:
+        with _lock:
+            while _helpers < count:
+                name = f"softdtw-{_helpers + 1}"
+                try:
+                    threading.Thread(target=_help, args=(_jobs,), name=name, daemon=True).start()
+                except RuntimeError:  # a limit of the process, or its end
+                    break
+                _helpers += 1
+    return min(_helpers, count)
 
 
 def threads_for(cells: int) -> int:
@@ -163,12 +168,15 @@ def run_together(threads: int, work: Callable[[], None]) -> None:
 
 
 def _share(job: _Job) -> None:
-    _ensure_helpers(job.threads - 1)
-    for index in range(1, job.threads):
+    for index in range(1, 1 + _helpers_up_to(job.threads - 1)):
         _jobs.put((job, index))
     job.run(0)
     # For what others have begun. A helper that comes late, from another caller's work, finds
     # nothing left to do and is not waited for.
     job.wait()
-    if job.error is not None:
-        raise job.error
+    error, job.error = job.error, None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error, job  # or these would hold each other, and the arrays

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from .._modes import in_transform
 from .function import EagerFunction, along, derivative, only, zeros_if_none
 
 
@@ -46,6 +47,10 @@ class _Undifferentiated(EagerFunction):
         raise_no_third_derivative()
 
 
+def _is_guarded(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and (x.requires_grad or in_transform())
+
+
 class LastDerivative(EagerFunction):
     """A second derivative along directions. It is linear in what comes after its problem, and has
     derivatives by that, for those who go this way to a product with a Hessian; by the problem it
@@ -66,14 +71,26 @@ class LastDerivative(EagerFunction):
     @classmethod
     def _guarded(cls, args: tuple[Any, ...], guard: Callable[[Tensor], Tensor]) -> list[Any]:
         problem, rest = args[: cls.fields], args[cls.fields :]
-        guarded = [guard(x) if isinstance(x, Tensor) and x.requires_grad else x for x in problem]
-        return [*guarded, *rest]
+        # A tensor that a transform has wrapped does not tell of the levels around it.
+        return [*(guard(x) if _is_guarded(x) else x for x in problem), *rest]
 
     @classmethod
     def refuse(cls, tangents: Sequence[Any]) -> None:
         """In forward mode: of tangents, those by the problem."""
         if any(tangent is not None for tangent in tangents[: cls.fields]):
             raise_no_third_derivative()
+
+
+def slope_along(
+    gradient: type[EagerFunction], problem: Sequence[Any], directions: Sequence[Tensor | None]
+) -> Tensor:
+    """<dV, t> where derivatives may be asked for: it has one by the problem, which is H t.
+
+    gradient: the Function of s dV, of the problem, s, and whether it is wanted by settings.
+    """
+    cost = problem[0]
+    ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
+    return along(gradient.apply(*problem, ones, True), directions).to(cost.dtype)
 
 
 def hessian_vjp(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends as backends
-from .._modes import is_plain
+from .._modes import is_plain, is_recorded
 from .._problem import (
     FeatureProblem,
     Monotonic,
@@ -61,8 +61,9 @@ def _call(name: str, problem: tuple[Any, ...], *rest: Any) -> Any:
 def _by_dispatcher(name: str, args: tuple[Any, ...]) -> Any:
     """The operator as autograd sees it inside of a Function: a constant."""
     operator = getattr(ops, name)
-    # torch.compile cannot trace the guard, and what is recorded has derivatives.
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    # Dynamo cannot trace the guard, and what is recorded has derivatives. Without it an operator
+    # that runs while something is compiled would come to its Function, and back here.
+    if torch.compiler.is_dynamo_compiling() or is_recorded():
         return operator(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*args)

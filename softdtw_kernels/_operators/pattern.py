@@ -30,7 +30,7 @@ from .function import (
     only,
     zeros_if_none,
 )
-from .hessian import LastDerivative, hessian_jvp, hessian_vjp
+from .hessian import LastDerivative, hessian_jvp, hessian_vjp, slope_along
 
 FIELDS = len(PatternProblem._fields)
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -140,6 +140,8 @@ class _PatternGradientTwin(BatchedFunction):
         product = PatternHessianProduct
         slope, *products = derivative(product, product.forward, args)
         needs = ctx.needs_input_grad
+        if needs[FIELDS] and may_be_differentiated():
+            slope = slope_along(PatternGradient, (*tensors, *ctx.rest), tangents)
         slope = slope if needs[FIELDS] else None
         return *only(products, needs[:4]), *[None] * (FIELDS - 4), slope, None
 

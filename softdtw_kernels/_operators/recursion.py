@@ -33,6 +33,7 @@ from .function import (
     EagerFunction,
     along,
     choose,
+    derivative,
     evaluate,
     forward_rule,
     goes_on,
@@ -40,7 +41,7 @@ from .function import (
     only,
     zeros_if_none,
 )
-from .hessian import LastDerivative, hessian_jvp, hessian_vjp
+from .hessian import LastDerivative, hessian_jvp, hessian_vjp, slope_along
 
 
 class HessianProduct(LastDerivative):
@@ -108,13 +109,13 @@ class _GradientTwin(BatchedFunction):
         problem = Problem(*[*tensors, ctx.bandwidth])
         by_cost, by_gamma, by_dummy = tangents
         by_dummy = None if problem.dummy is None else by_dummy
-        rest = grad_value, by_cost, by_gamma, by_dummy
-        if may_be_differentiated():
-            along, *products = HessianProduct.apply(*problem, *rest)
-        else:
-            along, *products = kernels.hessian_product(problem, *rest)
-        *needs, _, _, _, along_is_wanted, _ = ctx.needs_input_grad
-        return *only(products, needs), None, None, None, along if along_is_wanted else None, None
+        directions = by_cost, by_gamma, by_dummy
+        args = *problem, grad_value, *directions
+        slope, *products = derivative(HessianProduct, HessianProduct.forward, args)
+        *needs, _, _, _, slope_is_wanted, _ = ctx.needs_input_grad
+        if slope_is_wanted and may_be_differentiated():
+            slope = slope_along(Gradient, problem, directions)
+        return *only(products, needs), None, None, None, slope if slope_is_wanted else None, None
 
 
 class Gradient(EagerFunction, _GradientTwin):
