@@ -40,6 +40,14 @@ except ImportError:  # pragma: no cover  # a torch without this name
         return 1
 
 
+try:
+    from torch._C._functorch import is_legacy_batchedtensor as is_batched_gradient
+except ImportError:  # pragma: no cover  # a torch without this name
+
+    def is_batched_gradient(tensor: Tensor) -> bool:
+        return False
+
+
 PLAIN_TYPES = (Tensor, Parameter)
 _NO_TENSORS = {type(None), bool, int, float, str}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import assert_close
 from torch import Tensor
-from torch.autograd.functional import hvp, jvp, vhp
+from torch.autograd.functional import hessian, hvp, jacobian, jvp, vhp
 from torch.func import grad
 
 import softdtw_kernels as sk
@@ -181,3 +181,20 @@ def test_expected_visits_and_entropy_along_a_direction(backend: str) -> None:
     (along,) = directions((COST,))
     _, got = jvp(visits, COST, along)
     assert_all_close(got, torch.func.jvp(visits, (COST,), (along,))[1], "functional.jvp")
+
+
+@pytest.mark.parametrize("name", ["cost", "repeat", "dummy", "sqeuclidean", "long"])
+def test_gradients_that_torch_batches_have_derivatives_or_an_error(name: str) -> None:
+    """In the backward of these torch loses what a Function records."""
+    total, (point, *rest) = CASES[name]
+    leaf = point.clone().requires_grad_()
+    of_items = jacobian(lambda p: total(p, *rest)[None], leaf, vectorize=True)
+    assert_close(of_items, jacobian(lambda p: total(p, *rest)[None], leaf), 1e-12, "jacobian")
+    with pytest.raises(RuntimeError, match="use torch.func.jacrev"):
+        jacobian(lambda p: total(p, *rest)[None], leaf, vectorize=True, create_graph=True)
+    hessians = (
+        hessian(lambda p: total(p, *rest), point[:, :5], vectorize=batched)
+        for batched in (True, False)
+    )
+    if name != "long":
+        assert_close(*hessians, 1e-10, "Hessian")

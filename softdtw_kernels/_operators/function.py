@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from .. import _backends as backends
-from .._modes import in_transform, is_plain, is_recorded, is_transformed
+from .._modes import (
+    in_transform,
+    is_batched_gradient,
+    is_plain,
+    is_recorded,
+    is_transformed,
+)
 from . import kernels
 
 try:  # what Function.apply itself calls; without it, it is used as it is
@@ -93,6 +99,8 @@ class EagerFunction(BatchedFunction):
         """`apply` for the package itself, which has checked the arguments."""
         if in_transform():
             return super().apply(*args)
+        if torch.is_grad_enabled() and any(_is_batched(arg) for arg in args):
+            raise_not_recorded()
         # Here and below: past Function.apply, to a class of torch's C++ that mypy does not see.
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
@@ -194,6 +202,18 @@ def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
             return rule(ctx, primals, *present)
 
     return jvp
+
+
+def _is_batched(arg: Any) -> bool:
+    return isinstance(arg, Tensor) and is_batched_gradient(arg)
+
+
+def raise_not_recorded() -> NoReturn:
+    raise RuntimeError(
+        "torch records no Function in the backward of gradients that it batches, so that a "
+        "derivative of these would be lost: use torch.func.jacrev in place of vectorize=True or "
+        "is_grads_batched=True, or leave out create_graph=True"
+    )
 
 
 def zeros_if_none(
