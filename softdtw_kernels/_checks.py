@@ -171,7 +171,7 @@ def batch_parameter(
 def check_parameter(value: Any, name: str) -> Number:
     """A number or a real tensor; the operator checks its values, `batch_parameter` its shape."""
     if not isinstance(value, Tensor):
-        return check_number(value, name)
+        return check_number(value, name, "a number or a tensor (0-d, or one value an item)")
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must be a real tensor, got {value.dtype}")
     return value
@@ -185,10 +185,10 @@ def check_scalar(value: Any, name: str, where: str) -> None:
         )
 
 
-def check_number(value: Any, name: str) -> float:
+def check_number(value: Any, name: str, expected: str = "a number") -> float:
     """A finite real number, NumPy's included; gamma in its range."""
     if type(value) is not float:
-        value = _number(value, name, "a number or a tensor (0-d, or one value an item)")
+        value = _number(value, name, expected)
     # Comparisons, not math.isfinite: torch.compile makes numbers symbolic.
     if name == "gamma":
         if not 0 <= value <= LARGEST_GAMMA:

@@ -262,6 +262,7 @@ def test_bad_arguments() -> None:
     for error, message, call in (
         (ValueError, "alpha must lie in 0..1, got 1.5", lambda: dilate_loss(x, x, alpha=1.5)),
         (TypeError, "alpha must be a number", lambda: dilate_loss(x, x, alpha=torch.tensor(0.5))),
+        (TypeError, "alpha must be a number, got str", lambda: dilate_loss(x, x, alpha="x")),
         (ValueError, "gamma must be greater than 0", lambda: dilate_loss(x, x, gamma=0)),
         (ValueError, "gamma must be greater than 0", lambda: dilate_loss(x, x, gamma=zero)),
         (ValueError, "gamma must be greater than 0", lambda: DILATELoss(gamma=0.0)),

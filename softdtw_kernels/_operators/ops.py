@@ -180,7 +180,10 @@ def _check_costs(name: str, args: tuple[Any, ...]) -> None:
     """The kernels index raw memory: a tensor of another shape must not reach them."""
     cost = args[0]
     if cost.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"the operators take costs of float32 or float64, got {cost.dtype}")
+        raise TypeError(
+            f"the operators take costs of float32 or float64, got {cost.dtype}; convert with "
+            "cost.float()"
+        )
     if OPERATORS[name].takes is Problem:
         check_lattice(args[2], args[5])
     elif OPERATORS[name].takes is PatternProblem:
