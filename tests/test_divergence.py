@@ -19,6 +19,16 @@ from softdtw_kernels import SoftDTWLoss, divergence, soft_dtw, soft_dtw_divergen
 COSTS = ["sqeuclidean", "euclidean", "cosine", "shifted_cosine", "negative_dot"]
 
 
+OWN_VALUES: list[dict[str, Any]] = [  # settings under which values are not those of derivatives
+    {"gamma": 0.1},
+    {"gamma": 1e-4},
+    {"warp_cost": 0.7},
+    {"warp_cost": torch.tensor([0.0, 1e-9, 0.3, 1.0, 1e3, 2.0])},
+    {"warp_cost": 1e8, "gamma": torch.tensor([1.0, 0.1, 0.0, 0.01, 1e-3, 5.0])},
+    {"cost": lambda x, y: torch.cdist(x, y)},
+]
+
+
 def _squares(x: Tensor, y: Tensor) -> Tensor:
     return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
 
@@ -146,6 +156,32 @@ def test_near_and_far_pairs_of_one_batch(
         assert torch.equal(
             soft_dtw_divergence(x[k : k + 1], y[k : k + 1], **alone), whole[k : k + 1]
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("arguments", OWN_VALUES, ids=str)
+def test_values_of_their_own_are_those_of_the_three_terms(
+    arguments: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Of pairs far, near, in part equal, of huge size and with NaN, with a gradient and without."""
+    x, y = (t.to(dtype) for t in _near(6, 9, 2, noise=1.0))
+    y = y[:, :7].clone()
+    x[1] *= 1e18
+    y[2, 3] = math.nan
+    y[3] = x[3, :7] * 1e-3
+    x[4, :7] = y[4]
+    y[5] = x[5, :7] + 1e-4 * y[5]
+    got = soft_dtw_divergence(x, y, **arguments)
+    trained = soft_dtw_divergence(x.clone().requires_grad_(), y, **arguments)
+    assert torch.equal(got.nan_to_num(7), trained.detach().nan_to_num(7))
+    x, y = x.double(), y.double()
+    terms = [soft_dtw(a, b, **arguments) for a, b in ((x, y), (x, x), (y, y))]
+    truth = terms[0] - (terms[1] + terms[2]) / 2
+    size = sum(term.abs() for term in terms).nan_to_num(0)
+    rounding = 1e-6 if dtype == torch.float32 else 1e-12
+    assert torch.equal(got.isnan(), truth.isnan())
+    error = (got.double() - truth).abs().nan_to_num(0)
+    assert (error <= rounding * truth.abs().nan_to_num(0) + 4e-15 * size).all(), (got, truth)
 
 
 def test_equal_within_their_lengths_is_zero() -> None:

@@ -236,9 +236,8 @@ def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> 
             if form == own:
                 return enabled(compile_form, *arguments)
             entry = enabled(dispatcher.compile, form)
-        with (
-            global_compiler_lock
-        ):  # once: of two that are the same, Numba finds none, and each call comes here
+        # Once: of two that are the same, Numba finds none, and each call comes here.
+        with global_compiler_lock:
             if own not in known:
                 known.add(own)
                 dispatcher._insert([t._code for t in own], entry, False)  # found by later calls

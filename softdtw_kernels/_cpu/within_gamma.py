@@ -4,8 +4,9 @@ which only the slowest kernels are.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
 from torch import Tensor
 
 from .._checks import is_distance
@@ -56,4 +57,8 @@ def _warped(problem: PatternProblem) -> Tensor:
     if task.pairs:
         in_tiers(task, None, values, status)
     found, again = (from_array(a, problem.cost.shape[:-2]) for a in (values, status == AGAIN))
-    return torch.where(again, pattern_value(problem), found) if again.any() else found
+    if again.any():
+        fields = zip(problem._fields[:6], problem[:6], strict=True)
+        of_items: Any = {name: t[again] for name, t in fields if t is not None}
+        found[again] = pattern_value(problem._replace(**of_items))
+    return found
