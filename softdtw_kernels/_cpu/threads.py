@@ -128,6 +128,8 @@ def _helpers_up_to(count: int) -> int:
     """How many helpers there are, up to so many: started now, as far as the system lets us."""
     global _helpers
     if _helpers < count:
+        for kernel in (tell_caller, is_told):  # compiled, or loaded, before a helper is waited for
+            kernel(np.ones(1, np.int64))
         with _lock:
             while _helpers < count:
                 name = f"softdtw-{_helpers + 1}"
