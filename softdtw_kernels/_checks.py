@@ -137,10 +137,14 @@ def broadcast_batch(x: Tensor, y: Tensor) -> torch.Size:
     try:
         return torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     except RuntimeError:
+        advice = "the functions compare all with all where they are given pairwise=True"
+        if x.dim() == y.dim() == 3 and x.shape[1] == y.shape[1]:
+            advice = (
+                "if time comes first, as (N, batch, D), transpose both, as in x.transpose(0, 1)"
+            )
         raise ValueError(
             "the leading dimensions of x (*, N, D) and y (*, M, D) must be equal or broadcastable, "
-            f"got shapes {tuple(x.shape)} and {tuple(y.shape)}; "
-            "the functions compare all with all where they are given pairwise=True"
+            f"got shapes {tuple(x.shape)} and {tuple(y.shape)}; {advice}"
         ) from None
 
 
@@ -237,7 +241,8 @@ def check_lengths(
         try:
             lengths = tensor_of(lengths)
         except (TypeError, ValueError, RuntimeError):
-            if isinstance(lengths, Sequence) and all(isinstance(n, int) for n in lengths):
+            is_list = isinstance(lengths, Sequence) and not isinstance(lengths, (bytes, bytearray))
+            if is_list and all(isinstance(n, int) for n in lengths):
                 largest = max(map(int, lengths), key=abs)
                 raise ValueError(f"{name} must be int64, got {largest}, which is none") from None
             raise TypeError(

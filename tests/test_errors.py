@@ -183,6 +183,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"y_lengths": torch.tensor([1, 2, 3])}, ValueError, ["y_lengths", "(3,)", "(2,)"]),
     ({"x_lengths": torch.tensor([[1, 2]])}, ValueError, ["x_lengths", "(1, 2)", "(2,)"]),
     ({"x_lengths": "ab"}, TypeError, ["x_lengths", "str", "integer"]),
+    ({"x_lengths": b"ab"}, TypeError, ["x_lengths", "bytes", "integer"]),
     ({"reduction": "average"}, ValueError, ["reduction", "average", "mean", "sum", "none"]),
     ({"reduction": np.ones(2)}, ValueError, ["reduction", "mean", "sum", "none"]),
     ({"backend": np.ones(2)}, ValueError, ["backend", "numba", "reference"]),
@@ -199,12 +200,19 @@ def test_other_arguments(
         _raises(error, parts, lambda f=function, t=tensors: f(*t, **arguments))
 
 
-@pytest.mark.parametrize("arguments, error, parts", BAD_ARGUMENTS[:34], ids=lambda a: str(a)[:40])
+@pytest.mark.parametrize("arguments, error, parts", BAD_ARGUMENTS[:35], ids=lambda a: str(a)[:40])
 def test_the_reference_checks_them_too(
     arguments: dict[str, Any], error: type[Exception], parts: list[str]
 ) -> None:
     for function, tensors in _both(arguments):
         _raises(error, parts, lambda f=function, t=tensors: f(*t, backend="reference", **arguments))
+
+
+def test_time_first_is_told_to_be_transposed() -> None:
+    x, y = torch.rand(6, 4, 3), torch.rand(5, 4, 3)
+    parts = ["(6, 4, 3)", "(5, 4, 3)", "if time comes first", "x.transpose(0, 1)"]
+    for function in OF_FEATURES:
+        _raises(ValueError, parts, lambda f=function: f(x, y))
 
 
 @pytest.mark.parametrize("function", [*OF_FEATURES, cost_matrix])
