@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from softdtw_kernels import s2dtw_from_cost, soft_dtw, soft_dtw_from_cost
+from softdtw_kernels import s2dtw_from_cost, soft_dtw, soft_dtw_divergence, soft_dtw_from_cost
 
 Call = Callable[[], object]
 
@@ -74,6 +74,50 @@ def by_hand(batch: int, n: int, m: int, d: int) -> Callable[[torch.dtype], tuple
     return make
 
 
+def normal(
+    function: Callable[..., Tensor],
+    *shape: int,
+    gamma: float,
+    equal: bool = False,
+    backward: bool = True,
+) -> Callable[[torch.dtype], tuple[Call, int]]:
+    """From features, x a batch and y another one, or a copy of x; gradients of x."""
+
+    def make(dtype: torch.dtype) -> tuple[Call, int]:
+        generator = torch.Generator().manual_seed(3)
+        x, y = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(dtype)
+        loss = partial(function, y=x.clone() if equal else y, gamma=gamma)
+        call = gradient(loss, x) if backward else partial(loss, x)
+        return call, math.prod(shape[:-1]) * shape[-2]
+
+    return make
+
+
+def divergences(*shape: int) -> list[Case]:
+    """The divergence, and its value alone, next to plain soft-DTW."""
+    return [
+        Case(
+            f"divergence{kind}, {' x '.join(map(str, shape))}, gamma {gamma:g}",
+            normal(soft_dtw_divergence, *shape, gamma=gamma, backward=backward),
+            normal(soft_dtw, *shape, gamma=gamma, backward=backward),
+        )
+        for kind, backward in (("", True), (", value alone", False))
+        for gamma in (1.0, 0.1, 0.01)
+    ]
+
+
+def with_itself(*shape: int) -> list[Case]:
+    """Values next to 0, which are exact too."""
+    return [
+        Case(
+            f"x with x, {' x '.join(map(str, shape))}, gamma {gamma:g}",
+            normal(soft_dtw, *shape, gamma=gamma, equal=True),
+            normal(soft_dtw, *shape, gamma=gamma),
+        )
+        for gamma in (1.0, 0.1, 0.01)
+    ]
+
+
 def smoothed(*shape: int) -> Callable[[torch.dtype], tuple[Call, int]]:
     """S2DTW from costs; the cells are those of its lattices."""
 
@@ -126,6 +170,7 @@ def thin(short: int, batch: int) -> list[Case]:
 
 
 SMALL_AND_LONG = ((64, 64, 64), (2, 512, 512))
+WITH_ITSELF = ((8, 256, 8), (32, 64, 8), (256, 32, 4))  # batch, frames and features
 
 
 def changed(
@@ -181,5 +226,7 @@ CASES: tuple[Case, ...] = (
     *changed("|cost| / gamma of 1e9", partial(scale, factor=1e9)),
     *changed("gamma 1e-6", partial(scale, factor=1.0), gamma=1e-6),
     Case("lengths 1 to 64 in a batch of 512", ragged(512, 64), from_cost(512, 64, 64)),
+    *(case for shape in WITH_ITSELF for case in divergences(*shape)),
+    *(case for shape in WITH_ITSELF for case in with_itself(*shape)),
     Case("D = 512", from_features((16, 128, 512), (16, 128, 512)), by_hand(16, 128, 128, 512)),
 )
