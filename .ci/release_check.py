@@ -60,6 +60,18 @@ def address() -> None:
     assert not found, "a placeholder stands for the address in " + ", ".join(found)
 
 
+def published() -> None:
+    """No page says that there is nothing to install from an index yet."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [
+        f"{page.relative_to(ROOT)}:{number}"
+        for page in pages
+        for number, line in enumerate(page.read_text().splitlines(), 1)
+        if "not published yet" in line
+    ]
+    assert not found, 'remove the sentence "not published yet" from ' + ", ".join(found)
+
+
 def links() -> None:
     """README links work on an index page, where there are no files beside it."""
     text = (ROOT / "README.md").read_text()
@@ -111,6 +123,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     clean_tree,
     versions,
     address,
+    published,
     links,
     lint,
     docs,
