@@ -97,11 +97,12 @@ def soft_dtw(
 
     Costs O(N M (D + 1)) time a pair, O(N M w / max(N, M)) with a narrow band. The first derivatives
     store neither a cost matrix nor its gradient, but checkpoints of up to a tenth of one (a fifth
-    on CUDA, a third in float64). They do store both if cost is "euclidean" or a function, for
-    second derivatives, at gamma = 0 (on the CPU, in a narrow band, only the costs in it), and where
-    it takes less time: short sequences, on the CPU more than 64 or 128 features, on CUDA all pairs.
-    On CUDA checkpoints stay between forward and backward if they are small or of at most some
-    hundred pairs. Differentiable twice, in forward mode too.
+    on CUDA, a third in float64). They do store both if cost is "euclidean" or "manhattan"
+    (which takes three more) or a function, for second derivatives, at gamma = 0 (on the CPU, in a
+    narrow band, only the costs in it), and where it takes less time: short sequences, on the CPU
+    more than 64 or 128 features, on CUDA all pairs. On CUDA checkpoints stay between forward and
+    backward if they are small or of at most some hundred pairs. Differentiable twice, in forward
+    mode too.
 
     With a warp_cost, less repeats or open ends costs are always stored, on CUDA with a warp_cost in
     float64. On the CPU a warp_cost and less repeats take no time, open ends up to a third more, and
