@@ -30,8 +30,8 @@ def gradient(function: Callable[..., Tensor], *leaves: Tensor) -> Call:
     return lambda: torch.autograd.grad(function(*leaves).sum(), leaves)
 
 
-def uniform(*shape: int) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def uniform(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def from_cost(
@@ -52,7 +52,7 @@ def from_features(
     x_shape: tuple[int, ...], y_shape: tuple[int, ...], pairwise: bool = False
 ) -> Callable[[torch.dtype], tuple[Call, int]]:
     def make(dtype: torch.dtype) -> tuple[Call, int]:
-        x, y = uniform(*x_shape).to(dtype), uniform(*y_shape).to(dtype)
+        x, y = uniform(*x_shape).to(dtype), uniform(*y_shape, seed=1).to(dtype)
         pairs = x_shape[0] * (y_shape[0] if pairwise else 1)
         call = gradient(partial(soft_dtw, pairwise=pairwise), x, y)
         return call, pairs * x_shape[-2] * y_shape[-2]
@@ -68,7 +68,7 @@ def by_hand(batch: int, n: int, m: int, d: int) -> Callable[[torch.dtype], tuple
         return soft_dtw_from_cost(squares - 2 * x @ y.mT)
 
     def make(dtype: torch.dtype) -> tuple[Call, int]:
-        x, y = uniform(batch, n, d).to(dtype), uniform(batch, m, d).to(dtype)
+        x, y = uniform(batch, n, d).to(dtype), uniform(batch, m, d, seed=1).to(dtype)
         return gradient(function, x, y), batch * n * m
 
     return make
