@@ -215,16 +215,16 @@ def _number(value: Any, name: str, expected: str) -> float:
     return float(plain)
 
 
-def tensor_of(numbers: Any) -> Tensor:
+def tensor_of(numbers: Any, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor in host memory, whatever the default device is. torch refuses arrays with negative
     strides, or with bytes in another order: these are lists first.
     """
     try:
-        return torch.as_tensor(numbers, device="cpu")
+        return torch.as_tensor(numbers, dtype=dtype, device="cpu")
     except (TypeError, ValueError):
         if not hasattr(numbers, "tolist"):
             raise
-        return torch.as_tensor(numbers.tolist(), device="cpu")
+        return torch.as_tensor(numbers.tolist(), dtype=dtype, device="cpu")
 
 
 def check_lengths(

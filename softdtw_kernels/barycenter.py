@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ def soft_dtw_barycenter(
         sequences: (B, N, D), or a list of (N_b, D), float32 or float64; half precision is computed
             in float32.
         lengths: None or integers (B,), each 1..N, for sequences padded to N.
-        weights: None (all alike) or B numbers, at least 0 and not all 0; divided by their sum.
+        weights: None (all alike) or B numbers, at least 0 and not all 0; divided by their sum. A
+            sequence of weight 0 is left out.
         init: the start of the descent (L, D), which also sets the length of the result; a length
             L; or None, a length that is the rounded weighted mean of the lengths. Without a
             tensor, the start is the weighted mean of the sequences, each resampled linearly to L.
@@ -104,6 +105,10 @@ def soft_dtw_barycenter(
             lengths = lengths.clone()
         sequences, _ = computing_dtype(sequences, sequences)
         shares = _shares(weights, sequences)
+        counts = shares > 0
+        if not bool(counts.all()):
+            sequences, shares = sequences[counts], shares[counts]
+            lengths = None if lengths is None else lengths[counts]
         gamma = gamma.detach() if isinstance(gamma, Tensor) else gamma
         start = _start(init, sequences, lengths, shares)
 
@@ -180,20 +185,24 @@ def _shares(weights: Tensor | Sequence[float] | None, sequences: Tensor) -> Tens
     if weights is None:
         weights = [1.0] * count
     try:
-        weights = (weights if isinstance(weights, Tensor) else tensor_of(weights)).detach()
+        if not isinstance(weights, Tensor):
+            given, weights = weights, tensor_of(weights)
+            if weights.is_floating_point():  # of a list rounded to the default dtype
+                weights = tensor_of(given, torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"weights must be None or {count} numbers, one a sequence, got {type(weights).__name__}"
         ) from None
     if weights.is_complex():
         raise TypeError(f"weights must be real, got {weights.dtype}")
-    weights = weights.to(sequences.device, torch.float64)
+    weights = weights.detach().to(sequences.device, torch.float64)
     if weights.shape != (count,):
         raise ValueError(
             f"weights must have shape ({count},), one a sequence, got {tuple(weights.shape)}"
         )
-    if not bool(((weights >= 0) & weights.isfinite()).all() & (weights.sum() > 0)):
+    if not bool(((weights >= 0) & weights.isfinite()).all() & (weights > 0).any()):
         raise ValueError("weights must be finite, at least 0 and not all 0")
+    weights = weights / _power_of_2(float(weights.max()))  # of which a sum is finite, and not 0
     return weights / weights.sum()
 
 
@@ -251,7 +260,19 @@ def _spread(sequences: Tensor, lengths: Tensor | None) -> float:
 
 def _power_of_2(size: float) -> float:
     """By which numbers are divided without rounding."""
-    return 2.0 ** max(-1000, math.frexp(size)[1])
+    return 2.0 ** min(1000, max(-1000, math.frexp(size)[1]))
+
+
+class _Point(NamedTuple):
+    """Where the objective has been evaluated: its value and gradient there."""
+
+    u: Tensor
+    value: float
+    gradient: Tensor
+
+
+class _AstrayError(Exception):
+    """The optimizer asks for a point that is not finite."""
 
 
 def _minimize(
