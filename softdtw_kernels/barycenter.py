@@ -28,6 +28,8 @@ from ._values import lengths_in_range
 from .costs import Cost, computing_dtype, repeat_first_beyond
 from .functional import soft_dtw
 
+EVALUATIONS = 25  # of an iteration of L-BFGS at most
+
 
 def soft_dtw_barycenter(
     sequences: Tensor | Sequence[Tensor],
@@ -65,7 +67,8 @@ def soft_dtw_barycenter(
         divergence: minimize the divergence, which does not shrink the barycenter.
         max_iter: iterations of L-BFGS at most, each of one or a few evaluations.
         tol: the descent ends where the largest entry of the gradient has fallen to this fraction
-            of its first one, or where the objective changes by less than its dtype resolves.
+            of its first one, or where the objective changes by less than its dtype resolves, also
+            along the gradient.
         backend: as in :func:`soft_dtw`.
 
     Returns:
@@ -287,42 +290,82 @@ def _minimize(
 
     It has thresholds for steps, changes and curvatures. So that these mean the same in all units,
     it sees sequences in units of their spread, and an objective in units of its own size.
+
+    torch's line search gives NaN where two points have one value and slopes of 0, and a direction
+    of rounded gradients may lead nowhere. So an iteration that gains nothing is followed by one
+    from the best point so far that knows nothing of curvatures; two of them are the end.
     """
     u, size = (start / spread).requires_grad_(), 1.0
 
-    def evaluate() -> Tensor:
-        value = objective(u * spread) / size
+    def at(u: Tensor) -> _Point:
+        value = objective(u * spread)
         # Not backward(): parameters of a callable cost keep their own gradients.
-        (u.grad,) = torch.autograd.grad(value, u)
-        return value
+        (gradient,) = torch.autograd.grad(value, u)
+        return _Point(u.detach().clone(), value.item() / size, gradient / size)
 
-    first = evaluate()
-    if not bool(first.isfinite()):
+    first = at(u)
+    if not math.isfinite(first.value):
         raise ValueError(
-            f"the objective at the initial barycenter is {first.item()}: "
+            f"the objective at the initial barycenter is {first.value}: "
             "sequences and init must be finite within their lengths"
         )
-    assert u.grad is not None
-    steepest = float(u.grad.abs().max())
+    steepest = float(first.gradient.abs().max())
     # A value may be near 0 by chance: gamma, and what a step changes, are of its size too.
-    largest = max(abs(first.item()), steepest, gamma)
+    largest = max(abs(first.value), steepest, gamma)
     if 0 < largest < math.inf:
         size = _power_of_2(largest)
-    optimizer = torch.optim.LBFGS(
-        [u],
-        max_iter=max_iter,
-        tolerance_grad=tol * steepest / size,
-        tolerance_change=torch.finfo(u.dtype).eps,
-        line_search_fn="strong_wolfe",
-    )
-    optimizer.step(evaluate)
-    last = evaluate()
     # Far below, no digit of the first value is left: nothing bounds the descent but its iterations.
     bottom = -1 / torch.finfo(torch.float64).eps
-    if not bool((last > bottom) & last.isfinite() & u.isfinite().all()):
-        raise ValueError(
-            f"the objective went from {first.item()} to {last.item() * size}: it must be bounded "
-            'below, which a cost like "negative_dot" is not without divergence=True, and '
-            "differentiable"
-        )
-    return u.detach() * spread
+    enough, least = tol * steepest / size, torch.finfo(u.dtype).eps
+    best = first._replace(value=first.value / size, gradient=first.gradient / size)
+    begin: _Point | None = best  # where u is, if that is known
+    tried = [best]  # in one iteration, which ends at one of them
+
+    def evaluate() -> float:
+        nonlocal best, begin
+        point, begin = begin or at(u), None
+        if point.value == math.inf:  # a slope of NaN makes the line search halve its step
+            point.gradient.fill_(math.nan)
+        elif not (point.value > bottom and bool(point.gradient.isfinite().all())):
+            if not bool(u.isfinite().all()):
+                raise _AstrayError
+            raise ValueError(
+                f"the objective went from {first.value} to {point.value * size}: it must be "
+                'bounded below, which a cost like "negative_dot" is not without divergence=True, '
+                "and differentiable"
+            )
+        elif point.value <= best.value:
+            best = point
+        tried.append(point)
+        u.grad = point.gradient.clone()
+        return point.value
+
+    optimizer = None
+    for _ in range(max_iter):
+        if bool(best.gradient.abs().max() <= enough):
+            break
+        is_new = optimizer is None
+        if optimizer is None:
+            optimizer = torch.optim.LBFGS(
+                [u],
+                max_iter=1,
+                max_eval=EVALUATIONS,
+                tolerance_grad=0.0,
+                tolerance_change=least,
+                line_search_fn="strong_wolfe",
+            )
+        before = best.value
+        try:
+            optimizer.step(evaluate)
+            gains = before - best.value > least
+        except _AstrayError:
+            gains = False
+        if gains:
+            begin = next((point for point in reversed(tried) if torch.equal(point.u, u)), None)
+        elif is_new:
+            break
+        else:
+            optimizer, begin = None, best
+            u.data.copy_(best.u)
+        tried.clear()
+    return best.u * spread

@@ -84,7 +84,8 @@ def soft_dtw_kmeans(
 
     Returns:
         A :class:`KMeans`: the centers of the last update, and the labels and inertia that belong to
-        them; in the dtype of the sequences, detached from them.
+        them; in the dtype of the sequences (the inertia of half precision, a sum that may be
+        beyond its range, in float32), detached from them.
 
     Raises:
         TypeError, ValueError: for arguments of another type, dtype, shape or range, and as

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close, examples
+from helpers import assert_close, examples, value_and_gradient
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
@@ -108,6 +108,51 @@ def test_dtype_and_length_of_the_result(dtype: torch.dtype, backend: str) -> Non
     assert soft_dtw_barycenter(x, backend=backend).dtype == dtype
     assert soft_dtw_barycenter(x, init=9, backend=backend).shape == (9, 2)
     assert soft_dtw_barycenter(x, init=x[1, :3], backend=backend).shape == (3, 2)
+
+
+@pytest.mark.parametrize("init", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_flat_stretches_of_an_objective_are_no_failure(dtype: torch.dtype, init: int) -> None:
+    """Of single frames under absolute differences: a median, between which the slope is 0."""
+    x = torch.tensor([-2.0, 0.0, 1.0, 1.0], dtype=dtype)[:, None, None]
+    center = soft_dtw_barycenter(x, gamma=0.01, cost="manhattan", init=init)
+    assert ((center >= 0) & (center <= 1)).all()
+
+
+def test_float32_goes_on_after_a_direction_that_leads_nowhere() -> None:
+    generator = torch.Generator().manual_seed(948)
+    x, start = (torch.randn(11, 1, generator=generator) for _ in "xs")
+    center = soft_dtw_barycenter(x[None], gamma=0.1, init=start)
+    values, slopes = [], []
+    for z in (start, center):
+        value, slope, _ = value_and_gradient(soft_dtw, z.double(), x.double(), gamma=0.1)
+        values.append(value)
+        slopes.append(slope.abs().max())
+    assert values[1] < 0.1 * values[0] and slopes[1] < 1e-3 * slopes[0]
+
+
+def test_every_iteration_counts() -> None:
+    x = _walks(5, 12)
+    values = [_objective(soft_dtw_barycenter(x, max_iter=n), x) for n in range(5)]
+    assert all(later < sooner for sooner, later in zip(values, values[1:], strict=False))
+
+
+@pytest.mark.parametrize("far", [1e8, math.nan])
+def test_a_sequence_of_weight_0_is_none(far: float) -> None:
+    x = _walks(5, 12).float()
+    with_another = torch.cat([x[:2], torch.full_like(x[:1], far), x[2:]])
+    lengths, weights = [12, 9, 12, 12, 12, 10], [1, 1, 0, 1, 1, 1]
+    found = soft_dtw_barycenter(with_another, weights=weights, lengths=lengths)
+    assert torch.equal(found, soft_dtw_barycenter(x, lengths=[12, 9, 12, 12, 10]))
+
+
+def test_weights_keep_their_digits_whatever_their_size() -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None, None]
+    mean = soft_dtw_barycenter(ends, weights=[0.9, 0.1], max_iter=0)
+    assert_close(mean, torch.full_like(mean, 0.1), 1e-16, "mean")
+    x = _walks(5, 6)
+    for weight in (1e308, 5e-324):
+        assert torch.equal(soft_dtw_barycenter(x, weights=[weight] * 5), soft_dtw_barycenter(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

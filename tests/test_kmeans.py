@@ -91,11 +91,20 @@ def test_the_edges() -> None:
     assert found.centers.dtype == found.inertia.dtype == torch.float32
     assert not any(t.requires_grad for t in found)
     half = soft_dtw_kmeans(x.half(), 2, max_iter=1)
-    assert half.centers.dtype == torch.float16
+    assert half.centers.dtype == torch.float16 and half.inertia.dtype == torch.float32
     same = soft_dtw_kmeans(torch.zeros(4, 3, 1), 3, max_iter=1)
     assert same.centers.shape == (3, 3, 1)
     with torch.inference_mode():
         assert soft_dtw_kmeans(x, 2, max_iter=1).labels.shape == (6,)
+
+
+def test_a_median_under_absolute_differences() -> None:
+    """Between the middle two the objective has no slope, where a line search gave NaN."""
+    x = torch.tensor([0.040108129382133484, -0.9004615545272827, 0.03974154219031334])
+    x = torch.cat([x, torch.tensor([-0.08759113401174545])])[:, None, None]
+    draws = torch.Generator().manual_seed(0)
+    found = soft_dtw_kmeans(x, 1, cost="manhattan", generator=draws)
+    assert x[3] <= found.centers <= x[2]
 
 
 def test_bad_arguments() -> None:
