@@ -89,14 +89,20 @@ def dilate_loss(
     bandwidth = check_bandwidth(bandwidth)
     alpha = _check_alpha(alpha)
     _check_gamma(gamma)
-    lengths = input_lengths, target_lengths
-    checked = renamed(sequences, input, target, cost, *lengths, False, backend)
+    features = input, target, cost, input_lengths, target_lengths, False, backend
+    return reduce(renamed(_loss, features, cost, gamma, bandwidth, alpha), reduction)
+
+
+def _loss(
+    features: tuple[Any, ...], cost: Cost, gamma: Number, bandwidth: int | None, alpha: float
+) -> Tensor:
+    checked = sequences(*features)
     if alpha == 1:
-        return reduce(checked.value(cost, gamma, bandwidth), reduction)
+        return checked.value(cost, gamma, bandwidth)
     loss = _from_features(checked, cost, gamma, bandwidth, alpha)
     if loss is None:
         loss = _from_costs(checked.costs(cost), gamma, bandwidth, alpha)
-    return reduce(loss, reduction)
+    return loss
 
 
 def _from_costs(costs: Costs, gamma: Number, bandwidth: int | None, alpha: float) -> Tensor:

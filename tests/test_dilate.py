@@ -272,6 +272,12 @@ def test_bad_arguments() -> None:
         (TypeError, "input must be a torch.Tensor", lambda: dilate_loss([1.0], x)),
         (ValueError, "target_lengths must be integers of shape",
          lambda: dilate_loss(x, x, target_lengths=[1, 2, 3])),
+        (ValueError, r"^input_lengths must lie in 1..4, .*got 9",
+         lambda: dilate_loss(x, x, input_lengths=[9, 1])),
+        (ValueError, r"^target_lengths must lie in 1..4, .*got 0",
+         lambda: DILATELoss(1.0, backend="reference")(x, x, target_lengths=[4, 0])),
+        (ValueError, r"^target_lengths must lie in 1..4, .*got 5",
+         lambda: DILATELoss(cost="cosine")(x, x, target_lengths=[5, 1])),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             call()
