@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, TypeAlias
 
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.typing import ColorType
 
@@ -70,7 +70,8 @@ def plot_alignment(
         title: above everything.
         label: of the color bar; without one there is no color bar.
         cmap: name of a matplotlib color map.
-        vmax: the value of the last color; default the largest finite one.
+        vmax: the value of the last color; default the largest finite one. The first color is 0, or
+            the least finite value if that is below; cells that are not finite have none.
 
     Returns:
         The axes.
@@ -103,7 +104,7 @@ def plot_alignment(
         aspect="auto",
         interpolation="antialiased",  # no cell gets lost where there are more than pixels
         cmap=cmap,
-        vmin=min(0.0, float(cells.min())),
+        vmin=min(0.0, float(torch.where(cells.isfinite(), cells, 0).min())),
         vmax=vmax,
     )
     if path is not None and path is not False:
@@ -296,5 +297,7 @@ def thin(ax: Axes, n: int, m: int) -> float:
 
 def shown(values: Array) -> Tensor:
     """The values on the CPU, without their graph and in a dtype that NumPy has."""
+    if isinstance(values, np.ndarray):  # a copy, whose strides and bytes torch takes
+        values = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
     values = torch.as_tensor(values).detach().cpu()
     return values.float() if values.dtype == torch.bfloat16 else values

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,6 +105,25 @@ def test_numpy_is_drawn_as_tensors_are() -> None:
         assert (a.get_xydata() == b.get_xydata()).all()
     plot_connections(x.numpy(), y.numpy(), arrays[0])
     plot_barycenter(x[:, 0].numpy(), [y[:, 0].numpy()])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_colors_are_those_of_the_finite_values(bad: float) -> None:
+    cells = torch.tensor([[-2.0, 1.0, bad], [0.5, bad, 3.0]])
+    (image,) = plot_alignment(cells).images
+    assert image.get_clim() == (-2.0, 3.0)
+    assert image.get_array().mask.tolist() == cells.isfinite().logical_not().tolist()
+    plot_alignment(torch.full((2, 3), bad), label="cost").figure.canvas.draw()
+
+
+def test_arrays_of_any_strides_and_byte_order_are_drawn() -> None:
+    cells = np.arange(12.0).reshape(3, 4)
+    for turned in (cells[::-1], cells[:, ::-1], cells.astype(">f8")):
+        (image,) = plot_alignment(turned, x=turned[:, 0], ax=plt.figure().gca()).images
+        assert (image.get_array() == turned).all()
+    cells.flags.writeable = False
+    plot_connections(cells[0], cells[:, 0], cells.T)  # without torch's warning
+    plot_barycenter(cells[0, ::-1], list(cells[::-1]))
 
 
 def test_barycenter_lies_over_its_members() -> None:
