@@ -35,9 +35,9 @@ class Alignment:
         value: (*), the soft-DTW or S2DTW value.
         expected: (*, N, M), the expected number of visits of each pair (i, j) under the Gibbs
             distribution of the alignments, exp(-cost / gamma) / Z: the gradient of the value in the
-            costs of the lattice. In [0, 1] at every pair, exactly 0 beyond the lengths, outside the
-            band and at forbidden pairs, NaN for an item whose value is NaN. Differentiable once
-            more.
+            costs of the lattice. In [0, 1] at every pair up to rounding, exactly 0 beyond the
+            lengths, outside the band and at forbidden pairs, NaN for an item whose value is NaN.
+            Differentiable once more.
     """
 
     value: Tensor

@@ -64,7 +64,8 @@ def soft_dtw_barycenter(
         cost: as in :func:`soft_dtw`; differentiable, and bounded below, as "negative_dot" is only
             with divergence=True.
         bandwidth: as in :func:`soft_dtw`.
-        divergence: minimize the divergence, which does not shrink the barycenter.
+        divergence: minimize the divergence, which does not shrink the barycenter. With
+            "sqeuclidean" it can be negative: the barycenter of one sequence can be another one.
         max_iter: iterations of L-BFGS at most, each of one or a few evaluations.
         tol: the descent ends where the largest entry of the gradient has fallen to this fraction
             of its first one, or where the objective changes by less than its dtype resolves, also

@@ -63,8 +63,10 @@ def soft_dtw_divergence(
 
         D(x, y) = V(x, y) - V(x, x) / 2 - V(y, y) / 2
 
-    V itself is not smallest at x = y and may be negative there. Of nonnegative costs, D is 0 or
-    more (conjectured for "sqeuclidean", proven for others).
+    V itself is not smallest at x = y and may be negative there. D is 0 or more if k / (1 + k) is a
+    positive definite kernel, k = exp(-cost / gamma), without a band and a warp cost: with
+    "euclidean" or "manhattan" of one feature, for example. With "sqeuclidean" it can be negative:
+    examples are known where it is -0.03 gamma.
 
     The values are computed in float64 whatever the dtype, since the terms cancel where x is near y:
     the result is the divergence of these very numbers to 1e-5 relative, and 4e-15 of the terms
@@ -98,7 +100,8 @@ def soft_dtw_divergence(
     tensor(0.)
 
     Source: Blondel, Mensch and Vert, "Differentiable Divergences Between Time Series", AISTATS
-    2021, Eq. (9).
+    2021, Eq. (9); Cuturi, Vert, Birkenes and Matsui, "A Kernel for Time Series Based on Global
+    Alignments", ICASSP 2007, for the kernels.
     """
     check_reduction(reduction)
     bandwidth = check_bandwidth(bandwidth)

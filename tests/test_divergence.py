@@ -193,6 +193,24 @@ def test_equal_within_their_lengths_is_zero() -> None:
     assert (soft_dtw_divergence(x, y, x_lengths=n + 1, y_lengths=n) != 0).all()
 
 
+def test_the_divergence_of_squared_distances_can_be_negative(backend: str) -> None:
+    """A counterexample to a conjecture of Blondel et al. (2021); the value by 50 digits."""
+    x = torch.tensor([-3.6, -3.5, -3.8, -1.6, 0.5, 2.4, 2.0, 0.3], dtype=torch.float64)[:, None]
+    y = torch.tensor([-3.7, -3.2, -4.2, -2.4, -0.3, 1.9, 2.2, 0.4], dtype=torch.float64)[:, None]
+    value = soft_dtw_divergence(x, y, gamma=3.0, backend=backend)
+    assert_close(value, -0.0867599496486665, 1e-13, "divergence")
+    assert value < soft_dtw_divergence(y, y, gamma=3.0, backend=backend)
+
+
+@examples(20)
+@given(seed=seeds(), gamma=gammas(1e-2, 10.0))
+def test_the_divergence_of_absolute_differences_is_not_negative(seed: int, gamma: float) -> None:
+    """Of one feature, where 1 / (1 + exp(|x - y| / gamma)) is a positive definite kernel."""
+    x, y = (t.double() for t in _near(8, 9, 1, noise=0.3, seed=seed))
+    value = soft_dtw_divergence(x, y[:, :8], cost="manhattan", gamma=gamma)
+    assert (value >= 0).all()
+
+
 def test_what_is_not_finite_stays_so_at_equal_sequences() -> None:
     x = torch.zeros(2, 3, 1)
     x[1, 1] = math.nan
