@@ -27,10 +27,11 @@ LOG = "log.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 SETTINGS = "settings.json"
 FINETUNING = "finetuning.json"
+WORLD = "trained_on.json"  # of a run of the ablation: the parameters of its generated videos
 # All that a run, its evaluation and its pictures write; --restart deletes these and nothing else.
 WRITTEN = (
     SETTINGS, "vocabulary.json", LAST, PREVIOUS, "step-*.pt", WEIGHTS, LOG, EVALUATIONS,
-    "skipped-*.jsonl", "evaluation*.json", FINETUNING, "loss.png", "alignment.png",
+    "skipped-*.jsonl", "evaluation*.json", FINETUNING, WORLD, "loss.png", "alignment.png",
     "tensorboard/events.out.tfevents.*", "*.tmp",
 )  # fmt: skip
 NEEDED = {"step", "skipped", "state_dict", "optimizer", "settings"}

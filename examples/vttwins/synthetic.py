@@ -65,6 +65,7 @@ CHATTER = (
     "it took me a long time to learn",
     "you can find the link below",
 )
+MARKER = "world.json"  # the parameters of a set that is whole
 FORMAT = 3  # of the set on disk; 2 has narrations/, 3 train_segments.csv
 
 
@@ -257,7 +258,7 @@ def generate(world: World, out: str | Path, workers: int = 1) -> Path:
     An existing set of the same parameters is kept; the marker is written last.
     """
     out = Path(out)
-    marker = out / "world.json"
+    marker = out / MARKER
     parameters = json.dumps({"format": FORMAT, **world.__dict__}, sort_keys=True)
     if marker.exists() and marker.read_text(encoding="utf-8") == parameters:
         return out

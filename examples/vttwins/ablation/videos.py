@@ -4,7 +4,8 @@ Requirements: torch, softdtw_kernels, av, NumPy, tqdm.
 
 The settings are the demo's (config.py), but as in the feature world the contrast is t2v and
 there is no temporal data augmentation. A run goes on from its last checkpoint. When it is finished
-its checkpoint is removed; its weights stay, for the figures, in ``<runs>/<row>-<seed>``.
+its checkpoint is removed; its weights stay, for the figures, in ``<runs>/<row>-<seed>``. A run of
+other settings, or of another generated set, is refused.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from examples.vttwins import checkpoint, evaluate, metrics, synthetic, train
+from examples.vttwins import checkpoint, config, evaluate, metrics, synthetic, train
 from examples.vttwins.ablation.features import effective_rank
 from examples.vttwins.ablation.rows import Row
 from examples.vttwins.benchmarks import measure, read_segments
 
 WEIGHTS = "model.safetensors"
+REMEDY = "give another --out, or delete that folder to train anew"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class VideoSettings:
 
     def described(self) -> dict[str, Any]:
         """As plain data, with the world of the videos, for the result's file."""
-        world = json.loads((Path(self.data) / "world.json").read_text(encoding="utf-8"))
+        world = json.loads((Path(self.data) / synthetic.MARKER).read_text(encoding="utf-8"))
         plain = {k: v for k, v in asdict(self).items() if k not in ("data", "runs")}
         pairs = world["tasks"] * world["steps_per_task"]
         return {
@@ -65,13 +67,47 @@ def prepare_data(folder: Path) -> None:
 
 
 def run(row: Row, seed: int, settings: VideoSettings) -> dict[str, float]:
-    """Train, or go on training, and measure."""
+    """Train, or go on training, and measure.
+
+    Raises:
+        ValueError: the folder of the run holds one of other settings.
+    """
     out = Path(settings.runs) / f"{row.name}-{seed}"
+    arguments = command(row, seed, settings, out)
+    world = json.loads((Path(settings.data) / synthetic.MARKER).read_text(encoding="utf-8"))
+    check_run(out, arguments, world)
     if not (out / WEIGHTS).exists():
-        train.main(command(row, seed, settings, out))  # a signal leaves with its number, saved
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(out / checkpoint.WORLD, json.dumps(world))
+        train.main(arguments)  # a signal leaves with its number, saved
     for name in (checkpoint.LAST, checkpoint.PREVIOUS):  # six times the weights, of no more use
         (out / name).unlink(missing_ok=True)
     return evaluate_run(out, Path(settings.data), settings.windows)
+
+
+def check_run(out: Path, arguments: list[str], world: dict[str, Any]) -> None:
+    """Refuse a run in ``out``, finished or not, that these arguments of train.py do not make.
+
+    Training itself takes more steps as a longer run and leaves a finished run alone; here both
+    would be numbers of other settings.
+
+    Raises:
+        ValueError: the message says what differs.
+    """
+    there = checkpoint.settings_of(out)
+    if there is None:
+        if (out / WEIGHTS).exists():
+            raise ValueError(f"{out} holds weights without their settings; {REMEDY}")
+        return
+    asked, _ = config.parse(arguments, None, config.Settings, config.PRESETS)
+    changed = config.differences(there, asked, {}, {})
+    if there.get("steps") != asked.steps:
+        changed.append(f"steps: {there.get('steps')} then, {asked.steps} now")
+    note = out / checkpoint.WORLD  # an older run has none
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != world:
+        changed.append("the generated videos are others")
+    if changed:
+        raise ValueError(f"{out} holds a run with other settings ({'; '.join(changed)}); {REMEDY}")
 
 
 def command(row: Row, seed: int, settings: VideoSettings, out: Path) -> list[str]:
