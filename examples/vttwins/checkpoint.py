@@ -9,9 +9,11 @@ stands twice. The last two checkpoints are kept: should one be damaged, there is
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import os
+import secrets
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -28,11 +30,14 @@ EVALUATIONS = "evaluations.jsonl"
 SETTINGS = "settings.json"
 FINETUNING = "finetuning.json"
 WORLD = "trained_on.json"  # of a run of the ablation: the parameters of its generated videos
+# Temporary files of this program; not those of others, which end in .tmp too.
+LEFTOVERS = f"*.vttwins-{8 * '[0-9a-f]'}.tmp"
 # All that a run, its evaluation and its pictures write; --restart deletes these and nothing else.
 WRITTEN = (
-    SETTINGS, "vocabulary.json", LAST, PREVIOUS, "step-*.pt", WEIGHTS, LOG, EVALUATIONS,
-    "skipped-*.jsonl", "evaluation*.json", FINETUNING, WORLD, "loss.png", "alignment.png",
-    "tensorboard/events.out.tfevents.*", "*.tmp",
+    SETTINGS, "vocabulary.json", LAST, PREVIOUS, f"step-{8 * '[0-9]'}.pt", WEIGHTS, LOG,
+    EVALUATIONS, "skipped-[0-9].jsonl", "skipped-[0-9]*[0-9].jsonl", "evaluation.json",
+    "evaluation.md", FINETUNING, WORLD, "loss.png", "alignment.png",
+    "tensorboard/events.out.tfevents.*", LEFTOVERS,
 )  # fmt: skip
 NEEDED = {"step", "skipped", "state_dict", "optimizer", "settings"}
 
@@ -44,7 +49,7 @@ class RunFilesError(ValueError):
 def write_atomically(path: str | Path, save: Any) -> None:
     """Call ``save(file)`` on a temporary binary file beside ``path``, then rename it."""
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.vttwins-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             save(file)
@@ -68,7 +73,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files of writers that were killed."""
-    for leftover in Path(folder).glob("*.tmp"):
+    for leftover in Path(folder).glob(LEFTOVERS):
         leftover.unlink(missing_ok=True)
 
 
@@ -88,6 +93,15 @@ def settings_of(folder: str | Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or not {"operator", "train_csv", "seed"} <= content.keys():
         raise RunFilesError(f"{path} holds no settings of a run; choose another folder with --out")
     return content
+
+
+def written_by_run(path: str | Path, folder: str | Path) -> bool:
+    """Whether a file is one of those that a run in the folder writes, under whatever name."""
+    path, folder = Path(path).resolve(), Path(folder).resolve()
+    if not path.is_relative_to(folder):
+        return False
+    name = path.relative_to(folder).as_posix()
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in WRITTEN)
 
 
 def remove_run(folder: str | Path) -> None:

@@ -54,8 +54,8 @@ class Run:
         self.task, self.settings, self.place = task, task.settings, place
         settings = self.settings
         self.out = Path(settings.out)
-        per_epoch = task.items // (settings.batch * settings.accumulate)
-        self.steps = settings.steps or settings.epochs * max(per_epoch, 1)
+        batches = settings.epochs * (task.items // settings.batch)
+        self.steps = settings.steps or max(batches // settings.accumulate, 1)
         self.step = self.skipped = 0
         self._saved_step: int | None = None  # of the last checkpoint on disk
         self.files: dict[str, str] = {}
@@ -63,10 +63,12 @@ class Run:
         with distributed.agreed():
             self._batches(0)  # refuses a batch that cannot be made
             if place.first:
+                self._refuse_own_files()
                 self.files = task.digests()
                 saved = self._continued(restart)
                 vocabulary = self._vocabulary(saved)
                 self.model, self.vocabulary = task.model(vocabulary)
+                dataset = task.dataset(self.vocabulary)  # may refuse the list of videos
                 if restart:
                     checkpoint.remove_run(self.out)
                 self._write_start()
@@ -78,6 +80,7 @@ class Run:
                 words = None if settings.word_vectors else self._vocabulary_file
                 vocabulary = Vocabulary.load(words) if words else None
                 self.model, self.vocabulary = task.model(vocabulary)
+                dataset = task.dataset(self.vocabulary)
         self.model.to(place.device)
         # torch's types do not know this overload.
         self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -92,7 +95,7 @@ class Run:
             self._saved_step = self.step
         self.planned = saved.get("steps", self.steps) if saved else self.steps
         self.loader = loading.loader(
-            task.dataset(self.vocabulary), self._batches(self.step), settings.workers,
+            dataset, self._batches(self.step), settings.workers,
             pin=place.device.type == "cuda", timeout=settings.timeout,
         )  # fmt: skip
         self.stepper = Stepper(
@@ -130,6 +133,23 @@ class Run:
                     broadcast_buffers=False,
                 )
         return network
+
+    def _refuse_own_files(self) -> None:
+        """Refuse to begin with files that this run would delete or write over."""
+        for name in config.FILE_FIELDS:
+            value = getattr(self.settings, name, "")
+            if not value or name == "train_csv":  # which is named from the data folder
+                continue
+            path = Path(value)
+            if path.is_dir():
+                own = path.resolve() == self.out.resolve()
+            else:
+                own = checkpoint.written_by_run(path, self.out)
+            if own:
+                raise SystemExit(
+                    f"--{name.replace('_', '-')} {value} is of the run in --out {self.out}, which "
+                    "would be lost; give another --out"
+                )
 
     def _continued(self, restart: bool) -> dict[str, Any] | None:
         """The checkpoint to go on from, if there is one; refuses a folder that is no run's."""

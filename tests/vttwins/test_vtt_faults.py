@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ import torch
 from test_vtt_training import command, launch, losses, wait_for_steps
 from torch import Tensor, nn
 
-from examples.vttwins import checkpoint, config, loading, stopping, train
+from examples.vttwins import checkpoint, config, loading, run, stopping, train
 from examples.vttwins.distributed import Place
 from examples.vttwins.steps import NotFinite, Stepper
 
@@ -294,22 +295,76 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(damage: str, copy: P
 
 def test_a_restart_deletes_what_the_run_wrote_and_nothing_else(copy: Path) -> None:
     run = copy / "run"
-    (run / "notes.txt").write_text("mine", encoding="utf-8")
+    others = ["notes.txt", "download.2024.tmp", "a.b.123.tmp", "evaluation-notes.json"]
+    for name in (*others, "step-best.pt", "skipped-by-hand.jsonl"):
+        (run / name).write_text("mine", encoding="utf-8")
+    own = ["evaluation.json", "evaluation.md", "last.pt.vttwins-0123abcd.tmp"]
+    for name in (*own, "skipped-12.jsonl"):
+        (run / name).write_text("the run's", encoding="utf-8")
     (run / "plots").mkdir()
     (run / "plots" / "loss.png").write_bytes(b"mine too")
+    listed = (copy / "data" / "train.csv").read_text(encoding="utf-8")
+    for name, more in (("twice", "train_00000.mp4\n"), ("shared", "a/train_00000.mp4\n")):
+        (copy / "data" / f"{name}.csv").write_text(listed + more, encoding="utf-8")
     before = content(copy)
     line = short(copy, copy / "vectors.txt", "--steps", "1", "--restart")
     for wrong in (
         ["--data", "nowhere"], ["--batch", "99"], ["--weights", str(run / "notes.txt")],
         ["--origin-count", "0"], ["--seed", "99999999999999"],
+        ["--train-csv", "twice.csv"], ["--train-csv", "shared.csv"],
+        ["--weights", str(run / "model.safetensors")], ["--weights", str(run / "step-00000002.pt")],
     ):  # fmt: skip
         with pytest.raises(SystemExit):
             train.main([*line, *wrong])
         assert content(copy) == before
     train.main(line)
-    assert not list(run.glob("step-*.pt"))
-    assert len(losses(run)) == 1
-    assert (run / "notes.txt").exists() and (run / "plots" / "loss.png").exists()
+    assert not list(run.glob("step-0*.pt")) and not list(run.glob("skipped-1*.jsonl"))
+    assert len(losses(run)) == 1 and not any((run / name).exists() for name in own)
+    assert all((run / name).exists() for name in others)
+    assert (run / "step-best.pt").exists() and (run / "skipped-by-hand.jsonl").exists()
+    assert (run / "plots" / "loss.png").exists()
+
+
+def test_an_ordinary_start_deletes_its_own_temporary_files_alone(tmp_path: Path) -> None:
+    kept = ["movie.tmp", "x.last.pt.123.tmp", "a.vttwins-notes.tmp"]
+    for name in (*kept, "last.pt.vttwins-0123abcd.tmp"):
+        (tmp_path / name).touch()
+    seen = []
+    checkpoint.write_atomically(
+        tmp_path / "file", lambda file: seen.append(Path(file.name).match(checkpoint.LEFTOVERS))
+    )
+    assert seen == [True]
+    checkpoint.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "file"])
+
+
+def test_weights_that_the_new_run_would_delete_are_refused_without_a_checkpoint_too(
+    copy: Path,
+) -> None:
+    run = copy / "run"
+    for name in (checkpoint.LAST, checkpoint.PREVIOUS):
+        (run / name).unlink()
+    before = content(copy)
+    line = short(copy, copy / "vectors.txt", "--weights", str(run / "model.safetensors"))
+    with pytest.raises(SystemExit, match="is of the run in --out .*give another --out"):
+        train.main(line)
+    assert content(copy) == before
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 12), (2, 6), (3, 4), (16, 1)])
+def test_epochs_are_passes_over_the_videos_whatever_is_accumulated(
+    accumulate: int, steps: int, tmp_path: Path
+) -> None:
+    class Counted(run.Run):  # what the constructor says of the steps, and no more
+        def _batches(self, start: int) -> loading.StepBatches:
+            raise SystemExit(str(self.steps))
+
+    settings = config.preset(
+        "demo", steps=0, epochs=3, batch=2, accumulate=accumulate, out=str(tmp_path)
+    )
+    task: Any = SimpleNamespace(settings=settings, items=9)
+    with pytest.raises(SystemExit, match=f"^{steps}$"):
+        Counted(task, Place())
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,22 @@ def test_a_restart_deletes_the_comparison(
     assert not (run / finetune.RESULT).exists()
 
 
+@pytest.mark.parametrize("source", ["run", "run/model.safetensors", "link"])
+@pytest.mark.parametrize("options", [[], ["--restart"]])
+def test_the_run_that_it_starts_from_is_not_deleted(
+    source: str, options: list[str], tuned: Path, colored: Path, start: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tuned, tmp_path / "run", copy_function=os.link)
+    (tmp_path / "run" / checkpoint.LAST).unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    words = [] if source.endswith("safetensors") else ["--word-vectors", ""]
+    command = tuning(colored, start, tmp_path / "run", *options, *words)
+    with pytest.raises(SystemExit, match=r"--start .* is of the run in --out .*another --out"):
+        finetune.main([*command, "--start", str(tmp_path / source)])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
 def test_a_test_that_comes_too_late_or_of_unknown_origin_is_refused(
     tuned: Path, colored: Path, start: Path, tmp_path: Path
 ) -> None:
