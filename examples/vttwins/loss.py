@@ -44,7 +44,7 @@ class SequenceLoss(nn.Module):
         gamma, dummy_cost, origin_count: as in ``softdtw_kernels.s2dtw``.
         direction: "t2v" (a text against all videos, as released), "v2t" or "symmetric" (mean).
         temperature: T above.
-        bag: MIL-NCE only: the captions of a clip's bag lie at most this far from it in order.
+        bag: MIL-NCE only: the captions of a clip's bag lie at most this far from its own in order.
         backend: as in ``softdtw_kernels.s2dtw``.
     """
 
@@ -139,8 +139,8 @@ class SequenceLoss(nn.Module):
         """MIL-NCE: -log of the share of the bag among the clip's pairs with all captions.
 
         The anchors are single clips (v2t), captions (t2v) or both. A bag holds the pairs of the
-        same video at most ``bag`` places apart; the other pairs of that video are left out, since
-        they are neither matches nor known mismatches.
+        same video at most ``bag`` captions apart, or else the nearest; the other pairs of that
+        video are left out, since they are neither matches nor known mismatches.
         """
         video, text = F.normalize(video, dim=-1), F.normalize(text, dim=-1)
         n, m = video.shape[1], text.shape[1]
@@ -151,10 +151,13 @@ class SequenceLoss(nn.Module):
             a = anchors[rows]
             scores = torch.einsum("aid,bjd->aibj", a, others) / self.temperature
             mine = torch.arange(a.shape[0], device=a.device)
-            places_a = torch.arange(a.shape[1], device=a.device) / max(a.shape[1] - 1, 1)
-            places_o = torch.arange(others.shape[1], device=a.device) / max(others.shape[1] - 1, 1)
-            apart = (places_a[:, None] - places_o[None, :]).abs() * (max(n, m) - 1)
-            outside = apart > self.bag + 0.5
+            # In captions; clip k is taken in the span of caption floor(k m / n), see data.py.
+            captions = torch.arange(m, device=a.device)
+            clips = torch.arange(n, device=a.device) * m // n
+            places = (captions, clips) if wanted == "t2v" else (clips, captions)
+            apart = (places[0][:, None] - places[1][None, :]).abs()
+            # A caption far from all clips has the nearest in its bag, as no bag may be empty.
+            outside = apart > apart.amin(1, keepdim=True).clamp(min=self.bag)
             same = scores[mine, :, mine + first]  # (b, i, j): pairs of the anchor's own video
             bag = same.masked_fill(outside, -torch.inf).logsumexp(-1)
             if self.contrastive:

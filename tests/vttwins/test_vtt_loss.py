@@ -85,17 +85,57 @@ def test_rows_of_the_ranks_average_to_the_whole_batch(
     torch.testing.assert_close(sum(parts) / 2, loss(video, text))
 
 
-def test_mil_nce_is_the_share_of_the_bag() -> None:
-    loss = SequenceLoss("mil_nce", direction="t2v", temperature=0.5, bag=1)
-    video, text = embeddings(3, 4, 4)
+def share_of_the_bags(
+    video: torch.Tensor, text: torch.Tensor, bags: list[list[int]], direction: str
+) -> torch.Tensor:
+    """MIL-NCE at temperature .5 by its definition; bags[i] are places in the other sequence."""
     v, t = F.normalize(video, dim=-1), F.normalize(text, dim=-1)
+    anchors, others = (t, v) if direction == "t2v" else (v, t)
     terms = []
-    for k, i in itertools.product(range(3), range(4)):
-        weight = {(j, c): torch.exp(t[k, i] @ v[j, c] / 0.5) for j in range(3) for c in range(4)}
-        bag = sum(w for (j, c), w in weight.items() if j == k and abs(c - i) <= 1)
-        others = sum(w for (j, c), w in weight.items() if j != k)
-        terms.append(-torch.log(bag / (bag + others)))
-    torch.testing.assert_close(loss(video, text), torch.stack(terms).mean())
+    for k, i in itertools.product(range(len(anchors)), range(anchors.shape[1])):
+        weight = torch.exp(others @ anchors[k, i] / 0.5)  # (items, places)
+        bag = weight[k, bags[i]].sum()
+        rest = weight.sum() - weight[k].sum()
+        terms.append(-torch.log(bag / (bag + rest)))
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("direction", ["t2v", "v2t"])
+def test_mil_nce_is_the_share_of_the_bag(direction: str) -> None:
+    loss = SequenceLoss("mil_nce", direction=direction, temperature=0.5, bag=1)
+    video, text = embeddings(3, 4, 4)
+    bags = [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]
+    torch.testing.assert_close(loss(video, text), share_of_the_bags(video, text, bags, direction))
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "bag", "of_captions", "of_clips"),
+    [
+        # Clips of captions 0 and 4: captions 2, 6 and 7 are more than one from both.
+        (2, 8, 1, [[0], [0], [0, 1], [1], [1], [1], [1], [1]], [[0, 1], [3, 4, 5]]),
+        # Clips of captions 0, 0, 0, 1, 1, 2, 2.
+        (7, 3, 0, [[0, 1, 2], [3, 4], [5, 6]], [[0], [0], [0], [1], [1], [2], [2]]),
+        (1, 3, 0, [[0], [0], [0]], [[0]]),
+        (3, 1, 1, [[0, 1, 2]], [[0], [0], [0]]),
+    ],
+)
+def test_bags_of_mil_nce_follow_the_captions_that_clips_are_taken_from(
+    n: int, m: int, bag: int, of_captions: list[list[int]], of_clips: list[list[int]]
+) -> None:
+    video, text = embeddings(3, n, m)
+    for direction, bags in (("t2v", of_captions), ("v2t", of_clips)):
+        loss = SequenceLoss("mil_nce", direction=direction, temperature=0.5, bag=bag)
+        torch.testing.assert_close(
+            loss(video, text), share_of_the_bags(video, text, bags, direction)
+        )
+
+
+@given(n=st.integers(1, 9), m=st.integers(1, 9), bag=st.integers(0, 2))
+def test_mil_nce_is_finite_for_all_numbers_of_clips_and_captions(n: int, m: int, bag: int) -> None:
+    video, text = embeddings(2, n, m)
+    for contrastive in (True, False):
+        loss = SequenceLoss("mil_nce", direction="symmetric", contrastive=contrastive, bag=bag)
+        assert loss(video, text).isfinite()
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
