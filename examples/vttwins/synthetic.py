@@ -25,14 +25,18 @@ import argparse
 import csv
 import itertools
 import json
+import math
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from examples.vttwins.benchmarks.crosstask import TASKS, write_crosstask_tasks
+from examples.vttwins.checkpoint import write_text
 from examples.vttwins.video import write_video
 
 COLORS = {
@@ -66,12 +70,17 @@ CHATTER = (
     "you can find the link below",
 )
 MARKER = "world.json"  # the parameters of a set that is whole
+UNFINISHED = "generating.json"  # those of one that is being written, or was when that was stopped
 FORMAT = 3  # of the set on disk; 2 has narrations/, 3 train_segments.csv
 
 
 @dataclass(frozen=True)
 class World:
-    """Parameters of the generator; the same ones and the same seed write the same set."""
+    """Parameters of the generator; the same ones and the same seed write the same set.
+
+    Raises:
+        ValueError: no set can be made with these.
+    """
 
     tasks: int = 12
     steps_per_task: int = 10
@@ -83,6 +92,31 @@ class World:
     chatter: float = 0.3
     swap: float = 0.25
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {
+            "tasks": 1,
+            "steps_per_task": 1,
+            "train_videos": 1,
+            "size": 2,
+            "fps": 1,
+            "step_seconds": 1 / self.fps if self.fps > 0 else 0,
+            "shortest": 1,
+            "chatter": 0,
+            "swap": 0,
+            "seed": 0,
+        }
+        for name, lowest in least.items():
+            most = 1 if name in ("chatter", "swap") else math.inf
+            value = getattr(self, name)
+            if not lowest <= value <= most or value == math.inf:
+                between = f"at least {lowest:g}" + (" and at most 1" if most == 1 else "")
+                raise ValueError(f"{name} must be {between}, got {value}")
+        if self.size % 2:
+            raise ValueError(
+                f"size must be even, as the coder of the videos wants, got {self.size}"
+            )
+        self.steps()
 
     def steps(self) -> list[list[tuple[str, str, str]]]:
         """Steps (color, shape, motion) of each task, all distinct over the whole set.
@@ -97,7 +131,8 @@ class World:
             pool = [step for step in sorted(free) if step[0] in palette]
             if len(pool) < self.steps_per_task:
                 raise ValueError(
-                    f"{self.tasks} tasks of {self.steps_per_task} distinct steps are too many"
+                    f"{self.tasks} tasks of {self.steps_per_task} distinct steps are too many; "
+                    "give fewer tasks or steps_per_task"
                 )
             chosen = rng.permutation(len(pool))[: self.steps_per_task]
             tasks.append([pool[i] for i in chosen])
@@ -248,6 +283,23 @@ def write_one(world: World, out: Path, split: str, index: int) -> list[dict[str,
     return rows
 
 
+def is_own(folder: Path) -> bool:
+    """Whether a folder holds a generated set, or a part of one.
+
+    Example:
+        >>> is_own(Path("nowhere"))
+        False
+    """
+    for name in (MARKER, UNFINISHED):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and {"format", "tasks", "train_videos"} <= content.keys():
+            return True
+    return False
+
+
 def _write_job(job: tuple[World, Path, str, int]) -> list[dict[str, object]]:
     return write_one(*job)
 
@@ -255,13 +307,21 @@ def _write_job(job: tuple[World, Path, str, int]) -> list[dict[str, object]]:
 def generate(world: World, out: str | Path, workers: int = 1) -> Path:
     """Write the whole set under ``out``; the files do not depend on ``workers``.
 
-    An existing set of the same parameters is kept; the marker is written last.
+    An existing set of the same parameters is kept, one of others is written over; the marker is
+    written last.
+
+    Raises:
+        ValueError: the folder holds files of others.
     """
     out = Path(out)
-    marker = out / MARKER
+    marker, unfinished = out / MARKER, out / UNFINISHED
     parameters = json.dumps({"format": FORMAT, **world.__dict__}, sort_keys=True)
     if marker.exists() and marker.read_text(encoding="utf-8") == parameters:
         return out
+    if out.exists() and any(out.iterdir()) and not is_own(out):
+        raise ValueError(f"{out} is not empty and holds no generated set; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(unfinished, parameters)
     marker.unlink(missing_ok=True)
     for folder in ("videos", "captions", "narrations"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -291,7 +351,7 @@ def generate(world: World, out: str | Path, workers: int = 1) -> Path:
         for k, steps in enumerate(world.steps())
     }
     write_crosstask_tasks(tasks, out / TASKS)
-    marker.write_text(parameters, encoding="utf-8")
+    os.replace(unfinished, marker)
     return out
 
 
@@ -305,8 +365,17 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     options = vars(parser.parse_args(arguments))
     out, workers = options.pop("out"), options.pop("workers")
-    world = World(**options)
-    generate(world, out, workers)
+    try:
+        world = World(**options)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        generate(world, out, workers)
+    except (ValueError, OSError, BrokenProcessPool) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        print("Interrupted. The same line begins anew.", file=sys.stderr)
+        raise SystemExit(130) from None
     print(
         f"{out}: {world.train_videos} training videos, {world.tasks} test videos with "
         f"{world.tasks * world.steps_per_task} clip-caption pairs"

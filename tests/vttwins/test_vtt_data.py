@@ -183,6 +183,81 @@ def test_the_generator_writes_the_same_set_whatever_the_workers(tmp_path: Path) 
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes(), file
 
 
+SMALL = [
+    "--tasks",
+    "1",
+    "--steps-per-task",
+    "2",
+    "--train-videos",
+    "2",
+    "--size",
+    "16",
+    "--step-seconds",
+    "0.2",
+    "--workers",
+    "1",
+]
+
+
+@pytest.mark.parametrize("marker", [None, "[]", '{"format": "json"}', "{"])
+def test_the_generator_leaves_the_files_of_others_alone(marker: str | None, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("video_path\nmine.mp4\n", encoding="utf-8")
+    if marker is not None:
+        (tmp_path / "world.json").write_text(marker, encoding="utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SystemExit, match="holds no generated set; give another --out"):
+        synthetic.main(["--out", str(tmp_path), *SMALL])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_interrupted_generation_is_done_again_and_another_world_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic, "write_crosstask_tasks", interrupt)
+        with pytest.raises(SystemExit) as ended:
+            synthetic.main(["--out", str(tmp_path), *SMALL])
+        assert ended.value.code == 130 and not (tmp_path / "world.json").exists()
+    for seed in ("0", "0", "1"):
+        synthetic.main(["--out", str(tmp_path), *SMALL, "--seed", seed])
+        assert json.loads((tmp_path / "world.json").read_text())["seed"] == int(seed)
+        assert not (tmp_path / "generating.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "40"], "40 tasks of 10 distinct steps are too many; give fewer"),
+        (["--tasks", "0"], "tasks must be at least 1, got 0"),
+        (["--steps-per-task", "0"], "steps_per_task must be at least 1, got 0"),
+        (["--size", "63"], "size must be even"),
+        (["--size", "0"], "size must be at least 2"),
+        (["--fps", "0"], "fps must be at least 1"),
+        (["--step-seconds", "0.01"], "step_seconds must be at least 0.1"),
+        (["--chatter", "1.5"], "chatter must be at least 0 and at most 1"),
+        (["--seed", "-1"], "seed must be at least 0"),
+    ],
+)
+def test_a_world_that_cannot_be_is_refused_in_a_sentence(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        synthetic.main(["--out", str(tmp_path / "out"), *options])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"(NotADirectory|FileExists)Error: .*file"):
+        synthetic.main(["--out", str(tmp_path / "file"), *SMALL])
+    with pytest.raises(SystemExit, match=r"NotADirectoryError: .*file"):
+        synthetic.main(["--out", str(tmp_path / "file" / "set"), *SMALL])
+
+
 def test_narration_is_weakly_aligned_and_test_captions_are_distinct() -> None:
     world = synthetic.World()
     steps = world.steps()

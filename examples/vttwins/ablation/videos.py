@@ -59,9 +59,10 @@ def prepare_data(folder: Path) -> None:
     Raises:
         ValueError: the folder holds something else.
     """
-    if (folder / "world.json").exists():
+    if (folder / synthetic.MARKER).exists():
         return
-    if folder.exists() and any(folder.iterdir()):
+    # An interrupted generation is done again.
+    if folder.exists() and any(folder.iterdir()) and not synthetic.is_own(folder):
         raise ValueError(f"{folder} is not empty and holds no generated set; give another --data")
     synthetic.generate(synthetic.World(), folder, workers=2)
 
