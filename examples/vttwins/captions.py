@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.vttwins.video import VideoError, bare_name
-from examples.vttwins.words import says_nothing
+from examples.vttwins.words import says_nothing, tokenize
 
 _LONE = re.compile("[\ud800-\udfff]")  # a surrogate without its other half
 LONGEST = 1e6  # seconds; a caption later than 11 days into its video is a mistake
@@ -80,7 +80,7 @@ class Captions:
         if wrong:
             raise VideoError("bad_captions", f"{source}: {wrong[0]} s is no time in a video")
         if not any(text):
-            raise VideoError("silent", f"{source}: no captions")
+            raise VideoError("silent", f"{source}: no captions with a word")
         order = sorted(range(len(text)), key=lambda i: (start[i], end[i]))
         return cls([start[i] for i in order], [end[i] for i in order], [text[i] for i in order])
 
@@ -108,7 +108,7 @@ class Captions:
 
 
 def _words_of(value: object) -> str:
-    """The text of a caption; null and NaN (an empty cell of a table) say nothing.
+    """The text of a caption, "" without a word; null and NaN (an empty cell) say nothing.
 
     Half a character, which JSON allows ("\\ud83d" alone) and UTF-8 does not, is replaced as
     decoders do: it is no word, and the rest of the caption is as good as any.
@@ -116,7 +116,8 @@ def _words_of(value: object) -> str:
     if says_nothing(value):
         return ""
     if isinstance(value, (str, int, float)):
-        return _LONE.sub("\ufffd", str(value).strip())
+        text = _LONE.sub("\ufffd", str(value).strip())
+        return text if tokenize(text) else ""
     raise TypeError(f"a caption must be text, got {value!r:.80}")
 
 

@@ -46,6 +46,18 @@ def flawed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_a_caption_of_no_word_is_none(flawed: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    for name, text in (("0", ["...!?"]), ("8", ["cut", "\u266a"])):
+        shutil.copy(flawed / "videos" / f"{name}.mp4", tmp_path / "videos")
+        count = len(text)
+        write_captions(tmp_path / "captions" / f"{name}.json", [0] * count, [1] * count, text)
+    (silent,) = check_data.check_video("0.mp4", tmp_path)
+    assert (silent.reason, silent.fatal) == ("silent", True)
+    (partly,) = check_data.check_video("8.mp4", tmp_path)
+    assert (partly.reason, partly.fatal) == ("empty_captions", False)
+
+
 REASONS = {
     "1.mp4": "missing",
     "2.mp4": "broken",
