@@ -9,6 +9,7 @@ stands twice. The last two checkpoints are kept: should one be damaged, there is
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import json
@@ -40,22 +41,53 @@ WRITTEN = (
     "tensorboard/events.out.tfevents.*", LEFTOVERS,
 )  # fmt: skip
 NEEDED = {"step", "skipped", "state_dict", "optimizer", "settings"}
+CLIP_SETTINGS = {"data", "frames", "fps", "size", "resize"}
 
 
 class RunFilesError(ValueError):
     """A folder that is no run's, or a run without a checkpoint that can be read."""
 
 
+class _Writer:
+    """A binary file that keeps the error of a write, in whose place torch raises one of its own."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.problem: OSError | None = None
+
+    def write(self, content: Any) -> Any:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.problem = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
 def write_atomically(path: str | Path, save: Any) -> None:
-    """Call ``save(file)`` on a temporary binary file beside ``path``, then rename it."""
+    """Call ``save(file)`` on a temporary binary file beside ``path``, then rename it.
+
+    Raises:
+        OSError: it cannot be written; of a full disk, it says which.
+    """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.vttwins-{secrets.token_hex(4)}.tmp")
+    writer = None
     try:
         with temporary.open("wb") as file:
-            save(file)
+            writer = _Writer(file)
+            save(writer)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        problem = error if isinstance(error, OSError) else writer and writer.problem
+        if not problem or problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = f"the disk of {path.parent.resolve()} is full, it has no space for"
+        raise OSError(problem.errno, full, path.name) from error
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the renaming itself reaches the disk with the folder
@@ -93,6 +125,25 @@ def settings_of(folder: str | Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or not {"operator", "train_csv", "seed"} <= content.keys():
         raise RunFilesError(f"{path} holds no settings of a run; choose another folder with --out")
     return content
+
+
+def clip_settings(folder: str | Path) -> dict[str, Any]:
+    """The settings of a run, with those of its clips and its data, which evaluations need.
+
+    Raises:
+        RunFilesError: the settings.json is missing, damaged or of something else.
+    """
+    path = Path(folder) / SETTINGS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise RunFilesError(f"{path} is missing, without which {folder} is no run") from None
+    except (ValueError, OSError) as error:
+        raise RunFilesError(f"{path} cannot be read: {error}") from None
+    lacking = CLIP_SETTINGS - content.keys() if isinstance(content, dict) else CLIP_SETTINGS
+    if lacking:
+        raise RunFilesError(f"{path} is not of a run: it lacks {', '.join(sorted(lacking))}")
+    return dict(content)
 
 
 def written_by_run(path: str | Path, folder: str | Path) -> bool:

@@ -119,11 +119,7 @@ class Settings:
                 raise ValueError(f"{f.name} must be at most {f.metadata['most']}, got {value!r}")
         if self.compile and self.checkpointing:
             raise ValueError("compile and checkpointing do not go together; choose one")
-        if self.front_end == "space_to_depth" and (self.size % 2 or self.frames % 2):
-            raise ValueError(
-                "space_to_depth takes blocks of 2 x 2 x 2: size and frames must be even, got size "
-                f"{self.size}, frames {self.frames}"
-            )
+        check_front_end(self.front_end, self.size, self.frames)
         if self.tda and max(self.clips, self.captions) > LONGEST_TDA:
             raise ValueError(
                 f"tda takes at most {LONGEST_TDA} clips or captions, as it weighs all near-by "
@@ -175,6 +171,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     # are about 94,000 steps, fewer than the paper's warm-up: a tenth of it, as of the data.
     "ablation": {"epochs": 100, "warmup": 10_000, "out": "runs/ablation"},
 }
+
+
+def check_front_end(front_end: str, size: int, frames: int) -> None:
+    """Refuse clips that a front end cannot take.
+
+    Raises:
+        ValueError: the message says what must be even.
+    """
+    if front_end == "space_to_depth" and (size % 2 or frames % 2):
+        raise ValueError(
+            "space_to_depth takes blocks of 2 x 2 x 2: size and frames must be even, got size "
+            f"{size}, frames {frames}"
+        )
 
 
 def preset(name: str, **changes: Any) -> Settings:

@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 
 from examples.vttwins import loading
 from examples.vttwins.captions import Captions, caption_path, check_listed_once
-from examples.vttwins.loading import epoch_order
+from examples.vttwins.loading import LoadingError, epoch_order
 from examples.vttwins.video import VideoError, VideoReader, find_video
 from examples.vttwins.words import TRAIN_WORDS, Vocabulary
 
@@ -89,9 +89,8 @@ def crop(
 def to_clip(pictures: np.ndarray, frames: int) -> Tensor:
     """uint8 (T, H, W, 3) -> (3, frames, H, W), zeros after the end."""
     clip = torch.zeros(3, frames, *pictures.shape[1:3], dtype=torch.uint8)
-    clip[:, : len(pictures)] = torch.from_numpy(
-        np.ascontiguousarray(pictures[:frames].transpose(3, 0, 1, 2))
-    )
+    # A copy even of what is contiguous: a flipped picture of one pixel is, with a negative stride.
+    clip[:, : len(pictures)] = torch.from_numpy(pictures[:frames].transpose(3, 0, 1, 2).copy())
     return clip
 
 
@@ -141,7 +140,7 @@ class Replacing(Dataset[dict[str, Any]]):
                     (video, "repeated: too few usable videos, it may be twice in a batch")
                 )
             return {**sample, "index": candidate, "skipped": skipped}
-        raise RuntimeError(
+        raise LoadingError(
             f"{len(skipped)} videos in a row cannot be used, the last ones: {skipped[-5:]}. "
             f"{self.hint()}"
         )

@@ -209,6 +209,7 @@ class Retrieval:
             raise ValueError(
                 f"{settings.start} has {rows} words with the pad, its vocabulary {len(vocabulary)}"
             )
+        config.check_front_end(model.front_end, settings.size, settings.frames)
         model.text_module.word_embd.weight.requires_grad_(False)
         model.checkpointing = settings.checkpointing
         return model, vocabulary

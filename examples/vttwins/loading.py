@@ -32,7 +32,7 @@ _PATH_BYTES = 1024
 
 
 class LoadingError(RuntimeError):
-    """No batch came: a worker died, or a file could not be read within the time allowed."""
+    """No batch came: a worker died, a file could not be read in time, or no video can be used."""
 
 
 def epoch_order(seed: int, epoch: int, videos: int) -> np.ndarray:
@@ -187,8 +187,8 @@ def stream(batches: DataLoader[dict[str, Any]]) -> Iterator[Iterator[dict[str, A
     """The batches of a loader; its workers are gone when the block is left, within seconds.
 
     Raises:
-        LoadingError: no batch within the loader's timeout, or a worker died; the message says what
-            the workers were reading.
+        LoadingError: no batch within the loader's timeout, or a worker died: the message says what
+            the workers were reading; or what the data set raised.
     """
     start = batches.worker_init_fn
     notes = start.keywords["notes"] if isinstance(start, functools.partial) else Notes(0)
@@ -197,6 +197,11 @@ def stream(batches: DataLoader[dict[str, Any]]) -> Iterator[Iterator[dict[str, A
     workers = [child for child in multiprocessing.active_children() if child not in before]
     try:
         yield iterator
+    except LoadingError as error:
+        # Of a worker, torch makes it one whose text is the whole traceback.
+        raise LoadingError(
+            str(error).rpartition(f"{LoadingError.__name__}: ")[2].strip()
+        ) from error
     except RuntimeError as error:
         # torch raises these in the main thread, wherever that is: a dead child is told by SIGCHLD.
         if str(error).startswith("DataLoader timed out"):

@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +69,7 @@ class Run:
                 vocabulary = self._vocabulary(saved)
                 self.model, self.vocabulary = task.model(vocabulary)
                 dataset = task.dataset(self.vocabulary)  # may refuse the list of videos
+                self._check_words(saved)
                 if restart:
                     checkpoint.remove_run(self.out)
                 self._write_start()
@@ -182,6 +183,19 @@ class Run:
             return None
         return Vocabulary.load(self._vocabulary_file) if saved else self.task.vocabulary()
 
+    def _check_words(self, saved: dict[str, Any] | None) -> None:
+        """Note the words, or refuse others than those that the saved weights are of."""
+        self.files["vocabulary"] = checkpoint.digest_of_lines(self.vocabulary.words)
+        if saved is None:
+            return
+        rows = len(saved["state_dict"]["text_module.word_embd.weight"])
+        known = saved.get("files", {}).get("vocabulary")  # an older run did not note it
+        if rows != len(self.vocabulary) or known not in (None, self.files["vocabulary"]):
+            raise SystemExit(
+                f"{self._vocabulary_file} holds other words than the weights of the run are of. "
+                "Put its own back, or give --restart to begin anew."
+            )
+
     def _write_start(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         checkpoint.remove_leftovers(self.out)
@@ -259,9 +273,12 @@ class Run:
         Raises:
             loading.LoadingError, steps.NotFinite: the run cannot go on; it is saved.
         """
-        with self._stop as stop, loading.stream(self.loader) as stream:
+        with self._stop as stop, ExitStack() as workers:
             try:
-                self._loop(stop, stream)
+                if self.place.first:
+                    with self._waiting(stop):
+                        self.task.started(self)
+                self._loop(stop, workers.enter_context(loading.stream(self.loader)))
                 stop.hold()
             except BaseException as error:
                 stop.hold()
@@ -272,9 +289,28 @@ class Run:
                     raise
         if not stop.number and self.stepper.bad_in_a_row > 1:
             raise self.stepper.not_finite(self.step - 1)  # no end that deserves the name
-        if not stop.number and self.place.first:
-            weights.export_safetensors(self.model, self.out / checkpoint.WEIGHTS)
         return stop.number
+
+    def finish(self) -> int:
+        """Write the weights of the end and let the task finish, on the first rank.
+
+        Returns the number of a signal that broke this off, else 0. The same command does it again.
+        """
+        if not self.place.first:
+            return 0
+        with StopRequest() as stop:
+            try:
+                with stop.holding():
+                    weights.export_safetensors(self.model, self.out / checkpoint.WEIGHTS)
+                with stop.waiting():  # the other ranks have nothing left to do
+                    self.task.finished(self)
+            except Stopped:
+                pass
+        return stop.number
+
+    def _waiting(self, stop: StopRequest) -> AbstractContextManager[None]:
+        """A block that a signal breaks off at once; several ranks stop together, after a step."""
+        return stop.waiting() if self.place.world == 1 else nullcontext()
 
     def _loop(self, stop: StopRequest, stream: Any) -> None:
         settings, first = self.settings, self.place.first
@@ -282,14 +318,12 @@ class Run:
         bar = tqdm(
             total=self.steps, initial=self.step, disable=not first, mininterval=1, unit="step"
         )
-        # Several ranks stop together, after a step; one alone need not wait for anything.
-        waiting = stop.waiting if self.place.world == 1 else nullcontext
         agreed = 0
         with logs, bar:
-            self._evaluate(logs, waiting)  # if an interruption left it out
+            self._evaluate(logs, stop)  # if an interruption left it out
             while self.step < self.steps and not agreed:
                 began = time.perf_counter()
-                with waiting():
+                with self._waiting(stop):
                     batches = [next(stream) for _ in range(settings.accumulate)]
                 waited = time.perf_counter() - began
                 self.task.train_mode(self.stepper.network)
@@ -315,16 +349,16 @@ class Run:
                 stop.number = agreed or stop.number
                 done = agreed or self.step == self.steps
                 if not agreed:
-                    self._evaluate(logs, waiting)
+                    self._evaluate(logs, stop)
                 if done or self.step % settings.save_every == 0 or self._kept():
                     self.save()
 
-    def _evaluate(self, logs: Logs, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+    def _evaluate(self, logs: Logs, stop: StopRequest) -> None:
         """Evaluate on the first rank, if that is due after this step and was not done before."""
         every = self.settings.eval_every
         due = every and self.step and self.step % every == 0
         if self.place.first and due and self.step not in logs.evaluated_steps:
-            with waiting():
+            with self._waiting(stop):
                 logs.evaluated(self.step, self.task.evaluate(self.model, self.vocabulary))
 
     @property
@@ -350,18 +384,16 @@ def run_task(make: Callable[[S], Task], settings: S, restart: bool) -> None:
         run = Run(task, place, restart)
         if place.first:
             run.announce()
-            task.started(run)
         try:
             number = run.train()
-        except (LoadingError, NotFinite) as error:
+            if run.stepper.bad and place.first:
+                print(f"{run.stepper.bad} of {run.step} steps were skipped: no finite gradient")
+            number = number or run.finish()
+        except (LoadingError, NotFinite, OSError) as error:  # OSError: a full disk, most likely
             raise SystemExit(f"{type(error).__name__}: {error}") from error
-        if run.stepper.bad and place.first:
-            print(f"{run.stepper.bad} of {run.step} steps were skipped: no finite gradient")
         if number:
             name = signal.Signals(number).name
             if place.first:
                 print(f"{name}: {run.saved}")
             sys.exit(128 + number)
-        if place.first:
-            task.finished(run)
         distributed.stop()

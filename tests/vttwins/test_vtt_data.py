@@ -169,6 +169,8 @@ def test_crop_keeps_the_size_flips_and_pads_small_pictures() -> None:
     assert padded.shape == (2, 8, 8, 3) and not padded[:, 0].any() and not padded[:, -1].any()
     clip = data.to_clip(pictures, 5)
     assert clip.shape == (3, 5, 6, 9) and not clip[:, 2:].any()
+    one = data.crop(pictures[:1], 1, across=0.0, down=0.0, flip=True)
+    assert data.to_clip(one, 1).flatten().tolist() == pictures[0, 0, 0].tolist()
 
 
 def test_the_generator_writes_the_same_set_whatever_the_workers(tmp_path: Path) -> None:

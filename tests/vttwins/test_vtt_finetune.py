@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from examples.vttwins import checkpoint, finetune, weights
+from examples.vttwins import checkpoint, finetune, loading, weights
 from examples.vttwins.benchmarks.segments import Segment, read_segments
 from examples.vttwins.captioned import SegmentSamples, captioned, held_out
 from examples.vttwins.data import ClipShape
@@ -185,6 +187,60 @@ def test_the_run_that_it_starts_from_is_not_deleted(
     with pytest.raises(SystemExit, match=r"--start .* is of the run in --out .*another --out"):
         finetune.main([*command, "--start", str(tmp_path / source)])
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_signal_in_the_test_before_or_after_is_the_exit_code_and_the_run_goes_on(
+    when: str, number: int, colored: Path, start: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def interrupted(*arguments: object) -> dict:
+        nonlocal calls
+        calls += 1
+        if calls == (1 if when == "before" else 2):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        return original(*arguments)
+
+    calls, original = 0, finetune.Retrieval._retrieval
+    command = tuning(colored, start, tmp_path / "run", "--steps", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.Retrieval, "_retrieval", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            finetune.main(command)
+    assert ended.value.code == 128 + number
+    step = 0 if when == "before" else 1
+    assert f"{signal.Signals(number).name}: saved at step {step} of 1" in capsys.readouterr().out
+    finetune.main(command)
+    result = json.loads((tmp_path / "run" / finetune.RESULT).read_text(encoding="utf-8"))
+    assert result.keys() >= {"before", "after", "steps"}
+
+
+def test_a_worker_that_dies_in_the_test_before_is_said(
+    colored: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> dict:
+        raise loading.LoadingError("DataLoader worker died; worker 0 has been reading a.mp4")
+
+    monkeypatch.setattr(finetune.Retrieval, "_retrieval", fail)
+    with pytest.raises(SystemExit, match=r"^LoadingError: .* has been reading a\.mp4$"):
+        finetune.main(tuning(colored, start, tmp_path / "run", "--steps", "1"))
+
+
+def test_a_clip_that_the_front_end_of_the_start_cannot_take_is_refused(
+    colored: Path, start: Path, tmp_path: Path
+) -> None:
+    table = weights.read_state_dict(start / "s3d.safetensors")["text_module.word_embd.weight"]
+    model = VideoTextModel(
+        "space_to_depth", vocabulary_size=len(table), embedding_dim=16, word_dim=16,
+        word_vectors=table,
+    )  # fmt: skip
+    weights.export_safetensors(model, tmp_path / "s2d.safetensors")
+    command = tuning(colored, start, tmp_path / "run", "--start", str(tmp_path / "s2d.safetensors"))
+    with pytest.raises(SystemExit, match="must be even, got size 32, frames 3"):
+        finetune.main([*command, "--frames", "3"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_test_that_comes_too_late_or_of_unknown_origin_is_refused(

@@ -16,6 +16,7 @@ import torch
 from test_vtt_training import command, losses
 
 from examples.vttwins import checkpoint, evaluate, run, steps, stopping, train
+from examples.vttwins.words import Vocabulary
 
 pytestmark = [
     pytest.mark.slow,
@@ -159,6 +160,59 @@ def test_an_evaluation_that_an_interruption_left_out_is_made_up(
         train.main(arguments)
         evaluations = checkpoint.read_log(tmp_path / checkpoint.EVALUATIONS)
         assert [entry["step"] for entry in evaluations] == expected
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_where_no_video_can_be_used_a_run_ends_in_a_sentence(
+    workers: str, narrated: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(narrated, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "videos")
+    (tmp_path / "data" / "videos").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        train.main(line(tmp_path / "data", tmp_path / "run", "--workers", workers))
+    message = str(ended.value.code)
+    assert message.startswith("LoadingError: 8 videos in a row cannot be used")
+    assert "Is " in message and "Traceback" not in message
+
+
+def test_a_full_disk_is_named(
+    narrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def save(content: dict[str, Any], file: Any) -> None:
+        """As torch.save, whose own error hides that of the disk."""
+        if content["step"] < 4:
+            return original(content, file)
+        with open("/dev/full", "wb", buffering=0) as file.file:
+            try:
+                file.write(b"content")
+            except OSError:
+                raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos") from None
+
+    original = torch.save
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(SystemExit, match=rf"the disk of {tmp_path} is full.*last\.pt"):
+        train.main(line(narrated, tmp_path, "--save-every", "2"))
+    assert "step 4 of 4 is not saved; the last checkpoint" in capsys.readouterr().out
+    assert checkpoint.load_checkpoint(tmp_path)["step"] == 2
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("words", [["red"], None])
+def test_words_of_another_run_do_not_continue_one(
+    words: list[str] | None, narrated: Path, tmp_path: Path
+) -> None:
+    train.main(line(narrated, tmp_path, "--steps", "1"))
+    path = tmp_path / "vocabulary.json"
+    own = Vocabulary.load(path)
+    Vocabulary(words or own.words[::-1]).save(path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SystemExit, match="vocabulary.json holds other words than the weights"):
+        train.main(line(narrated, tmp_path, "--steps", "2"))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    own.save(path)
+    train.main(line(narrated, tmp_path, "--steps", "2"))
 
 
 def test_a_copy_without_times_is_evaluated_with_the_last_weights(
