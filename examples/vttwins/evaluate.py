@@ -34,13 +34,12 @@ that kind.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from examples.vttwins import distributed, weights
+from examples.vttwins import checkpoint, distributed, weights
 from examples.vttwins.benchmarks import (
     Segment,
     read_crosstask,
@@ -104,16 +103,30 @@ def checkpoint_of_run(folder: Path) -> Path:
 
 
 def load_run(folder: Path) -> tuple[VideoTextModel, Vocabulary, ClipShape, dict[str, Any]]:
-    """Model, vocabulary, clip shape and settings of a training run."""
+    """Model, vocabulary, clip shape and settings of a training run.
+
+    Raises:
+        SystemExit, ValueError, OSError: a file is missing, or not that of the others.
+    """
     path = checkpoint_of_run(folder)
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    lacking = [name for name in ("data", "frames", "fps", "size", "resize") if name not in settings]
-    if lacking:
-        raise SystemExit(f"{folder / 'settings.json'} is not of a run: it lacks {lacking}")
+    settings = checkpoint.clip_settings(folder)
     shape = ClipShape(
         settings["frames"], settings["fps"], settings["size"], settings["resize"] or None
     )
-    return weights.load_model(path), Vocabulary.load(folder / "vocabulary.json"), shape, settings
+    source = folder / "vocabulary.json"
+    vocabulary, model = Vocabulary.load(source), weights.load_model(path)
+    _check_words(vocabulary, source, model, path)
+    return model, vocabulary, shape, settings
+
+
+def _check_words(
+    vocabulary: Vocabulary, source: Path, model: VideoTextModel, weights_file: Path
+) -> None:
+    rows = model.text_module.word_embd.num_embeddings
+    if len(vocabulary) != rows:
+        raise ValueError(
+            f"{source} has {len(vocabulary)} words with the pad, the model of {weights_file} {rows}"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -205,11 +218,7 @@ def _vocabulary(options: argparse.Namespace, path: Path, model: VideoTextModel) 
         if not source.exists():
             raise ValueError(f"{source} is missing: give the --word-vectors of the checkpoint")
         vocabulary = Vocabulary.load(source)
-    rows = model.text_module.word_embd.num_embeddings
-    if len(vocabulary) != rows:
-        raise ValueError(
-            f"{source} has {len(vocabulary)} words with the pad, the model of {path} {rows}"
-        )
+    _check_words(vocabulary, source, model, path)
     return vocabulary
 
 
@@ -270,7 +279,7 @@ def _evaluate_benchmark(
     if path.is_dir():
         path = checkpoint_of_run(path)
     if options.checkpoint and (path.parent / "settings.json").exists():
-        settings = json.loads((path.parent / "settings.json").read_text(encoding="utf-8"))
+        settings = checkpoint.clip_settings(path.parent)
         default = replace(default, size=settings["size"], resize=settings["resize"] or None)
     shape, windows = _shape(options, default), options.windows or benchmark.windows
     data = _read(options)  # before the model and its words, which take longer
@@ -346,8 +355,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     _check(options, parser)
     place = distributed.start(options.device)
+    is_run = options.what not in BENCHMARKS
+    folder = options.out or (Path(options.what) if is_run else Path("build/vttwins"))
+    path = folder / ("evaluation" if is_run else options.what)
     try:
-        is_run = options.what not in BENCHMARKS
+        try:  # an evaluation may take hours, so this is said before it
+            if place.first:
+                report.try_to_write(path)
+        except OSError as error:
+            raise SystemExit(f"--out {folder} cannot be written: {error}") from None
         try:
             result = (_evaluate_run if is_run else _evaluate_benchmark)(options, place)
         except (ValueError, OSError, LoadingError) as error:  # mostly a file that does not fit
@@ -357,9 +373,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(130) from None
         if result is not None:
             _refuse_nothing(result)
-            folder = Path(options.what) if is_run else Path("build/vttwins")
-            name = "evaluation" if is_run else options.what
-            print(report.write(result, (options.out or folder) / name))
+            try:
+                print(report.write(result, path))
+            except OSError as error:
+                print(report.markdown(result))  # what was found is not lost
+                raise SystemExit(f"{path}.json and .md are not written: {error}") from None
     finally:
         distributed.stop()
 

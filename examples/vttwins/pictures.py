@@ -110,8 +110,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a training run")
     parser.add_argument("--data", type=Path, help="data folder with test.csv; default the run's")
     options = parser.parse_args(arguments)
-    _, _, _, settings = load_run(options.run)
     try:
+        _, _, _, settings = load_run(options.run)
         log, evaluations = (read_log(options.run / name) for name in (LOG, EVALUATIONS))
         draw_loss(log, settings, options.run / "loss.png", evaluations)
         print(f"wrote {options.run / 'loss.png'}")

@@ -28,6 +28,7 @@ Requirements: torch, av, NumPy, tqdm.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from examples.vttwins.benchmarks.measure import Viewer, embed_texts
 from examples.vttwins.data import ClipShape
 from examples.vttwins.distributed import device_of
 from examples.vttwins.evaluate import load_run
+from examples.vttwins.loading import LoadingError
 from examples.vttwins.metrics import similarity
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.video import VideoError, videos_in
@@ -203,8 +205,11 @@ def main(arguments: list[str] | None = None) -> int:
         model, vocabulary, shape, _ = load_run(options.run)
         sentence = embed_text(model.to(device), vocabulary, options.sentence)
         videos = embed_videos(model, options.folder, shape, options.workers, options.cache)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, LoadingError) as error:
         raise SystemExit(f"{error}") from error
+    except KeyboardInterrupt:
+        print("Interrupted. The same line goes on with what was kept.", file=sys.stderr)
+        raise SystemExit(130) from None
     for moment in search(sentence, videos, options.top):
         print(f"{moment.score:6.3f}  {moment.clock:>8}  {moment.video}")
     for _, why in videos.unusable:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from examples.vttwins import data, evaluate, synthetic, weights
-from examples.vttwins.benchmarks import extraction
+from examples.vttwins import data, evaluate, pictures, search, synthetic, weights
+from examples.vttwins.benchmarks import extraction, report
 from examples.vttwins.benchmarks.crosstask import write_crosstask_tasks
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.words import Vocabulary
@@ -104,6 +104,69 @@ def test_the_order_of_steps_comes_from_a_task_file_or_not_at_all(
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no model.safetensors and no last.pt; train first"):
         evaluate.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "settings.json is missing"),
+        ("{", "settings.json cannot be read"),
+        ("[]", "settings.json is not of a run: it lacks data, "),
+        ('{"theme": "dark"}', "settings.json is not of a run: it lacks data, "),
+    ],
+)
+def test_settings_of_something_else_are_named(
+    content: str | None, message: str, run: Path, narrated: Path
+) -> None:
+    settings = run / "settings.json"
+    settings.unlink()
+    if content is not None:
+        settings.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit, match=message):
+        evaluated(run)
+    with pytest.raises(SystemExit, match=message):
+        pictures.main([str(run)])
+    color_world.msrvtt(run.parent / "msrvtt")
+    benchmark = ["msrvtt", "--checkpoint", str(run), "--workers", "0", "--device", "cpu"]
+    for name, path in (("annotation", "list.csv"), ("videos", "videos")):
+        benchmark += [f"--{name}", str(run.parent / "msrvtt" / path)]
+    benchmark += ["--out", str(run), "--cache", str(run / "features")]
+    if content is None:  # a file of weights beside a vocabulary will do
+        evaluate.main(benchmark)
+    else:
+        with pytest.raises(SystemExit, match=message):
+            evaluate.main(benchmark)
+
+
+def test_words_of_other_weights_are_refused(run: Path) -> None:
+    Vocabulary(color_world.NAMES[1:]).save(run / "vocabulary.json")
+    count = len(color_world.NAMES)
+    with pytest.raises(SystemExit, match=f"vocabulary.json has {count} words .* {count + 1}$"):
+        evaluated(run)
+    with pytest.raises(SystemExit, match=f"vocabulary.json has {count} words .* {count + 1}$"):
+        search.main([str(run), "red", str(run), "--device", "cpu"])
+
+
+def test_a_result_that_cannot_be_written_is_said_before_the_evaluation(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "file").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "load_run", None)  # to call it would fail
+        with pytest.raises(SystemExit, match="--out .*file cannot be written: .*File exists"):
+            evaluated(run, "--out", str(run / "file"))
+        (run / "evaluation.md").mkdir()
+        with pytest.raises(SystemExit, match=r"cannot be written: .*evaluation\.md is a folder"):
+            evaluated(run)
+    (run / "evaluation.md").rmdir()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report, "write_text", fail)
+    with pytest.raises(SystemExit, match="are not written: no space left"):
+        evaluated(run)
+    assert "8 sentences, 8 segments" in capsys.readouterr().out  # hours of work are not lost
 
 
 def test_an_unusable_video_is_counted_and_is_no_hit(

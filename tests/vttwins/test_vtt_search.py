@@ -13,6 +13,7 @@ from torch import Tensor
 
 from examples.vttwins import evaluate, search
 from examples.vttwins.data import ClipShape
+from examples.vttwins.loading import LoadingError
 from examples.vttwins.model import VideoTextModel
 from examples.vttwins.video import VideoError, write_video
 from examples.vttwins.words import Vocabulary
@@ -124,6 +125,27 @@ def test_the_command_prints_moments_and_what_it_could_not_read(
     for device, message in (("foo", "must be cpu or cuda"), ("cuda:99", "no cuda:99: there are")):
         with pytest.raises(SystemExit, match=message):
             search.main([*line, "--device", device])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (LoadingError("DataLoader worker died; worker 0 has been reading a.mp4 for 3 s"), None),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_a_dead_worker_and_ctrl_c_end_a_search_in_a_sentence(
+    error: BaseException, code: int | None, model: KnowsColors, folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(search, "load_run", lambda run: (model, VOCABULARY, SHAPE, {}))
+    monkeypatch.setattr(search, "embed_videos", fail)
+    with pytest.raises(SystemExit) as ended:
+        search.main(["run", "blue", str(folder), "--device", "cpu"])
+    assert ended.value.code == (code or str(error))
 
 
 def test_the_example_of_the_docstring_runs(

@@ -6,6 +6,7 @@ Requirements: those of checkpoint.py.
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ OWN_DATA = (
 )
 
 Rows = dict[str, dict[str, float]]
+
+
+def try_to_write(path: Path) -> None:
+    """Find out whether ``write`` will be able to, and make the folder.
+
+    Raises:
+        OSError: it will not.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+    for suffix in (".json", ".md"):
+        if path.with_suffix(suffix).is_dir():
+            raise IsADirectoryError(f"{path.with_suffix(suffix)} is a folder")
 
 
 def write(result: dict[str, Any], path: Path) -> str:
