@@ -357,3 +357,27 @@ def test_smoothing_of_rows_long_and_short(shape: tuple[int, ...], dtype: torch.d
         part = kernels.smooth(alone), *kernels.smooth_vjp(alone, mass[item : item + 1])
         for a, b in zip(part, got, strict=True):
             assert torch.equal(a[0], b[item])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 2), (3, 9, 4), (2, 20, 150)])
+def test_a_gradient_is_the_factor_times_the_visits(
+    shape: tuple[int, ...], dtype: torch.dtype, backend: str
+) -> None:
+    """Whatever the factor is: where there are no visits the gradient is +0."""
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(shape, generator=generator, dtype=dtype)
+    cost[torch.rand(shape, generator=generator) < 0.2] = math.inf
+    cost[..., torch.arange(shape[-2]), torch.arange(shape[-2]) * shape[-1] // shape[-2]] = 0.5
+    exact = cost.double()
+    _, visits = value_and_gradient(s2dtw_from_cost, exact, gamma=1.0, backend="reference")
+    assert (visits == 0.0).any() or shape == (2, 2)
+    told = (visits == 0.0) | (visits > 1e-20)  # others may be 0 in kernels
+    cost.requires_grad_()
+    value = s2dtw_from_cost(cost, gamma=1.0, backend=backend)
+    assert value.isfinite().all()
+    for factor in (math.inf, -math.inf, math.nan):
+        (got,) = torch.autograd.grad(value, cost, torch.full_like(value, factor), True)
+        expected = torch.where(visits > 0.0, factor, 0.0).to(dtype)
+        assert torch.equal(got.nan_to_num(7.0)[told], expected.nan_to_num(7.0)[told])
+        assert not got[visits == 0.0].signbit().any()

@@ -26,8 +26,8 @@ from .simd import (
     smaller,
     splat,
     store,
+    where_above,
     where_finite,
-    without_infinity,
 )
 from .subnormal import flush_subnormals, restore
 
@@ -55,13 +55,13 @@ def predecessors(frame, c, width):
 
 
 @outlined
-def fill_rows(memory, at, strides, count, size, frame, row, width):
-    """Some rows of a matrix into the frame, a +inf before and a +inf behind each."""
+def fill_rows(memory, at, strides, count, size, frame, row, width, mark):
+    """Some rows of a matrix into the frame, a mark before and a mark behind each."""
     lanes = 64 // frame.itemsize
     whole = size // lanes * lanes
     for k in range(count):
         before, place = row + k * width, at + k * strides[2]
-        frame[before] = np.inf
+        frame[before] = mark
         if strides[3] == 1:
             for j in range(0, whole, lanes):
                 store(frame, before + 1 + j, load(memory, place + j))
@@ -69,7 +69,7 @@ def fill_rows(memory, at, strides, count, size, frame, row, width):
         else:
             for j in range(size):
                 frame[before + 1 + j] = memory[place + j * strides[3]]
-            frame[before + 1 + size] = np.inf
+            frame[before + 1 + size] = mark
 
 
 @outlined
@@ -134,7 +134,7 @@ def smooth(first, last, costs, shape, strides, gamma, n, m, bounds, origin, out,
         for start in range(0, rows, height):
             count = min(height, rows - start)
             place = at + start * strides[2]
-            fill_rows(costs, place, strides, count, columns, frame, width, width)
+            fill_rows(costs, place, strides, count, columns, frame, width, width, np.inf)
             smooth_rows(frame, width, (count + 1) * width, rates, result)
             if start == 0:
                 result[width + 1] = frame[width + 1] + of_origin[0] / rates[0]
@@ -149,17 +149,15 @@ def give_rows(frame, width, stop, rates, mass, by_diagonal, by_up, by_left):
     """What the cells width < c < stop of a frame give to their predecessors; returns the sum of
     their masses times the entropies of their weights, in bits.
 
-    mass: +inf between rows, and there 0 afterwards.
+    mass: 0 between rows. Where a weight is 0 nothing is given, whatever the mass is.
     """
     lanes = 64 // frame.itemsize
     r_high, r_low, largest = splat(rates[0]), splat(rates[1]), splat(rates[2])
-    zero, one, infinite = splat(rates[3]), splat(rates[4]), splat(rates[5])
+    zero, one = splat(rates[3]), splat(rates[4])
     bits = zero
     for c in range(width + 1, stop, lanes):
-        outside = load(mass, c)
-        p = without_infinity(outside)  # a NaN is one of the pair's own
+        p = load(mass, c)
         best, excesses = predecessors(frame, c, width)
-        best = where_finite(outside, best, infinite)
         factors, total, others = softmin(excesses, r_high, r_low, largest)
         inverse = one / total
         w0 = where_finite(best, quotient(factors[0], total, inverse), zero)
@@ -170,11 +168,10 @@ def give_rows(frame, width, stop, rates, mass, by_diagonal, by_up, by_left):
             w1 * smaller(excesses[1], largest) + w2 * smaller(excesses[2], largest)
         )
         entropy = where_finite(best, log2_of_one_plus(others) - lost * r_high, zero)
-        bits = bits + p * entropy
-        store(mass, c, p)
-        store(by_diagonal, c, p * w0)
-        store(by_up, c, p * w1)
-        store(by_left, c, p * w2)
+        bits = bits + where_above(entropy, zero, p * entropy)
+        store(by_diagonal, c, where_above(w0, zero, p * w0))
+        store(by_up, c, where_above(w1, zero, p * w1))
+        store(by_left, c, where_above(w2, zero, p * w2))
     return lane_sum(bits)
 
 
@@ -204,8 +201,8 @@ def smooth_vjp(
     frame, mass = empty(size + slack, costs.dtype), empty(size + slack, costs.dtype)
     by_diagonal, by_up = empty(size + slack, costs.dtype), empty(size + slack, costs.dtype)
     by_left, result = empty(size + slack, costs.dtype), empty(size + slack, costs.dtype)
-    rates = empty(6, costs.dtype)
-    rates[3], rates[4], rates[5] = 0.0, 1.0, np.inf
+    rates = empty(5, costs.dtype)
+    rates[3], rates[4] = 0.0, 1.0
     before = flush_subnormals()
     for q in range(first, last):
         a, b = q // shape[1], q % shape[1]
@@ -222,12 +219,12 @@ def smooth_vjp(
         for start in range(0, rows, height):
             count = min(height, rows - start)
             place = at + start * strides[2]
-            fill_rows(costs, place, strides, count, columns, frame, width, width)
+            fill_rows(costs, place, strides, count, columns, frame, width, width, np.inf)
             place = of + start * adjoint_strides[2]
-            fill_rows(adjoint, place, adjoint_strides, count, columns, mass, width, width)
+            fill_rows(adjoint, place, adjoint_strides, count, columns, mass, width, width, 0.0)
             end = (count + 1) * width
             for c in range(end, end + slack):
-                frame[c] = mass[c] = np.inf
+                frame[c], mass[c] = np.inf, 0.0
             if start == 0:
                 grad_gamma[q] = -mass[width + 1] * origin
             by_left[width] = 0.0
@@ -252,17 +249,15 @@ def give_rows_along(
     """The tangent of the smoothing at the cells width < c < stop of a frame, and the tangent of
     what they give to their predecessors; returns the sum of the latter times log2 of the weights.
 
-    slope: -1 / g; rise: the tangent of g times ln 2. mass: +inf between rows.
+    slope: -1 / g; rise: the tangent of g times ln 2. mass and tangent: 0 between rows.
     """
     lanes = 64 // frame.itemsize
     r_high, r_low, largest = splat(rates[0]), splat(rates[1]), splat(rates[2])
-    zero, one, infinite = splat(rates[3]), splat(rates[4]), splat(rates[5])
+    zero, one = splat(rates[3]), splat(rates[4])
     by_gamma, minus_inverse, bits = splat(rise), splat(slope), zero
     for c in range(width + 1, stop, lanes):
-        outside = load(mass, c)
-        p = without_infinity(outside) * minus_inverse
+        p = load(mass, c) * minus_inverse
         best, (d0, d1, d2) = predecessors(frame, c, width)
-        best = where_finite(outside, best, infinite)
         factors, total, others = softmin((d0, d1, d2), r_high, r_low, largest)
         inverse = one / total
         w0 = where_finite(best, quotient(factors[0], total, inverse), zero)
@@ -277,9 +272,9 @@ def give_rows_along(
         mean = where_finite(best, w0 * a0 + (w1 * a1 + w2 * a2), zero)
         level = where_finite(best, log2_of_one_plus(others), zero)
         store(along, c, load(tangent, c) + (mean - by_gamma * level))
-        f0 = where_finite(best, p * w0 * (a0 - mean), zero)
-        f1 = where_finite(best, p * w1 * (a1 - mean), zero)
-        f2 = where_finite(best, p * w2 * (a2 - mean), zero)
+        f0 = where_above(w0, zero, p * w0 * (a0 - mean))
+        f1 = where_above(w1, zero, p * w1 * (a1 - mean))
+        f2 = where_above(w2, zero, p * w2 * (a2 - mean))
         bits = bits + where_finite(best, f0 * e0 + (f1 * e1 + f2 * e2), zero)
         store(by_diagonal, c, f0)
         store(by_up, c, f1)
@@ -299,8 +294,8 @@ def smooth_second_order(
     frame, mass, tangent = empty(size + slack), empty(size + slack), empty(size + slack)
     by_diagonal, by_up = empty(size + slack), empty(size + slack)
     by_left, result = empty(size + slack), empty(size + slack)
-    nothing, rates = filled(size + slack, 0.0), empty(6)
-    rates[3], rates[4], rates[5] = 0.0, 1.0, np.inf
+    nothing, rates = filled(size + slack, 0.0), empty(5)
+    rates[3], rates[4] = 0.0, 1.0
     before = flush_subnormals()
     for q in range(first, last):
         at = q // shape[1] * strides[0] + q % shape[1] * strides[1]
@@ -315,11 +310,11 @@ def smooth_second_order(
         for start in range(0, rows, height):
             count = min(height, rows - start)
             place, end = at + start * strides[2], (count + 1) * width
-            fill_rows(costs, place, strides, count, columns, frame, width, width)
-            fill_rows(adjoint, place, strides, count, columns, mass, width, width)
-            fill_rows(tangents, place, strides, count, columns, tangent, width, width)
+            fill_rows(costs, place, strides, count, columns, frame, width, width, np.inf)
+            fill_rows(adjoint, place, strides, count, columns, mass, width, width, 0.0)
+            fill_rows(tangents, place, strides, count, columns, tangent, width, width, 0.0)
             for c in range(end, end + slack):
-                frame[c] = mass[c] = np.inf
+                frame[c], mass[c] = np.inf, 0.0
             by_left[width] = 0.0
             bits += give_rows_along(
                 frame, tangent, mass, width, end + 1, rates, -1.0 / g, dg * math.log(2.0),
