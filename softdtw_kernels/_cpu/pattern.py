@@ -38,7 +38,17 @@ from .scaling import AGAIN, precision_of
 from .solve import EXACT_COST
 from .task import batch_of, checked_price
 from .threads import run_chunks
-from .warping import clipped, fewest_of, keeps_digits, repeats_of, solve_fewest, solve_warped
+from .warping import (
+    NO_ERROR,
+    add_price,
+    clipped,
+    fewest_of,
+    keeps_digits,
+    repeats_of,
+    rounding_of,
+    solve_fewest,
+    solve_warped,
+)
 
 NOWHERE = np.empty((0, 0, 0, 0))
 
@@ -176,13 +186,17 @@ def _value_and_kept(problem: PatternProblem) -> tuple[np.ndarray, np.ndarray] | 
     if begin or end:
         task.open = opened
         ends = ends_of(opened, task.gamma, task.price, task.lattice, precision_of(task.cost))
-    value, mass, _, worth = small.value_and_mass(small.plan_for(task), task.kernel_arguments, ends)
+    plan = small.plan_for(task)
+    value, mass, status, worth = small.value_and_mass(plan, task.kernel_arguments, ends)
     if worth == small.NOT_ALL:
         return None
     if of_fewest:
         more, none = repeats_of(*task.lengths, problem.repeat)
         mass[places_of(np.flatnonzero(none), mass.shape[1])] = 0.0
-        value = np.where(none, np.inf, value + more * warp).astype(value.dtype)
+        limits = task.gamma, task.n, task.m, *plan.limits
+        if not add_price(value, status, more * ~none * warp, *limits, NO_ERROR):
+            worth = small.MASS
+        value[none] = np.inf
     if worth == small.MASS:
         value = _solve(problem, None, NOWHERE, False).values.astype(value.dtype)
     return value, mass
@@ -199,21 +213,44 @@ def pattern_hessian_product(
 ) -> tuple[Tensor, ...]:
     tangents = tangent_gamma, tangent_warp, tangent_skip
     task, cost = _task(problem), problem.cost
-    if problem.warps_alone and keeps_digits(task.warp, task.gamma).all():
-        return compositions.pattern_hessian_product(problem, grad_value, tangent_cost, *tangents)
+    on_vectors, composed = _keep_digits(problem, task), None
+    if on_vectors.any():
+        given = grad_value, tangent_cost, *tangents
+        composed = compositions.pattern_hessian_product(problem, *given)
+    rest = np.flatnonzero(~on_vectors)
+    if composed is not None and rest.size == 0:
+        return composed
     values, sums = np.zeros(task.pairs), np.zeros((3, task.pairs))
     scale, out = flat(grad_value.double()), matrix_like(cost, zeros=True)
     along = as_array(four_dimensional(tangent_cost.to(cost.dtype)))
     directions, matrices = np.stack([flat(t) for t in tangents]), as_array(four_dimensional(out))
 
     def work(first: int, last: int) -> None:
-        rest = scale, along, directions, values, matrices, sums
-        kernels.second_order(first, last, *task, *rest)
+        results = scale, along, directions, values, matrices, sums
+        kernels.second_order(rest[first:last], *task, *results)
 
-    run_chunks(task.pairs, EXACT_COST * cost.numel(), work)
+    run_chunks(rest.size, EXACT_COST * cost.numel() * rest.size // max(1, task.pairs), work)
     shape = cost.shape[:-2]
     by_settings = [from_array(row.copy(), shape) for row in sums]
-    return from_array(values, shape).to(cost.dtype), out, *by_settings
+    found = (from_array(values, shape).to(cost.dtype), out, *by_settings)
+    if composed is None:
+        return found
+    chosen = torch.from_numpy(on_vectors).reshape(shape)
+    return tuple(
+        torch.where(chosen[..., None, None] if a.dim() == cost.dim() else chosen, a, b)
+        for a, b in zip(composed, found, strict=True)
+    )
+
+
+def _keep_digits(problem: PatternProblem, task: _Task) -> np.ndarray:
+    """Of which pairs the costs and prices may be summed before they are rounded."""
+    if not problem.warps_alone or task.pairs == 0:
+        return np.full(task.pairs, problem.warps_alone)
+    cost, (n, m) = task.cost.reshape(-1, *task.cost.shape[2:]), task.cost.shape[2:]
+    warp, gamma = (np.broadcast_to(a, task.pairs) for a in (task.warp, task.gamma))
+    steps = (task.n if task.n.size else n) + (task.m if task.m.size else m)
+    rounding = rounding_of(cost, warp, task.n, task.m)
+    return keeps_digits(rounding, warp, gamma, steps, cost.dtype == np.float32)
 
 
 def pattern_path(problem: PatternProblem) -> list[Tensor]:

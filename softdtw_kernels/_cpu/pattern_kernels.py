@@ -234,14 +234,14 @@ def solve(
 
 @jit
 def second_order(
-    first, last, cost4, gamma, warp, skip, n, m, bandwidth, pattern, scale, tangent4, tangents,
+    items, cost4, gamma, warp, skip, n, m, bandwidth, pattern, scale, tangent4, tangents,
     value, out4, sums,
 ):  # fmt: skip
     """The derivatives of the values along the tangents, and scale[q] times those of their
     gradients; see `exact_second_order.solve`. tangents and sums: rows for gamma, warp and skip.
     """
     per_row = cost4.shape[1]
-    for q in range(first, last):
+    for q in items:
         a, b = q // per_row, q % per_row
         cost, tangent, out = cost4[a, b], tangent4[a, b], out4[a, b]
         n_q, m_q = length(n, q, cost4.shape[2]), length(m, q, cost4.shape[3])

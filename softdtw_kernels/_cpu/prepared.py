@@ -21,14 +21,14 @@ from torch import Tensor
 from .._problem import PatternProblem
 from . import features, small
 from . import smoothing as smoothing_kernels
-from .arrays import NOTHING, NUMPY_TYPE, dense, without_warnings
+from .arrays import NOTHING, NUMPY_TYPE, dense
 from .batch import ALL, Batch
 from .ends import Ends, Open, ends_of
 from .factors import scaled
 from .pattern import pattern_value
 from .scaling import fewest, precision_of
 from .task import band_of
-from .warping import clipped, repeats_of
+from .warping import NO_ERROR, add_price, clipped, repeats_of
 
 Settings = tuple[float, ...]
 Shape = tuple[int, ...]
@@ -99,14 +99,14 @@ class OfCosts:
         if status.any():
             value = self.in_tiers(settings, cost, value, np.flatnonzero(status))
         else:
-            value = self.returned(settings, value)
+            value = self.returned(settings, cost, value)
         return torch.from_numpy(value.reshape(self.batch))
 
     def both_from_costs(self, settings: Settings, cost: np.ndarray) -> Both:
         arguments, ends = self.arguments(settings, cost), self.ends(settings)
         both = small.value_and_mass(self.plan, arguments, ends)
         value, mass = (
-            (self.returned(settings, both.value), both.mass)
+            (self.returned(settings, cost, both.value), both.mass)
             if both.found == small.RETURNED
             else self.both_in_tiers(settings, cost, both)
         )
@@ -117,7 +117,7 @@ class OfCosts:
         """Of the alignments, where they are open."""
         return None
 
-    def returned(self, settings: Settings, value: np.ndarray) -> np.ndarray:
+    def returned(self, settings: Settings, cost: np.ndarray, value: np.ndarray) -> np.ndarray:
         """The value, given that which the kernels certify."""
         return value
 
@@ -144,11 +144,6 @@ class OfCosts:
         grad = np.empty(of_sum.shape, self.dtype)
         scaled(of_sum, dense(grad_value, (self.pairs,)), grad)
         return grad.reshape(self.pairs, *self.shape[-2:])
-
-
-@without_warnings
-def with_repeats(value: np.ndarray, price: float) -> np.ndarray:
-    return (value.astype(np.float64) + price).astype(value.dtype)
 
 
 class OfPattern(OfCosts):
@@ -182,11 +177,15 @@ class OfPattern(OfCosts):
         warp = clipped(warp) if self.warp is None else self.warp
         return cost, gamma, warp, NOTHING, ALL, ALL, self.band
 
-    def returned(self, settings: Settings, value: np.ndarray) -> np.ndarray:
-        if self.warp is None:
+    def returned(self, settings: Settings, cost: np.ndarray, value: np.ndarray) -> np.ndarray:
+        gamma, warp, _ = settings
+        if self.warp is None or warp == 0.0 or self.repeats == 0:
             return value
-        _, warp, _ = settings
-        return with_repeats(value, self.repeats * warp)
+        status, price = np.zeros(self.pairs, np.uint8), np.array([self.repeats * warp])
+        limits = np.array([gamma]), ALL, ALL, *self.plan.limits
+        if add_price(value, status, price, *limits, NO_ERROR):
+            return value
+        return self.in_tiers(settings, cost, value, np.flatnonzero(status))
 
     def ends(self, settings: Settings) -> Ends | None:
         repeat, begin, end = self.sides

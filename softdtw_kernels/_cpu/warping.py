@@ -17,12 +17,29 @@ import numpy as np
 
 from .arrays import NOTHING
 from .batch import Batch, Gradients
+from .jit import jit
+from .lattice import entry, length
 from .results import Results, spread
-from .scaling import AGAIN, FEWEST, NOT_A_NUMBER, SURE, fewest
+from .scaling import (
+    AGAIN,
+    AS_SINGLE,
+    DOUBLE,
+    FEWEST,
+    NOT_A_NUMBER,
+    SURE,
+    UNIT,
+    WANTED,
+    fewest,
+    precision_of,
+    roundings,
+)
 from .solve import COPIED, solve
 
-LARGEST, LARGEST_HARD = 1e4, 1e6  # of w in C + 2 w, which loses digits of C: over gamma, or at 0
-TAKEN = 1e3  # of what is taken from a value over the value
+ROUNDING = 2.0**-53
+# Of C + 2 w over gamma, times the root of the steps: what the bars of gradients allow.
+ROUNDED, ROUNDED_SINGLE = 5e-10, 5e-7
+LARGEST_HARD = 1e6  # of w in C + 2 w at gamma = 0
+NO_ERROR = np.zeros(1)
 MOST = FEWEST / 2.0  # of w in the tiers on vectors, none of whose results it certifies
 
 
@@ -31,9 +48,50 @@ def clipped(warp: np.ndarray) -> np.ndarray:
     return np.clip(warp, -MOST, MOST)
 
 
-def keeps_digits(warp: np.ndarray, gamma: np.ndarray) -> np.ndarray:
-    """Whether C + 2 w does, of C."""
-    return np.abs(warp) <= np.where(gamma > 0.0, LARGEST * gamma, LARGEST_HARD)
+def rounding_of(cost: np.ndarray, warp: np.ndarray, n: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Of each pair, what C + 2 w is off by at most. cost: (P, N, M); n and m: empty, or (P,)."""
+    size = np.where(np.isfinite(cost), np.abs(cost), 0.0)
+    for axis, lengths in ((1, n), (2, m)):
+        if lengths.size:  # what lies beyond may be anything
+            places = np.arange(cost.shape[axis]).reshape(-1, *[1] * (2 - axis))
+            size *= places < lengths[:, None, None]
+    largest = size.max((1, 2)).astype(np.float64)
+    rounding: np.ndarray = ROUNDING * (largest + 2.0 * np.abs(warp)) * (warp != 0.0)
+    return rounding
+
+
+def keeps_digits(
+    rounding: np.ndarray, warp: np.ndarray, gamma: np.ndarray, steps: Any, single: bool
+) -> np.ndarray:
+    """Whether the weights of paths are those of C where all costs are off by so much. Of paths of
+    so many steps these errors are not all of one sign, or change the weights of all alike.
+    """
+    bar = (ROUNDED_SINGLE if single else ROUNDED) * gamma
+    soft: np.ndarray = np.sqrt(steps) * rounding <= bar
+    return np.where(gamma > 0.0, soft, np.abs(warp) <= LARGEST_HARD)
+
+
+@jit
+def add_price(value, status, price, gamma, n, m, rows, columns, bounds, errors):
+    """Add prices to certified values. Returns whether they are good to their last digits still; of
+    those whose digits have cancelled the status becomes AGAIN.
+
+    errors: what the values are off by besides the roundings that `scaling.conclude` counts.
+    """
+    result = True
+    for q in range(value.size):
+        before, more = float(value[q]), entry(price, q)
+        if status[q] != SURE or more == 0.0 or not before < np.inf:
+            continue
+        total = before + more
+        count = roundings(length(n, q, rows), length(m, q, columns))
+        error = bounds[UNIT] * (count * entry(gamma, q) + abs(before))
+        error += ROUNDING * abs(more) + entry(errors, q)
+        value[q] = total
+        if not abs(total) * bounds[WANTED] >= error:
+            status[q] = AGAIN
+            result = False
+    return result
 
 
 def solve_warped(task: Batch, results: Results) -> None:
@@ -49,26 +107,35 @@ def solve_warped(task: Batch, results: Results) -> None:
 
 
 def _with_added_cost(task: Batch, results: Results, items: np.ndarray) -> None:
-    """Some pairs, in float64, a block at a time. Not where w is so large that C + 2 w has lost
-    digits of C, or the value would of itself.
+    """Some pairs, in float64, a block at a time. Not where C + 2 w has lost digits of C or of w, or
+    the value would of itself.
     """
     n, m = task.lengths
     warp, gamma = (np.broadcast_to(a, task.pairs) for a in (task.warp, task.gamma))
-    items = items[keeps_digits(warp[items], gamma[items])]
+    single = task.cost.dtype == np.float32
+    bounds = (AS_SINGLE if single else DOUBLE).bounds
     block = max(1, COPIED // (task.cost.shape[2] * task.cost.shape[3]))
     for first in range(0, items.size, block):
         some = items[first : first + block]
         part, w = task.part(some), warp[some]
+        rounding = rounding_of(part.cost[0], w, part.n, part.m)
+        kept = keeps_digits(rounding, w, gamma[some], n[some] + m[some], single)
+        if not kept.all():
+            if not kept.any():
+                continue
+            some, w, rounding = some[kept], w[kept], rounding[kept]
+            part = task.part(some)
         part.cost += 2.0 * w[:, None, None]
         part.warp, theirs = NOTHING, None
         if results.scale is not None:
             scale = results.scale[some].astype(np.float64)
             theirs = Gradients(scale, results.with_settings, np.zeros_like(part.cost))
-        warped = (n[some] + m[some]) * w
-        values = solve(part, theirs) - warped
-        kept = np.abs(warped) <= TAKEN * np.abs(values)
-        kept |= np.isnan(values) | np.isposinf(values) | (w == 0.0)
-        results.values[some[kept]], results.status[some[kept]] = values[kept], SURE
+        steps, status = n[some] + m[some], np.full(some.size, SURE, np.uint8)
+        values = solve(part, theirs)
+        if theirs is None:
+            limits = part.gamma, part.n, part.m, *part.lattice, bounds
+            add_price(values, status, -(steps * w), *limits, steps * rounding)
+        results.values[some], results.status[some] = values, status
         if theirs is not None:
             results.grad[np.divmod(some, task.cost.shape[1])] = theirs.cost[0]
             results.sums[0, some] = theirs.gamma
@@ -93,9 +160,12 @@ def solve_fewest(task: Batch, repeat: str, warp: np.ndarray, results: Results) -
     results.by_tiers(task)
     more, none = repeats_of(*task.lengths, repeat)
     sure = results.status == SURE
-    finite = sure & (results.values < np.inf)
-    results.values[finite] += (more * warp)[finite]
-    if results.scale is not None:
+    if results.scale is None:
+        bounds, price = precision_of(task.cost).bounds, more * ~none * warp
+        limits = task.gamma, task.n, task.m, *task.lattice, bounds
+        add_price(results.values, results.status, price, *limits, NO_ERROR)
+    else:
+        finite = sure & (results.values < np.inf)
         # A factor of inf times no step is NaN, as in torch.
         results.sums[1, finite] = (more * results.scale)[finite]
     without = np.flatnonzero(none & sure)
