@@ -151,3 +151,23 @@ def test_derivatives_beside_walls_that_cancel(dtype: torch.dtype) -> None:
                 for rows in zip(*sides, strict=True)
             ]
         assert_close(product[item], as_floats(slopes), 10 * GRADIENTS[dtype], "second derivative")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sides", ["x", "y", "xy"])
+def test_a_cost_of_minus_infinity_counts_with_open_ends_at_gamma_0(
+    sides: str, dtype: torch.dtype
+) -> None:
+    """As with closed ends, of one pair and of many."""
+    for where in ((1, 1), (0, 0), (2, 2), (1, 2), (2, 1)):
+        for count in (1, 40):
+            cost = torch.zeros(count, 3, 3, dtype=dtype)
+            cost[(0, *where)] = -math.inf
+            for options in ({"open_end": sides}, {"open_begin": sides, "open_end": sides}, {}):
+                leaf = cost.clone().requires_grad_()
+                value = soft_dtw_from_cost(leaf, gamma=0.0, skip_cost=0.1, **options)
+                (by_cost,) = torch.autograd.grad(value.sum(), leaf)
+                assert value[0] == -math.inf
+                assert (value[1:].abs() < 1.0).all()
+                assert by_cost[0].isnan().all()
+                assert by_cost[1:].isfinite().all()

@@ -152,6 +152,9 @@ def cheapest_end(pattern, rows, columns, prices, q, lane):
         if not (prices.end[1] if i == rows - 1 else prices.end[0]) and c < rows + columns - 2:
             continue
         at = at * lanes + lane
+        if found[at] == -np.inf:  # nothing is cheaper, whatever is left out
+            best, end = (-np.inf, 0.0, 0.0), (i, j)
+            break
         # Of nearly all a rounded sum tells that they are dearer.
         left_out = (rows - 1 - i) + (columns - 1 - j)
         price = skip * left_out
