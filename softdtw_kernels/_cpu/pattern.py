@@ -247,10 +247,9 @@ def _keep_digits(problem: PatternProblem, task: _Task) -> np.ndarray:
     if not problem.warps_alone or task.pairs == 0:
         return np.full(task.pairs, problem.warps_alone)
     cost, (n, m) = task.cost.reshape(-1, *task.cost.shape[2:]), task.cost.shape[2:]
-    warp, gamma = (np.broadcast_to(a, task.pairs) for a in (task.warp, task.gamma))
     steps = (task.n if task.n.size else n) + (task.m if task.m.size else m)
-    rounding = rounding_of(cost, warp, task.n, task.m)
-    return keeps_digits(rounding, warp, gamma, steps, cost.dtype == np.float32)
+    rounding = rounding_of(cost, task.warp, task.n, task.m)
+    return keeps_digits(rounding, task.warp, task.gamma, steps, cost.dtype == np.float32)
 
 
 def pattern_path(problem: PatternProblem) -> list[Tensor]:

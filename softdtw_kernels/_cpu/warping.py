@@ -50,13 +50,16 @@ def clipped(warp: np.ndarray) -> np.ndarray:
 
 def rounding_of(cost: np.ndarray, warp: np.ndarray, n: np.ndarray, m: np.ndarray) -> np.ndarray:
     """Of each pair, what C + 2 w is off by at most. cost: (P, N, M); n and m: empty, or (P,)."""
-    size = np.where(np.isfinite(cost), np.abs(cost), 0.0)
-    for axis, lengths in ((1, n), (2, m)):
-        if lengths.size:  # what lies beyond may be anything
-            places = np.arange(cost.shape[axis]).reshape(-1, *[1] * (2 - axis))
-            size *= places < lengths[:, None, None]
-    largest = size.max((1, 2)).astype(np.float64)
-    rounding: np.ndarray = ROUNDING * (largest + 2.0 * np.abs(warp)) * (warp != 0.0)
+    largest = np.maximum(cost.max((1, 2)), -cost.min((1, 2)))
+    if n.size or m.size or not np.isfinite(largest).all():
+        size = np.where(np.isfinite(cost), np.abs(cost), 0.0)
+        for axis, lengths in ((1, n), (2, m)):
+            if lengths.size:  # what lies beyond may be anything
+                places = np.arange(cost.shape[axis]).reshape(-1, *[1] * (2 - axis))
+                size *= places < lengths[:, None, None]
+        largest = size.max((1, 2))
+    sizes = largest.astype(np.float64) + 2.0 * np.abs(warp)
+    rounding: np.ndarray = ROUNDING * sizes * (warp != 0.0)
     return rounding
 
 
