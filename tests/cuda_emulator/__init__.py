@@ -58,6 +58,7 @@ class _Launch(ctypes.Structure):
         ("resident", ctypes.c_int64),
         ("buffers", ctypes.c_int64),
         ("checked", ctypes.c_int64),
+        ("flushes", ctypes.c_int64),
         ("begin", ctypes.c_void_p),
         ("size", ctypes.c_void_p),
         ("message", ctypes.c_char_p),
@@ -192,12 +193,14 @@ class EmulatorLauncher:
         directory: Path = SOURCES,
         shared_limit: int = 227 << 10,
         family: str | None = None,
+        flushes: bool = True,
     ) -> None:
         self.multiprocessors = multiprocessors
         self.shared_limit = shared_limit
         self.family = family
         self.schedule = schedule
         self.checked = checked
+        self.flushes = flushes  # subnormal numbers to 0, as CuPy has it compiled
         self.resident = resident
         self.seed = seed
         self.directory = directory
@@ -243,6 +246,7 @@ class EmulatorLauncher:
             self.resident,
             len(extents),
             int(self.checked),
+            int(self.flushes),
             ctypes.addressof(begin),
             ctypes.addressof(size),
             ctypes.cast(message, ctypes.c_char_p),

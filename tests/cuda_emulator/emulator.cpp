@@ -9,6 +9,9 @@
 // Shuffles order nothing, as in CUDA. Atomic accesses are seen as late as their order allows: memory.h.
 #include <link.h>
 #include <sys/mman.h>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstdarg>
@@ -137,7 +140,7 @@ extern "C" {
 EmulatorThread* emulator_current;
 struct EmulatorLaunch {
   int64_t grid[3], block[3];
-  int64_t shared_bytes, schedule, seed, resident, buffers, checked;
+  int64_t shared_bytes, schedule, seed, resident, buffers, checked, flushes;
   const uint64_t* begin;
   const uint64_t* size;
   char* message;
@@ -557,6 +560,26 @@ static int collect(struct dl_phdr_info* info, size_t, void* wanted) {
 }
 
 // Returns 0, or 1 with a message. `kernel` is an EMULATOR_ENTRY.
+// Subnormal numbers are 0 meanwhile, given or found: as with -ftz=true, but in float64 too.
+struct Flushing {
+#if defined(__SSE__)
+  unsigned before = _mm_getcsr();
+  explicit Flushing(bool on) {
+    if (on) _mm_setcsr(before | 0x8040);
+  }
+  ~Flushing() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+  uint64_t before;
+  explicit Flushing(bool on) {
+    asm volatile("mrs %0, fpcr" : "=r"(before));
+    if (on) asm volatile("msr fpcr, %0" ::"r"(before | uint64_t(1) << 24));
+  }
+  ~Flushing() { asm volatile("msr fpcr, %0" ::"r"(before)); }
+#else
+  explicit Flushing(bool) {}
+#endif
+};
+
 extern "C" int emulator_launch(int64_t (*kernel)(const void*), const void* kernel_argument, int64_t bytes, EmulatorLaunch* how) {
   launch = how;
   entry = kernel;
@@ -599,7 +622,10 @@ extern "C" int emulator_launch(int64_t (*kernel)(const void*), const void* kerne
   dl_iterate_phdr(collect, reinterpret_cast<void*>(&emulator_current));
   data_ranges.push_back({uintptr_t(argument), uintptr_t(argument) + bytes});
   for (int slot = 0; slot < slots; ++slot) start_block(slot);
-  run();
+  {
+    Flushing flushing(how->flushes);
+    run();
+  }
   running = nullptr;
   launch = nullptr;
   return failed;
