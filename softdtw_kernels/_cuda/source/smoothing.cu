@@ -95,16 +95,18 @@ __device__ __forceinline__ void smooth_part(const Smoothing& problem) {
 #else
       const COST* grad_s = static_cast<const COST*>(problem.grad_s) + offset;
       result = grad_s[place];
-      if (row == 0 && column == 0) {
-        in_gamma -= double(result) * log(problem.origin_count);
-      } else if (result != COST(0)) {
-        in_gamma -= double(result) * Predecessors(cost, problem, row, column, gamma).entropy(gamma);
+      if (result != COST(0)) {
+        const double slope = row == 0 && column == 0 ? log(problem.origin_count)
+                                                     : Predecessors(cost, problem, row, column, gamma).entropy(gamma);
+        if (slope != 0) in_gamma -= double(result) * slope;  // not inf times 0
       }
       for (int which = 0; which < 3; ++which) {  // the successor whose predecessor `which` this cell is
         const int below = row + (which != 2), right = column + (which != 1);
         if (below >= item.n || right >= item.m) continue;
         const COST flow = grad_s[below * problem.dense_row + right * problem.dense_column];
-        if (flow != COST(0)) result += flow * Predecessors(cost, problem, below, right, gamma).share(which, gamma);
+        if (flow == COST(0)) continue;
+        const COST share = Predecessors(cost, problem, below, right, gamma).share(which, gamma);
+        if (share != COST(0)) result += flow * share;
       }
 #endif
       if (bad) result = COST(not_a_number());
