@@ -6,9 +6,10 @@
 // which a factor brings back into [1, 2^BITS) with every row; the factor rides along in the sum.
 //
 // All of this is exact but for the rounding of sums and products, unless a number leaves the range of normal float32. The
-// chunk fails, and the sweep does it once more with Scaled, if one of three things happens:
+// chunk fails, and the sweep does it once more with Scaled, if one of these things happens:
 //   - a number overflows: it stays infinite, or becomes NaN, in its column to the end of the chunk;
-//   - a number is less than SMALLEST;
+//   - a number is less than SMALLEST, or the sum that it is made of, or where steps are kept the reciprocal of that sum: 0
+//     beyond 2^126;
 //   - a cell is forbidden, since its Z is 0.
 // One loss is not noticed, and does no harm: a neighbor's number that is less than 2^-30 of what it is added to, in its
 // row as in the next.
@@ -31,7 +32,7 @@ struct Narrow {
 
   float z[C], diagonal, factor;
   int exponent, shift;  // of the numbers; what the exponent is about to gain
-  float least;          // of the numbers
+  float least;          // of all that must not be less than SMALLEST
   bool lost;            // the neighbor's number, in this row
   bool beyond;          // something left the range of float32
 
@@ -83,9 +84,9 @@ struct Narrow {
   }
 
   // A cell: `before` and `beside` are the numbers diagonally above and on the left, of which the latter has the row's
-  // exponent. A step that is not taken has a factor of 0.
+  // exponent. A step that is not taken has a factor of 0. With all steps, a sum is more than the number on its left.
   __device__ __forceinline__ void cross(int c, float weight, float& before, float& beside, Transition<float>& p, bool keep,
-                                        float up_factor = 1.0f, float left_factor = 1.0f) {
+                                        bool has_all = true, float up_factor = 1.0f, float left_factor = 1.0f) {
     const float over = z[c], above = over * up_factor, left = beside * left_factor;
     const float sum = fmaf(before + above, factor, left);
     if (keep) {
@@ -93,10 +94,11 @@ struct Narrow {
       p.up = fmaf(up, inverse, up * rest);
       p.left = fmaf(left, inverse, left * rest);
       p.diagonal = before;  // to tell whether it is 0
+      least = fminf(least, inverse);
     }
     before = over;
     z[c] = beside = sum * weight;
-    least = fminf(least, beside);
+    least = fminf(least, c == 0 || !has_all ? fminf(sum, beside) : beside);
     if (c == 0) beyond |= lost && fminf(sum, beside) < MUCH;
   }
 

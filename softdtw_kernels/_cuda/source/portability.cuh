@@ -30,12 +30,12 @@ inline int load_relaxed(const int* address) { return emulator_load_as(address, E
 inline uint64 load_relaxed(const uint64* address) { return emulator_load_as(address, EMULATE_RELAXED, EMULATE_DEVICE); }
 inline void store_relaxed(uint64* address, uint64 value) { emulator_store_as(address, value, EMULATE_RELAXED, EMULATE_DEVICE); }
 inline void pause_while_polling() { emulator_yield(); }
-inline float reciprocal(float x) { return 1.0f / x; }
-inline float fast_exp2(float x) {  // as ex2.approx.ftz: what is subnormal is 0, by which Narrow sees that it is lost
-  const float y = std::exp2(x);
-  return y < 1.17549435e-38f ? 0.0f : y;
-}
-inline float fast_log2(float x) { return std::log2(x); }
+// As the instructions on a GPU: what is subnormal is 0, given or found. Thus the reciprocal is 0 beyond 2^126 and infinite
+// below 2^-126, and by a power of 2 that is 0 Narrow sees that a number is lost.
+inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
+inline float reciprocal(float x) { return flushed(1.0f / flushed(x)); }
+inline float fast_exp2(float x) { return flushed(std::exp2(flushed(x))); }
+inline float fast_log2(float x) { return std::log2(flushed(x)); }
 inline unsigned absolute_difference(unsigned x, unsigned y, unsigned z) { return (x > y ? x - y : y - x) + z; }
 inline int atomic_add(int* address, int value) { return emulator_atomic_add(address, value); }
 inline void atomic_or(int* address, int value) { emulator_atomic_or(address, value); }
@@ -115,7 +115,7 @@ __device__ __forceinline__ float fast_log2(float x) {
 // |x - y| + z
 __device__ __forceinline__ unsigned absolute_difference(unsigned x, unsigned y, unsigned z) { return __usad(x, y, z); }
 
-// To one unit in the last place.
+// To one unit in the last place; 0 beyond 2^126, where it is subnormal, and infinite of what is subnormal itself.
 __device__ __forceinline__ float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -162,6 +162,9 @@ __device__ __forceinline__ void await_copies() {
 #endif
 
 __device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
+
+// 2^125: the reciprocal of a float32 up to that is not 0.
+constexpr float LARGEST_DIVISOR = 4.2535296e37f;
 
 template <typename T>
 __device__ __forceinline__ T infinity();

@@ -362,7 +362,7 @@ struct Strip {
         Transition<float> p;
         if constexpr (PATTERN) {
           const float left_factor = c == 0 ? strip.pattern.left_of_lane_factor : strip.pattern.left_factor;
-          numbers.cross(c, weight, before, beside, p, KEEP, strip.pattern.up_factor, left_factor);
+          numbers.cross(c, weight, before, beside, p, KEEP, false, strip.pattern.up_factor, left_factor);
         } else {
           numbers.cross(c, weight, before, beside, p, KEEP);
         }

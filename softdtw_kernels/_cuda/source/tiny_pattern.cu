@@ -119,7 +119,8 @@ struct TinyPair {
         const float over = z[c], up = over * flat.up, beside = left * flat.left;
         const float sum = (diagonal + up) + beside, weight = fast_exp2(float(costs[c]) * flat.scale);
         left = weight == 0.0f ? 0.0f : sum * weight;
-        right &= (left >= flat.least && left <= MOST) || sum == 0.0f || (weight == 0.0f && (WEIGHTS || sum <= LARGEST));
+        right &= (left >= flat.least && left <= MOST) || sum == 0.0f || weight == 0.0f;
+        if (!WEIGHTS) right &= sum <= (KEEP ? LARGEST_DIVISOR : LARGEST);  // NaN is not
         if (KEEP && WEIGHTS) kept_at(row, c) = {{COST(sum), COST(weight)}};
         if (KEEP && !WEIGHTS) {
           const float inverse = sum == 0.0f ? 0.0f : reciprocal(sum), rest = inverse * fmaf(-sum, inverse, 1.0f);
