@@ -120,14 +120,13 @@ def _with_added_cost(task: Batch, results: Results, items: np.ndarray) -> None:
     block = max(1, COPIED // (task.cost.shape[2] * task.cost.shape[3]))
     for first in range(0, items.size, block):
         some = items[first : first + block]
+        lengths = (a[some] if a.size else a for a in (task.n, task.m))
+        rounding = rounding_of(task.matrices(some), warp[some], *lengths)
+        kept = keeps_digits(rounding, warp[some], gamma[some], n[some] + m[some], single)
+        some, rounding = some[kept], rounding[kept]
+        if some.size == 0:
+            continue
         part, w = task.part(some), warp[some]
-        rounding = rounding_of(part.cost[0], w, part.n, part.m)
-        kept = keeps_digits(rounding, w, gamma[some], n[some] + m[some], single)
-        if not kept.all():
-            if not kept.any():
-                continue
-            some, w, rounding = some[kept], w[kept], rounding[kept]
-            part = task.part(some)
         part.cost += 2.0 * w[:, None, None]
         part.warp, theirs = NOTHING, None
         if results.scale is not None:
@@ -135,7 +134,7 @@ def _with_added_cost(task: Batch, results: Results, items: np.ndarray) -> None:
             theirs = Gradients(scale, results.with_settings, np.zeros_like(part.cost))
         steps, status = n[some] + m[some], np.full(some.size, SURE, np.uint8)
         values = solve(part, theirs)
-        if theirs is None:
+        if theirs is None:  # beside gradients nobody reads values
             limits = part.gamma, part.n, part.m, *part.lattice, bounds
             add_price(values, status, -(steps * w), *limits, steps * rounding)
         results.values[some], results.status[some] = values, status
@@ -163,7 +162,7 @@ def solve_fewest(task: Batch, repeat: str, warp: np.ndarray, results: Results) -
     results.by_tiers(task)
     more, none = repeats_of(*task.lengths, repeat)
     sure = results.status == SURE
-    if results.scale is None:
+    if results.scale is None:  # beside gradients nobody reads values
         bounds, price = precision_of(task.cost).bounds, more * ~none * warp
         limits = task.gamma, task.n, task.m, *task.lattice, bounds
         add_price(results.values, results.status, price, *limits, NO_ERROR)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,8 +99,8 @@ class EagerFunction(BatchedFunction):
         """`apply` for the package itself, which has checked the arguments."""
         if in_transform():
             return super().apply(*args)
-        if torch.is_grad_enabled() and any(_is_batched(arg) for arg in args):
-            raise_not_recorded()
+        if torch.is_grad_enabled():
+            _refuse_batched(args)
         # Here and below: past Function.apply, to a class of torch's C++ that mypy does not see.
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
@@ -204,16 +204,13 @@ def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
     return jvp
 
 
-def _is_batched(arg: Any) -> bool:
-    return isinstance(arg, Tensor) and is_batched_gradient(arg)
-
-
-def raise_not_recorded() -> NoReturn:
-    raise RuntimeError(
-        "torch records no Function in the backward of gradients that it batches, so that a "
-        "derivative of these would be lost: use torch.func.jacrev in place of vectorize=True or "
-        "is_grads_batched=True, or leave out create_graph=True"
-    )
+def _refuse_batched(args: tuple[Any, ...]) -> None:
+    if any(isinstance(arg, Tensor) and is_batched_gradient(arg) for arg in args):
+        raise RuntimeError(
+            "torch records no Function in the backward of gradients that it batches, so that a "
+            "derivative of these would be lost: use torch.func.jacrev in place of vectorize=True "
+            "or is_grads_batched=True, or leave out create_graph=True"
+        )
 
 
 def zeros_if_none(
@@ -236,6 +233,19 @@ def along(grads: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
         if tangent is not None:
             total = total + grad * tangent
     return total
+
+
+def slope_along(
+    gradient: type[EagerFunction], problem: Sequence[Any], directions: Sequence[Tensor | None]
+) -> Tensor:
+    """<dV, t> where derivatives may be asked for: it has one by the problem, which is H t.
+
+    gradient: the Function of s dV, of the problem, s, and whether it is wanted by settings.
+    """
+    cost = problem[0]
+    ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
+    by_settings = any(direction is not None for direction in directions[1:])
+    return along(gradient.apply(*problem, ones, by_settings), directions).to(cost.dtype)
 
 
 def only(grads: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -81,16 +81,14 @@ class LastDerivative(EagerFunction):
             raise_no_third_derivative()
 
 
-def slope_along(
-    gradient: type[EagerFunction], problem: Sequence[Any], directions: Sequence[Tensor | None]
-) -> Tensor:
-    """<dV, t> where derivatives may be asked for: it has one by the problem, which is H t.
-
-    gradient: the Function of s dV, of the problem, s, and whether it is wanted by settings.
-    """
-    cost = problem[0]
-    ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
-    return along(gradient.apply(*problem, ones, True), directions).to(cost.dtype)
+def _zeros_where_none(
+    given: Sequence[Tensor | None], directions: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """As many as the directions; None where a problem has no such one."""
+    return [
+        None if direction is None else zeros_if_none(one, direction)
+        for one, direction in zip(given, directions, strict=True)
+    ]
 
 
 def hessian_vjp(
@@ -110,10 +108,7 @@ def hessian_vjp(
     by_s: Tensor | None = None
     by_directions: Sequence[Tensor | None] = [None] * len(directions)
     if any(grad is not None for grad in others):
-        along_grads = [
-            None if direction is None else zeros_if_none(grad, direction)
-            for grad, direction in zip(others, directions, strict=True)
-        ]
+        along_grads = _zeros_where_none(others, directions)
         if any(needs):
             _, *by_directions = derivative(products, products.forward, (*problem, s, *along_grads))
         if needs_s:
@@ -139,11 +134,7 @@ def hessian_jvp(
     """The tangents of (<dV, t>, s H t) along those of s and of the directions t."""
     products.refuse(tangents)
     by_s, *by_directions = tangents[len(problem) :]
-    along_tangents = [
-        None if direction is None else zeros_if_none(tangent, direction)
-        for tangent, direction in zip(by_directions, directions, strict=True)
-    ]
-    slope, *rest = products.apply(*problem, s, *along_tangents)
+    slope, *rest = products.apply(*problem, s, *_zeros_where_none(by_directions, directions))
     if by_s is not None:
         _, *more = products.apply(*problem, by_s, *directions)
         rest = [a + b for a, b in zip(rest, more, strict=True)]

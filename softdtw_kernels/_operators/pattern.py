@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import _backends as backends
@@ -20,7 +19,6 @@ from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
-    along,
     choose,
     derivative,
     evaluate,
@@ -28,9 +26,10 @@ from .function import (
     goes_on,
     may_be_differentiated,
     only,
+    slope_along,
     zeros_if_none,
 )
-from .hessian import LastDerivative, hessian_jvp, hessian_vjp, slope_along
+from .hessian import LastDerivative, hessian_jvp, hessian_vjp
 
 FIELDS = len(PatternProblem._fields)
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -51,8 +50,8 @@ def value(problem: PatternProblem) -> Tensor:
 
 
 def slope(problem: PatternProblem) -> Tensor:
-    """Zeros that have the derivatives of `value`."""
-    result: Tensor = choose(_PatternSlope, _PatternSlopeTwin, problem)
+    """Zeros that have the derivatives of `value`; in plain eager mode, not for torch.compile."""
+    result: Tensor = _PatternSlope.apply_checked(*problem)
     return result
 
 
@@ -234,32 +233,11 @@ class PatternValue(EagerFunction, _PatternValueTwin):
     @staticmethod
     @forward_rule
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
-        problem = PatternProblem(*[*saved, *ctx.rest])
-        cost = problem.cost
-        ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
-        with_settings = any(tangent is not None for tangent in tangents[1:4])
-        grads = PatternGradient.apply(*problem, ones, with_settings)
-        return along(grads, tangents[:4]).to(cost.dtype)
-
-
-class _PatternSlopeTwin(_PatternValueTwin):
-    """As `recursion._SlopeTwin`."""
-
-    @staticmethod
-    def forward(
-        cost: Tensor,
-        gamma: Tensor,
-        warp: Tensor,
-        skip: Tensor,
-        x_lengths: Tensor | None,
-        y_lengths: Tensor | None,
-        bandwidth: int | None,
-        repeat: str,
-        open_begin: str,
-        open_end: str,
-    ) -> Tensor:
-        return cost.new_zeros(cost.shape[:-2])
+        return slope_along(PatternGradient, (*saved, *ctx.rest), tangents[:4])
 
 
 class _PatternSlope(PatternValue):
-    forward = staticmethod(_PatternSlopeTwin.forward)
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        cost: Tensor = args[0]
+        return cost.new_zeros(cost.shape[:-2])

@@ -31,7 +31,6 @@ from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
-    along,
     choose,
     derivative,
     evaluate,
@@ -39,9 +38,10 @@ from .function import (
     goes_on,
     may_be_differentiated,
     only,
+    slope_along,
     zeros_if_none,
 )
-from .hessian import LastDerivative, hessian_jvp, hessian_vjp, slope_along
+from .hessian import LastDerivative, hessian_jvp, hessian_vjp
 
 
 class HessianProduct(LastDerivative):
@@ -208,13 +208,7 @@ class SoftDTWFunction(EagerFunction, _ValueTwin):
     @staticmethod
     @forward_rule
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
-        problem = Problem(*[*saved, ctx.bandwidth])
-        cost = problem.cost
-        ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
-        by_cost, by_gamma, by_dummy, *_ = tangents
-        with_parameters = by_gamma is not None or by_dummy is not None
-        grads = Gradient.apply(*problem, ones, with_parameters)
-        return along(grads, (by_cost, by_gamma, by_dummy)).to(cost.dtype)
+        return slope_along(Gradient, (*saved, ctx.bandwidth), tangents[:3])
 
 
 class _SlopeTwin(_ValueTwin):

@@ -23,13 +23,13 @@ from . import kernels
 from .function import (
     BatchedFunction,
     EagerFunction,
-    along,
     choose,
     evaluate,
     forward_rule,
     goes_on,
     may_be_differentiated,
     only,
+    slope_along,
     zeros_if_none,
 )
 from .recursion import Gradient, checked_for_function
@@ -189,14 +189,11 @@ class S2DTWFunction(EagerFunction, _S2DTWTwin):
     @forward_rule
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
         problem = SmoothedProblem(*[*saved, ctx.origin_count])
-        cost, smoothing = problem.cost, problem.smoothing
+        smoothing = problem.smoothing
         by_cost, by_gamma, by_dummy, *_ = tangents
-        ones = torch.ones(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
-        with_parameters = by_gamma is not None or by_dummy is not None
         of_lattice = problem.of(Smooth.apply(*smoothing))
-        grads = Gradient.apply(*of_lattice, ones, with_parameters)
         by_s = _tangent_of_smoothed(smoothing, by_cost, by_gamma)
-        return along(grads, (by_s, by_gamma, by_dummy)).to(cost.dtype)
+        return slope_along(Gradient, of_lattice, (by_s, by_gamma, by_dummy))
 
 
 def _second_order(
