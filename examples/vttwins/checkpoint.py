@@ -109,6 +109,13 @@ def remove_leftovers(folder: str | Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def _read_settings(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise RunFilesError(f"{path} cannot be read: {error}") from None
+
+
 def settings_of(folder: str | Path) -> dict[str, Any] | None:
     """The settings of the run in a folder, or None where there is no settings.json.
 
@@ -118,10 +125,7 @@ def settings_of(folder: str | Path) -> dict[str, Any] | None:
     path = Path(folder) / SETTINGS
     if not path.exists():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
-        raise RunFilesError(f"{path} cannot be read: {error}") from None
+    content = _read_settings(path)
     if not isinstance(content, dict) or not {"operator", "train_csv", "seed"} <= content.keys():
         raise RunFilesError(f"{path} holds no settings of a run; choose another folder with --out")
     return content
@@ -134,12 +138,9 @@ def clip_settings(folder: str | Path) -> dict[str, Any]:
         RunFilesError: the settings.json is missing, damaged or of something else.
     """
     path = Path(folder) / SETTINGS
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise RunFilesError(f"{path} is missing, without which {folder} is no run") from None
-    except (ValueError, OSError) as error:
-        raise RunFilesError(f"{path} cannot be read: {error}") from None
+    if not path.exists():
+        raise RunFilesError(f"{path} is missing, without which {folder} is no run")
+    content = _read_settings(path)
     lacking = CLIP_SETTINGS - content.keys() if isinstance(content, dict) else CLIP_SETTINGS
     if lacking:
         raise RunFilesError(f"{path} is not of a run: it lacks {', '.join(sorted(lacking))}")
