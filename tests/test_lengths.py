@@ -23,6 +23,8 @@ from softdtw_kernels import (
     soft_dtw_divergence,
     soft_dtw_from_cost,
 )
+from softdtw_kernels._cpu.arrays import NOTHING
+from softdtw_kernels._cpu.batch import Batch
 
 GARBAGE = (math.nan, math.inf, -math.inf, 1e38, -1e38)
 BOTH = [soft_dtw_from_cost, s2dtw_from_cost]
@@ -166,3 +168,18 @@ def test_the_expected_alignment_of_a_padded_pair_is_that_of_its_slice(
         )
         assert torch.equal(expected[index][:n, :m], one.expected)
         assert expected[index].count_nonzero() == one.expected.count_nonzero()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_groups_of_like_lengths(dtype: type) -> None:
+    """A group is walked as the largest of its pairs: one that takes from two parts of the order
+    would hold the longest of one sequence, and of the other.
+    """
+    random = np.random.default_rng(0)
+    n, m = random.integers(1, 65, (2, 512))
+    task = Batch(np.empty((512, 1, 64, 64), dtype), np.ones(1), NOTHING, n, m, -1)
+    order = task.in_order
+    assert sorted(order) == list(range(512))
+    groups = order.reshape(task.groups, -1)
+    walked = (n[groups].max(1) * m[groups].max(1)).sum() * groups.shape[1]
+    assert walked < 1.4 * (n * m).sum()

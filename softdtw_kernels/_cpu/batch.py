@@ -176,12 +176,12 @@ class Batch:
     def _in_order(self) -> np.ndarray:
         if self.n.size == 0 and self.m.size == 0:
             return np.arange(self.pairs)
-        # By n into about the square root of the groups, and by m inside each.
+        # By n into about the square root of the groups, each of whole groups, and by m inside each.
         n, m = self.lengths
-        place = np.empty(self.pairs, np.int64)
-        place[np.argsort(n, kind="stable")] = np.arange(self.pairs)
+        group = np.empty(self.pairs, np.int64)
+        group[np.argsort(n, kind="stable")] = np.arange(self.pairs) // precision_of(self.cost).lanes
         parts = math.isqrt(self.groups - 1) + 1
-        return np.lexsort((m, place * parts // self.pairs))
+        return np.lexsort((m, group * parts // self.groups))
 
     @property
     def kernel_arguments(self) -> tuple:

@@ -20,7 +20,7 @@ from .arrays import NOTHING, NUMPY_TYPE, as_array, flat, from_array, without_war
 from .batch import Batch, Gradients
 from .distances import squared_distances, squared_distances_vjp
 from .feature_batch import FeatureBatch, FeatureGradients, Wanted, spread_nan
-from .scaling import AGAIN, NOT_A_NUMBER, near_0, precision_of, roundings
+from .scaling import AGAIN, NEAR_0, NOT_A_NUMBER, near_0, precision_of, roundings
 from .task import band_of, checked_gamma, checked_lengths
 from .threads import run_chunks, threads_for
 
@@ -134,6 +134,7 @@ def without_matrix(
         run_chunks(task.pairs, task.cells, work)
     if gradients is not None and gradients.with_gamma:
         gradients.gamma[:] = -np.log(2.0) * sums[1]
+    status[status == NEAR_0] = AGAIN
     return status
 
 

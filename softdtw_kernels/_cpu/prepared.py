@@ -97,7 +97,7 @@ class OfCosts:
         no_gradient = False, value, False, cost, NOTHING[None], self.ends(settings)
         plan.run(arguments, value, status, *no_gradient)
         if status.any():
-            value = self.in_tiers(settings, cost, value, np.flatnonzero(status))
+            value = self.in_tiers(settings, cost, value, status)
         else:
             value = self.returned(settings, cost, value)
         return torch.from_numpy(value.reshape(self.batch))
@@ -122,10 +122,10 @@ class OfCosts:
         return value
 
     def in_tiers(
-        self, settings: Settings, cost: np.ndarray, value: np.ndarray, again: np.ndarray
+        self, settings: Settings, cost: np.ndarray, value: np.ndarray, status: np.ndarray
     ) -> np.ndarray:
         """Values of which the first tier alone does not certify some."""
-        return small.completed(self.task(settings, cost), value, again)
+        return small.completed(self.task(settings, cost), value, status)
 
     def both_in_tiers(
         self, settings: Settings, cost: np.ndarray, both: small.Both
@@ -185,7 +185,7 @@ class OfPattern(OfCosts):
         limits = np.array([gamma]), ALL, ALL, *self.plan.limits
         if add_price(value, status, price, *limits, NO_ERROR):
             return value
-        return self.in_tiers(settings, cost, value, np.flatnonzero(status))
+        return self.in_tiers(settings, cost, value, status)
 
     def ends(self, settings: Settings) -> Ends | None:
         repeat, begin, end = self.sides
@@ -197,7 +197,7 @@ class OfPattern(OfCosts):
         return ends_of(opened, gamma, price, (rows, columns), precision)
 
     def in_tiers(
-        self, settings: Settings, cost: np.ndarray, value: np.ndarray, again: np.ndarray
+        self, settings: Settings, cost: np.ndarray, value: np.ndarray, status: np.ndarray
     ) -> np.ndarray:
         gamma, warp, skip = (torch.full(self.four[:2], n, dtype=torch.float64) for n in settings)
         rest = None, None, self.bandwidth, *self.sides
@@ -207,7 +207,7 @@ class OfPattern(OfCosts):
     def both_in_tiers(
         self, settings: Settings, cost: np.ndarray, both: small.Both
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        value = self.in_tiers(settings, cost, both.value, np.flatnonzero(both.status))
+        value = self.in_tiers(settings, cost, both.value, both.status)
         return value, None if both.found == small.NOT_ALL else both.mass
 
 

@@ -24,7 +24,9 @@ WARPED_ROWS = 5  # of set_warped_rates
 # kernels sum those of the fewest pairs. See `fewest`.
 FEWEST = 2.0**900
 
-SURE, NOT_A_NUMBER, AGAIN = 0, 1, 2  # AGAIN: not certified, another tier does it once more
+# AGAIN: not certified, another tier does it once more. NEAR_0: certified but for a value that is to
+# be returned, which a wider format has to tell.
+SURE, NOT_A_NUMBER, AGAIN, NEAR_0 = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -237,9 +239,9 @@ def conclude(
     if warp >= FEWEST:
         others = whole + (rows + columns) * (2.0 + max(0.0, lowest * rate))
         sure = sure and exponent - steps * whole > others + 64.0
-    if to_return:
-        # Equal only where no rounding counts.
-        sure = (
-            sure and abs(value) * bounds[WANTED] >= bounds[UNIT] * roundings(rows, columns) * gamma
-        )
-    return value, SURE if sure else AGAIN
+    if not sure:
+        return value, AGAIN
+    # Equal only where no rounding counts.
+    least = bounds[UNIT] * roundings(rows, columns) * gamma
+    good = not to_return or abs(value) * bounds[WANTED] >= least
+    return value, SURE if good else NEAR_0

@@ -28,14 +28,13 @@ from .factors import scaled
 from .hard_tier import hard_minimum
 from .jit import jit
 from .order import min
-from .scaling import SURE, UNIT, WANTED, precision_of, roundings
+from .scaling import NEAR_0, SURE, UNIT, WANTED, precision_of, roundings
 from .solve import finish, solve
 from .task import batch_of, with_settings
 from .threads import SMALLEST_SHARE, run_chunks
 
 ONE = np.ones(1)
 NOT_ALL, MASS, RETURNED = 0, 1, 2  # what `worth` finds
-NEAR_0 = 3  # a status: the gradient is certified, the value is not to be returned
 
 
 @jit
@@ -144,16 +143,23 @@ def both_completed(plan: Plan, task: Batch, both: Both) -> tuple[np.ndarray, np.
         mass[places_of(np.flatnonzero(status), mass.shape[1])] = 0.0
         finish(task, Gradients(plan.ones, False, mass, of_sum=True), value, status)
         worth(status, value, task.gamma, *plan.limits)
-    return completed(task, value, np.flatnonzero(status == NEAR_0)), mass
+    return solved_again(task, value, np.flatnonzero(status == NEAR_0)), mass
 
 
-def completed(task: Batch, value: np.ndarray, again: np.ndarray) -> np.ndarray:
-    """The values, some of them by all tiers."""
+def solved_again(task: Batch, value: np.ndarray, again: np.ndarray) -> np.ndarray:
+    """The values, some of them by all tiers: `worth` finds more of them near 0 than these do."""
     if again.size == task.pairs or (again.size and is_small(task.cells)):
         return solve(task, None)
     if again.size:
         costs = np.ascontiguousarray(task.matrices(again))
         value[again] = solve(task.part(again, costs), None)
+    return value
+
+
+@without_warnings
+def completed(task: Batch, value: np.ndarray, status: np.ndarray) -> np.ndarray:
+    """The values, those that the first tier does not certify by the others."""
+    finish(task, None, value, status)
     return value
 
 

@@ -25,6 +25,7 @@ from .scaling import (
     AGAIN,
     AS_SINGLE,
     DOUBLE,
+    NEAR_0,
     NOT_A_NUMBER,
     SINGLE,
     SURE,
@@ -72,9 +73,14 @@ def finish(task: Batch, gradients: Gradients | None, out: np.ndarray, status: np
         spread(np.nan, task, gradients, np.flatnonzero(status == NOT_A_NUMBER))
     if task.dummy.size == 0:
         without_path(task, gradients, np.flatnonzero(status == AGAIN), out, status)
+    near = np.flatnonzero(status == NEAR_0)
+    status[near] = AGAIN
     dominant.solve(task, gradients, soft_of(task, status), out, status)
+    near = near[status[near] == AGAIN]
+    status[near] = NEAR_0  # their costs are of no size that bars are for
     with_bars(task, gradients, soft_of(task, status), out, status)
     with_bars_read(task, gradients, soft_of(task, status), out, status)
+    status[near] = AGAIN
     if task.cost.dtype == np.float32:
         soft = soft_of(task, status)
         (copied_to_float64 if task.small else read_as_float64)(task, gradients, soft, out, status)
@@ -245,6 +251,7 @@ def in_strips_once(
     rounded_later = gradients is not None and precision.floats.dtype != task.cost.dtype
     to = gradients.without_scale() if gradients is not None and rounded_later else gradients
     in_strips(task, items, arguments(task, to, precision, out, status))
+    status[items[status[items] == NEAR_0]] = AGAIN
     if gradients is not None and rounded_later:
         gradients.multiply(items[status[items] == SURE])
 
