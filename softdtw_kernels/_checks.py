@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ._modes import in_plain_mode, is_autocast, number_of_plain_calls
-from ._remedies import to_tensor
+from ._remedies import features_first, to_tensor
 from ._values import LARGEST_GAMMA, finite_error, gamma_error
 
 Reduction = Literal["none", "mean", "sum"]
@@ -118,6 +118,7 @@ def check_features(x: Any, y: Any, pairwise: bool) -> None:
         raise ValueError(
             "x and y must have the same number of features D in their last dimension, "
             f"got shapes {tuple(x.shape)} and {tuple(y.shape)}"
+            + features_first(x, y, "x.mT and y.mT", "(*, D, N)")
         )
     if pairwise:
         if x.dim() != 3 or y.dim() != 3:

@@ -1,4 +1,6 @@
-"""How to make a tensor of another container of sequences: the ends of messages, code that runs."""
+"""How to make a tensor (*, N, D) of another container or order: the ends of messages, code that
+runs.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,15 @@ def to_tensor(x: Any, name: str, of_frames: bool) -> str:
             array = f"{name}.copy()"
         return f"; convert it with torch.as_tensor({array})"
     return f"; convert it with torch.tensor({name})" if is_list else ""
+
+
+def features_first(first: Tensor, second: Tensor, remedy: str, shape: str) -> str:
+    """What to do where the dimension before the last is that of the features, as the end of a
+    message; nothing where it is not.
+    """
+    if first.shape[-2] != second.shape[-2]:
+        return ""
+    return f"; if the features come first, {shape}, pass {remedy}"
 
 
 def _differ_in_length(sequences: Any) -> bool:

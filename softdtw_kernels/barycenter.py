@@ -24,6 +24,7 @@ from ._checks import (
     check_tolerance,
     tensor_of,
 )
+from ._remedies import features_first
 from ._values import lengths_in_range
 from .costs import Cost, computing_dtype, repeat_first_beyond
 from .functional import soft_dtw
@@ -158,6 +159,7 @@ def padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tenso
             raise ValueError(
                 "sequences must be tensors (N, D) with the same number of features D, "
                 f"got shapes {tuple(first.shape)} and {tuple(sequence.shape)}"
+                + _transposed(first, sequence)
             )
         if sequence.dtype != first.dtype or sequence.device != first.device:
             raise TypeError(
@@ -167,6 +169,12 @@ def padded(sequences: Sequence[Tensor], lengths: Lengths) -> tuple[Tensor, Tenso
     lengths = torch.tensor([s.shape[0] for s in sequences], device=sequences[0].device)
     longest = int(lengths.max())
     return torch.stack([pad(s, (0, 0, 0, longest - s.shape[0])) for s in sequences]), lengths
+
+
+def _transposed(first: Tensor, sequence: Tensor) -> str:
+    if first.dim() != 2 or sequence.dim() != 2:
+        return ""
+    return features_first(first, sequence, "[s.mT for s in sequences]", "(D, N)")
 
 
 def own_lengths(lengths: Lengths, sequences: Tensor) -> Tensor | None:

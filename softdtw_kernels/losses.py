@@ -45,6 +45,10 @@ _ELSEWHERE = {
 _OF_SOFT_DTW = {
     "normalize": "pass divergence=normalize, which takes sequences of any two lengths",
     "sakoe_chiba_radius": "pass bandwidth=sakoe_chiba_radius",
+    "global_constraint": "pass bandwidth for a Sakoe-Chiba band; for any other constraint forbid "
+    "pairs by costs of +inf, for soft_dtw_from_cost",
+    "itakura_max_slope": "forbid the pairs outside by costs of +inf, for soft_dtw_from_cost",
+    "warp": "pass warp_cost=warp",
 }
 
 

@@ -302,6 +302,24 @@ def test_lengths_of_sequences_by_their_own_name(lengths: list[int], init: Tensor
     assert message.startswith("lengths")
 
 
+def test_features_that_come_first() -> None:
+    x, y = X.mT, Y.mT  # (2, 3, 4) and (2, 3, 5): channels first, as convolutions have them
+    parts = ["D in their last dimension", "(*, D, N)", "x.mT and y.mT"]
+    raised(ValueError, parts, lambda: soft_dtw(x, y))
+    torch.testing.assert_close(soft_dtw(x.mT, y.mT), soft_dtw(X, Y))
+    raised(ValueError, ["input.mT and target.mT"], lambda: SoftDTWLoss()(x, y))
+    raised(ValueError, ["x.mT and y.mT"], lambda: cost_matrix(x, y))
+    message = raised(ValueError, ["D in their last dimension"], lambda: soft_dtw(X, Y[..., :2]))
+    assert "mT" not in message
+
+
+@pytest.mark.parametrize("function", [soft_dtw_barycenter, lambda x: soft_dtw_kmeans(x, 1)])
+def test_features_that_come_first_in_a_list(function: Callable[[list[Tensor]], Any]) -> None:
+    sequences = [sequence.mT for sequence in SEQUENCES]
+    raised(ValueError, ["(D, N)", "[s.mT for s in sequences]"], lambda: function(sequences))
+    function([s.mT for s in sequences])
+
+
 def test_a_named_cost_is_no_cost_function_that_failed() -> None:
     with torch.inference_mode():
         x = X.clone()
@@ -318,6 +336,9 @@ def test_a_named_cost_is_no_cost_function_that_failed() -> None:
         ({"dist_func": torch.cdist}, ["'dist_func'", "cost=dist_func"]),
         ({"cost_function": torch.cdist}, ["'cost_function'", "cost=cost_function"]),
         ({"sakoe_chiba_radius": 1}, ["'sakoe_chiba_radius'", "bandwidth=sakoe_chiba_radius"]),
+        ({"global_constraint": "sakoe_chiba"}, ["'global_constraint'", "pass bandwidth", "+inf"]),
+        ({"itakura_max_slope": 2.0}, ["'itakura_max_slope'", "soft_dtw_from_cost", "+inf"]),
+        ({"warp": 1.0}, ["'warp'", "warp_cost=warp"]),
         ({"normalization": "N"}, ["'normalization'", "divide"]),
         ({"gama": 1.0}, ["'gama'", "help(SoftDTWLoss)"]),
     ],
@@ -330,7 +351,7 @@ def test_arguments_that_s2dtw_lacks() -> None:
     raised(TypeError, ["S2DTWLoss has no argument 'use_cuda'", "leave it out"], lambda: S2DTWLoss(
         use_cuda=True
     ))  # fmt: skip
-    for name in ("gama", "normalize", "sakoe_chiba_radius"):
+    for name in ("gama", "normalize", "sakoe_chiba_radius", "warp"):
         raised(TypeError, [f"{name!r}", "help(S2DTWLoss)"], lambda n=name: S2DTWLoss(**{n: 1}))
 
 
