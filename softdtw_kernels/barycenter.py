@@ -78,7 +78,7 @@ def soft_dtw_barycenter(
 
     Raises:
         TypeError, ValueError: for arguments of another type, dtype, shape or range, where the
-            first value is not finite, and where the descent leaves the finite numbers.
+            start or its value is not finite, and where the descent leaves the finite numbers.
         RuntimeError, ImportError: as :func:`soft_dtw`.
 
     Costs the time and memory of :func:`soft_dtw` forward and backward for B pairs an evaluation.
@@ -317,6 +317,11 @@ def _minimize(
         raise ValueError(
             f"the objective at the initial barycenter is {first.value}: "
             "sequences and init must be finite within their lengths"
+        )
+    if not bool(start.isfinite().all()):  # which a cost of missing values takes no notice of
+        raise ValueError(
+            "the initial barycenter is not finite, as what it is made from has missing values: "
+            "give init, without any"
         )
     steepest = float(first.gradient.abs().max())
     # A value may be near 0 by chance: gamma, and what a step changes, are of its size too.

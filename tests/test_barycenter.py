@@ -201,3 +201,29 @@ def test_frames_that_are_not_finite_are_an_error(bad: float, cost: str) -> None:
     for init in (None, start):
         with pytest.raises(ValueError, match="finite"):
             soft_dtw_barycenter(x, cost=cost, init=init)
+
+
+def _of_what_both_have(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    differences = x[..., :, None, :] - y[..., None, :, :]
+    return torch.where(differences.isnan(), 0, differences).square().sum(-1)
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_missing_values_need_a_start_that_has_none(cluster: bool) -> None:
+    def found(x: torch.Tensor, init: torch.Tensor | None) -> torch.Tensor:
+        settings: dict[str, Any] = {"gamma": 0.1, "cost": _of_what_both_have}
+        if not cluster:
+            return soft_dtw_barycenter(x, init=init, **settings)
+        start = None if init is None else init[None]
+        return soft_dtw_kmeans(x, 1, init=start, **settings).centers[0]
+
+    x = _walks(3, 6)
+    whole = x.mean(0)
+    x[1, 2, 0] = x[2, 4:] = math.nan
+    with pytest.raises(ValueError, match="not finite.*give init"):
+        found(x, None)
+    z = found(x, whole)
+    assert z.isfinite().all()
+    assert _objective(z, x, gamma=0.1, cost=_of_what_both_have) < _objective(
+        whole, x, gamma=0.1, cost=_of_what_both_have
+    )
