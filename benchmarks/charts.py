@@ -195,7 +195,8 @@ CHARTS = {
     "peers-gradient": (
         gradient_error,
         "The error of float32 gradients over length and gamma",
-        "One pair of random walks in four dimensions, against float64. No entry exceeds 1.",
+        "One pair of random walks in four dimensions, against float64. No entry of the gradient "
+        "exceeds 1.",
     ),
     "peers-small": (
         small_calls,
