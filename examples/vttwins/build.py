@@ -37,7 +37,8 @@ def build_model(
         word_vectors=table,
     )
     if settings.weights:
-        weights.load_into(model, settings.weights)
+        source = settings.word_vectors or "the vocabulary of the captions"
+        weights.load_into(model, settings.weights, vocabulary, source)
     if settings.cross_rank_bn:
         distributed.use_cross_rank_batch_norm(model)
     model.checkpointing = settings.checkpointing

@@ -115,18 +115,8 @@ def load_run(folder: Path) -> tuple[VideoTextModel, Vocabulary, ClipShape, dict[
     )
     source = folder / "vocabulary.json"
     vocabulary, model = Vocabulary.load(source), weights.load_model(path)
-    _check_words(vocabulary, source, model, path)
+    weights.check_words(vocabulary, source, model, path)
     return model, vocabulary, shape, settings
-
-
-def _check_words(
-    vocabulary: Vocabulary, source: Path, model: VideoTextModel, weights_file: Path
-) -> None:
-    rows = model.text_module.word_embd.num_embeddings
-    if len(vocabulary) != rows:
-        raise ValueError(
-            f"{source} has {len(vocabulary)} words with the pad, the model of {weights_file} {rows}"
-        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -218,7 +208,7 @@ def _vocabulary(options: argparse.Namespace, path: Path, model: VideoTextModel) 
         if not source.exists():
             raise ValueError(f"{source} is missing: give the --word-vectors of the checkpoint")
         vocabulary = Vocabulary.load(source)
-    _check_words(vocabulary, source, model, path)
+    weights.check_words(vocabulary, source, model, path)
     return vocabulary
 
 

@@ -194,8 +194,13 @@ class Retrieval:
         }
         return found
 
+    @property
+    def _words_file(self) -> Path:
+        name = self.settings.word_vectors
+        return self.start_run / "vocabulary.json" if self.start_run else Path(name)
+
     def vocabulary(self) -> Vocabulary | None:
-        return Vocabulary.load(self.start_run / "vocabulary.json") if self.start_run else None
+        return Vocabulary.load(self._words_file) if self.start_run else None
 
     def model(self, vocabulary: Vocabulary | None) -> tuple[VideoTextModel, Vocabulary]:
         settings = self.settings
@@ -204,11 +209,7 @@ class Retrieval:
             vocabulary, _ = load_word_vectors(
                 settings.word_vectors, settings.dictionary or None, settings.word_limit or None
             )
-        rows = model.text_module.word_embd.num_embeddings
-        if len(vocabulary) != rows:
-            raise ValueError(
-                f"{settings.start} has {rows} words with the pad, its vocabulary {len(vocabulary)}"
-            )
+        weights.check_words(vocabulary, self._words_file, model, self.weights_file)
         config.check_front_end(model.front_end, settings.size, settings.frames)
         model.text_module.word_embd.weight.requires_grad_(False)
         model.checkpointing = settings.checkpointing

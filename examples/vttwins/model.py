@@ -202,6 +202,8 @@ class VideoTextModel(nn.Module):
     With ``checkpointing`` set to True, training keeps what enters each stage of the encoder and
     computes the rest again in backward: less memory, one more forward, the same gradients.
 
+    ``words_digest`` is the digest of the vocabulary that ids are of, None where it is not known.
+
     Example:
         >>> import torch
         >>> model = VideoTextModel("plain", vocabulary_size=10, embedding_dim=8).eval()
@@ -236,6 +238,7 @@ class VideoTextModel(nn.Module):
             )
         self.front_end = front_end
         self.checkpointing = False
+        self.words_digest: str | None = None
         if front_end == "plain":
             self.conv1 = ConvUnit(3, 64, (3, 7, 7), stride=2, padding=(1, 3, 3))
         else:

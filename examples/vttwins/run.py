@@ -69,7 +69,7 @@ class Run:
                 vocabulary = self._vocabulary(saved)
                 self.model, self.vocabulary = task.model(vocabulary)
                 dataset = task.dataset(self.vocabulary)  # may refuse the list of videos
-                self._check_words(saved)
+                self.files[weights.WORDS] = self.vocabulary.digest
                 if restart:
                     checkpoint.remove_run(self.out)
                 self._write_start()
@@ -82,6 +82,7 @@ class Run:
                 vocabulary = Vocabulary.load(words) if words else None
                 self.model, self.vocabulary = task.model(vocabulary)
                 dataset = task.dataset(self.vocabulary)
+        self.model.words_digest = self.vocabulary.digest
         self.model.to(place.device)
         # torch's types do not know this overload.
         self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -181,20 +182,18 @@ class Run:
     def _vocabulary(self, saved: dict[str, Any] | None) -> Vocabulary | None:
         if self.settings.word_vectors:
             return None
-        return Vocabulary.load(self._vocabulary_file) if saved else self.task.vocabulary()
-
-    def _check_words(self, saved: dict[str, Any] | None) -> None:
-        """Note the words, or refuse others than those that the saved weights are of."""
-        self.files["vocabulary"] = checkpoint.digest_of_lines(self.vocabulary.words)
         if saved is None:
-            return
+            return self.task.vocabulary()
+        vocabulary = Vocabulary.load(self._vocabulary_file)
         rows = len(saved["state_dict"]["text_module.word_embd.weight"])
-        known = saved.get("files", {}).get("vocabulary")  # an older run did not note it
-        if rows != len(self.vocabulary) or known not in (None, self.files["vocabulary"]):
+        known = saved.get("files", {}).get(weights.WORDS)  # an older run did not note it
+        try:
+            weights.compare_words(vocabulary, self._vocabulary_file, rows, known, self.out)
+        except weights.WeightsError as error:
             raise SystemExit(
-                f"{self._vocabulary_file} holds other words than the weights of the run are of. "
-                "Put its own back, or give --restart to begin anew."
-            )
+                f"{error}. Put its own back, or give --restart to begin anew."
+            ) from None
+        return vocabulary
 
     def _write_start(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,10 @@ training checkpoint); names with or without the prefixes that DistributedDataPar
 torch.compile ("_orig_mod.") and trainers ("model.") add; either front end, told apart by the
 channels of the first convolution; files from before BatchNorm counted its batches; and the video
 part alone, with a warning.
+
+Files of runs of this program hold a digest of the vocabulary, under "files" in checkpoints and in
+the metadata of safetensors, by which check_words tells other words from those trained with. Older
+files and those of others have none: there, only the number of words can be compared.
 """
 
 from __future__ import annotations
@@ -22,10 +26,12 @@ from torch import Tensor
 
 from examples.vttwins.checkpoint import write_atomically
 from examples.vttwins.model import TextModule, VideoTextModel
+from examples.vttwins.words import Vocabulary
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
 NESTED_UNDER = ("state_dict", "model_state_dict", "model")
 TEXT_PART = "text_module."
+WORDS = "vocabulary"  # under which name the digest of the vocabulary is noted
 BATCH_COUNT = ".num_batches_tracked"
 FRONT_END_OF_CHANNELS = {3: "plain", 24: "space_to_depth"}
 
@@ -40,13 +46,19 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is not a state dict, or holds more than tensors and plain data.
     """
+    return _read(path)[0]
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
+    """The state dict in a file, and the digest of its vocabulary if the file has it."""
     path = Path(path)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            content: Any = load_file(path)
+            with safe_open(path, "pt") as file:
+                content: Any = {name: file.get_tensor(name) for name in file.keys()}
+                notes = file.metadata()
         except SafetensorError as error:
             raise WeightsError(f"{path}: not a safetensors file: {error}") from None
     else:
@@ -60,7 +72,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
                 f"{path}: torch.load(weights_only=True) refused this file, which is damaged or "
                 f"holds more than tensors: {reason}"
             ) from None
-    return clean_state_dict(content, str(path))
+        notes = content.get("files") if isinstance(content, Mapping) else None
+    digest = notes.get(WORDS) if isinstance(notes, Mapping) else None
+    state = clean_state_dict(content, str(path))
+    return state, digest if isinstance(digest, str) else None
 
 
 def clean_state_dict(content: Any, source: str = "checkpoint") -> dict[str, Tensor]:
@@ -110,6 +125,38 @@ def check_fits(state: Mapping[str, Tensor], model: torch.nn.Module, source: str)
         raise WeightsError(f"{source} does not fit the model. " + ". ".join(found))
 
 
+def check_words(
+    vocabulary: Vocabulary, source: str | Path, model: VideoTextModel, path: str | Path
+) -> None:
+    """``compare_words`` for a model that was loaded from ``path``."""
+    rows = model.text_module.word_embd.num_embeddings
+    compare_words(vocabulary, source, rows, model.words_digest, path)
+
+
+def compare_words(
+    vocabulary: Vocabulary, source: str | Path, rows: int, digest: str | None, path: str | Path
+) -> None:
+    """Refuse a vocabulary that is not the one which weights were trained with.
+
+    Args:
+        source: where the vocabulary is from.
+        rows, digest: of the weights' table of words, and of its vocabulary, None where unknown.
+        path: where the weights are from.
+
+    Raises:
+        WeightsError: the number of words is another, or the words are.
+    """
+    if len(vocabulary) != rows:
+        raise WeightsError(
+            f"{source} has {len(vocabulary)} words with the pad, the model of {path} {rows}"
+        )
+    if digest not in (None, vocabulary.digest):
+        raise WeightsError(
+            f"{source} has as many words as the model of {path}, but they are not those that it "
+            "was trained with, or not in their order"
+        )
+
+
 def _completed(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
     """The state with the counts of batches that old files lack; nothing here reads them."""
     lacking = {k for k in model.state_dict() if k.endswith(BATCH_COUNT)} - state.keys()
@@ -120,16 +167,26 @@ def _holds_text(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(TEXT_PART) for name in state)
 
 
-def load_into(model: torch.nn.Module, path: str | Path) -> None:
+def load_into(
+    model: torch.nn.Module,
+    path: str | Path,
+    vocabulary: Vocabulary | None = None,
+    source: str | Path = "the vocabulary",
+) -> None:
     """Load a file of weights into a model; all names and shapes must fit.
 
     A file of the video part alone leaves the text part as it is, with a warning.
 
+    Args:
+        vocabulary: of the model; the words that the file was trained with must be these.
+        source: where the vocabulary is from, for the message.
+
     Raises:
         WeightsError: something does not fit; the model is then left as it was.
     """
-    state = read_state_dict(path)
+    state, digest = _read(path)
     if not _holds_text(state):
+        digest = None
         kept = {k: v for k, v in model.state_dict().items() if k.startswith(TEXT_PART)}
         state = {**state, **kept}
         warnings.warn(
@@ -137,6 +194,9 @@ def load_into(model: torch.nn.Module, path: str | Path) -> None:
         )
     state = _completed(state, model)
     check_fits(state, model, str(path))
+    if vocabulary is not None:
+        rows = len(state[TEXT_PART + "word_embd.weight"])
+        compare_words(vocabulary, source, rows, digest, path)
     model.load_state_dict(state)
 
 
@@ -149,7 +209,7 @@ def load_model(path: str | Path, train_words: bool = False) -> VideoTextModel:
     Raises:
         WeightsError: the file is of another model; the message lists what does not fit.
     """
-    state = read_state_dict(path)
+    state, digest = _read(path)
     first = state.get("conv1.conv1.weight")
     channels = first.shape[1] if first is not None and first.ndim == 5 else None
     front_end = FRONT_END_OF_CHANNELS.get(channels) if channels is not None else None
@@ -182,13 +242,18 @@ def load_model(path: str | Path, train_words: bool = False) -> VideoTextModel:
     state = _completed(state, model)
     check_fits(state, model, str(path))
     model.load_state_dict(state)
+    model.words_digest = digest
     return model
 
 
-def export_safetensors(model: torch.nn.Module, path: str | Path) -> None:
-    """Write the weights under their public names as safetensors, atomically."""
+def export_safetensors(model: VideoTextModel, path: str | Path) -> None:
+    """Write the weights under their public names as safetensors, atomically.
+
+    The digest of the model's vocabulary goes with them where it is known.
+    """
     from safetensors.torch import save
 
     state = clean_state_dict(model.state_dict())
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    write_atomically(path, lambda file: file.write(save(state)))
+    notes = None if model.words_digest is None else {WORDS: model.words_digest}
+    write_atomically(path, lambda file: file.write(save(state, metadata=notes)))

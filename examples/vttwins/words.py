@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.vttwins.checkpoint import write_text
+from examples.vttwins.checkpoint import digest_of_lines, write_text
 
 PATTERN = re.compile(r"[\w']+")
 # A letter and its marks: of Latin, Greek, Cyrillic; Arabic; Devanagari; kana. None is in PATTERN,
@@ -78,6 +78,11 @@ class Vocabulary:
     def __len__(self) -> int:
         """Rows of the table of word vectors, the pad included."""
         return len(self.words) + 1
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the words in their order, which tells them from others as many."""
+        return digest_of_lines(self.words)
 
     def encode(self, text: object, max_words: int = TRAIN_WORDS) -> Tensor:
         """Ids (max_words,) of the known words of a caption, cut or padded with 0."""

@@ -25,6 +25,8 @@ NAMES = ["color" + "".join("lmh"[LEVELS.index(v)] for v in color) for color in P
 class Truth(nn.Module):
     """Embeds a clip, or a text, as the color that it shows most, or names."""
 
+    words_digest = None
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("palette", torch.from_numpy(PALETTE).float() / 255)

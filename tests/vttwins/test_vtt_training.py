@@ -19,7 +19,17 @@ import torch
 from forked import Forked, run_ranks, run_script
 from helpers import Forks
 
-from examples.vttwins import checkpoint, config, evaluate, pictures, steps, synthetic, train
+from examples.vttwins import (
+    checkpoint,
+    config,
+    evaluate,
+    finetune,
+    pictures,
+    search,
+    steps,
+    synthetic,
+    train,
+)
 from examples.vttwins.words import Vocabulary
 
 pytestmark = [
@@ -338,3 +348,51 @@ def test_every_option_trains_and_survives_unusable_videos(
     assert (out / "tensorboard").exists() == ("--tensorboard" in options)
     model, vocabulary, _, _ = evaluate.load_run(out)
     assert model.text_module.word_embd.num_embeddings == len(vocabulary)
+
+
+OTHER_WORDS = "vocabulary.json has as many words as the model of .*, but they are not those"
+
+
+@pytest.mark.parametrize("kept", [checkpoint.LAST, checkpoint.WEIGHTS])
+def test_as_many_other_words_are_told_from_those_trained_with(
+    kept: str, narrated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train.main([*command(narrated, out)[3:], "--workers", "0", "--steps", "1"])
+    for name in {checkpoint.LAST, checkpoint.WEIGHTS} - {kept}:
+        (out / name).unlink()
+    trained_with = Vocabulary.load(out / "vocabulary.json")
+    assert evaluate.load_run(out)[1].words == trained_with.words
+    tuning = ["youcook2", "--start", str(out), "--data", str(narrated / "videos")]
+    tuning += ["--train-csv", str(narrated / "train_segments.csv"), "--out", str(tmp_path / "t")]
+    tuning += ["--batch", "4"]
+    benchmark = ["youcook2", "--checkpoint", str(out / kept), "--out", str(tmp_path)]
+    benchmark += ["--annotation", str(narrated / "test.csv"), "--videos", str(narrated / "videos")]
+    Vocabulary(trained_with.words[::-1]).save(out / "vocabulary.json")
+    for run in (
+        lambda: evaluate.main([str(out), "--device", "cpu"]),
+        lambda: evaluate.main([*benchmark, "--device", "cpu"]),
+        lambda: search.main([str(out), "red", str(narrated / "videos"), "--device", "cpu"]),
+        lambda: pictures.main([str(out)]),
+        lambda: finetune.main([*tuning, "--device", "cpu"]),
+    ):
+        with pytest.raises(SystemExit, match=OTHER_WORDS):
+            run()
+    assert not (tmp_path / "t").exists()
+
+
+def test_weights_of_as_many_other_words_do_not_begin_a_run(narrated: Path, tmp_path: Path) -> None:
+    first = [*command(narrated, tmp_path / "run")[3:], "--workers", "0", "--steps", "1"]
+    train.main(first)
+    other = tmp_path / "other"
+    shutil.copytree(narrated, other)
+    for path in (other / "captions").iterdir():
+        text = path.read_text(encoding="utf-8").replace("ring", "rings").replace("red", "reddish")
+        path.write_text(text, encoding="utf-8")
+    second = [*command(other, tmp_path / "second")[3:], "--workers", "0", "--steps", "1"]
+    second += ["--weights", str(tmp_path / "run" / checkpoint.WEIGHTS)]
+    with pytest.raises(SystemExit, match="the vocabulary of the captions has as many words"):
+        train.main(second)
+    assert not (tmp_path / "second").exists()
+    second[second.index("--data") + 1] = str(narrated)
+    train.main(second)

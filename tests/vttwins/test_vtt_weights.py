@@ -12,6 +12,7 @@ import torch
 
 from examples.vttwins import weights
 from examples.vttwins.model import FRONT_ENDS, VideoTextModel
+from examples.vttwins.words import Vocabulary
 
 
 @pytest.fixture(scope="module", params=FRONT_ENDS)
@@ -69,6 +70,34 @@ def test_safetensors_round_trip(model: VideoTextModel, tmp_path: Path) -> None:
     weights.export_safetensors(model, path)
     assert_same(weights.load_model(path), model)
     assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_a_file_says_of_which_words_it_is_if_it_knows(
+    model: VideoTextModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = Vocabulary([f"w{k}" for k in range(10)])
+    others = Vocabulary(words.words[::-1])
+    path = tmp_path / "model.safetensors"
+    for digest in (None, words.digest):
+        notes = {} if digest is None else {"files": {"vocabulary": digest}}
+        torch.save({"state_dict": model.state_dict(), **notes}, tmp_path / "last.pt")
+        monkeypatch.setattr(model, "words_digest", digest)
+        weights.export_safetensors(model, path)
+        for file in (tmp_path / "last.pt", path):
+            loaded = weights.load_model(file)
+            assert_same(loaded, model)
+            assert loaded.words_digest == digest
+            weights.check_words(words, "words", loaded, file)
+            weights.load_into(loaded, file, words)
+            if digest is None:  # an older file: nothing tells as many other words
+                weights.check_words(others, "others", loaded, file)
+                continue
+            with pytest.raises(weights.WeightsError, match="others has as many words as the model"):
+                weights.check_words(others, "others", loaded, file)
+            with pytest.raises(weights.WeightsError, match="the vocabulary has as many words"):
+                weights.load_into(loaded, file, others)
+            with pytest.raises(weights.WeightsError, match=r"has 4 words with the pad, .* 11$"):
+                weights.check_words(Vocabulary(["a", "b", "c"]), "few", loaded, file)
 
 
 def test_the_video_part_alone_loads_and_leaves_the_text_part_as_it_is(
