@@ -26,6 +26,7 @@ import torch
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
 WEIGHTS = "model.safetensors"  # at the end of a run; last.pt is then of the same step
+NUMBERED = f"step-{8 * '[0-9]'}.pt"
 LOG = "log.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 SETTINGS = "settings.json"
@@ -35,7 +36,7 @@ WORLD = "trained_on.json"  # of a run of the ablation: the parameters of its gen
 LEFTOVERS = f"*.vttwins-{8 * '[0-9a-f]'}.tmp"
 # All that a run, its evaluation and its pictures write; --restart deletes these and nothing else.
 WRITTEN = (
-    SETTINGS, "vocabulary.json", LAST, PREVIOUS, f"step-{8 * '[0-9]'}.pt", WEIGHTS, LOG,
+    SETTINGS, "vocabulary.json", LAST, PREVIOUS, NUMBERED, WEIGHTS, LOG,
     EVALUATIONS, "skipped-[0-9].jsonl", "skipped-[0-9]*[0-9].jsonl", "evaluation.json",
     "evaluation.md", FINETUNING, WORLD, "loss.png", "alignment.png",
     "tensorboard/events.out.tfevents.*", LEFTOVERS,
@@ -204,14 +205,15 @@ def save_checkpoint(folder: str | Path, content: dict[str, Any], keep: bool = Fa
 def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
     """The folder's latest checkpoint that can be read, on the CPU, or None if there is none.
 
-    Never unpickles code. Warns where it falls back on the checkpoint before the last.
+    Never unpickles code. Where neither the last one nor the one before can be read, the numbered
+    ones serve, the latest first. Warns where it falls back on an earlier one than the last.
 
     Raises:
         RunFilesError: there are checkpoints, and none can be read.
     """
-    problems = []
-    for name in (LAST, PREVIOUS):
-        path = Path(folder) / name
+    folder, problems = Path(folder), []
+    numbered = sorted(folder.glob(NUMBERED), reverse=True)
+    for path in (folder / LAST, folder / PREVIOUS, *numbered):
         if not path.exists():
             continue
         try:
@@ -227,12 +229,30 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
             continue
         if problems:
             warnings.warn(
-                f"{problems[0]}; the run goes on from {path}, step {content['step']}", stacklevel=2
+                f"{'; '.join(problems)}; the run goes on from {path}, step {content['step']}",
+                stacklevel=2,
             )
         return content
     if problems:
         raise RunFilesError(f"{'; '.join(problems)}. Give --restart to begin anew.")
     return None
+
+
+def refuse_to_lose(folder: str | Path) -> None:
+    """Refuse a folder without a checkpoint, in which a run that begins would write over more.
+
+    Raises:
+        RunFilesError: it holds the weights of a run's end, or a log that is no run's.
+    """
+    folder, own = Path(folder), settings_of(folder) is not None
+    # A run that was killed before its first checkpoint leaves a log, which is worth nothing.
+    for name in [WEIGHTS] if own else [WEIGHTS, LOG]:
+        if (folder / name).exists():
+            restart = ", or --restart to begin anew, which deletes it" if own else ""
+            raise RunFilesError(
+                f"{folder} holds {name}, which would be lost, and no checkpoint to go on from. "
+                f"Give another --out{restart}."
+            )
 
 
 def digest(path: str | Path) -> str:

@@ -162,6 +162,7 @@ class Run:
             return None
         saved = checkpoint.load_checkpoint(self.out)
         if saved is None:
+            checkpoint.refuse_to_lose(self.out)
             return None
         changed = config.differences(
             saved["settings"], self.settings, saved.get("files", {}), self.files

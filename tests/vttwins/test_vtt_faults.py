@@ -287,6 +287,10 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(damage: str, copy: P
         saved = checkpoint.load_checkpoint(run)
     assert saved["step"] == 3
     rewrite(run / checkpoint.PREVIOUS, b"")
+    with pytest.warns(UserWarning, match=r"previous.pt is damaged .*step-00000004.pt, step 4$"):
+        assert checkpoint.load_checkpoint(run)["step"] == 4
+    for path in run.glob("step-*.pt"):
+        path.unlink()
     with pytest.raises(
         SystemExit, match=r"last.pt is damaged .*previous.pt is damaged .*--restart"
     ):
@@ -349,6 +353,36 @@ def test_weights_that_the_new_run_would_delete_are_refused_without_a_checkpoint_
     with pytest.raises(SystemExit, match="is of the run in --out .*give another --out"):
         train.main(line)
     assert content(copy) == before
+
+
+def test_a_run_of_which_only_weights_are_left_is_not_written_over(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy / "run"
+    for name in (checkpoint.LAST, checkpoint.PREVIOUS):
+        (run / name).unlink()
+    line = short(copy, copy / "vectors.txt")
+    train.main([*line, "--steps", "5"])  # from the last of the numbered checkpoints
+    assert "going on from step 4 of 5" in capsys.readouterr().out and len(losses(run)) == 5
+    for path in run.glob("*.pt"):
+        path.unlink()
+    before = content(run)
+    for options in ([], ["--steps", "9"], ["--seed", "4"]):
+        with pytest.raises(SystemExit, match=r"holds model.safetensors, which would be lost"):
+            train.main([*line, *options])
+    assert content(run) == before
+    train.main([*line, "--steps", "1", "--restart"])
+    assert len(losses(run)) == 1
+
+
+def test_a_log_of_something_else_is_not_written_over(copy: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / checkpoint.LOG).write_text("precious\n", encoding="utf-8")
+    before = content(home)
+    with pytest.raises(SystemExit, match=r"holds log.jsonl, which would be lost.* --out\.$"):
+        train.main(short(copy, copy / "vectors.txt", "--out", str(home)))
+    assert content(home) == before
 
 
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 12), (2, 6), (3, 4), (16, 1)])
