@@ -34,6 +34,7 @@ that kind.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -181,6 +182,9 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
             parser.error(f"--{name} must be more than 0, got {value}")
     if options.workers < 0:
         parser.error(f"--workers must be at least 0, got {options.workers}")
+    probes = benchmark != "run" and BENCHMARKS[benchmark].kind == "probe"
+    if probes and importlib.util.find_spec("sklearn") is None:  # said before the videos are seen
+        parser.error(f"{benchmark} needs scikit-learn, which is not installed")
     if benchmark == "run":
         if not Path(options.what).is_dir():
             names = ", ".join(BENCHMARKS)

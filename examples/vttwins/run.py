@@ -63,6 +63,7 @@ class Run:
         with distributed.agreed():
             self._batches(0)  # refuses a batch that cannot be made
             if place.first:
+                weights.check_export()
                 self._refuse_own_files()
                 self.files = task.digests()
                 saved = self._continued(restart)
@@ -314,6 +315,7 @@ class Run:
 
     def _loop(self, stop: StopRequest, stream: Any) -> None:
         settings, first = self.settings, self.place.first
+        samples = settings.batch * settings.accumulate
         logs = Logs(self.out, self.step, self.place, settings)
         bar = tqdm(
             total=self.steps, initial=self.step, disable=not first, mininterval=1, unit="step"
@@ -336,12 +338,14 @@ class Run:
                     "seconds": seconds,
                     "wait_seconds": waited,
                     "decode_seconds": sum(b["decode_seconds"] for b in batches),
-                    "clips_per_second": self._clips / seconds,
+                    "clips_per_second": samples * self.task.clips / seconds,
                     "skipped": self.skipped,
                     "bad_steps": self.stepper.bad,
                 }
-                logs.write(entry, [pair for batch in batches for pair in batch["skipped"]])
-                self.stepper.updating = False
+                try:
+                    logs.write(entry, [pair for batch in batches for pair in batch["skipped"]])
+                finally:  # weights and step agree, whatever befalls the logs
+                    self.stepper.updating = False
                 bar.update()
                 bar.set_postfix(loss=f"{entry['loss']:.3f}", skipped=self.skipped, refresh=False)
                 # Not the number itself, which may change at any time, on this rank alone.
@@ -360,10 +364,6 @@ class Run:
         if self.place.first and due and self.step not in logs.evaluated_steps:
             with self._waiting(stop):
                 logs.evaluated(self.step, self.task.evaluate(self.model, self.vocabulary))
-
-    @property
-    def _clips(self) -> int:
-        return self.settings.batch * self.settings.accumulate * self.task.clips
 
     def _kept(self) -> bool:
         return self.settings.keep_every > 0 and self.step % self.settings.keep_every == 0

@@ -32,7 +32,8 @@ In --out: last.pt and previous.pt, step-<n>.pt with --keep-every, log.jsonl, Ten
 --eval-every evaluations.jsonl. The exit code is 0 at the end, 128 + the number of a signal that
 stopped the run, otherwise 1 or 2.
 
-Requirements: torch, softdtw_kernels, av, NumPy, tqdm; tensorboard unless --no-tensorboard.
+Requirements: torch, softdtw_kernels, av, NumPy, tqdm, safetensors; tensorboard unless
+--no-tensorboard.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ files and those of others have none: there, only the number of words can be comp
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -244,6 +245,19 @@ def load_model(path: str | Path, train_words: bool = False) -> VideoTextModel:
     model.load_state_dict(state)
     model.words_digest = digest
     return model
+
+
+def check_export() -> None:
+    """Find out whether ``export_safetensors`` will have its library, days before it is called.
+
+    Raises:
+        WeightsError: it is not installed.
+    """
+    if importlib.util.find_spec("safetensors") is None:
+        raise WeightsError(
+            "the weights at the end of a run need safetensors, which is not installed: "
+            "pip install safetensors"
+        )
 
 
 def export_safetensors(model: VideoTextModel, path: str | Path) -> None:

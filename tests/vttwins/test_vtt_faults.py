@@ -21,7 +21,7 @@ import torch
 from test_vtt_training import command, launch, losses, wait_for_steps
 from torch import Tensor, nn
 
-from examples.vttwins import checkpoint, config, loading, run, stopping, train
+from examples.vttwins import checkpoint, config, evaluate, loading, logs, run, stopping, train
 from examples.vttwins.distributed import Place
 from examples.vttwins.steps import NotFinite, Stepper
 
@@ -373,6 +373,42 @@ def test_a_run_of_which_only_weights_are_left_is_not_written_over(
     assert content(run) == before
     train.main([*line, "--steps", "1", "--restart"])
     assert len(losses(run)) == 1
+
+
+def test_logs_that_cannot_be_written_lose_no_step(
+    narrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = logs.Logs.write
+
+    def fail(self: logs.Logs, entry: dict[str, Any], skipped: list[tuple[str, str]]) -> None:
+        if entry["step"] == 2:
+            raise OSError("the disk of the logs is gone")
+        write(self, entry, skipped)
+
+    monkeypatch.setattr(logs.Logs, "write", fail)
+    line = command(narrated, tmp_path, "--workers", "0", "--save-every", "1000")[3:]
+    with pytest.raises(SystemExit, match="the disk of the logs is gone"):
+        train.main(line)
+    saved = checkpoint.load_checkpoint(tmp_path)
+    assert saved["step"] == 3  # the step whose line is lacking is whole
+    assert {state["step"].item() for state in saved["optimizer"]["state"].values()} == {3}
+
+
+@pytest.mark.parametrize("name", ["safetensors", "sklearn"])
+def test_a_library_that_is_missing_at_the_end_is_told_at_the_start(
+    name: str, narrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, name, None)
+    if name == "safetensors":
+        with pytest.raises(SystemExit, match="need safetensors, which is not installed"):
+            train.main(command(narrated, tmp_path / "run", "--workers", "0")[3:])
+        assert not (tmp_path / "run").exists()
+        return
+    line = ["hmdb51", "--weights", str(tmp_path), "--annotation", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        evaluate.main([*line, "--videos", str(tmp_path)])
+    assert "hmdb51 needs scikit-learn, which is not installed" in capsys.readouterr().err
 
 
 def test_a_log_of_something_else_is_not_written_over(copy: Path, tmp_path: Path) -> None:
