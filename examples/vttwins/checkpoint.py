@@ -180,6 +180,26 @@ def remove_run(folder: str | Path) -> None:
         board.rmdir()
 
 
+def read_tensors(path: str | Path) -> Any:
+    """What torch.save wrote into a file, on the CPU. Never unpickles code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or holds more than tensors and plain data; the message is
+            the reason, in one line.
+    """
+    try:
+        if zipfile.is_zipfile(path):  # torch does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if broken := archive.testzip():
+                    raise ValueError(f"wrong checksum of {broken}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged zip, other pickles: a dozen types by version
+        raise ValueError((str(error).strip() or repr(error)).splitlines()[0]) from None
+
+
 def save_checkpoint(folder: str | Path, content: dict[str, Any], keep: bool = False) -> Path:
     """Write the folder's latest checkpoint; the one before it stays as ``previous.pt``.
 
@@ -217,15 +237,11 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
         if not path.exists():
             continue
         try:
-            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
-                if broken := archive.testzip():
-                    raise ValueError(f"wrong checksum of {broken}")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_tensors(path)
             if not isinstance(content, dict) or not content.keys() >= NEEDED:
                 raise ValueError(f"it lacks one of {sorted(NEEDED)}")
-        except Exception as error:  # damaged zip, other pickles: a dozen types by version
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            problems.append(f"{path} is damaged ({reason})")
+        except (ValueError, OSError) as error:
+            problems.append(f"{path} is damaged ({error})")
             continue
         if problems:
             warnings.warn(
@@ -267,15 +283,18 @@ def digest_of_lines(lines: Iterable[str]) -> str:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Entries of a JSONL log; a last line cut by a kill is left out."""
+    """Entries of a JSONL log; a last line cut by a kill is left out, and what is no log's."""
     entries = []
     path = Path(path)
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                entries.append(json.loads(line))
+                entry = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(entry, dict):
+                break
+            entries.append(entry)
     return entries
 
 

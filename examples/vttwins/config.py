@@ -117,6 +117,11 @@ class Settings:
                 raise ValueError(f"{f.name} must be at least {least}, got {value!r}")
             if least is not None and not value <= f.metadata["most"]:
                 raise ValueError(f"{f.name} must be at most {f.metadata['most']}, got {value!r}")
+        if self.contrastive and self.batch == 1:
+            raise ValueError(
+                "batch must be at least 2 for a contrast: one sequence has nothing to be told "
+                "from, and its loss is always 0"
+            )
         if self.compile and self.checkpointing:
             raise ValueError("compile and checkpointing do not go together; choose one")
         check_front_end(self.front_end, self.size, self.frames)

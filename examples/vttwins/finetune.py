@@ -283,9 +283,7 @@ class Retrieval:
         path = out / RESULT
         if not path.exists():
             raise SystemExit("--test-csv: too late to evaluate before the first step; leave it out")
-        then, now = json.loads(path.read_text(encoding="utf-8")).get("measured"), self._measured()
-        if not isinstance(then, dict):
-            raise SystemExit(f"{path} does not say what it was measured on. {REMEDY}")
+        then, now = read_result(path)["measured"], self._measured()
         changed = []
         for name, text in MEASURED.items():
             if then.get(name) != now[name]:
@@ -309,11 +307,27 @@ class Retrieval:
         """Evaluate on the test set after the last step, and say by how much it is better."""
         if not self.test:
             return
-        result = json.loads((run.out / RESULT).read_text(encoding="utf-8"))
+        result = read_result(run.out / RESULT)
         result["after"] = self._retrieval(self.test, run.model, run.vocabulary)
         result["steps"] = run.steps
         checkpoint.write_text(run.out / RESULT, json.dumps(result, indent=1))
         print(table(result))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The test before the first step, and what it was measured on.
+
+    Raises:
+        SystemExit: the file is damaged, or does not say it.
+    """
+    try:
+        result = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SystemExit(f"{path} is damaged: {error}. {REMEDY}") from None
+    parts = result if isinstance(result, dict) else {}
+    if not all(isinstance(parts.get(name), dict) for name in ("measured", "before")):
+        raise SystemExit(f"{path} does not say what it was measured on. {REMEDY}")
+    return parts
 
 
 def table(result: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from examples.vttwins.checkpoint import write_atomically
+from examples.vttwins.checkpoint import read_tensors, write_atomically
 from examples.vttwins.model import TextModule, VideoTextModel
 from examples.vttwins.words import Vocabulary
 
@@ -64,14 +64,11 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], str | None]:
             raise WeightsError(f"{path}: not a safetensors file: {error}") from None
     else:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # damaged zip, other pickles: a dozen types by version
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            content = read_tensors(path)
+        except ValueError as error:
             raise WeightsError(
                 f"{path}: torch.load(weights_only=True) refused this file, which is damaged or "
-                f"holds more than tensors: {reason}"
+                f"holds more than tensors: {error}"
             ) from None
         notes = content.get("files") if isinstance(content, Mapping) else None
     digest = notes.get(WORDS) if isinstance(notes, Mapping) else None

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.vttwins.checkpoint import digest_of_lines, write_text
+from examples.vttwins.checkpoint import digest_of_lines, read_tensors, write_text
 
 PATTERN = re.compile(r"[\w']+")
 # A letter and its marks: of Latin, Greek, Cyrillic; Arabic; Devanagari; kana. None is in PATTERN,
@@ -210,13 +210,10 @@ def _read_word_array(path: Path) -> list[str]:
 
 def _read_tensor(path: Path, dictionary: Path, limit: int | None) -> tuple[Vocabulary, Tensor]:
     try:
-        table = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # damaged zip, other pickles: a dozen types by version
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        table = read_tensors(path)
+    except ValueError as error:
         raise WordFileError(
-            f"{path}: torch.load(weights_only=True) refused this file: {reason}"
+            f"{path}: torch.load(weights_only=True) refused this file: {error}"
         ) from None
     if isinstance(table, dict) and len(table) == 1:  # the state dict of an Embedding
         table = next(iter(table.values()))

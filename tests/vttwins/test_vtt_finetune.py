@@ -252,8 +252,12 @@ def test_a_test_that_comes_too_late_or_of_unknown_origin_is_refused(
     (run / finetune.RESULT).unlink()
     with pytest.raises(SystemExit, match="too late to evaluate before the first step"):
         finetune.main(command)
-    (run / finetune.RESULT).write_text('{"before": {}}', encoding="utf-8")
-    with pytest.raises(SystemExit, match="does not say what it was measured on"):
+    for text in ('{"before": {}}', "[]", "5", '{"measured": {}}'):
+        (run / finetune.RESULT).write_text(text, encoding="utf-8")
+        with pytest.raises(SystemExit, match="does not say what it was measured on"):
+            finetune.main(command)
+    (run / finetune.RESULT).write_text('{"before": {"pairs"', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"finetuning.json is damaged: .* --restart"):
         finetune.main(command)
 
 

@@ -206,6 +206,7 @@ def test_what_is_missing_is_said_in_one_sentence(
     [
         (["--operator", "dtw"], "invalid choice: 'dtw'"),
         (["--batch", "0"], "batch must be at least 1, got 0"),
+        (["--batch", "1"], "batch must be at least 2 for a contrast"),
         (["--frames", "many"], "invalid int value: 'many'"),
         (["--origin-count", "0"], "origin_count must be at least 1, got 0"),
         (["--seed", "-1"], "seed must be at least 0, got -1"),
@@ -286,9 +287,10 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_log_cut_by_a_kill_is_repaired(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ['{"st', "5\n", "[]\n"])
+def test_a_log_cut_by_a_kill_is_repaired(end: str, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st', encoding="utf-8")
+    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n' + end, encoding="utf-8")
     log = checkpoint.Log(path, step=2)
     log.write({"step": 2})
     log.close()

@@ -121,6 +121,18 @@ def test_the_video_part_alone_loads_and_leaves_the_text_part_as_it_is(
         weights.load_into(other, tmp_path / "video.pth")
 
 
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    model = VideoTextModel(vocabulary_size=3, embedding_dim=2, word_dim=2)
+    path = tmp_path / "last.pt"
+    torch.save({"state_dict": model.state_dict()}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for load in (weights.load_model, lambda file: weights.load_into(model, file)):
+        with pytest.raises(weights.WeightsError, match="damaged .*wrong checksum of "):
+            load(path)
+
+
 def test_a_file_that_does_not_fit_lists_what_and_changes_nothing(tmp_path: Path) -> None:
     model = VideoTextModel(vocabulary_size=11, embedding_dim=6, word_dim=5)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -167,6 +167,17 @@ def test_text_vectors_may_have_a_byte_order_mark_and_blank_lines(tmp_path: Path)
     assert vocabulary.words == ["one", "two"] and table.tolist() == [[0, 0], [1, 2], [3, 4]]
 
 
+def test_a_flipped_bit_of_a_table_is_found(tmp_path: Path) -> None:
+    Vocabulary([f"w{k}" for k in range(500)]).save(tmp_path / "words.json")
+    path = tmp_path / "word2vec.pth"
+    torch.save(torch.rand(501, 20), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WordFileError, match=r"word2vec\.pth: .*wrong checksum of "):
+        load_word_vectors(path, tmp_path / "words.json")
+
+
 def test_a_vocabulary_file_may_have_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "v.json").write_bytes(b'\xef\xbb\xbf["red"]')
     assert Vocabulary.load(tmp_path / "v.json").words == ["red"]
