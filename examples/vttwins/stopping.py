@@ -118,7 +118,8 @@ class StopRequest:
 
 @contextmanager
 def ending(place: Place) -> Iterator[None]:
-    """A block whose errors end the process at once where it is one of several.
+    """A block that Ctrl-C outside of training ends in a sentence, and whose errors end the process
+    at once where it is one of several.
 
     Tearing down a process group whose other members are gone, or wait, may never return. The other
     ranks get an error from their collective operation, or torchrun's SIGTERM.
@@ -127,6 +128,9 @@ def ending(place: Place) -> Iterator[None]:
         yield
     except BaseException as error:
         if place.world == 1:
+            if isinstance(error, KeyboardInterrupt):  # no step was under way
+                print("Interrupted. The same line goes on with what was saved.", file=sys.stderr)
+                raise SystemExit(128 + signal.SIGINT) from None
             raise
         code = 1
         if isinstance(error, SystemExit):

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 
 from examples.vttwins import build, config, data, loading
 from examples.vttwins.config import Settings
+from examples.vttwins.distributed import device_of
+from examples.vttwins.loading import LoadingError
 from examples.vttwins.words import Vocabulary
 
 
@@ -38,7 +40,7 @@ def timed(work: Callable[[], object], repeats: int, device: torch.device) -> tup
 
 def measure(settings: Settings, repeats: int = 3) -> dict[str, tuple[float, float]]:
     """Wall and CPU seconds of the parts of one step: {"decode", "model", "loss", "optimizer"}."""
-    root, device = Path(settings.data), torch.device(settings.device or "cpu")
+    root, device = Path(settings.data), device_of(settings.device or "cpu")
     videos = data.read_column(root / settings.train_csv, "video_path")
     vocabulary = None
     if not settings.word_vectors:
@@ -104,9 +106,13 @@ def memory_estimate(settings: Settings, processes: int = 1) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     settings, _ = config.parse(arguments, __doc__, Settings, config.PRESETS)
+    config.check_files(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    parts = measure(settings)
+    try:
+        parts = measure(settings)
+    except (ValueError, OSError, LoadingError) as error:  # mostly a file that does not fit
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
     clips = settings.batch * settings.clips
     print(f"one step: {settings.batch} sequences of {settings.clips} clips = {clips} clips")
     print(f"{'part':12}{'wall s':>9}{'CPU s':>9}{'wall share':>12}")

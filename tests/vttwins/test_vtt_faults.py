@@ -21,7 +21,17 @@ import torch
 from test_vtt_training import command, launch, losses, wait_for_steps
 from torch import Tensor, nn
 
-from examples.vttwins import checkpoint, config, evaluate, loading, logs, run, stopping, train
+from examples.vttwins import (
+    checkpoint,
+    config,
+    evaluate,
+    loading,
+    logs,
+    run,
+    stopping,
+    throughput,
+    train,
+)
 from examples.vttwins.distributed import Place
 from examples.vttwins.steps import NotFinite, Stepper
 
@@ -409,6 +419,44 @@ def test_a_library_that_is_missing_at_the_end_is_told_at_the_start(
     with pytest.raises(SystemExit):
         evaluate.main([*line, "--videos", str(tmp_path)])
     assert "hmdb51 needs scikit-learn, which is not installed" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_step_is_no_traceback(
+    narrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Narration, "model", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        train.main(command(narrated, tmp_path / "run", "--workers", "0")[3:])
+    assert ended.value.code == 130 and capsys.readouterr().err.startswith("Interrupted.")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "nowhere"], "train.csv does not exist; --data is the folder"),
+        (["--batch", "9"], "8 videos do not fill a batch of 9"),
+        (["--device", "foo"], "--device must be cpu or cuda, got 'foo'"),
+    ],
+)
+def test_throughput_says_what_is_wrong_in_a_sentence(
+    options: list[str], message: str, narrated: Path
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        throughput.main([*command(narrated, Path("unused"))[3:], *options])
+
+
+def test_throughput_measures_each_part(narrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    throughput.main(command(narrated, Path("unused"))[3:])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "one step: 2 sequences of 2 clips = 4 clips"
+    rows = [line.split() for line in lines[2:6]]
+    assert [row[0] for row in rows] == ["decode", "model", "loss", "optimizer"]
+    assert sum(float(row[3].rstrip("%")) for row in rows) == pytest.approx(100, abs=0.3)
 
 
 def test_a_log_of_something_else_is_not_written_over(copy: Path, tmp_path: Path) -> None:
