@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_close
+from pattern_oracle import paths
 from torch import Tensor
 
 from softdtw_kernels import soft_dtw_from_cost
@@ -171,3 +172,69 @@ def test_a_cost_of_minus_infinity_counts_with_open_ends_at_gamma_0(
                 assert (value[1:].abs() < 1.0).all()
                 assert by_cost[0].isnan().all()
                 assert by_cost[1:].isfinite().all()
+
+
+def truth_of_open_ends(
+    cost: Tensor, gamma: float, warp: float, skip: float, pattern: tuple[str, str, str]
+) -> tuple[float, np.ndarray]:
+    """The value, and the visits, by all alignments."""
+    numbers, (rows, columns) = exact(cost), cost.shape
+    with decimal.localcontext(decimal.Context(prec=120)):
+        g, w, s = Decimal(gamma), Decimal(warp), Decimal(skip)
+        listed = paths(rows, columns, *pattern)
+        totals = [
+            sum(numbers[i][j] for i, j in p.cells) + w * p.repeats + s * p.skipped for p in listed
+        ]
+        least = min(totals)
+        weights = [(-(t - least) / g).exp() for t in totals]
+        value = least - g * Decimal(sum(weights)).ln()
+        visits = np.zeros((rows, columns))
+        for p, weight in zip(listed, weights, strict=True):
+            for cell in p.cells:
+                visits[cell] += float(weight / sum(weights))
+        return float(value), visits
+
+
+def assert_open_ends(
+    cost: Tensor, gamma: float, warp: float, skip: float, pattern: tuple[str, str, str]
+) -> None:
+    options = dict(zip(("repeat", "open_begin", "open_end"), pattern, strict=True))
+    prices = {"warp_cost": warp, "skip_cost": skip}
+    expected, visits = truth_of_open_ends(cost, gamma, warp, skip, pattern)
+    for got in values_of(cost, gamma, **options, **prices):
+        assert abs(got - expected) <= VALUES[cost.dtype] * abs(expected)
+    leaf = cost.clone().requires_grad_()
+    soft_dtw_from_cost(leaf, gamma=gamma, **options, **prices).backward()
+    assert_close(leaf.grad, visits, GRADIENTS[cost.dtype], "visits")
+
+
+OPEN = [("xy", "y", "y"), ("xy", "xy", ""), ("y", "x", "y"), ("x", "", "xy"), ("", "xy", "x")]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pattern", OPEN)
+@pytest.mark.parametrize("warp", [1e4, 1e7, -1e7, 1e13, -1e13])
+def test_a_cost_of_warping_far_above_the_price_of_open_ends(
+    warp: float, pattern: tuple[str, str, str], dtype: torch.dtype
+) -> None:
+    """Their sum loses digits of the price, which may decide between alignments."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 5), (4, 2), (1, 4)):
+        cost = torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for skip in (0.3, -0.7):
+            assert_open_ends(cost, 0.05, warp, skip, pattern)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pattern", OPEN)
+@pytest.mark.parametrize("prices", [(0.0, -900.0), (-20.0, 0.1), (-3.1, 77.7), (0.3, 456.7)])
+def test_values_of_open_ends_near_0(
+    prices: tuple[float, float], pattern: tuple[str, str, str], dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 4), (1, 1), (1, 3)):
+        cost = torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for _ in range(3):
+            value, visits = truth_of_open_ends(cost, 0.05, *prices, pattern)
+            cost = cost - (value - 1e-4) / visits.sum()
+        assert_open_ends(cost, 0.05, *prices, pattern)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .arrays import without_warnings
+from .exact import two_sum
 from .floating import scaled, split_exponent
 from .jit import inline
 from .scaling import DOUBLE, LOG2_E, LOG2_E_LOW, SINGLE, Precision, product, usable
@@ -281,13 +282,14 @@ def mean_of_ends(ends, rows, columns, given, lane, lanes):
 
 
 def ends_of(
-    given: Open, gamma: np.ndarray, price: np.ndarray, sizes: tuple[int, int], precision: Precision
+    given: Open, gamma: np.ndarray, warp: np.ndarray, sizes: tuple[int, int], precision: Precision
 ) -> Ends:
-    """gamma and price: (P,) or (1,); sizes: of the matrices."""
-    if gamma.size == price.size == 1:
-        settings = float(gamma[0]), float(price[0])
+    """gamma and warp: (P,) or (1,), the latter may be empty; sizes: of the matrices."""
+    skip, warp = given.skip, warp if warp.size else np.zeros(1)
+    if gamma.size == skip.size == warp.size == 1:
+        settings = float(gamma[0]), float(skip[0]), float(warp[0])
         return _for_all(given.begin, given.end, given.repeat, *settings, sizes, precision.lanes)
-    return _for_each(given, gamma, price, sizes, precision)
+    return _for_each(given, gamma, warp, sizes, precision)
 
 
 @lru_cache(maxsize=64)  # small arrays, which take longer to make than small calls
@@ -296,22 +298,24 @@ def _for_all(
     end: str,
     repeat: str,
     gamma: float,
-    price: float,
+    skip: float,
+    warp: float,
     sizes: tuple[int, int],
     lanes: int,
 ) -> Ends:
     precision = SINGLE if lanes == SINGLE.lanes else DOUBLE
-    given = Open(begin, end, repeat, np.empty(0))
-    return _for_each(given, np.array([gamma]), np.array([price]), sizes, precision)
+    given = Open(begin, end, repeat, np.array([skip]))
+    return _for_each(given, np.array([gamma]), np.array([warp]), sizes, precision)
 
 
 @without_warnings
 def _for_each(
-    given: Open, gamma: np.ndarray, price: np.ndarray, sizes: tuple[int, int], precision: Precision
+    given: Open, gamma: np.ndarray, warp: np.ndarray, sizes: tuple[int, int], precision: Precision
 ) -> Ends:
     rows, columns = sizes
     soft = np.where(usable.py_func(gamma), gamma, 1.0)
-    log_r = _log_of_price(soft, price)
+    price, lost = two_sum.py_func(given.skip, warp)
+    log_r = _log_of_price(soft, price, lost)
     rising = log_r[0] > 0.0
     up, left = "y" in given.repeat, "x" in given.repeat
     of_x, of_y = "x" in given.begin, "y" in given.begin
@@ -357,14 +361,14 @@ def _for_each(
     )
 
 
-def _log_of_price(gamma: np.ndarray, price: np.ndarray) -> Logs:
-    """log2(r) of r = exp(-price / gamma), of prices far above gamma too."""
+def _log_of_price(gamma: np.ndarray, price: np.ndarray, lost: np.ndarray) -> Logs:
+    """log2(r) of r = exp(-(price + lost) / gamma), of prices far above gamma too."""
     rate = -LOG2_E / gamma  # and the rest as in rate_of, which is compiled for numbers
     back, error = product.py_func(rate, gamma)
     rest = ((-LOG2_E - back) - error - LOG2_E_LOW) / gamma
     high, low = product.py_func(price, rate)
     inside = np.abs(high) <= 2.0**60
-    low = np.where(inside, low + price * rest, 0.0)
+    low = np.where(inside, low + (price * rest + lost * rate), 0.0)
     return np.clip(high, -(2.0**60), 2.0**60)[:, None], low[:, None]
 
 

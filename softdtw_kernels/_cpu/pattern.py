@@ -185,7 +185,7 @@ def _value_and_kept(problem: PatternProblem) -> tuple[np.ndarray, np.ndarray] | 
     task.warp, ends = fewest_of(task) if of_fewest else clipped(warp), None
     if begin or end:
         task.open = opened
-        ends = ends_of(opened, task.gamma, task.price, task.lattice, precision_of(task.cost))
+        ends = ends_of(opened, task.gamma, task.warp, task.lattice, precision_of(task.cost))
     plan = small.plan_for(task)
     value, mass, status, worth = small.value_and_mass(plan, task.kernel_arguments, ends)
     if worth == small.NOT_ALL:

@@ -24,7 +24,9 @@ from .exact import (
 from .exact_second_order import tangent_weight
 from .jit import allocating, inline, jit
 from .lattice import band_of, entry, length
+from .scaling import product
 
+LARGEST_PRICE = 1e290
 WEIGHTS = 4 * 2**20  # bytes of weights of a pair that are kept without counting
 # A pattern as one integer: the sum of
 REPEAT_X, REPEAT_Y, BEGIN_X, BEGIN_Y, END_X, END_Y = 1, 2, 4, 8, 16, 32
@@ -52,6 +54,15 @@ def beyond(i, j, n, m):
 
 
 @inline
+def price_of(skip, count):
+    """Of so many frames left out, as a sum of three floats: their product, and what it lacks."""
+    price = skip * count
+    # Above, splitting a float overflows.
+    error = product(skip, count)[1] if abs(skip) < LARGEST_PRICE else 0.0
+    return (price, error, 0.0)
+
+
+@inline
 def advance(cost, i, n, m, low, high, pattern, gamma, warp, skip, above, p, ends, at):
     """Row i of the recursion, in place of the row above it, as `exact.advance`.
 
@@ -70,7 +81,7 @@ def advance(cost, i, n, m, low, high, pattern, gamma, warp, skip, above, p, ends
         above_here = (above[j + 1, 0], above[j + 1, 1], above[j + 1, 2])
         up = above_here
         if i == 0 or j == 0:
-            diagonal = (skip * (i + j) if i + j > 0 else 0.0, 0.0, 0.0)
+            diagonal = price_of(skip, float(i + j))
             if not is_begin(i, j, pattern):
                 diagonal = infinite
         if (pattern & REPEAT_Y) == 0:
@@ -95,7 +106,10 @@ def advance(cost, i, n, m, low, high, pattern, gamma, warp, skip, above, p, ends
         above[j + 1, 0], above[j + 1, 1], above[j + 1, 2] = here
         if is_end(i, j, n, m, pattern):
             skipped = beyond(i, j, n, m)
-            end = add(here, skip * skipped) if skipped > 0.0 and here[0] != np.inf else here
+            end = here
+            if skipped > 0.0 and here[0] != np.inf:
+                price, error, _ = price_of(skip, skipped)
+                end = add(add(here, error), price)
             ends[at, 0], ends[at, 1], ends[at, 2] = end
             at += 1
         diagonal = above_here

@@ -193,8 +193,7 @@ class OfPattern(OfCosts):
             return None
         gamma, warp, skip = (np.array([number]) for number in settings)
         opened, (_, _, rows, columns) = Open(begin, end, repeat, skip), self.four
-        price, precision = skip + clipped(warp), precision_of(self.plan.ones)
-        return ends_of(opened, gamma, price, (rows, columns), precision)
+        return ends_of(opened, gamma, clipped(warp), (rows, columns), precision_of(self.plan.ones))
 
     def in_tiers(
         self, settings: Settings, cost: np.ndarray, value: np.ndarray, status: np.ndarray

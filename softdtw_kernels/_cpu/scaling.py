@@ -24,6 +24,8 @@ WARPED_ROWS = 5  # of set_warped_rates
 # kernels sum those of the fewest pairs. See `fewest`.
 FEWEST = 2.0**900
 
+ROUNDED_MORE = 2.0**-51  # of what is added to a value in float64, that this is off by
+
 # AGAIN: not certified, another tier does it once more. NEAR_0: certified but for a value that is to
 # be returned, which a wider format has to tell.
 SURE, NOT_A_NUMBER, AGAIN, NEAR_0 = 0, 1, 2, 3
@@ -211,7 +213,7 @@ def conclude(
     With warp, 2 warp was added to every cost, and the value is less by (rows + columns) warp; it is
     more by what open ends have taken off. With FEWEST it is that of the alignments of as many pairs
     as the longer sequence has frames, and sure where all others together, however low their costs,
-    are far below.
+    are far below. What is more is rounded too, beside values that it cancels.
 
     nan_sum is NaN if a cost is, or if one is so low that another tier has to tell. Negative costs
     raise a flushed or clamped path by less than `rise`, so it ends below floor / 2 - rise; the true
@@ -242,6 +244,6 @@ def conclude(
     if not sure:
         return value, AGAIN
     # Equal only where no rounding counts.
-    least = bounds[UNIT] * roundings(rows, columns) * gamma
+    least = bounds[UNIT] * roundings(rows, columns) * gamma + ROUNDED_MORE * abs(more)
     good = not to_return or abs(value) * bounds[WANTED] >= least
     return value, SURE if good else NEAR_0

@@ -27,21 +27,22 @@ from .ends import SUMS, Ends
 from .factors import scaled
 from .hard_tier import hard_minimum
 from .jit import jit
+from .lattice import entry
 from .order import min
-from .scaling import NEAR_0, SURE, UNIT, WANTED, precision_of, roundings
+from .scaling import NEAR_0, ROUNDED_MORE, SURE, UNIT, WANTED, precision_of, roundings
 from .solve import finish, solve
 from .task import batch_of, with_settings
 from .threads import SMALLEST_SHARE, run_chunks
 
-ONE = np.ones(1)
+ONE, NO_MORE = np.ones(1), np.zeros(1)
 NOT_ALL, MASS, RETURNED = 0, 1, 2  # what `worth` finds
 
 
 @jit
-def worth(status, value, gamma, rows, columns, bounds):
+def worth(status, value, gamma, more, rows, columns, bounds):
     """What is certified: the gradients of all pairs, and their values to be returned, or without
     all values, or not all gradients. Of pairs whose values are not to be returned, the status
-    becomes NEAR_0.
+    becomes NEAR_0. more: what open ends have added to the values.
 
     As `scaling.conclude`, which knows the sizes of each pair and the value before it was rounded:
     what is sure here is sure there.
@@ -52,8 +53,8 @@ def worth(status, value, gamma, rows, columns, bounds):
         if status[q] != SURE:
             result = NOT_ALL
             continue
-        least = 1.000001 * rounding * gamma[min(q, gamma.size - 1)]
-        if not abs(value[q]) * bounds[WANTED] > least:
+        least = rounding * entry(gamma, q) + ROUNDED_MORE * abs(entry(more, q))
+        if not abs(value[q]) * bounds[WANTED] > 1.000001 * least:
             status[q] = NEAR_0
             result = min(result, MASS)
     return result
@@ -131,7 +132,8 @@ def value_and_mass(plan: Plan, arguments: tuple[Any, ...], ends: Ends | None = N
     if n.size or m.size:
         mass.fill(0)
     plan.run(arguments, value, status, True, plan.ones, False, mass, sums, ends)
-    return Both(value, mass, status, worth(status, value, gamma, *plan.limits))
+    more = NO_MORE if ends is None else ends.more
+    return Both(value, mass, status, worth(status, value, gamma, more, *plan.limits))
 
 
 @without_warnings
@@ -142,7 +144,7 @@ def both_completed(plan: Plan, task: Batch, both: Both) -> tuple[np.ndarray, np.
         status[status == NEAR_0] = SURE
         mass[places_of(np.flatnonzero(status), mass.shape[1])] = 0.0
         finish(task, Gradients(plan.ones, False, mass, of_sum=True), value, status)
-        worth(status, value, task.gamma, *plan.limits)
+        worth(status, value, task.gamma, NO_MORE, *plan.limits)
     return solved_again(task, value, np.flatnonzero(status == NEAR_0)), mass
 
 

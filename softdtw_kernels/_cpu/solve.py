@@ -188,7 +188,7 @@ def arguments(
     common = (*task.kernel_arguments, *task.settings(precision, in_lanes), out, status)
     ends = None
     if task.open is not None:
-        ends = ends_of(task.open, task.gamma, task.price, task.lattice, precision)
+        ends = ends_of(task.open, task.gamma, task.warp, task.lattice, precision)
     if gradients is None:
         return (*common, False, out, False, task.cost, NOTHING[None], ends)  # sums: not used
     scale, with_gamma = gradients.scale, gradients.with_gamma
