@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from decimal import Context, Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -110,6 +111,36 @@ def test_float32_of_long_items() -> None:
     assert_close(value, truth[0], 0.0, "value", rtol=1e-7)
     assert_close(gradient, truth[1], 1e-7, "gradient")
     assert_close(-truth[1].sum(-1), 1.0, 1e-11, "a frame emits one token")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-3, 1e-8, 1e-15, 3.0])
+def test_values_next_to_0_keep_their_digits(size: float, dtype: torch.dtype) -> None:
+    """Of probabilities next to 1, and of some that cancel; what no alignment visits is not read."""
+    relative, (rows, columns) = (1e-6 if dtype == torch.float32 else 1e-12), (5, 3)
+    lengths, expected = [(5, 3), (3, 3), (4, 1), (1, 1)], []
+    x = draw(len(lengths), rows, columns, scale=size)
+    x[0, 2:4, 1], x[0, 0, 0] = -40.0, -size
+    for item, (n, m) in enumerate(lengths):
+        listed = list(alignments(n, m))
+        for t, j in itertools.product(range(rows), range(columns)):
+            if not any(t < n and a[t] == j for a in listed):
+                x[item, t, j] = math.nan
+        for _ in range(3 if size > 1 else 0):  # the value becomes next to nothing
+            x[item, 0, 0] += exact_value(x[item].to(dtype), listed) - 1e-4
+        expected.append(exact_value(x[item].to(dtype), listed))
+    n, m = (list(sizes) for sizes in zip(*lengths, strict=True))
+    for leaf in (x.to(dtype), x.to(dtype).requires_grad_()):
+        found = forward_sum(leaf, x_lengths=n, y_lengths=m)
+        for got, truth in zip(found.tolist(), expected, strict=True):
+            assert abs(got - truth) <= relative * abs(truth)
+
+
+def exact_value(x: Tensor, listed: list[list[int]]) -> float:
+    """Minus the log-probability of all alignments."""
+    with localcontext(Context(prec=60)):
+        scores = [sum(Decimal(x[t, j].item()) for t, j in enumerate(a)) for a in listed]
+        return -float(Decimal(sum(Decimal(score).exp() for score in scores)).ln())
 
 
 def test_costs_of_any_size_lose_nothing() -> None:

@@ -36,6 +36,7 @@ from .batch import Batch, Gradients
 from .distances import squared_distances as squared_distances
 from .distances import squared_distances_vjp as squared_distances_vjp
 from .hard_tier import cheapest_paths
+from .pattern import monotonic_value
 from .pattern import (
     pattern_gradient as pattern_gradient,
 )
@@ -305,8 +306,16 @@ def monotonic_sum(monotonic: Monotonic, with_expected: bool) -> tuple[Tensor, Te
         monotonic_kernels.monotonic_sum(*memory.arguments, *span, values, expected)
 
     run_chunks(memory.items, x.numel(), work)
-    values = values.astype(NUMPY_TYPE[x.dtype])
-    return from_array(values, batch), from_array(expected, shape)
+    n, m = (
+        np.broadcast_to(own if own.size else size, memory.items)
+        for own, size in ((memory.n, x.shape[-2]), (memory.m, x.shape[-1]))
+    )
+    found = values.astype(NUMPY_TYPE[x.dtype])
+    # A rounding of the weight, of the sum and of their product a frame.
+    again = np.flatnonzero(np.abs(values) * precision_of(found).wanted <= 2.0**-51 * n)
+    if again.size:
+        found[again] = monotonic_value(x.detach(), again, n[again], m[again])
+    return from_array(found, batch), from_array(expected, shape)
 
 
 @without_warnings

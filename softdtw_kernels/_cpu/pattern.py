@@ -151,6 +151,21 @@ def _solve(
     return results
 
 
+def monotonic_value(x: Tensor, items: np.ndarray, n: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Of some items of log-probabilities (*, frames, tokens) what `monotonic` gives, and exact next
+    to 0 too. Pairs that no alignment visits are forbidden, whatever they hold.
+    """
+    frames, tokens = x.shape[-2:]
+    cost = -x.reshape(-1, frames, tokens)[torch.from_numpy(items)]
+    lengths = torch.from_numpy(n), torch.from_numpy(m)
+    before = torch.arange(frames)[:, None] - torch.arange(tokens)
+    behind = (lengths[0] - lengths[1])[:, None, None] - before
+    cost.masked_fill_((before < 0) | (behind < 0), np.inf)
+    ones, free = torch.ones(items.size, dtype=torch.float64), torch.zeros(items.size).double()
+    problem = PatternProblem(cost, ones, free, free, *lengths, None, "y", "", "")
+    return as_array(pattern_value(problem))
+
+
 def pattern_value_and_state(problem: PatternProblem) -> tuple[Tensor, Tensor]:
     """As `operators.value_and_state`: kept is what the first tier makes."""
     cost = problem.cost
