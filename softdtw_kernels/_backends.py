@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_backend
+from ._interrupts import interrupts_wait
 from ._problem import PatternProblem, Problem, SmoothedProblem, Smoothing
 
 
@@ -96,10 +97,11 @@ def load(name: str) -> Engine:
 
 def _import(name: str) -> Engine:
     engine: Engine
-    if name == "cuda":
-        from ._cuda.operators import OF_GPUS as engine
-    else:
-        from ._cpu import operators as engine
+    with interrupts_wait():
+        if name == "cuda":
+            from ._cuda.operators import OF_GPUS as engine
+        else:
+            from ._cpu import operators as engine
     _loaded[name] = engine
     return engine
 

@@ -26,6 +26,7 @@ SMALLEST_SHARE = 20_000  # cells that are worth a thread: about 0.1 ms of work
 # Where the parts of a share end: several of them, so that pairs of unequal lengths balance out, and
 # the last one short, as others wait for it.
 ENDS_OF_PARTS = 0.5, 0.8, 0.95, 1.0
+LONGEST_PART = 2**29  # cells: about a second, after which Ctrl-C ends a call
 AWAKE = 1e-4  # seconds for which the caller looks whether others are done
 STEP_BACK = 100  # pauses: some microseconds
 
@@ -52,9 +53,14 @@ def is_told(done):
 
 
 class _Job:
-    """A partition of range(chunks) that threads share, each taking what is left part by part."""
+    """A partition of range(chunks) that threads share, each taking what is left part by part.
 
-    def __init__(self, chunks: int, threads: int, work: Callable[[int, int], None]) -> None:
+    longest: the most chunks of a part.
+    """
+
+    def __init__(
+        self, chunks: int, threads: int, longest: int, work: Callable[[int, int], None]
+    ) -> None:
         self.threads, self.work = threads, work
         shares = [chunks * k // threads for k in range(threads + 1)]
         ends = {
@@ -62,7 +68,7 @@ class _Job:
             for first, end in itertools.pairwise(shares)
             for part in ENDS_OF_PARTS
         }
-        self.edges = sorted({0, *ends})
+        self.edges = sorted({*range(0, chunks, longest), *ends})
         self.parts = len(self.edges) - 1
         self.first_parts = [self.edges.index(first) for first in shares[:-1]]
         self.free = [True] * self.parts
@@ -84,6 +90,7 @@ class _Job:
                 self.work(self.edges[part], self.edges[part + 1])
             except BaseException as error:  # raised by the caller, who must not wait for ever
                 self.error = error
+                self.skip_rest()
             with self.lock:
                 self.unfinished -= 1
                 if self.unfinished:
@@ -94,6 +101,12 @@ class _Job:
                 tell_caller(self.done)
             else:
                 self.done[0] = 1
+
+    def skip_rest(self) -> None:
+        """Nobody begins another part."""
+        with self.lock:
+            self.unfinished -= sum(self.free)
+            self.free = [False] * self.parts
 
     def wait(self) -> None:
         """Until all is done: for a while awake, as a thread that sleeps takes long to wake."""
@@ -153,10 +166,14 @@ def run_chunks(chunks: int, cells: int, work: Callable[[int, int], None]) -> Non
     the partition does not change any result. `cells` is the size of the whole work.
     """
     threads = min(threads_for(cells), chunks)
-    if threads <= 1:
+    longest = chunks if cells <= LONGEST_PART else max(1, chunks * LONGEST_PART // cells)
+    if threads > 1:
+        _share(_Job(chunks, threads, longest, work))
+    elif longest >= chunks:
         work(0, chunks)
-        return
-    _share(_Job(chunks, threads, work))
+    else:
+        for first in range(0, chunks, longest):
+            work(first, min(chunks, first + longest))
 
 
 def run_together(threads: int, work: Callable[[], None]) -> None:
@@ -166,16 +183,18 @@ def run_together(threads: int, work: Callable[[], None]) -> None:
     if threads == 1:
         work()
     else:
-        _share(_Job(threads, threads, lambda first, last: work()))
+        _share(_Job(threads, threads, 1, lambda first, last: work()))
 
 
 def _share(job: _Job) -> None:
     for index in range(1, 1 + _helpers_up_to(job.threads - 1)):
         _jobs.put((job, index))
     job.run(0)
-    # For what others have begun. A helper that comes late, from another caller's work, finds
-    # nothing left to do and is not waited for.
-    job.wait()
+    # For what others have begun, unless the caller was interrupted: they hold what they work on. A
+    # helper that comes late, from another caller's work, finds nothing left to do and is not waited
+    # for.
+    if job.error is None or isinstance(job.error, Exception):
+        job.wait()
     error, job.error = job.error, None
     if error is not None:
         try:
