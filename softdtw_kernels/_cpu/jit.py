@@ -19,7 +19,6 @@ from typing import Any
 
 import numba
 from numba import types
-from numba.core import base, codegen, typing
 from numba.core import config as numba_config
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
@@ -48,19 +47,6 @@ def _digest_of_sources() -> str:
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
-
-_IN_ONE_PIECE = (
-    # Where Numba takes up what has been defined: its iterators do not go on from where they were
-    # stopped, and nothing that needs what they have left out would compile.
-    (typing, "BaseContext", "refresh"),
-    (base, "BaseContext", "refresh"),
-    # Where LLVM hands over machine code: what is raised in a function that C calls is lost.
-    (codegen, "JITCodeLibrary", "_finalize_specific"),
-)
-for module, name, method in _IN_ONE_PIECE:
-    owner = getattr(module, name, None)
-    if hasattr(owner, method):  # Numba does not promise to keep these names
-        setattr(owner, method, interrupts_wait()(getattr(owner, method)))
 
 _DIGEST = _digest_of_sources()
 _told: set[str] = set()
@@ -247,7 +233,9 @@ def _share_forms(dispatcher: Any, form_of: Callable[[Signature], Signature]) -> 
     def choose(*arguments: Any) -> Any:
         own = tuple(map(dispatcher.typeof_pyval, arguments))
         form = form_of(own)
-        with _without_collection():
+        # What Ctrl-C stops in Numba does not go on later, and what is raised in what LLVM calls is
+        # lost: nothing would compile in this process any more.
+        with interrupts_wait(), _without_collection():
             if form == own:
                 return enabled(compile_form, *arguments)
             entry = enabled(dispatcher.compile, form)
