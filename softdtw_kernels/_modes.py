@@ -48,15 +48,38 @@ except ImportError:  # pragma: no cover  # a torch without this name
         return False
 
 
+try:
+    from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
+
+    def is_proxied() -> bool:
+        return _get_dispatch_mode(_TorchDispatchModeKey.PROXY) is not None
+
+except ImportError:  # pragma: no cover  # a torch without these names
+
+    def is_proxied() -> bool:
+        return False
+
+
 PLAIN_TYPES = (Tensor, Parameter)
 _NO_TENSORS = {type(None), bool, int, float, str}
 
 
 def is_recorded() -> bool:
-    """Whether torch.export or torch.jit.trace takes down the operators that are called: all that
-    will be known of a Function then, whose backward is lost, is what its forward calls.
+    """Whether the operators that are called are taken down: by torch.export, torch.jit.trace or
+    make_fx, or by torch.compile inside of a transform of torch.func. All that will be known of a
+    Function then, whose backward is lost, is what its forward calls.
     """
-    return torch._C._get_tracing_state() is not None or is_exporting()
+    if torch._C._get_tracing_state() is not None or is_exporting():
+        return True
+    # Elsewhere torch.compile keeps Functions, and whoever else makes proxies is make_fx.
+    if torch.compiler.is_compiling():
+        return in_transform()
+    return dispatch_modes() > 0 and is_proxied()
+
+
+def is_forward_mode() -> bool:
+    """Whether forward mode asks for tangents here: not in the forward of a Function."""
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 def is_transformed() -> bool:

@@ -14,6 +14,7 @@ import torch
 from helpers import assert_close
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 import softdtw_kernels as sk
 from softdtw_kernels._operators import ops
@@ -334,8 +335,8 @@ def test_a_direct_call_in_transforms(name: str) -> None:
     z = leaf.clone().requires_grad_()
     (truth,) = torch.autograd.grad(total(z), z)
     torch.testing.assert_close(torch.func.grad(total)(leaf), truth)
-    with pytest.raises(NotImplementedError, match="call the public functions"):
-        torch.func.jvp(total, (leaf,), (leaf,))
+    slope = (truth * leaf).sum()
+    torch.testing.assert_close(torch.func.jvp(total, (leaf,), (leaf,))[1], slope)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(leaf, leaf)
         tangent = torch.autograd.forward_ad.unpack_dual(total(dual)).tangent
@@ -343,6 +344,42 @@ def test_a_direct_call_in_transforms(name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(total, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(torch.autograd.grad(compiled(z), z)[0], truth)
+
+
+@pytest.mark.parametrize("name", sorted(ops.OPERATORS.keys() - REFUSED))
+def test_a_direct_call_under_vmap_is_that_of_the_batch(name: str) -> None:
+    """Of some arguments, over whatever dimension."""
+    batch = [t.detach() if isinstance(t, Tensor) else t for t in direct(2, 3, 4)[name]]
+    for kept in range(2):  # the others have no dimension of vmap
+        item = [t[0] if isinstance(t, Tensor) and i > kept else t for i, t in enumerate(batch)]
+        dims = [-1 if isinstance(t, Tensor) and i <= kept else None for i, t in enumerate(item)]
+        given = [t.movedim(0, -1) if d else t for t, d in zip(item, dims, strict=True)]
+        found = tree_leaves(torch.func.vmap(call(name), in_dims=tuple(dims))(*given))
+        of_batch = [t if d else _expanded(t) for t, d in zip(item, dims, strict=True)]
+        for a, b in zip(found, tree_leaves(call(name)(*of_batch)), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def _expanded(argument: Any) -> Any:
+    return argument.expand(2, *argument.shape) if isinstance(argument, Tensor) else argument
+
+
+def test_distances_whose_features_have_fewer_dimensions_than_their_gradient() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y, g = (torch.rand(2, *of, generator=draw) for of in ((3, 5), (2, 4, 5), (2, 3, 4)))
+    operator = call("squared_distances_vjp")
+    found = torch.func.vmap(lambda x, y, g: operator(x, y, g, True, True))(x, y, g)
+    truth = zip(*(operator(*z, True, True) for z in zip(x, y, g, strict=True)), strict=True)
+    for a, b in zip(found, truth, strict=True):
+        torch.testing.assert_close(a, torch.stack(b))
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_state_is_refused_in_transforms(name: str) -> None:
+    arguments = [t.detach() if isinstance(t, Tensor) else t for t in direct(2, 3, 4)[name]]
+    dims = (0, *(None for _ in arguments[1:]))
+    with pytest.raises(NotImplementedError, match="without a state"):
+        torch.func.vmap(call(name), in_dims=dims)(arguments[0][None], *arguments[1:])
 
 
 @pytest.mark.parametrize(
@@ -364,12 +401,38 @@ def test_a_direct_call_with_gradient_takes_no_other_shapes() -> None:
         call("fused_gradient")(*arguments)
 
 
-@pytest.mark.parametrize("name", ["soft_dtw", "s2dtw", "soft_dtw_divergence", "dilate_loss"])
-def test_the_values_of_a_graph_with_symbols_for_sizes(name: str) -> None:
-    """Of make_fx, whose graphs compute values: the backward of a Function is not in them."""
-    function = getattr(sk, name)
+GRAPHS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "soft_dtw": sk.soft_dtw,
+    "s2dtw": sk.s2dtw,
+    "soft_dtw_divergence": sk.soft_dtw_divergence,
+    "dilate_loss": sk.dilate_loss,
+    "entropy": lambda x, y: sk.soft_dtw_alignment(x, y).entropy,
+    "s2dtw_alignment": lambda x, y: sk.s2dtw_alignment(x, y).expected,
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_with_symbols_for_sizes(name: str) -> None:
+    """Of make_fx: values, and gradients through its operators."""
+    function = GRAPHS[name]
     draw = torch.Generator().manual_seed(0)
     x, y, z, w = (torch.rand(3, n, 2, generator=draw) for n in (6, 5, 7, 9))
     graph = make_fx(lambda a, b: function(a, b), tracing_mode="symbolic")(x, y)
     for a, b in ((x, y), (w, z), (z, w), (w, w), (w, w.clone())):
         assert_close(graph(a[1:], b[1:]), function(a[1:], b[1:]), 1e-6, "value")
+        c = a[1:].clone().requires_grad_()
+        found, truth = (torch.autograd.grad(f(c, b[1:]).sum(), c)[0] for f in (graph, function))
+        assert_close(found, truth, 1e-5, "gradient")
+
+
+@pytest.mark.parametrize("name", ["soft_dtw", "s2dtw", "soft_dtw_divergence"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_graph_of_a_transform(name: str, reverse: bool) -> None:
+    function = GRAPHS[name]
+
+    def derivative(x: Tensor, y: Tensor) -> Any:
+        of = torch.func.vmap(torch.func.grad(function)) if reverse else torch.func.jacfwd(function)
+        return of(x, y)
+
+    (x, y), (z, w) = data(3, 5, 6), (t.flip(1) for t in SMALL)
+    torch.testing.assert_close(make_fx(derivative)(x, y)(z, w), derivative(z, w))

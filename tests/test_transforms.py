@@ -1,4 +1,7 @@
-"""What torch composes with: torch.func, compile, opcheck, fake tensors, autocast, checkpoints."""
+"""What torch composes with: torch.func, opcheck, fake tensors, autocast, checkpoints.
+
+`test_compile` has torch.compile.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,6 @@ from softdtw_kernels import (
     s2dtw_from_cost,
     soft_dtw,
     soft_dtw_alignment,
-    soft_dtw_alignment_from_cost,
     soft_dtw_barycenter,
     soft_dtw_divergence,
     soft_dtw_from_cost,
@@ -157,83 +159,6 @@ def test_per_sample_gradients_of_a_module() -> None:
     soft_dtw(layer(x), y, gamma=0.3).sum().backward()
     for name, parameter in layer.named_parameters():
         assert_close(each[name].detach().sum(0), parameter.grad, 1e-11, name)
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_compile_fullgraph_forward_and_backward(function: Callable[..., Tensor]) -> None:
-    """One graph, dynamic shapes; aot_eager traces what inductor would, without a C++ compiler."""
-    torch._dynamo.reset()
-
-    def loss(x: Tensor, y: Tensor, n: Tensor, gamma: Tensor) -> Tensor:
-        return function(x, y, gamma=gamma, x_lengths=n, reduction="mean")
-
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
-    for size in (5, 7):
-        x, y = _data(3, size, 2).requires_grad_(), _data(3, size + 1, 2, seed=1).requires_grad_()
-        gamma = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
-        n = torch.tensor([size, 2, 1])
-        got, truth = compiled(x, y, n, gamma), loss(x, y, n, gamma)
-        assert_close(got.detach(), truth.detach(), 1e-12, "value")
-        pairs = zip(
-            torch.autograd.grad(got, (x, y, gamma)),
-            torch.autograd.grad(truth, (x, y, gamma)),
-            strict=True,
-        )
-        for a, b in pairs:
-            assert_close(a, b, 1e-11, "gradient")
-
-
-@pytest.mark.parametrize("function", BOTH)
-def test_compile_fullgraph_from_cost(function: Callable[..., Tensor]) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda c: function(c, gamma=0.2), fullgraph=True, backend="aot_eager")
-    cost = _data(3, 4, 5).float().requires_grad_()
-    (got,) = torch.autograd.grad(compiled(cost).sum(), cost)
-    (truth,) = torch.autograd.grad(function(cost, gamma=0.2).sum(), cost)
-    assert torch.equal(got, truth)
-
-
-WITHOUT_LENGTHS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "divergence": soft_dtw_divergence,
-    "divergences of all pairs": lambda x, y: soft_dtw_divergence(x, y, pairwise=True),
-    "dilate_loss": lambda x, y: dilate_loss(x, y, gamma=0.3),
-    "entropy": lambda x, y: soft_dtw_alignment(x, y).entropy,
-}
-
-
-@pytest.mark.parametrize("name", WITHOUT_LENGTHS)
-def test_compile_of_sizes_that_become_equal(name: str) -> None:
-    torch._dynamo.reset()
-    function = WITHOUT_LENGTHS[name]
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows, columns in ((5, 6), (4, 4), (7, 3)):
-        x, y = _data(3, rows, 2).requires_grad_(), _data(3, columns, 2, seed=1)
-        if rows == columns:
-            y[0] = x[0].detach()
-        got, truth = compiled(x, y), function(x, y)
-        assert_close(got.detach(), truth.detach(), 1e-12, "value")
-        gradients = (torch.autograd.grad(v.sum(), x)[0] for v in (got, truth))
-        assert_close(*gradients, 1e-11, "gradient")
-
-
-@pytest.mark.parametrize("of", ["expected", "entropy"])
-def test_compile_of_an_alignment_without_gradients(of: str) -> None:
-    torch._dynamo.reset()
-
-    def function(cost: Tensor) -> Tensor:
-        return getattr(soft_dtw_alignment_from_cost(cost, gamma=0.2), of)
-
-    cost = _data(2, 4, 5)
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    assert_close(compiled(cost), function(cost), 1e-12, of)
-
-
-@pytest.mark.parametrize("function", [soft_dtw_from_cost, forward_sum])
-def test_compile_of_a_gradient_of_functorch(function: Callable[..., Tensor]) -> None:
-    torch._dynamo.reset()
-    gradient = torch.func.grad(lambda cost: function(cost).sum())
-    cost = _data(2, 5, 4)
-    assert_close(torch.compile(gradient, backend="eager")(cost), gradient(cost), 1e-12, "gradient")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

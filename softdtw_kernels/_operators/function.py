@@ -164,10 +164,10 @@ def goes_on(calls: Any, state: Tensor, grad_value: Tensor) -> Tensor | None:
 
 def may_be_differentiated() -> bool:
     """Whether what a backward computes now may have a derivative taken of it: by double backward, a
-    functorch transform, or forward mode. Never under torch.compile, which has no double backward.
+    functorch transform, or forward mode. Not by torch.compile itself, which has no double backward.
     """
     if torch.compiler.is_compiling():
-        return False
+        return in_transform()
     return torch.is_grad_enabled() or is_transformed()
 
 
@@ -192,7 +192,9 @@ def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
     def jvp(ctx: Any, *tangents: Any) -> Any:
         with forward_ad._set_fwd_grad_enabled(True):
             saved = ctx.saved_tensors
-            primals = [None if x is None else forward_ad.unpack_dual(x).primal for x in saved]
+            primals = [
+                None if x is None else forward_ad.unpack_dual(x, level=0).primal for x in saved
+            ]
             # A parameter elsewhere is a number in host memory, for which torch makes zeros there.
             device = saved[0].device
             present = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends as backends
-from .._modes import is_plain, is_recorded
+from .._modes import in_transform, is_plain, is_recorded
 from .._problem import (
     FeatureProblem,
     Monotonic,
@@ -63,7 +63,7 @@ def _by_dispatcher(name: str, args: tuple[Any, ...]) -> Any:
     operator = getattr(ops, name)
     # Dynamo cannot trace the guard, and what is recorded has derivatives. Without it an operator
     # that runs while something is compiled would come to its Function, and back here.
-    if torch.compiler.is_dynamo_compiling() or is_recorded():
+    if torch.compiler.is_dynamo_compiling() or is_recorded() or in_transform():
         return operator(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*args)
