@@ -11,7 +11,9 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
+import mpmath
 import numpy as np
 
 SIDES = ("xy", "x", "y", "")
@@ -111,6 +113,46 @@ def enumerate_paths(
         np.array(cheapest.cells),
         entropy,
     )
+
+
+def exact_paths(
+    cost: np.ndarray, gamma: float, warp: float, skip: float, pattern: tuple[str, str, str]
+) -> Truth:
+    """As `enumerate_paths` of costs and prices of any sizes: sums of fractions, and exponentials of
+    80 digits.
+    """
+    n, m = cost.shape
+    listed = [p for p in paths(n, m, *pattern) if all(cost[cell] < math.inf for cell in p.cells)]
+    if not listed:
+        return enumerate_paths(cost, gamma, warp, skip, pattern)
+    w, s = Fraction(warp), Fraction(skip)
+    costs = {cell: Fraction(float(cost[cell])) for p in listed for cell in p.cells}
+    totals = [sum(costs[c] for c in p.cells) + w * p.repeats + s * p.skipped for p in listed]
+    least = min(totals)
+    cheapest = min((p for p, t in zip(listed, totals, strict=True) if t == least), key=_rank)
+    with mpmath.workdps(80):
+        if gamma == 0:
+            weights = [mpmath.mpf(p is cheapest) for p in listed]
+            value = float(least)
+        else:
+            gaps = [(t - least) / Fraction(gamma) for t in totals]
+            powers = [mpmath.exp(-mpmath.mpf(g.numerator) / g.denominator) for g in gaps]
+            total = mpmath.fsum(powers)
+            weights = [power / total for power in powers]
+            value = float(_number(least) - gamma * mpmath.log(total))
+        entropy = -mpmath.fsum(x * mpmath.log(x) for x in weights if x > 0)
+        repeats = mpmath.fsum(x * p.repeats for x, p in zip(weights, listed, strict=True))
+        skipped = mpmath.fsum(x * p.skipped for x, p in zip(weights, listed, strict=True))
+        visits = np.zeros((n, m))
+        for p, weight in zip(listed, weights, strict=True):
+            for cell in p.cells:
+                visits[cell] += float(weight)
+    by_settings = -float(entropy), float(repeats), float(skipped)
+    return Truth(value, visits, *by_settings, np.array(cheapest.cells), float(entropy))
+
+
+def _number(x: Fraction) -> mpmath.mpf:
+    return mpmath.mpf(x.numerator) / x.denominator
 
 
 def _rank(path: Path) -> tuple[int, ...]:

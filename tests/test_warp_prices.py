@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_close
+from pattern_calls import check_paths_and_slopes_of_gamma_0
 from pattern_oracle import paths
 from torch import Tensor
 
 from softdtw_kernels import soft_dtw_from_cost
+from softdtw_kernels._cpu import pattern as cpu
 
 DTYPES = torch.float32, torch.float64
 VALUES = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -152,6 +154,11 @@ def test_derivatives_beside_walls_that_cancel(dtype: torch.dtype) -> None:
                 for rows in zip(*sides, strict=True)
             ]
         assert_close(product[item], as_floats(slopes), 10 * GRADIENTS[dtype], "second derivative")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_paths_and_second_derivatives_of_gamma_0_count_every_digit(dtype: torch.dtype) -> None:
+    check_paths_and_slopes_of_gamma_0(cpu, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

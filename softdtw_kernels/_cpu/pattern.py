@@ -264,15 +264,13 @@ def _keep_digits(problem: PatternProblem, task: _Task) -> np.ndarray:
     cost, (n, m) = task.cost.reshape(-1, *task.cost.shape[2:]), task.cost.shape[2:]
     steps = (task.n if task.n.size else n) + (task.m if task.m.size else m)
     rounding = rounding_of(cost, task.warp, task.n, task.m)
-    return keeps_digits(rounding, task.warp, task.gamma, steps, cost.dtype == np.float32)
+    return keeps_digits(rounding, task.gamma, steps, cost.dtype == np.float32)
 
 
 def pattern_path(problem: PatternProblem) -> list[Tensor]:
     """The cheapest path of every item as (L, 2) indices, (0, 2) if there is none: where the
     gradient of the hard minimum is.
     """
-    if problem.warps_alone:
-        return compositions.pattern_path(problem)
     hard = problem._replace(
         cost=problem.cost.detach(), gamma=torch.zeros(problem.cost.shape[:-2], dtype=torch.float64)
     )

@@ -38,7 +38,6 @@ from .solve import COPIED, solve
 ROUNDING = 2.0**-53
 # Of C + 2 w over gamma, times the root of the steps: what the bars of gradients allow.
 ROUNDED, ROUNDED_SINGLE = 5e-10, 5e-7
-LARGEST_HARD = 1e6  # of w in C + 2 w at gamma = 0
 NO_ERROR = np.zeros(1)
 MOST = FEWEST / 2.0  # of w in the tiers on vectors, none of whose results it certifies
 
@@ -63,15 +62,14 @@ def rounding_of(cost: np.ndarray, warp: np.ndarray, n: np.ndarray, m: np.ndarray
     return rounding
 
 
-def keeps_digits(
-    rounding: np.ndarray, warp: np.ndarray, gamma: np.ndarray, steps: Any, single: bool
-) -> np.ndarray:
+def keeps_digits(rounding: np.ndarray, gamma: np.ndarray, steps: Any, single: bool) -> np.ndarray:
     """Whether the weights of paths are those of C where all costs are off by so much. Of paths of
-    so many steps these errors are not all of one sign, or change the weights of all alike.
+    so many steps these errors are not all of one sign, or change the weights of all alike. At gamma
+    = 0 the least rounding may decide between two paths.
     """
     bar = (ROUNDED_SINGLE if single else ROUNDED) * gamma
-    soft: np.ndarray = np.sqrt(steps) * rounding <= bar
-    return np.where(gamma > 0.0, soft, np.abs(warp) <= LARGEST_HARD)
+    kept: np.ndarray = np.sqrt(steps) * rounding <= bar
+    return kept
 
 
 @jit
@@ -122,7 +120,7 @@ def _with_added_cost(task: Batch, results: Results, items: np.ndarray) -> None:
         some = items[first : first + block]
         lengths = (a[some] if a.size else a for a in (task.n, task.m))
         rounding = rounding_of(task.matrices(some), warp[some], *lengths)
-        kept = keeps_digits(rounding, warp[some], gamma[some], n[some] + m[some], single)
+        kept = keeps_digits(rounding, gamma[some], n[some] + m[some], single)
         some, rounding = some[kept], rounding[kept]
         if some.size == 0:
             continue
