@@ -113,9 +113,8 @@ def data(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 class Emulated(Operators):
     """The CUDA backend in the place of the CPU's."""
 
-    # CUDA has no kernels for these.
+    # CUDA has no kernel for it.
     squared_distances_vjp = staticmethod(compositions.squared_distances_vjp)
-    pattern_hessian_product = staticmethod(compositions.pattern_hessian_product)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ of each kernel; see source/problem.cuh. Nothing here reads a value of a tensor o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from .._backends import in_shape
 from .._checks import check_lattice
 from .._lattice import lattice_size
-from .._problem import Problem
+from .._problem import PatternProblem, Problem
 from .recipe import Argument, Buffer, Place, Recipe
 from .variants import Shape
 
@@ -160,6 +161,49 @@ class Layout(NamedTuple):
         return Recipe(*first, *ITEMS[: len(self.forms)], *others)
 
 
+class RawLayout(NamedTuple):
+    """Of costs with 2 w in them, for a cost of warping w: what both were before."""
+
+    dtype: torch.dtype
+    stride: tuple[int, ...]
+    warp_form: str
+
+    def of_all(self, buffers: dict[str, Any]) -> dict[str, Argument]:
+        """The fields of every launch, given places of "raw" and "warp"."""
+        single = int(self.dtype == torch.float32)
+        return {**item_fields("warp", self.warp_form, buffers["warp"]), "single": single}
+
+    def of_wide(self, buffers: dict[str, Any]) -> dict[str, Argument]:
+        """Those of the launches in the wide arithmetic that differ."""
+        return {"cost": buffers["raw"], **strides("stride", self.stride)}
+
+
+RAW = "raw", "warp"  # the inputs of a recipe behind all others
+
+
+class Raw(NamedTuple):
+    """Such costs of few dimensions, and the cost of warping, as buffers."""
+
+    layout: RawLayout
+    buffers: tuple[Buffer, Buffer]
+
+    @classmethod
+    def of(cls, cost: Tensor, warp: Tensor) -> Raw:
+        cost = few_dimensions(cost.detach())
+        form, buffer = item_buffer(warp, cost.device)
+        return cls(RawLayout(cost.dtype, cost.stride(), form), (cost, buffer))
+
+
+def with_warps(problem: PatternProblem) -> tuple[Tensor, Tensor, Raw]:
+    """The costs of a problem with 2 w in them, in float64, the cost of warping there, and both as
+    they were before.
+    """
+    warp, cost = problem.warp.to(problem.cost.device), problem.cost.detach()
+    warp = torch.where(warp.isfinite(), warp, math.nan)
+    warped = cost.double() + 2 * warp[..., None, None]
+    return warped, warp, Raw.of(cost, warp)
+
+
 @dataclass
 class Batch:
     """The arguments that all launches of one call share."""
@@ -200,7 +244,7 @@ class Batch:
         return Shape(self.dtype, self.pairs, rows, columns, self.weak, band, bandwidth is not None)
 
 
-DOUBLES = {"gamma_number", "dummy_number", "skip_number", "origin_count"}
+DOUBLES = {"gamma_number", "dummy_number", "warp_number", "skip_number", "origin_count"}
 
 
 def struct(header: str, macro: str, fields: dict[str, Argument]) -> list[Argument]:

@@ -18,7 +18,16 @@ from torch import Tensor
 from .._backends import in_shape
 from .._problem import Problem
 from . import fields
-from .fields import Layout, leaves_cells, new_like, sum_of_parts, with_few_dimensions
+from .fields import (
+    RAW,
+    Layout,
+    Raw,
+    RawLayout,
+    leaves_cells,
+    new_like,
+    sum_of_parts,
+    with_few_dimensions,
+)
 from .fixed import FIXED, fixed_plan, fixed_state_plans
 from .plan import fast_plan, state_plans
 from .recipe import Argument, Device, Launcher, Recipe
@@ -49,13 +58,14 @@ def run(
     dense: tuple[int, ...] | None = None,
     with_parameters: bool = False,
     state: int | None = None,
+    raw: Raw | None = None,
 ) -> list[Any]:
     """All launches of one call. Returns the derivatives in gamma and dummy, (pairs, parts), and the
     state that a value has kept, each of them None if there is none.
 
     `items` are those of `fields.ITEMS`; `others` the remaining tensors, by name. A value keeps a
     state if `state` is not None; a gradient then starts from the one among the others, which has so
-    many bytes.
+    many bytes. `raw`: of costs with a cost of warping in them.
     """
     cost = problem.cost
     device = cost.device
@@ -64,9 +74,10 @@ def run(
     recipe = recipe_of_call(
         *(order, launcher.multiprocessors, launcher.shared_limit, launcher.family),
         *(cost.dtype, cost.shape, cost.stride(), forms, problem.bandwidth, dense),
-        *(tuple(others), with_parameters, state),
+        *(tuple(others), with_parameters, state, raw and raw.layout),
     )
-    return recipe.follow(launcher, device, (cost, *buffers, *others.values()))
+    more = raw.buffers if raw else ()
+    return recipe.follow(launcher, device, (cost, *buffers, *others.values(), *more))
 
 
 @lru_cache(maxsize=1024)
@@ -84,9 +95,10 @@ def recipe_of(
     others: tuple[str, ...],
     with_parameters: bool,
     state: int | None,
+    raw: RawLayout | None,
 ) -> Recipe:
     """What `run` does."""
-    recipe = layout.recipe(*others)
+    recipe = layout.recipe(*others, *RAW * (raw is not None))
     buffers = recipe.inputs
     task = layout.batch(buffers)
     fixed, plans = sweeps_in_fixed(recipe, order, device, task.shape, state), None
@@ -115,8 +127,11 @@ def recipe_of(
         "grad_dummy": grad_dummy,
         "parts": parts,
         "status": counters.status,
+        **(raw.of_all(buffers) if raw else {}),
     }
     for plan, launch in launches_of(every, counters, recipe):
+        if raw and plan is wide.plan:
+            launch |= raw.of_wide(buffers)
         launch["ring_chunks"] = plan.ring_chunks(launch["phases"])
         launch["left_only"] = int(fixed is not None and plan is fast.plan)
         struct = fields.struct("problem.cuh", "SOFTDTW_LATTICE_FIELDS", shared | launch)
@@ -135,25 +150,29 @@ def sweeps_in_fixed(
     return with_state(recipe, plans, order, state) if plans else None
 
 
-def value(launcher: Launcher, problem: Problem) -> Tensor:
-    return _value(launcher, problem, None)[0]
+def value(launcher: Launcher, problem: Problem, raw: Raw | None = None) -> Tensor:
+    return _value(launcher, problem, None, raw)[0]
 
 
-def value_and_state(launcher: Launcher, problem: Problem) -> tuple[Tensor, Tensor]:
+def value_and_state(
+    launcher: Launcher, problem: Problem, raw: Raw | None = None
+) -> tuple[Tensor, Tensor]:
     """The value, and what `gradient` may go on with: empty where it would be too large."""
-    out, state = _value(launcher, problem, 0)
+    out, state = _value(launcher, problem, 0, raw)
     return out, no_state(out) if state is None else state
 
 
-def _value(launcher: Launcher, problem: Problem, state: int | None) -> tuple[Tensor, Tensor | None]:
-    """`state` as in `run`."""
+def _value(
+    launcher: Launcher, problem: Problem, state: int | None, raw: Raw | None
+) -> tuple[Tensor, Tensor | None]:
+    """`state` and `raw` as in `run`."""
     cost = problem.cost
     out = torch.empty(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
     kept = None
     if out.numel():
         problem = with_few_dimensions(problem)
         items = fields.items_of(problem)
-        _, _, kept = run(launcher, 0, problem, items, {"value": out}, state=state)
+        _, _, kept = run(launcher, 0, problem, items, {"value": out}, state=state, raw=raw)
     return out, kept
 
 
@@ -163,6 +182,7 @@ def gradient(
     grad_value: Tensor,
     with_parameters: bool,
     state: Tensor | None = None,
+    raw: Raw | None = None,
 ) -> Gradients:
     """With a state of the value that is not empty, without sweeping forward."""
     shape, problem = problem.cost.shape, with_few_dimensions(problem)
@@ -171,7 +191,7 @@ def gradient(
     if out.numel():
         kept, size = from_state(state)
         others, items = {"grad_cost": out, **kept}, fields.items_of(problem, grad_value)
-        rest = out.stride(), with_parameters, size
+        rest = out.stride(), with_parameters, size, raw
         in_gamma, in_dummy, _ = run(launcher, 1, problem, items, others, *rest)
     by_cost = in_shape(out, shape)
     if not with_parameters:
@@ -187,6 +207,7 @@ def hessian_product(
     tangent_cost: Tensor,
     tangent_gamma: Tensor,
     tangent_dummy: Tensor | None,
+    raw: Raw | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shape, problem = problem.cost.shape, with_few_dimensions(problem)
     cost = problem.cost
@@ -204,7 +225,8 @@ def hessian_product(
             "tangent_dummy": None if tangent_dummy is None else tangent_dummy.contiguous(),
         }
         items = fields.items_of(problem, grad_value)
-        in_gamma, in_dummy, _ = run(launcher, 2, problem, items, others, out.stride(), True)
+        rest = out.stride(), True, None, raw
+        in_gamma, in_dummy, _ = run(launcher, 2, problem, items, others, *rest)
     return (
         tangent_value,
         in_shape(out, shape),
@@ -213,7 +235,7 @@ def hessian_product(
     )
 
 
-def path(launcher: Launcher, problem: Problem) -> list[Tensor]:
+def path(launcher: Launcher, problem: Problem, raw: Raw | None = None) -> list[Tensor]:
     """Where the gradient at gamma = 0 is 1; of a weak lattice the real pairs among them.
 
     Rows and columns of a path only grow, so row-major order is its order. Waits for the device, as
@@ -222,5 +244,5 @@ def path(launcher: Launcher, problem: Problem) -> list[Tensor]:
     cost = problem.cost
     ones = cost.new_ones(cost.shape[:-2])
     hard = problem._replace(gamma=cost.new_zeros(cost.shape[:-2], dtype=torch.float64))
-    visits, _, _ = gradient(launcher, hard, ones, False)
+    visits, _, _ = gradient(launcher, hard, ones, False, raw=raw)
     return [item.nonzero() for item in (visits > 0).reshape(-1, *cost.shape[-2:])]

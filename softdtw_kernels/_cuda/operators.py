@@ -13,9 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._operators import compositions
 from .._problem import FeatureProblem, PatternProblem, Problem, SmoothedProblem, Smoothing
-from . import distances, features, lattice, pattern, smoothing, tiny
+from . import distances, features, lattice, pattern, smoothing, tiny, warping
 from .launcher import launcher_for
 from .recipe import Launcher
 from .sweeps import no_state
@@ -78,36 +77,43 @@ class Operators:
         return lattice.path(self.launcher_for(problem.cost), problem)
 
     def pattern_value(self, problem: PatternProblem) -> Tensor:
-        if problem.warps_alone:
-            return compositions.pattern_value(problem)
-        return pattern.value(self.launcher_for(problem.cost), problem)
+        kernels = warping if problem.warps_alone else pattern
+        return kernels.value(self.launcher_for(problem.cost), problem)
 
     def pattern_gradient(
         self, problem: PatternProblem, grad_value: Tensor, with_parameters: bool
     ) -> pattern.Four:
-        if problem.warps_alone:
-            return compositions.pattern_gradient(problem, grad_value, with_parameters)
+        kernels = warping if problem.warps_alone else pattern
         launcher = self.launcher_for(problem.cost)
-        return pattern.gradient(launcher, problem, grad_value, with_parameters)
+        return kernels.gradient(launcher, problem, grad_value, with_parameters)
 
     def pattern_value_and_state(self, problem: PatternProblem) -> tuple[Tensor, Tensor]:
-        if problem.warps_alone:
-            return compositions.pattern_value_and_state(problem, self)
-        return pattern.value_and_state(self.launcher_for(problem.cost), problem)
+        kernels = warping if problem.warps_alone else pattern
+        return kernels.value_and_state(self.launcher_for(problem.cost), problem)
 
     def pattern_gradient_from_state(
         self, problem: PatternProblem, state: Tensor, grad_value: Tensor, with_parameters: bool
     ) -> pattern.Four:
-        backward = state, grad_value, with_parameters
-        if problem.warps_alone:
-            return compositions.pattern_gradient_from_state(problem, *backward, self)
+        kernels = warping if problem.warps_alone else pattern
         launcher = self.launcher_for(problem.cost)
-        return pattern.gradient(launcher, problem, grad_value, with_parameters, state)
+        return kernels.gradient(launcher, problem, grad_value, with_parameters, state)
+
+    def pattern_hessian_product(
+        self,
+        problem: PatternProblem,
+        grad_value: Tensor,
+        tangent_cost: Tensor,
+        tangent_gamma: Tensor,
+        tangent_warp: Tensor,
+        tangent_skip: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Of a cost of warping alone; `_operators.pattern` declines what else there is."""
+        launcher, tangents = self.launcher_for(problem.cost), (tangent_cost, tangent_gamma)
+        return warping.hessian_product(launcher, problem, grad_value, *tangents, tangent_warp)
 
     def pattern_path(self, problem: PatternProblem) -> list[Tensor]:
-        if problem.warps_alone:
-            return compositions.pattern_path(problem)
-        return pattern.path(self.launcher_for(problem.cost), problem)
+        kernels = warping if problem.warps_alone else pattern
+        return kernels.path(self.launcher_for(problem.cost), problem)
 
     def smooth(self, task: Smoothing) -> Tensor:
         return smoothing.smooth(self.launcher_for(task.cost), task)

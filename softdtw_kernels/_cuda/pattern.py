@@ -6,7 +6,7 @@ Many small pairs go to source/tiny_pattern.cu first, a thread for each.
 
 A cost of warping is added to the costs, in float64, where it may count: of a path of K pairs that
 leaves out S frames, 2 K - n - m + S steps repeat a frame, so the value is that of costs C + 2 w and
-of prices p + w, less (n + m) w.
+of prices p + w, less (n + m) w. The wide arithmetic is given all of these as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,18 @@ from .._backends import in_shape
 from .._operators.ops import is_number
 from .._problem import PatternProblem
 from . import fields, tiny
-from .fields import Batch, Layout, few_dimensions, leaves_cells, new_like, sum_of_parts
+from .fields import (
+    RAW,
+    Batch,
+    Layout,
+    Raw,
+    RawLayout,
+    few_dimensions,
+    leaves_cells,
+    new_like,
+    sum_of_parts,
+    with_warps,
+)
 from .fixed import FIXED
 from .plan import Plan, StatePlans, fast_plan, state_plans
 from .recipe import Argument, Device, Launcher, Recipe
@@ -107,12 +118,19 @@ def recipe_of(
     with_parameters: bool,
     is_tiny: bool,
     state: int | None,
+    raw: RawLayout | None,
+    wide_skip_form: str,
 ) -> Recipe:
     """Inputs are the cost, the items, the prices, the value or the gradient by the cost, and the
-    state of a gradient that goes on from one. state: as in `lattice.run`.
+    state of a gradient that goes on from one. state, raw: as in `lattice.run`; with the latter, the
+    price of the wide arithmetic is another one.
     """
     output = "grad_cost" if order else "value"
-    recipe = layout.recipe("skip", output, *("state",) * (order == 1 and state is not None))
+    more = (
+        *("state",) * (order == 1 and state is not None),
+        *(*RAW, "wide_skip") * (raw is not None),
+    )
+    recipe = layout.recipe("skip", output, *more)
     buffers = recipe.inputs
     task = layout.batch(buffers)
     nodes = HEAD + task.rows + task.columns
@@ -146,6 +164,7 @@ def recipe_of(
         "grad_skip": grad_skip,
         "parts": parts,
         "status": counters.status,
+        **(raw.of_all(buffers) if raw else {}),
     }
     names = (
         *fields.field_names("problem.cuh", "SOFTDTW_LATTICE_FIELDS"),
@@ -156,6 +175,9 @@ def recipe_of(
     for plan, launch in launches_of(every, counters, recipe):
         if is_tiny and plan is fast.plan:
             continue
+        if raw and plan is wide.plan:
+            launch |= raw.of_wide(buffers)
+            launch |= fields.item_fields("skip", wide_skip_form, buffers["wide_skip"])
         launch["ring_chunks"] = plan.ring_chunks(launch["phases"])
         struct = fields.in_order(names, shared | launch)
         add_launch(recipe, plan, launch["phases"], struct)
@@ -188,10 +210,12 @@ def run(
     grad_value: tuple[Tensor, ...] = (),
     with_parameters: bool = False,
     state: Tensor | int | None = None,
+    warped: Warped | None = None,
 ) -> list[Any]:
     """The sums by gamma and skip, None if not wanted, and the state that a value leaves, None if it
     leaves none. `out` is the value or the gradient; state: 0 of a value that may leave one, or the
-    one that a gradient goes on from.
+    one that a gradient goes on from; warped: what the problem was before a cost of warping was
+    added.
     """
     cost, device = problem.cost, problem.cost.device
     given = problem.gamma, None, problem.x_lengths, problem.y_lengths, *grad_value
@@ -200,6 +224,10 @@ def run(
     dense = out.stride() if order else None
     kept = (state,) if isinstance(state, Tensor) else ()
     size = state.numel() if isinstance(state, Tensor) else state
+    raw_layout, wide_skip_form = None, fields.ABSENT
+    if warped:
+        wide_skip_form, wide_skip = fields.item_buffer(warped.skip, device)
+        raw_layout, kept = warped.raw.layout, (*kept, *warped.raw.buffers, wide_skip)
     recipe = recipe_of(
         order,
         Device.of(launcher),
@@ -209,6 +237,8 @@ def run(
         with_parameters,
         tiny.applies(cost, launcher.multiprocessors),
         size,
+        raw_layout,
+        wide_skip_form,
     )
     return recipe.follow(launcher, device, (cost, *buffers, skip, out, *kept))
 
@@ -218,13 +248,18 @@ def is_zero(warp: Tensor) -> bool:
     return is_number(warp) and bool((warp == 0).all())
 
 
-def warped(problem: PatternProblem) -> PatternProblem:
-    """The problem without a cost of warping, whose value is (n + m) w too high."""
-    warp = problem.warp.to(problem.cost.device)
-    warp = torch.where(warp.isfinite(), warp, torch.nan)
+class Warped(NamedTuple):
+    """Costs, the cost of warping, and the price of a frame left out, before it was in both."""
+
+    raw: Raw
+    skip: Tensor
+
+
+def warped(problem: PatternProblem) -> tuple[PatternProblem, Warped]:
+    """The problem with a cost of warping in its costs and prices, and what these were before."""
+    cost, warp, raw = with_warps(problem)
     skip = problem.skip.to(warp.device) + warp
-    cost = problem.cost.detach().double() + 2 * warp[..., None, None]
-    return problem._replace(cost=cost, warp=ZERO, skip=skip)
+    return problem._replace(cost=cost, warp=ZERO, skip=skip), Warped(raw, problem.skip)
 
 
 def value(launcher: Launcher, problem: PatternProblem) -> Tensor:
@@ -238,16 +273,17 @@ def value_and_state(launcher: Launcher, problem: PatternProblem) -> tuple[Tensor
 
 
 def _value(
-    launcher: Launcher, problem: PatternProblem, state: int | None
+    launcher: Launcher, problem: PatternProblem, state: int | None, before: Warped | None = None
 ) -> tuple[Tensor, Tensor | None]:
     cost, kept = problem.cost, None
     if not is_zero(problem.warp):
-        found, kept = _value(launcher, warped(problem), state)
-        return (found - problem.frames * problem.warp.to(cost.device)).to(cost.dtype), kept
+        with_warp, before = warped(problem)
+        found, kept = _value(launcher, with_warp, state, before)
+        return found.to(cost.dtype), kept
     out = torch.empty(cost.shape[:-2], dtype=cost.dtype, device=cost.device)
     if out.numel():
         few = problem._replace(cost=few_dimensions(cost))
-        _, _, kept = run(launcher, 0, few, out, state=state)
+        _, _, kept = run(launcher, 0, few, out, state=state, warped=before)
     return out, kept
 
 
@@ -257,19 +293,21 @@ def gradient(
     grad_value: Tensor,
     with_parameters: bool,
     state: Tensor | None = None,
+    before: Warped | None = None,
 ) -> Four:
-    """With a state of the value that is not empty, without sweeping forward."""
+    """With a state of the value that is not empty, without sweeping forward. before: see `run`."""
     cost, shape = problem.cost, problem.cost.shape
     if not is_zero(problem.warp):
-        wide = grad_value.double()
-        found = gradient(launcher, warped(problem), wide, with_parameters, state)
+        wide, (with_warp, before) = grad_value.double(), warped(problem)
+        found = gradient(launcher, with_warp, wide, with_parameters, state, before)
         return torch.empty_like(cost).copy_(found[0]), *found[1:]
     few = problem._replace(cost=few_dimensions(cost))
     out = new_like(few.cost, leaves_cells(few.of(few.cost)))
     by_gamma = by_skip = None
     if out.numel():
         given = state if state is not None and state.numel() else None
-        by_gamma, by_skip, _ = run(launcher, 1, few, out, (grad_value,), with_parameters, given)
+        rest = (grad_value,), with_parameters, given, before
+        by_gamma, by_skip, _ = run(launcher, 1, few, out, *rest)
     by_cost = in_shape(out, shape)
     by_gamma, by_skip = (sum_of_parts(by, shape[:-2], out) for by in (by_gamma, by_skip))
     if not with_parameters:  # which nobody reads

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._backends import in_shape
 from .._problem import Problem
 from . import fields
-from .fields import Batch, Layout, few_dimensions, leaves_cells, new_like
+from .fields import RAW, Batch, Layout, Raw, RawLayout, few_dimensions, leaves_cells, new_like
 from .recipe import Argument, Launcher, Recipe
 from .variants import c_type, ceil_divide
 
@@ -133,19 +133,28 @@ def in_vectors(matrices: Tensor) -> bool:
     )
 
 
-def value(launcher: Launcher, problem: Problem, origin_count: float | None = None) -> Tensor:
-    """Of costs that are smoothed first, unless `origin_count` is None."""
+def value(
+    launcher: Launcher,
+    problem: Problem,
+    origin_count: float | None = None,
+    raw: Raw | None = None,
+) -> Tensor:
+    """Of costs that are smoothed first, unless `origin_count` is None. `raw` as in `lattice`."""
     out = problem.cost.new_empty(problem.cost.shape[:-2])
-    run(launcher, 0, problem, fields.items_of(problem), origin_count, out)
+    run(launcher, 0, problem, fields.items_of(problem), origin_count, out, raw)
     return out
 
 
 def gradient(
-    launcher: Launcher, problem: Problem, grad_value: Tensor, origin_count: float | None = None
+    launcher: Launcher,
+    problem: Problem,
+    grad_value: Tensor,
+    origin_count: float | None = None,
+    raw: Raw | None = None,
 ) -> Tensor:
     """In the cost alone."""
     out = new_like(few_dimensions(problem.cost), leaves_cells(problem))
-    run(launcher, 1, problem, fields.items_of(problem, grad_value), origin_count, out)
+    run(launcher, 1, problem, fields.items_of(problem, grad_value), origin_count, out, raw)
     return in_shape(out, problem.cost.shape)
 
 
@@ -156,6 +165,7 @@ def run(
     items: tuple[Tensor | None, ...],
     origin_count: float | None,
     out: Tensor,
+    raw: Raw | None,
 ) -> None:
     """Both launches: all items, and those that the first one leaves.
 
@@ -169,8 +179,9 @@ def run(
         Layout.of(cost, forms, problem.bandwidth, out.stride() if order else None),
         in_vectors(cost) and (not order or in_vectors(out)),
         origin_count,
+        raw and raw.layout,
     )
-    recipe.follow(launcher, cost.device, (cost, *buffers, out))
+    recipe.follow(launcher, cost.device, (cost, *buffers, out, *(raw.buffers if raw else ())))
 
 
 @lru_cache(maxsize=1024)
@@ -180,10 +191,11 @@ def recipe_of(
     layout: Layout,
     aligned: bool,
     origin_count: float | None,
+    raw: RawLayout | None,
 ) -> Recipe:
     """What `run` does."""
     output = "grad_cost" if order else "value"
-    recipe = layout.recipe(output)
+    recipe = layout.recipe(output, *RAW * (raw is not None))
     buffers = recipe.inputs
     task = layout.batch(buffers)
     variant = variant_of(task, order, origin_count is not None, aligned)
@@ -199,6 +211,7 @@ def recipe_of(
         "origin_count": 1.0 if origin_count is None else origin_count,
         "marked": recipe.scratch(task.pairs, torch.int64),
         "marked_count": recipe.scratch(1, torch.int32, zeroed=True),
+        **(raw.of_all(buffers) if raw else {}),
     }
     recipe.launch(
         "tiny",
@@ -215,14 +228,14 @@ def recipe_of(
         max(1, EXACT_SCRATCH_BYTES // (8 * doubles * EXACT_THREADS)),
     )
     size = exact_blocks * EXACT_THREADS * doubles
-    scratch = recipe.scratch(size, torch.float64)
+    exact = {"scratch": recipe.scratch(size, torch.float64)} | (raw.of_wide(buffers) if raw else {})
     recipe.launch(
         "tiny_exact",
         variant.exact_options,
         exact_blocks,
         EXACT_THREADS,
         0,
-        fields.struct("tiny_exact.cu", "SOFTDTW_TINY_EXACT_FIELDS", shared | {"scratch": scratch}),
+        fields.struct("tiny_exact.cu", "SOFTDTW_TINY_EXACT_FIELDS", shared | exact),
     )
     return recipe
 

@@ -8,12 +8,10 @@ that its terms cancel where y is near x or both are far from the origin.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _backends as backends
 from .._checks import is_distance
 from .._pattern import check_prices
 from .._problem import FeatureProblem, PatternProblem, Problem
@@ -80,10 +78,7 @@ def _result(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def pattern_value(problem: PatternProblem) -> Tensor:
-    return _of_warped(ops.value(*_warped(problem)), problem)
-
-
-def _of_warped(value: Tensor, problem: PatternProblem) -> Tensor:
+    value = ops.value(*_warped(problem))
     unwarped = value - problem.frames * _on_device(problem.warp, problem)
     return unwarped.to(problem.cost.dtype)
 
@@ -93,37 +88,22 @@ def pattern_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = grad_value.double()
     by_cost, by_gamma, _ = ops.gradient(*_warped(problem), wide, with_parameters)
-    return _by_all(by_cost, by_gamma, problem, wide, with_parameters)
+    return by_all(by_cost, by_gamma, problem, wide, with_parameters)
 
 
-def pattern_value_and_state(problem: PatternProblem, engine: Any) -> tuple[Tensor, Tensor]:
-    """engine: one whose value of the plain problem keeps a state."""
-    value, state = engine.value_and_state(_warped(problem))
-    return _of_warped(value, problem), state
-
-
-def pattern_gradient_from_state(
-    problem: PatternProblem, state: Tensor, grad_value: Tensor, with_parameters: bool, engine: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backward = state, grad_value.double(), with_parameters
-    by_cost, by_gamma, _ = engine.gradient_from_state(_warped(problem), *backward)
-    if by_gamma is None:
-        by_gamma = torch.empty_like(grad_value, dtype=torch.float64)
-    return _by_all(by_cost, by_gamma, problem, grad_value.double(), with_parameters)
-
-
-def _by_all(
+def by_all(
     by_cost: Tensor,
     by_gamma: Tensor,
     problem: PatternProblem,
     wide: Tensor,
     with_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By cost, gamma, warp and skip, from those of the costs C + 2 w."""
     if not with_parameters:  # which nobody reads
-        return _like_cost(by_cost, problem), by_gamma, by_gamma.clone(), by_gamma.clone()
+        return like_cost(by_cost, problem), by_gamma, by_gamma.clone(), by_gamma.clone()
     visits = by_cost.sum((-2, -1))
     by_warp = torch.where(visits == 0, 0, 2 * visits - problem.frames * wide)
-    return _like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
+    return like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
 
 
 def pattern_hessian_product(
@@ -140,21 +120,20 @@ def pattern_hessian_product(
     has_path = ops.value(*warped) != math.inf
     value = torch.where(has_path, value - problem.frames * tangent_warp, value)
     by_warp, dtype = 2 * by_cost.sum((-2, -1)), problem.cost.dtype
-    products = _like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
+    products = like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
     return value.to(dtype), *products
 
 
-def pattern_path(problem: PatternProblem) -> list[Tensor]:
-    warped = _warped(problem)
-    return backends.load(backends.select(None, warped.cost)).path(warped)
-
-
-def _warped(problem: PatternProblem) -> Problem:
+def check_warps_alone(problem: PatternProblem) -> None:
     if not problem.warps_alone:
         raise NotImplementedError(
             f"no kernels for {problem.cost.device} have this of other repeats, begins or ends than "
             "those of plain alignments: call the public functions, which then take plain torch"
         )
+
+
+def _warped(problem: PatternProblem) -> Problem:
+    check_warps_alone(problem)
     check_prices(problem.warp, problem.skip, False)
     warp, cost = _on_device(problem.warp, problem), problem.cost.detach()
     warp = torch.where(warp.isfinite(), warp, math.nan)
@@ -166,7 +145,7 @@ def _on_device(number: Tensor, problem: PatternProblem) -> Tensor:
     return number.to(problem.cost.device)
 
 
-def _like_cost(matrix: Tensor, problem: PatternProblem) -> Tensor:
+def like_cost(matrix: Tensor, problem: PatternProblem) -> Tensor:
     """In the dtype and the layout of the cost."""
     return torch.empty_like(problem.cost).copy_(matrix)
 

@@ -340,8 +340,6 @@ for _name, _operator in OPERATORS.items():
     torch.library.register_fake(f"softdtw_kernels::{_name}", _operator.fake, lib=library)
     # What an engine lacks is put together in `compositions`.
     library.impl(_name, _of_backend(_name, "numba"), "CPU")
-    if _name == "pattern_hessian_product":
-        continue  # `compositions` has it of a cost of warping, `pattern` of what else there is
     if _operator.takes is Monotonic:
         library.impl(_name, _on_costs(_name, lambda: rows), "CompositeExplicitAutograd")
     elif _name != "squared_distances_vjp":

@@ -5,6 +5,8 @@
 //                empties into the gradient behind it, a chunk of rows at a time: accesses to memory are wide, and nobody
 //                waits for them
 //
+// RawCells       likewise, for Wide, of costs that may be float32 where the others of a call are float64
+//
 // A place is where the row of a lane lies; it moves by next() and previous().
 #pragma once
 #include "lattices.cuh"
@@ -19,6 +21,7 @@ template <typename Cost, bool WEAK>
 struct MatrixCells {
   typedef Lattice<WEAK> L;
   static constexpr bool STAGED = false, TAKE_ALL = false;  // of the lattice, or what is inside the band
+  static constexpr bool OF_MATRICES = true;
   static constexpr int ROWS = 0, WIDTH = 0;                // there is no ring
   const Problem& problem;
   const Cost* cost;
@@ -41,11 +44,25 @@ struct MatrixCells {
   }
 };
 
+template <typename Cost, bool WEAK>
+struct RawCells : MatrixCells<Cost, WEAK> {
+  typedef MatrixCells<Cost, WEAK> Base;
+
+  __device__ __forceinline__ RawCells(const Problem& problem, const Item<WEAK>& item, Cost* ring) : Base(problem, item, ring) {
+    const float* const first = static_cast<const float*>(problem.cost) + problem.cost_offset(item.pair);
+    if (problem.single) this->cost = reinterpret_cast<const Cost*>(first);
+  }
+  __device__ __forceinline__ Cost load(int, int row, int column) const {
+    const int64 place = row * this->problem.stride_row + column * this->problem.stride_column;
+    return this->problem.single ? Cost(reinterpret_cast<const float*>(this->cost)[place]) : this->cost[place];
+  }
+};
+
 // C: columns of a lane, in the lattice; of the rows and columns of a weak lattice every other is of the matrix.
 template <typename Cost, bool WEAK, int C>
 struct StagedCells {
   typedef Lattice<WEAK> L;
-  static constexpr bool STAGED = true, TAKE_ALL = true;
+  static constexpr bool STAGED = true, TAKE_ALL = true, OF_MATRICES = true;
   static constexpr int WIDTH = WEAK ? LANES * C / 2 : LANES * C;  // of a row in the ring
   static constexpr int ROWS = WEAK ? CHUNK / 2 : CHUNK;           // of a chunk
   static constexpr int AT_ONCE = sizeof(Cost) * C <= 16 ? C : 16 / int(sizeof(Cost));  // elements of one access

@@ -42,7 +42,7 @@ struct alignas(16) Pack {
 // The ring as the sweep of a strip sees it; see Strip for the interface.
 template <typename Cost, int ROWS, int PITCH>
 struct RingCells {
-  static constexpr bool STAGED = false;
+  static constexpr bool STAGED = false, OF_MATRICES = false;
   static constexpr bool TAKE_ALL = true;  // E is 0 outside the band, where the ring would hold a cost otherwise
   Cost* ring;
   int first_column;

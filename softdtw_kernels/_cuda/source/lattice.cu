@@ -47,6 +47,8 @@ typedef Scaled<COST> Arithmetic;
 #endif
 #if WITH_STAGED
 typedef StagedCells<COST, WEAK, COLUMNS> Cells;
+#elif WITH_WIDE && !WITH_WEAK
+typedef RawCells<COST, WEAK> Cells;
 #else
 typedef MatrixCells<COST, WEAK> Cells;
 #endif

@@ -31,7 +31,9 @@ enum Status {
   MASKED = 8,
   LARGE_GAIN = 16,
   LAST_STATUS = 16,
+  DEEP = 16 * LAST_STATUS,  // the first of DEPTHS bits, see depth_of
 };
+constexpr int DEPTHS = 5;
 
 __device__ __forceinline__ bool is_left_to_wide(int status) {
   return (status & (OUT_OF_RANGE | NOT_A_NUMBER)) == OUT_OF_RANGE;
@@ -130,6 +132,33 @@ __device__ __forceinline__ bool is_near_zero(double log2_z, int cells) {
   return fabs(log2_z) < alike * cells + random * sqrt(double(cells));
 }
 
+// A cost of warping, w for every step that repeats a frame. The fast arithmetic is given costs to which the host has added
+// 2 w, and takes (n + m) w off the value; Wide is given both as they are. To the value these roundings matter where it is
+// small beside what it is the difference of, and to the gradient where they are not small beside gamma.
+//
+// How far costs with their 2 w go below 0, at most, in units of log2: 16^k, for the bits of the status that say so.
+__device__ __forceinline__ int bits_of_depth(double depth) {
+  int bits = 0;
+  for (int k = 0; k < DEPTHS; ++k)
+    if (depth > double(1 << (4 * k + 4))) bits = DEEP << k;
+  return bits;
+}
+__device__ __forceinline__ double depth_of(int status) {
+  double depth = 16;
+  for (int k = 0; k < DEPTHS; ++k)
+    if (status & (DEEP << k)) depth = double(1 << (4 * k + 8));
+  return depth;
+}
+
+// Whether a value of costs with 2 w in them is too small for its roundings, (n + m) w being taken off; costs of a path add up
+// to so much, but for those below 0 twice. `skipped`: what the prices of frames left out add up to, at most.
+__device__ __forceinline__ bool is_near_zero_of_warped(double value, double before, double gamma, int cells, double depth,
+                                                       double skipped, bool single) {
+  const double rounding = 1.2e-16, unit = cells * LN_2 * gamma;
+  const double sizes = 5 * fabs(before) + fabs(before - value) + 8 * skipped + unit * (6 + 2 * depth);
+  return fabs(value) * (single ? 1e-6 : 1e-12) < rounding * sizes;
+}
+
 // log(p), 0 where p is 0; others: what it lacks to 1, beside which a small one would be rounded away.
 template <typename T>
 __device__ __forceinline__ T log_of_share(T p, T others) {
@@ -175,6 +204,7 @@ struct Scaled {
   T scale, scale_rest;  // -log2(e) / gamma as a sum of two
   T fast_limit;         // of |cost|
   T lowest;             // of the costs; those that Narrow takes unseen are above -NARROW_WEIGHT * gamma / log2(e)
+  bool is_warped = false;  // costs have come by a cost of warping, and beyond fast_limit have lost digits that count
 
   // Returns the status that gamma alone causes.
   __device__ __forceinline__ int start(double gamma) {
@@ -186,6 +216,16 @@ struct Scaled {
     lowest = T(-min(NARROW_WEIGHT / fabs(c), 1e38));
     // Gamma 0 or so small that the scale overflows needs the other arithmetic.
     return c > -1e30 ? FINE : OUT_OF_RANGE;
+  }
+
+  // Costs of float64 that have 2 w in them, w not 0. `single`: which were float32 before, and so is the result. Of the costs of
+  // a path these roundings are not all of one sign, or change the weights of all paths alike.
+  __device__ __forceinline__ void start_warped(double, double gamma, int cells, bool single) {
+    if constexpr (sizeof(C) == 8) {
+      is_warped = true;
+      fast_limit = min(fast_limit, T((single ? 4.5e9 : 4.5e6) * gamma / sqrt(double(cells))));
+      lowest = 0;
+    }
   }
 
   static __device__ __forceinline__ Number zero() { return {T(1), NOTHING}; }
@@ -212,14 +252,20 @@ struct Scaled {
 
   __device__ __forceinline__ Weight careful_weight(T cost, int& status) {
     const T product = cost * scale;
-    if (!(cost > -infinity<T>())) status |= NOT_A_NUMBER;
-    else if (product > T(CAREFUL_WEIGHT)) status |= OUT_OF_RANGE;
+    if (cost != cost) status |= NOT_A_NUMBER;
+    else if (product > T(CAREFUL_WEIGHT)) status |= OUT_OF_RANGE;  // -inf too, which Wide knows at gamma = 0
     else if (product < T(-CAREFUL_WEIGHT) && cost != infinity<T>()) status |= MASKED;
+    else if (sizeof(C) == 8 && is_warped && fabs(cost) > fast_limit && cost != infinity<T>()) status |= OUT_OF_RANGE;
     if (!(product >= T(-WEIGHT_LIMIT) && product <= T(CAREFUL_WEIGHT))) return {T(0.5), NOTHING};
     lowest = min(lowest, cost);
     const T whole = B::round(product);
     const T rest = B::multiply_add(cost, scale_rest, B::multiply_add(cost, scale, -whole)), more = B::round(rest);
     return weight_of(rest - more, int(whole) + int(more));
+  }
+
+  // Where no path comes.
+  static __device__ __forceinline__ int status_of(T cost) {
+    return cost != cost ? NOT_A_NUMBER : cost == -infinity<T>() ? OUT_OF_RANGE : FINE;
   }
 
   static __device__ __forceinline__ T aligned(const Number& z, int exponent) {
@@ -253,7 +299,10 @@ struct Scaled {
   // After a sweep over paths of at most `cells` cells.
   __device__ __forceinline__ int final_status(int cells) const {
     const double gain = double(lowest) * double(scale) * cells;
-    return (gain > -2.0 * FAINT * UNIT ? OUT_OF_RANGE : FINE) | (gain > WEIGHT_LIMIT / 4 ? LARGE_GAIN : FINE);
+    const int status = (gain > -2.0 * FAINT * UNIT ? OUT_OF_RANGE : FINE) | (gain > WEIGHT_LIMIT / 4 ? LARGE_GAIN : FINE);
+    if constexpr (sizeof(C) == 8)
+      if (is_warped) return status | bits_of_depth(double(lowest) * double(scale));
+    return status;
   }
 
   static __device__ __forceinline__ double log2_of_number(const Number& z) {
@@ -317,21 +366,27 @@ struct Wide {
   };
 
   double gamma;
+  double warp = 0;  // the cost of a step that repeats a frame
 
   __device__ __forceinline__ int start(double gamma_of_item) {
     gamma = gamma_of_item;
     return is_gamma(gamma) ? FINE : NOT_A_NUMBER;
   }
+  __device__ __forceinline__ void start_warped(double warp_of_item, double, int, bool) { warp = warp_of_item; }
 
   static __device__ __forceinline__ Number number_of(const Triple& r) { return {{r.high, r.middle, r.low}}; }
   static __device__ __forceinline__ Number zero() { return number_of({infinity<double>(), 0.0, 0.0}); }
   static __device__ __forceinline__ Number one() { return number_of({0.0, 0.0, 0.0}); }
   static __device__ __forceinline__ bool is_zero(const Number& z) { return z.high == infinity<double>(); }
 
-  static __device__ __forceinline__ Weight careful_weight(double cost, int& status) { return weight(cost, status); }
-  static __device__ __forceinline__ Weight weight(double cost, int& status) {
-    if (!(cost > -infinity<double>())) status |= NOT_A_NUMBER;
-    return {fabs(cost) < infinity<double>() ? cost : infinity<double>()};
+  __device__ __forceinline__ Weight careful_weight(double cost, int& status) const { return weight(cost, status); }
+  __device__ __forceinline__ Weight weight(double cost, int& status) const {
+    status |= status_of(cost);
+    return {cost < infinity<double>() ? cost : infinity<double>()};
+  }
+  // A cost of -inf is one like others where there is a least one.
+  __device__ __forceinline__ int status_of(double cost) const {
+    return cost != cost || (cost == -infinity<double>() && gamma > 0) ? NOT_A_NUMBER : FINE;
   }
 
   // Of equal predecessors the diagonal one, then the one above. Not all three are zero.
@@ -351,8 +406,8 @@ struct Wide {
   }
 
   static __device__ __forceinline__ bool is_less(const Number& z, const Number& least) {
-    if (is_zero(z)) return false;
-    return is_zero(least) || z.minus(least) < 0;
+    if (!(fabs(z.high) < infinity<double>() && fabs(least.high) < infinity<double>())) return z.high < least.high;
+    return z.minus(least) < 0;
   }
 
   // exp((least - R) / gamma)
@@ -360,8 +415,13 @@ struct Wide {
     return is_zero(z) ? 0.0 : exp(-z.minus(least) / gamma);
   }
 
-  __device__ __forceinline__ Number combine(const Number& diagonal, const Number& up, const Number& left, const Weight& weight,
+  __device__ __forceinline__ Number combine(const Number& diagonal, const Number& over, const Number& beside, const Weight& weight,
                                             Transition<double>& p, bool) const {
+    Number up = over, left = beside;
+    if (warp != 0) {
+      up = number_of(over.plus(warp));
+      left = number_of(beside.plus(warp));
+    }
     Transition<double> chosen;
     p = {0.0, 0.0, 0.0};
     if (weight.cost == infinity<double>() || (is_zero(diagonal) && is_zero(up) && is_zero(left))) return zero();
@@ -382,5 +442,6 @@ struct Wide {
   static __device__ __forceinline__ int final_status(int) { return FINE; }
   static __device__ __forceinline__ bool masks_matter(const Number&, int) { return false; }
   static __device__ __forceinline__ bool is_imprecise(const Number&, int) { return false; }
+  static __device__ __forceinline__ bool is_endless(const Number& z) { return z.high == -infinity<double>(); }
   static __device__ __forceinline__ double value(const Number& z, double, int) { return z.high + (z.middle + z.low); }
 };

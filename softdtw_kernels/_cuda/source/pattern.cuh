@@ -5,7 +5,8 @@
 // At an open end a path leaves the lattice from any pair of the last column or row. Their nodes go to memory, and when all
 // are there, the warp of the last strip takes the sum over them; backward, each has its share of the one visit.
 //
-// Steps that are not taken have their predecessor masked. Where costs of warping count, the host has added them to the costs.
+// Steps that are not taken have their predecessor masked. Where costs of warping count, the host has added them to the costs and
+// to the price of a frame left out, but for Wide.
 #pragma once
 #include "lattices.cuh"
 
@@ -47,6 +48,8 @@ struct Ends<Scaled<T>> {
     return {T(exp2(x - whole * Scaled<T>::UNIT)), int(whole)};
   }
   __device__ __forceinline__ Number begin(int skipped) const { return of_log2(skipped * log2_skip); }
+  // What prices may add up to.
+  __device__ __forceinline__ double at_most(double gamma, int frames) const { return fabs(log2_skip) * LN_2 * gamma * frames; }
   static __device__ __forceinline__ Number masked(Number z, bool kept) {
     if (!kept) z.exponent = NOTHING;
     return z;
@@ -88,11 +91,19 @@ struct Ends<Wide<C>> {
     gamma = gamma_of_item;
     return FINE;
   }
-  __device__ __forceinline__ Number begin(int skipped) const { return Wide<C>::number_of(Wide<C>::one().plus(price * skipped)); }
+  // z and so many prices, whose product is a sum of two.
+  __device__ __forceinline__ Number with_prices(const Number& z, int skipped) const {
+    const double product = price * skipped, rest = fma(price, double(skipped), -product);
+    Triple sum = z;
+#pragma unroll 1
+    for (int k = 0; k < 2; ++k) sum = sum.plus(k == 0 ? product : rest);
+    return Wide<C>::number_of(sum);
+  }
+  __device__ __forceinline__ Number begin(int skipped) const { return with_prices(Wide<C>::one(), skipped); }
   static __device__ __forceinline__ Number masked(const Number& z, bool kept) { return kept ? z : Wide<C>::zero(); }
 
   __device__ __forceinline__ Number end(const Number& z, int skipped) const {
-    return Wide<C>::is_zero(z) ? z : Wide<C>::number_of(z.plus(price * skipped));
+    return Wide<C>::is_zero(z) ? z : with_prices(z, skipped);
   }
   template <class Visit>
   __device__ __forceinline__ Number sum(Visit visit) {
@@ -141,6 +152,7 @@ struct Ends<Wide<C>> {
 template <class A, bool IS>
 struct OfPattern {
   __device__ __forceinline__ int start(const Problem&, int64, int64, double, int, int) { return FINE; }
+  static __device__ __forceinline__ double skipped_at_most(double, int) { return 0; }
 };
 
 template <class A>
@@ -182,6 +194,9 @@ struct OfPattern<A, true> {
   }
 
   __device__ __forceinline__ bool is_restricted() const { return !(up && left); }
+  __device__ __forceinline__ double skipped_at_most(double gamma, int frames) const {
+    return begins || ends ? of_ends.at_most(gamma, frames) : 0.0;
+  }
   __device__ __forceinline__ Number* column() const { return kept + 2; }
   __device__ __forceinline__ Number* row() const { return kept + 2 + n; }
 

@@ -83,7 +83,7 @@ struct Patterned {
       strip.load_costs(row, min(rows, to), place, infinity<Cost>(), costs);
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        if (!(costs[c] > -infinity<Cost>())) strip.status |= NOT_A_NUMBER;
+        strip.status |= strip.arithmetic.status_of(costs[c]);
         if (KEEP) strip.tile_at(slot + step - from, c) = {};
       }
       if constexpr (S::IS_GATHERED) {

@@ -31,7 +31,12 @@
   X(int64, x_lengths_stride)                                                                          \
   X(const int64*, y_lengths)                                                                          \
   X(int64, y_lengths_stride)                                                                          \
-  X(int64, bandwidth)               /* -1: no band */
+  X(int64, bandwidth)               /* -1: no band */                                                 \
+  X(const double*, warp)            /* the cost of a step that repeats a frame, of which the costs have 2 w, but */ \
+                                    /* not those for Wide; null and 0 as in a plain problem */         \
+  X(int64, warp_stride)                                                                               \
+  X(double, warp_number)                                                                              \
+  X(int64, single)                  /* 1: such costs were float32, and for Wide they are */
 
 #define SOFTDTW_LATTICE_FIELDS(X)                                                                     \
   X(const void*, grad_value)        /* in the dtype of the cost */                                    \
@@ -93,6 +98,7 @@ struct Batch {
   __device__ __forceinline__ double gamma_of(int64 p) const {
     return gamma ? gamma[p * gamma_stride] : gamma_number;
   }
+  __device__ __forceinline__ double warp_of(int64 p) const { return warp ? warp[p * warp_stride] : warp_number; }
   __device__ __forceinline__ double dummy_of(int64 p) const {
     return dummy ? dummy[p * dummy_stride] : dummy_number;
   }

@@ -60,6 +60,7 @@ struct Strip {
   using F = Flow<Real, TANGENT>;
   static constexpr int COLUMNS = C, WIDTH = LANES * C;
   static constexpr bool HAS_TANGENT = TANGENT, HAS_PATTERN = PATTERN;
+  static constexpr bool MAY_WARP = !WEAK && sizeof(Cost) == 8 && Cells::OF_MATRICES;
   static constexpr int PARTS = TANGENT ? 4 : 2;  // p and p' of two predecessors; those of the diagonal follow
   static constexpr int ORDERS = TANGENT ? 2 : 1;
   static constexpr bool HAS_SHORTCUT = A::HAS_SHORTCUT && !TANGENT;
@@ -114,6 +115,10 @@ struct Strip {
         gathered(gathered), left_is_outside(false), right_is_outside(false), status(item.status), end(nothing()) {
     gamma = problem.gamma_of(item.pair);
     status |= arithmetic.start(gamma);
+    if constexpr (MAY_WARP) {
+      const double warp = problem.warp_of(item.pair);
+      if (warp != 0) arithmetic.start_warped(warp, gamma, item.n + item.m, problem.single);
+    }
     tangent_cost = TANGENT ? static_cast<const Cost*>(problem.tangent_cost) + problem.dense_offset(item.pair) : nullptr;
     tangent_gamma = TANGENT && problem.tangent_gamma && gamma > 0 ? problem.tangent_gamma[item.pair] : 0.0;
     if (WEAK) {

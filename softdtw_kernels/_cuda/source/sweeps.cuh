@@ -5,8 +5,10 @@
 
 __device__ __forceinline__ int any_lane(int status) {
   int all = 0;
-  for (int bit = NOT_A_NUMBER; bit <= LAST_STATUS; bit *= 2)
+  for (int bit = NOT_A_NUMBER; bit < DEEP << DEPTHS; bit *= 2) {
+    if (bit == 2 * LAST_STATUS) bit = DEEP;  // those between are the same in all lanes
     if (__any_sync(FULL_WARP, status & bit)) all |= bit;
+  }
   return all;
 }
 
@@ -20,6 +22,29 @@ __device__ __forceinline__ bool is_for_wide(const Problem& problem, int status) 
   return is_left_to_wide(problem.value && status & IMPRECISE ? status | OUT_OF_RANGE : status);
 }
 
+// The value of an item that has a path, and into its status whether digits of that are lost. `item` has its size and arithmetic.
+template <class I, class Number, class P>
+__device__ __forceinline__ double value_of(const Problem& problem, const I& item, const Number& end, const P& pattern, int& status) {
+  using A = typename I::Arithmetic;
+  const int cells = item.item.n + item.item.m;  // of a path, at most
+  const double before = item.arithmetic.value(end, item.gamma, cells);
+  bool is_imprecise = A::is_imprecise(end, cells);
+  double value = before;
+  if constexpr (A::HAS_SHORTCUT) {
+    const double skipped = pattern.skipped_at_most(item.gamma, cells);
+    if (skipped > 0) is_imprecise |= fabs(before) * (sizeof(typename A::Cost) == 4 ? 1e-6 : 1e-12) < 1e-15 * skipped;
+    if constexpr (I::MAY_WARP) {
+      const double warp = problem.warp_of(item.item.pair);
+      if (warp != 0) {
+        value = before - cells * warp;
+        is_imprecise = is_near_zero_of_warped(value, before, item.gamma, cells, depth_of(status), skipped, problem.single);
+      }
+    }
+  }
+  if (is_imprecise) status |= IMPRECISE;
+  return value;
+}
+
 // After the last strip: Z of the end cell from the lane that has it. Adds NO_PATH to the status.
 template <class S>
 __device__ __forceinline__ void write_value(const Problem& problem, S& strip) {
@@ -31,15 +56,18 @@ __device__ __forceinline__ void write_value(const Problem& problem, S& strip) {
   const int cells = strip.item.n + strip.item.m;  // of a path, at most
   if (A::is_zero(end.z)) strip.status |= NO_PATH;
   if (A::masks_matter(end.z, strip.status)) strip.status |= OUT_OF_RANGE;
-  if (problem.value && A::is_imprecise(end.z, cells)) strip.status |= IMPRECISE;
+  double value = 0;
+  if (problem.value && !A::is_zero(end.z)) value = value_of(problem, strip, end.z, strip.pattern, strip.status);
   // What is out of range is not known to have no path.
   if (strip.status & OUT_OF_RANGE) strip.status &= ~NO_PATH;
+  const bool lost = strip.status & NOT_A_NUMBER, none = strip.status & NO_PATH;
+  if constexpr (!A::HAS_SHORTCUT)
+    if (A::is_endless(end.z)) strip.status |= NOT_A_NUMBER;  // a value like others, which has no derivatives
   if (strip.lane != 0 || is_for_wide(problem, strip.status)) return;
   int64 p = strip.item.pair;
-  bool bad = strip.status & NOT_A_NUMBER, none = strip.status & NO_PATH;
+  bool bad = strip.status & NOT_A_NUMBER;
   if (problem.value) {
-    double value = bad ? not_a_number() : none ? infinity<double>() : strip.arithmetic.value(end.z, strip.gamma, cells);
-    static_cast<Cost*>(problem.value)[p] = Cost(value);
+    static_cast<Cost*>(problem.value)[p] = Cost(lost ? not_a_number() : none ? infinity<double>() : value);
   }
   if constexpr (S::HAS_TANGENT) {
     static_cast<Cost*>(problem.tangent_value)[p] = Cost(bad ? not_a_number() : none ? 0.0 : end.tangent);

@@ -38,6 +38,7 @@
 typedef WITH_COST COST;
 constexpr int COLUMNS = WITH_COLUMNS, THREADS = WITH_THREADS, ORDER = WITH_ORDER;
 constexpr bool WEAK = WITH_WEAK, SMOOTHING = WITH_SMOOTHING, RESTRICTED = WITH_RESTRICTED;
+constexpr bool MAY_WARP = !WEAK && !SMOOTHING && sizeof(COST) == 8;
 constexpr int IN_VECTOR = 16 / int(sizeof(COST));
 
 struct TinyProblem : Batch {
@@ -411,7 +412,15 @@ __device__ __forceinline__ double log2_of(const Tiny<COST>& z) { return log2(dou
 
 // A weak lattice has a term of the size of `dummy` in its value, of which rounding is a part: where real costs cancel it,
 // its pair is not left to the other kernel. One in ten of a video and a text would be.
-__device__ __forceinline__ bool is_imprecise(const Pair& pair, double value, int cells) {
+__device__ __forceinline__ bool is_imprecise(const Pair& pair, double& value, int cells, const Survey<COST>& survey, double rate) {
+  if constexpr (MAY_WARP) {
+    const double warp = pair.problem.warp_of(pair.item.pair);
+    if (warp != 0) {
+      const double before = value, depth = max(0.0, -double(survey.least) * rate);
+      value -= (pair.item.n + pair.item.m) * warp;
+      return is_near_zero_of_warped(value, before, pair.gamma, cells, depth, 0, pair.problem.single);
+    }
+  }
   const double size = WEAK ? max(fabs(value), fabs(pair.dummy)) : fabs(value);
   return is_near_zero<COST>(size * (LOG2_E / pair.gamma), cells);
 }
@@ -428,7 +437,7 @@ __device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& 
   double value = -log2_z * LN_2 * pair.gamma;
   if (WEAK) value += pair.dummy * double(2 * (pair.item.n + pair.item.m) + 1);
   // Dummy cells have no weights here.
-  mark = is_imprecise(pair, value, pair.item.n + pair.item.m);
+  mark = is_imprecise(pair, value, pair.item.n + pair.item.m, survey, rate.scale);
   if (!mark) static_cast<COST*>(pair.problem.value)[p] = COST(value);
 #else
   const COST scale = static_cast<const COST*>(pair.problem.grad_value)[p * pair.problem.grad_value_stride];
@@ -441,7 +450,7 @@ __device__ __forceinline__ bool solve_level(const Pair& pair, const Rate<COST>& 
 
 // The same for the other arithmetics.
 template <class A>
-__device__ __forceinline__ bool solve(const Pair& pair, const Rate<COST>& rate, int64 p, bool& mark) {
+__device__ __forceinline__ bool solve(const Pair& pair, const Rate<COST>& rate, const Survey<COST>& survey, int64 p, bool& mark) {
   A arithmetic(rate, COST(pair.dummy), pair.problem.origin_count);
   if (arithmetic.has_failed()) return false;
   const Tiny<COST> end = sweep_forward(pair, arithmetic);
@@ -453,7 +462,7 @@ __device__ __forceinline__ bool solve(const Pair& pair, const Rate<COST>& rate, 
   double value = bad ? not_a_number() : infinity<double>();
   if (!bad && !none) {
     value = -log2_of(end) * LN_2 * pair.gamma;
-    mark = mark || is_imprecise(pair, value, pair.cells());
+    mark = is_imprecise(pair, value, pair.cells(), survey, rate.scale) || mark;
   }
   if (!mark) static_cast<COST*>(pair.problem.value)[p] = COST(value);
 #else
@@ -480,14 +489,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiny(const __grid_constant
                 !(problem.origin_count > 1e-30 && problem.origin_count < 1e30);
     if (!mark) {
       bool done = false, compact = WEAK;
+      Survey<COST> survey;
       if constexpr (WITH_LEVEL) {
-        const Survey<COST> survey = survey_of(pair);
+        survey = survey_of(pair);
         done = solve_level(pair, rate, survey, p, mark);
         compact = WEAK && survey.within(rate.scale, TinyBits<COST>::COMPACT_LIMIT);
       }
       if constexpr (WEAK)
-        if (!done && compact) done = solve<Compact<COST, COLUMNS>>(pair, rate, p, mark);
-      if (!done) solve<General<COST, WEAK>>(pair, rate, p, mark);
+        if (!done && compact) done = solve<Compact<COST, COLUMNS>>(pair, rate, survey, p, mark);
+      if (!done) solve<General<COST, WEAK>>(pair, rate, survey, p, mark);
     }
     if (mark) problem.marked[atomic_add(problem.marked_count, 1)] = p;
   }

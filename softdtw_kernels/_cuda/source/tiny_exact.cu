@@ -22,6 +22,7 @@
 typedef WITH_COST COST;
 constexpr bool WEAK = WITH_WEAK, SMOOTHING = WITH_SMOOTHING;
 typedef Lattice<WEAK> TheLattice;
+constexpr bool MAY_WARP = !WEAK && !SMOOTHING && sizeof(COST) == 8;
 constexpr int ORDER = WITH_ORDER;
 typedef Wide<COST> Arithmetic;
 typedef Arithmetic::Number Number;
@@ -67,7 +68,9 @@ struct ExactPair {
 
   __device__ __forceinline__ double raw(int row, int column) const {
     if (row < 0 || column < 0 || !item.in_band(row, column)) return infinity<double>();
-    return double(cost[row * problem.stride_row + column * problem.stride_column]);
+    const int64 place = row * problem.stride_row + column * problem.stride_column;
+    if (MAY_WARP && problem.single) return double(static_cast<const float*>(problem.cost)[problem.cost_offset(item.pair) + place]);
+    return double(cost[place]);
   }
 
   // The costs of the three predecessors: diagonal, up, left; +inf outside.
@@ -182,16 +185,19 @@ extern "C" __global__ void __launch_bounds__(32) tiny_exact(const __grid_constan
     const ExactPair pair(problem, problem.marked[k]);
     Arithmetic arithmetic;
     int status = pair.item.status | arithmetic.start(pair.gamma);
+    if (MAY_WARP) arithmetic.start_warped(problem.warp_of(pair.item.pair), pair.gamma, 0, problem.single);
     if (WEAK && !(fabs(pair.dummy) < infinity<double>())) status |= NOT_A_NUMBER;
     Number end = Arithmetic::zero();
     if (status == FINE) end = sweep_forward(pair, arithmetic, above, p, status);
-    const bool bad = status & NOT_A_NUMBER, none = Arithmetic::is_zero(end);
+    bool bad = status & NOT_A_NUMBER;
+    const bool none = Arithmetic::is_zero(end);
 #if WITH_ORDER == 0
     const double value = bad    ? not_a_number()
                          : none ? infinity<double>()
                                 : arithmetic.value(end, pair.gamma, pair.rows() + pair.columns());
     static_cast<COST*>(problem.value)[pair.item.pair] = COST(value);
 #else
+    bad = bad || Arithmetic::is_endless(end);  // a value like others, which has no derivatives
     const COST scale = static_cast<const COST*>(problem.grad_value)[pair.item.pair * problem.grad_value_stride];
     COST* out = static_cast<COST*>(problem.grad_cost) + problem.dense_offset(pair.item.pair);
     if (!bad && !none) sweep_backward(pair, flows, flows.from(most), p, result);

@@ -20,6 +20,8 @@ constexpr int COLUMNS = WITH_COLUMNS, THREADS = 64;
 constexpr bool KEEP = WITH_ORDER > 0, RESTRICTED = WITH_RESTRICTED;
 
 struct TinyPair {
+  typedef ::Arithmetic Arithmetic;
+  static constexpr bool MAY_WARP = sizeof(COST) == 8;
   const PatternProblem& problem;
   Item<false> item;
   const COST* cost;
@@ -36,7 +38,12 @@ struct TinyPair {
     cost = static_cast<const COST*>(problem.cost) + problem.cost_offset(p);
     column = static_cast<Number*>(problem.tiles) + thread;
     kept = reinterpret_cast<Vector<COST, 2>*>(static_cast<Number*>(problem.tiles) + problem.rows * threads) + thread;
-    status |= arithmetic.start(gamma) | pattern.start(problem, p, 0, gamma, item.n, item.m);
+    status |= arithmetic.start(gamma);
+    if constexpr (MAY_WARP) {
+      const double warp = problem.warp_of(p);
+      if (warp != 0) arithmetic.start_warped(warp, gamma, item.n + item.m, problem.single);
+    }
+    status |= pattern.start(problem, p, 0, gamma, item.n, item.m);
   }
 
   __device__ __forceinline__ int m() const { return RESTRICTED ? item.m : COLUMNS; }
@@ -318,6 +325,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiny_pattern(const __grid_
   for (int64 p = thread; p < problem.pairs; p += threads) {
     TinyPair pair(problem, p, thread, threads);
     Number end = Arithmetic::zero();
+#if WITH_ORDER == 0
+    double value = 0;
+#endif
     TinyPair::Row row;
     if (!(pair.status & (NOT_A_NUMBER | OUT_OF_RANGE))) {
       bool done = false;
@@ -341,17 +351,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) tiny_pattern(const __grid_
       end = pair.end(row);
       if (Arithmetic::is_zero(end)) pair.status |= NO_PATH;
       if (Arithmetic::masks_matter(end, pair.status)) pair.status |= OUT_OF_RANGE;
-      if (problem.value && Arithmetic::is_imprecise(end, cells)) pair.status |= IMPRECISE;
+#if WITH_ORDER == 0
+      if (!Arithmetic::is_zero(end)) value = value_of(problem, pair, end, pair.pattern, pair.status);
+#endif
       if (pair.status & OUT_OF_RANGE) pair.status &= ~NO_PATH;
     }
     problem.status[p] = pair.status;
     if (is_for_wide(problem, pair.status)) continue;
     const bool bad = pair.status & NOT_A_NUMBER, none = pair.status & NO_PATH;
 #if WITH_ORDER == 0
-    const double value = bad    ? not_a_number()
-                         : none ? infinity<double>()
-                                : pair.arithmetic.value(end, pair.gamma, pair.item.n + pair.item.m);
-    static_cast<COST*>(problem.value)[p] = COST(value);
+    static_cast<COST*>(problem.value)[p] = COST(bad ? not_a_number() : none ? infinity<double>() : value);
 #else
     const COST scale = static_cast<const COST*>(problem.grad_value)[p * problem.grad_value_stride];
     if (bad || none) pair.fill(bad ? COST(not_a_number()) : COST(0));
