@@ -60,20 +60,24 @@ def problem_and_truths(
     kind: str, sides: tuple[str, str, str], dtype: torch.dtype
 ) -> tuple[PatternProblem, list[Truth]]:
     costs, (gamma, warp, skip) = of_kind(kind, (ITEMS, 4, 4), dtype)
-    warps, truths = [], []
-    for cost in costs.double().numpy():
-        own, free = warp, exact_paths(cost, gamma, warp, skip, sides)
-        if kind == "near 0" and free.by_warp > 0:
-            low, high = -100.0, 1000.0  # the value grows with a cost of warping
-            for _ in range(40):
-                own = (low + high) / 2
-                if exact_paths(cost, gamma, own, skip, sides).value < 1e-3:
-                    low = own
-                else:
-                    high = own
-        warps.append(own)
-        truths.append(exact_paths(cost, gamma, own, skip, sides))
-    return warp_problem(costs, sides, gamma, torch.tensor(warps, dtype=torch.float64), skip), truths
+    problem = warp_problem(costs, sides, gamma, warp, skip)
+    if kind == "near 0":
+        problem = near_0(problem)
+    each = zip(costs.double().numpy(), problem.warp.tolist(), strict=True)
+    return problem, [exact_paths(cost, gamma, own, skip, sides) for cost, own in each]
+
+
+def near_0(problem: PatternProblem) -> PatternProblem:
+    """With costs of warping that make the values next to 0, where values depend on them: by steps
+    of Newton's.
+    """
+    ones = torch.ones(problem.cost.shape[0], dtype=torch.float64)
+    wide = problem._replace(cost=problem.cost.double())
+    for _ in range(5):
+        by_warp = cpu.pattern_gradient(wide, ones, True)[2]
+        step = (cpu.pattern_value(wide) - 1e-3) / by_warp
+        wide = wide._replace(warp=wide.warp - torch.where(by_warp > 0, step, 0))
+    return problem._replace(warp=wide.warp)
 
 
 def check(engine: Operators, problem: PatternProblem, truths: list[Truth]) -> None:
@@ -131,10 +135,7 @@ def test_values_near_0_of_several_strips(sides: tuple[str, str, str], dtype: tor
     cost[1, 50:], cost[2, :, 33:] = math.nan, -math.inf
     lengths = {"x_lengths": torch.tensor([60, 50, 60]), "y_lengths": torch.tensor([40, 40, 33])}
     given = warp_problem(cost, sides, 0.1, 0.0, 0.2)._replace(**lengths)
-    for _ in range(3):  # steps of Newton's
-        wide = given._replace(cost=cost.double())
-        by_warp = cpu.pattern_gradient(wide, torch.ones(3).double(), True)[2]
-        given = given._replace(warp=given.warp - (cpu.pattern_value(wide) - 1e-3) / by_warp)
+    given = near_0(given)
     truth = cpu.pattern_value(given._replace(cost=cost.double()))
     assert (truth.abs() < 1).all()
     found = operators().pattern_value(given).double()
