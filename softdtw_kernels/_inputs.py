@@ -43,10 +43,6 @@ class Costs(NamedTuple):
     x_lengths: Tensor | None  # (*)
     y_lengths: Tensor | None
 
-    @property
-    def operators(self) -> Differentiable:
-        return operators_of(self.backend)
-
     def setting(self, value: Number, name: str) -> Tensor:
         cost = self.cost
         return batch_parameter(value, name, cost.shape[:-2], cost.device, self.backend)
@@ -82,7 +78,7 @@ class Costs(NamedTuple):
         problem = self.of_pattern(gamma, pattern, bandwidth)
         if isinstance(problem, PatternProblem):
             return operators_of_patterns(self.backend).value(problem)
-        return self.operators.value(problem)
+        return operators_of(self.backend).value(problem)
 
     def slope(self, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None) -> Tensor:
         """Zeros that have the derivatives of `value`, on the backends that have kernels."""
@@ -145,9 +141,8 @@ class Sequences(NamedTuple):
 
     def costs(self, cost: Cost) -> Costs:
         costs = matrix(self.x, self.y, cost, self.pairwise, self.backend)
-        return Costs(self.backend, costs, *self.lengths)
+        return Costs(self.backend, costs, *self.lengths())
 
-    @property
     def lengths(self) -> tuple[Tensor | None, Tensor | None]:
         """Expanded to the batch."""
         own_x = self.x_lengths
@@ -171,7 +166,7 @@ class Sequences(NamedTuple):
         if not x.shape[:-2] == y.shape[:-2] == batch:
             x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
         gamma = batch_parameter(gamma, "gamma", batch, x.device, backend)
-        return FeatureProblem(x, y, gamma, *self.lengths, bandwidth, rule.kind)
+        return FeatureProblem(x, y, gamma, *self.lengths(), bandwidth, rule.kind)
 
     def value(
         self, cost: Cost, gamma: Number, bandwidth: int | None, pattern: Pattern | None = None

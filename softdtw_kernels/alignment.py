@@ -332,7 +332,7 @@ def _align_smoothed(
     """The alignment at the smoothed costs: not the derivative through the smoothing."""
     problem = costs.problem(gamma, dummy_cost)
     if smoothing:
-        smoothed = costs.operators.smooth(costs.smoothing(gamma, origin_count))
+        smoothed = operators_of(costs.backend).smooth(costs.smoothing(gamma, origin_count))
         problem = problem._replace(cost=smoothed)
     return _align(costs, problem)
 
@@ -344,7 +344,7 @@ def _align(costs: Costs, problem: Problem | PatternProblem) -> Alignment:
     if isinstance(problem, PatternProblem):
         value = operators_of_patterns(costs.backend).value(problem)
     else:
-        value = costs.operators.value(problem)
+        value = operators_of(costs.backend).value(problem)
     if torch.compiler.is_compiling():  # what was traced has no version that its path could check
         return Alignment(value, expected, costs.backend, problem)
     own = _own_parts(problem)

@@ -22,7 +22,7 @@ from ._checks import (
     check_reduction,
     is_distance,
 )
-from ._inputs import Costs, Sequences, reduce, sequences
+from ._inputs import Costs, Sequences, operators_of, reduce, sequences
 from ._modes import is_recorded, is_transformed
 from ._operators import kernels
 from ._operators.function import gradient_is_due
@@ -111,9 +111,9 @@ def _from_costs(costs: Costs, gamma: Number, bandwidth: int | None, alpha: float
     squares, weight = _distortion(cost, cost.shape[-2:], problem[3:5], alpha)
     if not _is_simple(costs.backend, problem.gamma):
         ones = _ones(cost)
-        expected, _, _ = costs.operators.gradient(problem, ones, False)
+        expected, _, _ = operators_of(costs.backend).gradient(problem, ones, False)
         temporal = weight * (expected * squares).sum((-2, -1))
-        loss = _total(costs.operators.value(problem), temporal, alpha)
+        loss = _total(operators_of(costs.backend).value(problem), temporal, alpha)
     elif gradient_is_due((cost,)):
         loss = _OfCosts.apply(cost, _Anchor.apply(cost), problem, squares, weight, alpha)
     else:
@@ -133,7 +133,7 @@ def _from_features(
         return None
     x, y = (t.expand(*batch, *t.shape[-2:]) for t in rule.prepare(x, y))
     gammas = batch_parameter(gamma, "gamma", batch, x.device, backend)
-    problem = FeatureProblem(x, y, gammas, *checked.lengths, bandwidth, rule.kind)
+    problem = FeatureProblem(x, y, gammas, *checked.lengths(), bandwidth, rule.kind)
     engine = kernels.engine_of_plain_call(problem)
     if engine is None or not _is_simple(backend, gammas):
         return None

@@ -265,7 +265,7 @@ def _certified(
     if pairwise:
         x, y = x[:, None], y[None]
     x, y = (t.expand(*batch, *t.shape[-2:])[which] for t in (x, y))
-    n, m = (None if t is None else t[which] for t in pairs.lengths)
+    n, m = (None if t is None else t[which] for t in pairs.lengths())
     some = pairs.backend, x.shape[:1]
     terms = []
     for a, a_lengths, b, b_lengths in ((x, n, y, m), (x, n, x, n), (y, m, y, m)):

@@ -14,7 +14,7 @@ from ._checks import (
     check_origin_count,
     check_reduction,
 )
-from ._inputs import Costs, costs_of_matrix, reduce, sequences
+from ._inputs import Costs, costs_of_matrix, operators_of, reduce, sequences
 from ._operators import prepared
 from ._pattern import Sides, check_pattern
 from .costs import Cost
@@ -332,5 +332,7 @@ def _weak_value(
     origin_count: float,
 ) -> Tensor:
     if not smoothing:
-        return costs.operators.value(costs.problem(gamma, dummy_cost))
-    return costs.operators.smoothed_value(costs.smoothed(gamma, dummy_cost, origin_count))
+        return operators_of(costs.backend).value(costs.problem(gamma, dummy_cost))
+    return operators_of(costs.backend).smoothed_value(
+        costs.smoothed(gamma, dummy_cost, origin_count)
+    )
