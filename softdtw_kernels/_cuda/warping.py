@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._operators.compositions import by_all, check_warps_alone, like_cost
+from .._operators.compositions import by_all, check_warps_alone, products_by_all
 from .._pattern import check_prices
 from .._problem import PatternProblem
 from . import lattice, tiny
@@ -78,10 +78,7 @@ def hessian_product(
     found = lattice.hessian_product(launcher, plain, grad_value.double(), *directions, raw)
     slope, by_cost, by_gamma, _ = found
     has_path = lattice.value(launcher, plain, raw) != math.inf
-    slope = torch.where(has_path, slope - problem.frames * tangent_warp, slope)
-    by_warp = 2 * by_cost.sum((-2, -1))
-    products = like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
-    return slope.to(problem.cost.dtype), *products
+    return products_by_all(slope, by_cost, by_gamma, has_path, problem, tangent_warp)
 
 
 def path(launcher: Launcher, problem: PatternProblem) -> list[Tensor]:

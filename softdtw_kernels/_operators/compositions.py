@@ -116,12 +116,24 @@ def pattern_hessian_product(
 ) -> tuple[Tensor, ...]:
     warped, wide = _warped(problem), grad_value.double()
     along = tangent_cost.double() + 2 * tangent_warp[..., None, None]
-    value, by_cost, by_gamma, _ = ops.hessian_product(*warped, wide, along, tangent_gamma, None)
+    slope, by_cost, by_gamma, _ = ops.hessian_product(*warped, wide, along, tangent_gamma, None)
     has_path = ops.value(*warped) != math.inf
-    value = torch.where(has_path, value - problem.frames * tangent_warp, value)
-    by_warp, dtype = 2 * by_cost.sum((-2, -1)), problem.cost.dtype
+    return products_by_all(slope, by_cost, by_gamma, has_path, problem, tangent_warp)
+
+
+def products_by_all(
+    slope: Tensor,
+    by_cost: Tensor,
+    by_gamma: Tensor,
+    has_path: Tensor,
+    problem: PatternProblem,
+    tangent_warp: Tensor,
+) -> tuple[Tensor, ...]:
+    """As `by_all`, of the slope and the products with the Hessian."""
+    slope = torch.where(has_path, slope - problem.frames * tangent_warp, slope)
+    by_warp = 2 * by_cost.sum((-2, -1))
     products = like_cost(by_cost, problem), by_gamma, by_warp, torch.zeros_like(by_warp)
-    return value.to(dtype), *products
+    return slope.to(problem.cost.dtype), *products
 
 
 def check_warps_alone(problem: PatternProblem) -> None:
